@@ -1,0 +1,1 @@
+"""The command line, one light module a command group."""

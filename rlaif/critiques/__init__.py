@@ -1,0 +1,1 @@
+"""Critiques: the judge's notes on one sample under one principle."""

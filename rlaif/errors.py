@@ -1,0 +1,51 @@
+"""What can go wrong, and who has to mend it.
+
+RlaifError
+├─ UserError      a file, a setting or a flag is wrong: one line that says what, where and how to mend it (exit 2)
+├─ ModelError     a model or its server cannot go on: everything answered so far is kept (exit 1)
+└─ RecordError    a stored record breaks its schema: carries the path and the line (exit 1)
+
+A question that fails alone is none of these: it is data, an `Answer` that carries its reason (see `rlaif.inference`).
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from pathlib import Path
+
+
+class RlaifError(Exception):
+    """Base of every error that the command line prints as one line, without a traceback."""
+
+    exit_code = 1
+
+
+class UserError(RlaifError):
+    """The user's mistake: `what` is wrong at `where`, and `mend` is what to do about it."""
+
+    exit_code = 2
+
+    def __init__(self, what: str, *, where: str | Path | None = None, line: int | None = None, mend: str = "") -> None:
+        self.what, self.where, self.line, self.mend = what, where, line, mend
+        place = "" if where is None else f"{where}{'' if line is None else f':{line}'}: "
+        super().__init__(f"{place}{what}{f'; {mend}' if mend else ''}")
+
+
+class ModelError(RlaifError):
+    """A model or its server cannot go on (down, wrong key, unknown name): the run stops, and resumes later."""
+
+
+class RecordError(RlaifError):
+    """A stored line is not the record that it should be."""
+
+    def __init__(self, path: str | Path, line: int, why: str) -> None:
+        self.path, self.line = path, line
+        super().__init__(f"{path}:{line}: {why}; repair or delete the line, what it held is then asked for again")
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The mending half of an unknown-name error: the closest known name, or all of them."""
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    return f"did you mean `{close[0]}`?" if close else f"known: {', '.join(names)}"

@@ -1,0 +1,79 @@
+"""What a model is asked, what it answers, and the one interface of everything that answers."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from rlaif.records import Messages, Sampling
+
+
+class Question:
+    """One call to a model. `id` hashes everything that determines the answer, and nothing else.
+
+    Plain slots instead of a pydantic model: a plan of a million questions is hashed anew on every start.
+    """
+
+    __slots__ = ("about", "id", "index", "kind", "labels", "messages", "model", "sampling")
+
+    def __init__(
+        self,
+        kind: str,
+        model: str,
+        messages: Messages,
+        sampling: Sampling,
+        *,
+        labels: tuple[str, ...] = (),
+        index: int = 0,
+        about: Mapping[str, str | int | None] | None = None,
+    ) -> None:
+        """Ask `model` for a text, or, with `labels`, for the log-probabilities of those labels as the next token.
+
+        `index` tells equal draws apart (the n samples of one prompt). `about` is not hashed: it holds the fields of
+        the record that say what the question was about.
+        """
+        self.kind, self.model, self.messages, self.sampling = kind, model, messages, sampling
+        self.labels, self.index, self.about = labels, index, about or {}
+        turns = [(message.role, message.content) for message in messages]
+        how = (sampling.max_tokens, sampling.temperature, sampling.top_p, sampling.seed)
+        text = json.dumps((kind, model, turns, how, labels, index), ensure_ascii=False)
+        self.id = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What came back: a text or label log-probabilities, or the reason why not. `failure` set means nothing else is."""
+
+    text: str = ""
+    logprobs: tuple[float, ...] | None = None
+    """Natural-log probabilities of the question's labels over the full vocabulary, in their order."""
+    finish_reason: str | None = None
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+    """Prompt tokens that the server took from its prefix cache."""
+    failure: str | None = None
+    """A short kind, for counting: `timeout`, `too_long`, `http_500`, `broken_json`, `no_logprobs`, `short_batch`."""
+    detail: str = ""
+
+
+class Model(Protocol):
+    """Whatever answers questions. Every implementation gives the same answer to the same question, within tolerance."""
+
+    name: str
+    """Identity of the model; part of every question's id."""
+    batch_size: int
+    """Questions that it likes to get in one `answer` call."""
+    concurrency: int
+    """`answer` calls that may be under way together."""
+
+    async def answer(self, questions: Sequence[Question]) -> list[Answer]:
+        """One answer a question, in order. Raises ModelError when no further question can be answered."""
+        ...
+
+    async def close(self) -> None:
+        """Let go of connections, memory and processes."""
+        ...

@@ -1,0 +1,1 @@
+"""Preferences: ranked samples and the preference pairs made from them."""

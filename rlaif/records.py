@@ -1,0 +1,194 @@
+"""The nouns of the pipeline: what the stages read and write, one JSON object a line.
+
+Records are frozen and join by id, never by position. An id is a hash of whatever determines the record, so equal
+records have equal ids on every machine, and merging two tables is concatenation.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from enum import StrEnum
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
+
+
+class Record(BaseModel):
+    """A frozen record that refuses unknown fields; the text under a field documents it everywhere."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+def content_id(*parts: Any) -> str:
+    """32 hex digits of the SHA-256 of `parts` as canonical JSON: equal parts, equal id."""
+    text = json.dumps(parts, ensure_ascii=False, separators=(",", ":"), sort_keys=True)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+
+class Message(Record):
+    """One turn of a conversation."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+Messages = tuple[Message, ...]
+
+
+class Sampling(Record):
+    """How a text is drawn from a model; part of the identity of every question."""
+
+    max_tokens: int = Field(gt=0)
+    """Most tokens to generate."""
+    temperature: float = Field(0.0, ge=0)
+    """0 takes the most probable token."""
+    top_p: float = Field(1.0, gt=0, le=1)
+    """Nucleus: the smallest set of tokens with this probability (arXiv:1904.09751)."""
+    seed: int | None = None
+    """Seed of this one draw."""
+
+
+class Prompt(Record):
+    """A conversation that waits for the assistant's next turn, with the answers that came with it, if any."""
+
+    id: str
+    messages: Messages
+    source: str
+    """File and line it was read from."""
+    responses: tuple[GivenResponse, ...] = ()
+    """Answers given in the input, to be labelled as they are."""
+    metadata: dict[str, JsonValue] = {}
+
+
+class GivenResponse(Record):
+    """An answer that the input brought along."""
+
+    text: str
+    revision_of: int | None = None
+    """Index, among the prompt's responses, of the answer that this one revises."""
+
+
+class Sample(Record):
+    """One answer to one prompt."""
+
+    id: str
+    prompt: str
+    """Prompt id."""
+    index: int
+    """Number of this sample among the prompt's samples, from 0."""
+    text: str
+    policy: str
+    """Model that wrote it; `given` for answers that came with the input."""
+    sampling: Sampling | None = None
+    finish_reason: str | None = None
+    """`stop`, or `length` where the answer was cut at `max_tokens`."""
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    revision_of: str | None = None
+    """Id of the sample that this one revises."""
+
+
+class Critique(Record):
+    """The judge's text on one sample under one principle."""
+
+    id: str
+    prompt: str
+    sample: str
+    principle: str
+    judge: str
+    text: str
+    finish_reason: str | None = None
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+class Revision(Record):
+    """A rewritten answer: what it was made from, and in which round."""
+
+    id: str
+    prompt: str
+    parent: str
+    """Sample or revision that was rewritten."""
+    critique: str | None
+    """Critique that it answers."""
+    principle: str
+    round: int
+    judge: str
+    text: str
+
+
+class Verdict(StrEnum):
+    """What one ordered judge call said. `unparsed` is kept, counted, and never becomes a label."""
+
+    FIRST = "first"
+    SECOND = "second"
+    TIE = "tie"
+    UNPARSED = "unparsed"
+
+
+class Judgement(Record):
+    """One *ordered* judge call, raw and never edited; `first` was shown as A, `second` as B."""
+
+    id: str
+    prompt: str
+    first: str
+    """Sample shown in the first slot."""
+    second: str
+    principle: str
+    """Principle id, or `*` when the whole constitution was put in one question."""
+    judge: str
+    verdict: Verdict
+    logprobs: tuple[float, float] | None = None
+    """Natural-log probabilities of the first and the second label; none for a text verdict (a hard label)."""
+    label_mass: float | None = None
+    """Probability of both labels together; low mass means that the judge wanted to say something else."""
+    text: str = ""
+    """The judge's reply as it came."""
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+
+
+class Failure(Record):
+    """A question that got no answer in one run; asked again by the next."""
+
+    id: str
+    stage: str
+    reason: str
+    """A short kind, for counting: `timeout`, `too_long`, `http_500`, ..."""
+    detail: str = ""
+
+
+class PreferencePair(Record):
+    """A row of the preference dataset, with the evidence for its label."""
+
+    id: str
+    prompt: Messages
+    chosen: Messages
+    rejected: Messages
+    probability: float = Field(ge=0, le=1)
+    """Probability that `chosen` is better: the soft label (clamped where critiques were used)."""
+    raw_probability: float
+    """The same before any clamp."""
+    margin: float
+    """`raw_probability` minus one half."""
+    flip: bool
+    """The two orders disagreed."""
+    hard: bool
+    """The label comes from text verdicts, not from log-probabilities."""
+    strengths: tuple[float, float]
+    """Bradley-Terry log-strengths of chosen and rejected among the prompt's samples (mean 0)."""
+    ranks: tuple[int, int]
+    """Their ranks, 1 is best."""
+    principles: tuple[str, ...]
+    prompt_id: str
+    chosen_id: str
+    rejected_id: str
+    judgements: tuple[str, ...]
+    """Ids of the judge calls behind the label."""
+    policies: tuple[str, str]
+    """Models that wrote chosen and rejected."""
+    judge: str
+    constitution: str
+    """Name and content hash of the constitution."""

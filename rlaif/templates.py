@@ -1,0 +1,105 @@
+"""Judge templates: text files with declared slots, filled in one pass with fenced, defused material.
+
+The texts that a judge reads are hostile: a response may imitate the template, close its own fence, hold chat special
+tokens or tell the judge what to answer. Three things stand against that:
+
+- **One pass.** Slots are replaced together, so `{first}` inside a response stays text.
+- **Fences with a nonce.** Material stands between `<<<nonce` and `nonce>>>`. The nonce is a hash *of the material*: a
+  text cannot contain its own hash by chance, and equal material keeps equal tokens, so that the questions about one
+  conversation share their prefix in the server's cache. (A random nonce per question would forbid that sharing.)
+- **Defusing.** Fence marks and chat special tokens inside material are broken up, and over-long material is cut in the
+  middle, before it is fenced.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from pathlib import Path
+
+from rlaif.errors import UserError, nearest
+from rlaif.records import Message, Messages
+from rlaif.resources import resource
+
+_SLOT = re.compile(r"\{(\w+)\}")
+_FENCE = re.compile(r"<<<|>>>")
+# Special tokens of the common chat formats: ChatML and Llama 3 `<|...|>`, DeepSeek's full-width bars, Llama 2's [INST]
+# and <<SYS>>, Gemma's turns, sentence marks, and the thinking tags of reasoning models.
+_SPECIAL = re.compile(
+    r"<(?=[|｜])|(?<=[|｜])>|<(?=/?(?:s|bos|eos|pad|unk|think|start_of_turn|end_of_turn|SYS)>)|\[(?=/?INST\])",
+    re.IGNORECASE,
+)
+
+
+def defuse(text: str) -> str:
+    """`text` without anything that a chat template or our fences would take for structure."""
+    text = _FENCE.sub(lambda mark: "‹‹‹" if mark[0] == "<<<" else "›››", text)
+    return _SPECIAL.sub(lambda mark: f"{mark[0]} " if mark[0] in "<[" else f" {mark[0]}", text)
+
+
+@lru_cache(maxsize=256)  # the questions of a prompt fence the same few texts again and again
+def fence(text: str, *, max_chars: int = 12_000) -> str:
+    """`text` defused, cut in the middle to `max_chars` characters, between fences that carry its own hash."""
+    if len(text) > max_chars:
+        half = max_chars // 2
+        text = f"{text[:half]}\n[... {len(text) - 2 * half} characters left out ...]\n{text[-half:]}"
+    text = defuse(text)
+    nonce = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:6]
+    return f"<<<{nonce}\n{text}\n{nonce}>>>"
+
+
+def conversation(messages: Iterable[Message]) -> str:
+    """A conversation as the judge reads it: one `Role: text` paragraph a turn."""
+    names = {"system": "System", "user": "Human", "assistant": "Assistant"}
+    return "\n\n".join(f"{names[message.role]}: {message.content}" for message in messages)
+
+
+@dataclass(frozen=True)
+class Template:
+    """A text with named slots, every one declared on the file's first line (`slots: a b c`) and used below it."""
+
+    name: str
+    slots: frozenset[str]
+    parts: tuple[str, ...]
+    """Literal text and slot names in turn, literal first and last."""
+
+    def fill(self, **values: str) -> str:
+        """The text with every slot replaced, in one pass. Raises KeyError on a missing or an unknown slot."""
+        if values.keys() != self.slots:
+            raise KeyError(f"template {self.name} takes {sorted(self.slots)}, got {sorted(values)}")
+        return "".join([values[part] if at % 2 else part for at, part in enumerate(self.parts)])
+
+    def ask(self, **values: str) -> Messages:
+        """The filled template as one user turn: some chat templates know no system role."""
+        return (Message(role="user", content=self.fill(**values)),)
+
+
+def parse_template(text: str, *, name: str, where: str | Path) -> Template:
+    """Read a template. Raises UserError where its slots are not the declared ones."""
+    head, _, body = text.partition("\n")
+    if not head.startswith("slots:"):
+        raise UserError(
+            "the first line must declare the slots", where=where, line=1, mend="write `slots: first second ...`"
+        )
+    declared = head.removeprefix("slots:").split()
+    parts = tuple(_SLOT.split(body.strip("\n")))
+    for used in parts[1::2]:
+        if used not in declared:
+            line = 2 + body[: body.index(f"{{{used}}}")].count("\n")
+            raise UserError(f"unknown slot {{{used}}}", where=where, line=line, mend=nearest(used, declared))
+    for slot in declared:
+        if slot not in parts[1::2]:
+            raise UserError(
+                f"slot `{slot}` is declared and never used", where=where, line=1, mend="use it or remove it"
+            )
+    return Template(name=name, slots=frozenset(declared), parts=parts)
+
+
+@cache
+def load_template(name: str) -> Template:
+    """A shipped judge template by name: `compare`, `compare_critiqued`, `critique`, `revise`."""
+    path = resource("prompts") / "judge" / f"{name}.txt"
+    return parse_template(path.read_text(encoding="utf-8"), name=name, where=path)
