@@ -160,6 +160,39 @@ class Failure(Record):
     detail: str = ""
 
 
+class Ranked(Record):
+    """A sample's place among the samples of its prompt."""
+
+    sample: str
+    rank: int
+    """1 is best; equal strengths share a rank."""
+    strength: float
+    """Bradley-Terry log-strength; the mean over the prompt's samples is 0."""
+
+
+class Settled(Record):
+    """An unordered pair of samples with both orders and all its principles folded."""
+
+    left: str
+    right: str
+    status: str
+    """`labelled`, or why there is no label: `tie`, `flip`, `unparsed`, `failed`."""
+    probability: float | None
+    """Probability that `left` is better."""
+    flip: bool
+    principles: tuple[str, ...]
+    judgements: tuple[str, ...]
+
+
+class Ranking(Record):
+    """What the judge's answers about one prompt come to: the samples, best first, and every comparison."""
+
+    id: str
+    """The prompt's id."""
+    samples: tuple[Ranked, ...]
+    comparisons: tuple[Settled, ...]
+
+
 class PreferencePair(Record):
     """A row of the preference dataset, with the evidence for its label."""
 

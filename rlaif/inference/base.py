@@ -77,3 +77,20 @@ class Model(Protocol):
     async def close(self) -> None:
         """Let go of connections, memory and processes."""
         ...
+
+
+class ModelSource(Protocol):
+    """A model that is started, loaded and probed when its first answer is wanted."""
+
+    @property
+    def name(self) -> str:
+        """Identity of the model, known without opening it: plans are made with it."""
+        ...
+
+    async def open(self) -> Model:
+        """The model, ready to answer; the same one every time. Raises UserError or ModelError saying what is wrong."""
+        ...
+
+    async def close(self) -> None:
+        """Close the model if it was opened."""
+        ...

@@ -1,0 +1,65 @@
+"""`generate`, and each of its stages by its own name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from rlaif.cli.options import run_options, settings_of
+from rlaif.cli.show import show_report, watch
+
+Flags = dict[tuple[str, ...], str]
+
+_PRECEDENCE = "A flag beats the environment (RLAIF_POLICY_SAMPLES for --policy-samples), which beats RUN.yaml."
+
+
+def _run(run_file: Path, flags: Flags, stages: Sequence[str]) -> None:
+    from rlaif.pipeline import generate as run_stages
+
+    settings = settings_of(run_file, flags)
+    with watch() as told:
+        report = run_stages(settings, stages, told)
+    show_report(report)
+
+
+@click.command(epilog=_PRECEDENCE)
+@run_options
+def generate(run_file: Path, flags: Flags) -> None:
+    """Sample, critique, compare, pair: prompts in, judged preference pairs out.
+
+    Every answer is on disk as soon as it arrives. The same command resumes an interrupted run, and after a change of
+    settings it asks only for what is missing.
+    """
+    from rlaif.pipeline import STAGES
+
+    _run(run_file, flags, STAGES)
+
+
+@click.command(epilog=_PRECEDENCE)
+@run_options
+def sample(run_file: Path, flags: Flags) -> None:
+    """Draw the missing answers of the policy into samples.jsonl."""
+    _run(run_file, flags, ["sample"])
+
+
+@click.command(epilog=_PRECEDENCE)
+@run_options
+def critique(run_file: Path, flags: Flags) -> None:
+    """Write the judge's missing critiques of the samples into critiques.jsonl."""
+    _run(run_file, flags, ["critique"])
+
+
+@click.command(epilog=_PRECEDENCE)
+@run_options
+def compare(run_file: Path, flags: Flags) -> None:
+    """Ask the judge's missing comparisons into judgements.jsonl."""
+    _run(run_file, flags, ["compare"])
+
+
+@click.command(epilog=_PRECEDENCE)
+@run_options
+def pair(run_file: Path, flags: Flags) -> None:
+    """Derive pairs.jsonl from the answers on disk, for instance with another --pair-margin; no model is asked."""
+    _run(run_file, flags, ["pair"])

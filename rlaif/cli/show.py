@@ -1,0 +1,152 @@
+"""What a run shows: progress while it goes (bars on a terminal, plain lines elsewhere), and its counts at the end."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+    from rlaif.inference.ask import Tally
+    from rlaif.pipeline import Report, Watch
+
+_EVERY = 10.0
+"""Seconds between two plain progress lines."""
+
+
+class _Bars:
+    """Progress bars on a terminal."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._tasks: dict[str, TaskID] = {}
+
+    def begin(self, stage: str, most: int) -> None:
+        self._tasks[stage] = self._progress.add_task(stage, total=most or None, note="")
+
+    def progress(self, tally: Tally) -> None:
+        done = tally.known + tally.asked
+        self._progress.update(self._tasks[tally.stage], completed=done, note=_note(tally))
+
+    def end(self, tally: Tally) -> None:
+        self.progress(tally)
+        done = max(tally.planned, 1)
+        self._progress.update(self._tasks[tally.stage], total=done, completed=done)
+
+
+class _Lines:
+    """A line now and then, for logs."""
+
+    def __init__(self) -> None:
+        self._last = time.monotonic()
+        self._most = 0
+
+    def begin(self, stage: str, most: int) -> None:
+        self._last, self._most = time.monotonic(), most
+        click.echo(f"{stage}: begins", err=True)
+
+    def progress(self, tally: Tally) -> None:
+        if time.monotonic() - self._last >= _EVERY:
+            self._last = time.monotonic()
+            most = f" of {self._most}" if self._most else ""
+            click.echo(f"{tally.stage}: {tally.known + tally.asked}{most}{_note(tally)}", err=True)
+
+    def end(self, tally: Tally) -> None:
+        click.echo(
+            f"{tally.stage}: {tally.answered} answered, {tally.known} on disk already, "
+            f"{tally.failed.total()} failed, {tally.seconds:.1f} s",
+            err=True,
+        )
+
+
+def _note(tally: Tally) -> str:
+    rate = f", {tally.asked / tally.seconds:.0f}/s" if tally.seconds > 0.5 else ""
+    return f"{rate}, {tally.failed.total()} failed" if tally.failed else rate
+
+
+@contextlib.contextmanager
+def watch() -> Iterator[Watch]:
+    """Bars where standard error is a terminal, lines where it is not."""
+    if not sys.stderr.isatty():
+        yield _Lines()
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (
+        TextColumn("{task.description:<9}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        yield _Bars(progress)
+
+
+def show_report(report: Report) -> None:
+    """The table of counts at the end of a run, and where the files are."""
+    for kind in report.run.oddities.lines():
+        click.echo(f"note: {kind}", err=True)
+    healed = sum(table.healed for table in report.run.tables)
+    if healed:
+        click.echo(f"note: {healed} torn last line(s) cut off; what they held was asked again", err=True)
+    rows = _counts(report)
+    if rows:
+        _table(rows)
+    click.echo(f"Files in {report.run.folder}")
+
+
+def _counts(report: Report) -> list[tuple[str, str]]:
+    rows = [(f"{tally.stage}: asked now", f"{tally.asked:,} ({tally.seconds:.1f} s)") for tally in report.tallies]
+    outcome = report.outcome
+    if outcome is None:
+        return rows + [(f"{t.stage}: failed", f"{kind} {n:,}") for t in report.tallies for kind, n in t.failed.items()]
+    count = outcome.counts
+    rows += [
+        ("prompts", f"{count['prompts']:,}"),
+        ("samples", _with(count["samples"], blank=count["samples_blank"], repeated=count["samples_repeated"],
+                          truncated=count["samples_truncated"])),
+        ("judgements", _with(count["judgements"], unparsed=count["judgements_unparsed"],
+                             low_label_mass=count["judgements_low_mass"])),
+        ("comparisons labelled", f"{count['comparisons_labelled']:,}"),
+        ("ties", f"{count['comparisons_tie']:,}"),
+        ("flips", _with(count["comparisons_flipped"], left_out=count["comparisons_flip"])),
+        ("without a label", _with(count["comparisons_unparsed"] + count["comparisons_failed"],
+                                  unparsed=count["comparisons_unparsed"], failed=count["comparisons_failed"])),
+        ("failures", _with(outcome.failures.total(), **outcome.failures)),
+        ("pairs", _with(count["pairs"], prompts_without=count["prompts_without_pair"])),
+        ("policy tokens", _tokens(count["policy_prompt_tokens"], count["policy_completion_tokens"])),
+        ("judge tokens", _tokens(count["judge_prompt_tokens"], count["judge_completion_tokens"],
+                                 count["judge_cached_tokens"])),
+        ("seconds", f"{report.seconds:.1f}"),
+    ]  # fmt: skip
+    return rows
+
+
+def _with(total: int, **parts: int) -> str:
+    told = ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in parts.items() if count)
+    return f"{total:,} ({told})" if told else f"{total:,}"
+
+
+def _tokens(prompt: int, completion: int, cached: int = 0) -> str:
+    from_cache = f", {cached:,} of them cached ({cached / prompt:.0%})" if cached and prompt else ""
+    return f"{prompt:,} in{from_cache}, {completion:,} out"
+
+
+def _table(rows: list[tuple[str, str]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    table.add_column(style="bold")
+    table.add_column()
+    for row in rows:
+        table.add_row(*row)
+    Console(soft_wrap=True).print(table)

@@ -1,0 +1,145 @@
+"""Folding: all ordered judgements about one pair of samples become one probability, or the reason why there is none.
+
+Each order gives a logit, `log P(first) - log P(second)`. Over the principles the logits of one order are averaged by
+weight; then the two orders are averaged, the second one negated, and squashed once. Averaging logits, not
+probabilities, cancels a slot bias that adds to the logit exactly (arXiv:2309.00267 averages probabilities).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+
+from rlaif.records import Judgement, Verdict
+
+HARD_LOGIT = math.log(0.99 / 0.01)
+"""What a text verdict counts: 0.99, so that one order's opposite verdict brings the mean back to one half."""
+
+_MOST = 30.0
+"""Logits are cut here: a label with no probability at all must not outweigh every other principle."""
+
+
+class Status(StrEnum):
+    """What became of a comparison."""
+
+    LABELLED = "labelled"
+    TIE = "tie"
+    FLIP = "flip"
+    """The orders disagree, and `flips: drop` is set."""
+    UNPARSED = "unparsed"
+    """No principle has a readable verdict in every order: off-menu text, or too little label mass."""
+    FAILED = "failed"
+    """A judge call has no answer yet; run again to ask it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Vote:
+    """One principle's evidence: its judgements with the pair's left sample first, and with it second."""
+
+    principle: str
+    weight: float
+    forward: Judgement | None
+    backward: Judgement | None
+    wanted: tuple[bool, bool] = (True, True)
+    """Which orders were asked at all (`orders: random` asks one)."""
+
+    @property
+    def asked(self) -> list[Judgement | None]:
+        """The judgements of the orders that were asked, None where the call has no answer."""
+        return [each for each, wanted in zip((self.forward, self.backward), self.wanted, strict=True) if wanted]
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """An unordered pair with its orders and principles folded; everything is about `left` being better."""
+
+    left: str
+    right: str
+    status: Status
+    logit: float = 0.0
+    flip: bool = False
+    hard: bool = False
+    principles: tuple[str, ...] = ()
+    """Those that count in the label."""
+    flips: tuple[str, ...] = ()
+    """Principles whose own two orders disagree."""
+    judgements: tuple[str, ...] = ()
+
+    @property
+    def probability(self) -> float:
+        """Probability that `left` is better."""
+        return sigmoid(self.logit)
+
+
+def sigmoid(x: float) -> float:
+    """The logistic function, without overflow."""
+    return 1 / (1 + math.exp(-x)) if x >= 0 else math.exp(x) / (1 + math.exp(x))
+
+
+def first_logit(judgement: Judgement, *, min_mass: float) -> float | None:
+    """Log-odds that the sample in the first slot is better, or None where the judgement has no label."""
+    if judgement.logprobs is None:
+        sign = {Verdict.FIRST: 1.0, Verdict.SECOND: -1.0, Verdict.TIE: 0.0}.get(judgement.verdict)
+        return None if sign is None else sign * HARD_LOGIT
+    if judgement.label_mass is None or judgement.label_mass < min_mass:
+        return None
+    first, second = judgement.logprobs
+    if math.isnan(first) or math.isnan(second) or first == second == -math.inf:
+        return None
+    return max(-_MOST, min(_MOST, first - second))
+
+
+def fold(
+    left: str, right: str, votes: Iterable[Vote], *, min_mass: float, margin: float, drop_flips: bool
+) -> Comparison:
+    """Fold the votes on one pair.
+
+    `margin` is the distance from one half under which a probability is a tie. A principle counts only where every
+    order that was asked has a label: half a principle would bring its slot bias with it.
+    """
+    votes = list(votes)
+    ids = tuple(each.id for vote in votes for each in vote.asked if each is not None)
+    if any(each is None for vote in votes for each in vote.asked):
+        return Comparison(left, right, Status.FAILED, judgements=ids)
+    read = [(vote, logits) for vote in votes if (logits := _left_logits(vote, min_mass))]
+    if not read:
+        return Comparison(left, right, Status.UNPARSED, judgements=ids)
+    total = sum(vote.weight for vote, _ in read)
+    orders = [sum(vote.weight * logits[at] for vote, logits in read) / total for at in range(len(read[0][1]))]
+    logit = sum(orders) / len(orders)
+    flip = _disagree(orders)
+    status = Status.LABELLED
+    if flip and drop_flips:
+        status = Status.FLIP
+    elif abs(sigmoid(logit) - 0.5) < margin or logit == 0:
+        status = Status.TIE
+    return Comparison(
+        left,
+        right,
+        status,
+        logit=logit,
+        flip=flip,
+        hard=any(each is not None and each.logprobs is None for vote, _ in read for each in vote.asked),
+        principles=tuple(vote.principle for vote, _ in read),
+        flips=tuple(vote.principle for vote, logits in read if _disagree(logits)),
+        judgements=ids,
+    )
+
+
+def _left_logits(vote: Vote, min_mass: float) -> list[float]:
+    """Log-odds for the left sample, one an order asked; empty where an order has no label."""
+    logits: list[float] = []
+    for judgement, sign in ((vote.forward, 1.0), (vote.backward, -1.0)):
+        if judgement is None:
+            continue
+        logit = first_logit(judgement, min_mass=min_mass)
+        if logit is None:
+            return []
+        logits.append(sign * logit)
+    return logits
+
+
+def _disagree(logits: list[float]) -> bool:
+    return min(logits) < 0 < max(logits)

@@ -1,0 +1,95 @@
+"""The compare stage: the ordered judge questions of a prompt's meetings, and the votes read back from their answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+from rlaif.comparisons.fold import Vote
+from rlaif.comparisons.questions import LABELS, compare_messages
+from rlaif.inference.base import Question
+from rlaif.records import Judgement, Prompt, Sample, Sampling
+from rlaif.samples.meetings import Criterion, Meeting, drawn_order
+from rlaif.settings import CompareSettings
+
+_ONE_TOKEN = Sampling(max_tokens=1)
+
+Notes = Callable[[Sample, Criterion], str | None]
+"""Finds the critique of a sample under a criterion; None while there is none."""
+
+
+def compare_questions(
+    prompt: Prompt, met: Sequence[Meeting], settings: CompareSettings, judge: str, notes: Notes | None = None
+) -> Iterator[Question]:
+    """The questions of one prompt, in an order that serves the prefix cache: equal first replies follow each other.
+
+    With `notes`, a question that lacks a critique is left out: it cannot be asked yet.
+    """
+    shown = [
+        (first, second, criterion)
+        for meeting in met
+        for first, second in _orders(meeting, settings.orders)
+        for criterion in meeting.criteria
+    ]
+    place = {sample: at for at, sample in enumerate(dict.fromkeys(first.id for first, _, _ in shown))}
+    for first, second, criterion in sorted(shown, key=lambda each: place[each[0].id]):
+        critiques = None
+        if notes is not None:
+            on_first, on_second = notes(first, criterion), notes(second, criterion)
+            if on_first is None or on_second is None:
+                continue
+            critiques = (on_first, on_second)
+        yield Question(
+            "compare",
+            judge,
+            compare_messages(
+                prompt.messages,
+                first.text,
+                second.text,
+                criterion.compare,
+                critiques=critiques,
+                max_chars=settings.max_chars,
+            ),
+            _ONE_TOKEN,
+            labels=LABELS,
+            about={"prompt": prompt.id, "first": first.id, "second": second.id, "principle": criterion.id},
+        )
+
+
+def _orders(meeting: Meeting, orders: str) -> Iterator[tuple[Sample, Sample]]:
+    pair = (meeting.left, meeting.right)
+    if orders == "both":
+        yield from (pair, pair[::-1])
+    else:
+        first, _ = drawn_order((pair[0].id, pair[1].id))
+        yield pair if first == pair[0].id else pair[::-1]
+
+
+def votes(
+    met: Sequence[Meeting],
+    questions: Sequence[Question],
+    answer_of: Callable[[str], Judgement | None],
+    settings: CompareSettings,
+) -> Iterator[tuple[Meeting, list[Vote]]]:
+    """For every meeting, what each criterion's ordered calls said. Joined by what a question is about, never by place."""
+    asked = {(q.about["first"], q.about["second"], q.about["principle"]): q.id for q in questions}
+
+    def answer(first: Sample, second: Sample, criterion: Criterion) -> Judgement | None:
+        key = asked.get((first.id, second.id, criterion.id))
+        return None if key is None else answer_of(key)
+
+    for meeting in met:
+        shown = {(first.id, second.id) for first, second in _orders(meeting, settings.orders)}
+        left, right = meeting.left, meeting.right
+        yield (
+            meeting,
+            [
+                Vote(
+                    criterion.id,
+                    criterion.weight,
+                    answer(left, right, criterion),
+                    answer(right, left, criterion),
+                    wanted=((left.id, right.id) in shown, (right.id, left.id) in shown),
+                )
+                for criterion in meeting.criteria
+            ],
+        )

@@ -1,0 +1,19 @@
+"""The constitution: principles in a YAML file, by which a judge compares, critiques and revises replies."""
+
+from rlaif.constitution.loading import (
+    constitution_problems,
+    find_constitution,
+    load_constitution,
+    shipped_constitutions,
+)
+from rlaif.constitution.model import Constitution, Example, Principle
+
+__all__ = [
+    "Constitution",
+    "Example",
+    "Principle",
+    "constitution_problems",
+    "find_constitution",
+    "load_constitution",
+    "shipped_constitutions",
+]

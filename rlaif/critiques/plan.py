@@ -1,0 +1,56 @@
+"""The critique stage: the judge's notes on every sample that meets another, under the criteria it meets it by."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rlaif.critiques.questions import critique_messages
+from rlaif.inference.base import Answer, Question
+from rlaif.records import Critique, Prompt, Sample, Sampling
+from rlaif.samples.meetings import Criterion, Meeting
+from rlaif.settings import CritiqueSettings
+
+
+def critique_question(
+    prompt: Prompt, sample: Sample, criterion: Criterion, settings: CritiqueSettings, judge: str, *, max_chars: int
+) -> Question:
+    """The question behind the critique of one sample under one criterion."""
+    request = criterion.critique or criterion.compare
+    return Question(
+        "critique",
+        judge,
+        critique_messages(prompt.messages, sample.text, request, max_chars=max_chars),
+        Sampling(max_tokens=settings.max_tokens, temperature=settings.temperature),
+        about={"prompt": prompt.id, "sample": sample.id, "principle": criterion.id},
+    )
+
+
+def critique_questions(
+    prompt: Prompt, met: Sequence[Meeting], settings: CritiqueSettings, judge: str, *, max_chars: int
+) -> list[Question]:
+    """One question for every sample and criterion that occur together, each once."""
+    wanted = {
+        (sample.id, criterion.id): (sample, criterion)
+        for meeting in met
+        for sample in (meeting.left, meeting.right)
+        for criterion in meeting.criteria
+    }
+    return [
+        critique_question(prompt, sample, criterion, settings, judge, max_chars=max_chars)
+        for sample, criterion in wanted.values()
+    ]
+
+
+def critique_record(question: Question, answer: Answer) -> Critique:
+    """The record of one critique."""
+    return Critique(
+        id=question.id,
+        prompt=str(question.about["prompt"]),
+        sample=str(question.about["sample"]),
+        principle=str(question.about["principle"]),
+        judge=question.model,
+        text=answer.text.strip(),
+        finish_reason=answer.finish_reason,
+        prompt_tokens=answer.prompt_tokens,
+        completion_tokens=answer.completion_tokens,
+    )

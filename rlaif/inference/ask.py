@@ -1,0 +1,163 @@
+"""The one mechanism of every stage that calls a model: plan, ask what is missing, append.
+
+A plan lists questions lazily. Those whose id is in the table are skipped, the rest go to the model in batches with
+bounded concurrency, and every answer is appended as it arrives. Resuming, growing a run and editing one principle are
+this same function run again.
+
+The model is opened for the first missing question only: a run that lacks nothing starts no server and loads no weights.
+
+A question that fails alone is written to the failures table and asked again by the next run; a model that cannot go on
+raises ModelError. Either way nothing that was answered is lost, and no answer is made up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from rlaif.errors import ModelError
+from rlaif.inference.base import Answer, ModelSource, Question
+from rlaif.records import Failure, Record
+from rlaif.store import Table
+
+R = TypeVar("R", bound=Record)
+
+_SKIPS_A_TURN = 1000
+"""Known questions passed over before the event loop gets a turn, so that running requests are not starved."""
+
+_JUDGED_EARLY = 100
+"""Questions asked before the share of failures can stop a stage."""
+
+
+@dataclass
+class Tally:
+    """What one stage did in this run."""
+
+    stage: str
+    planned: int = 0
+    known: int = 0
+    """Questions whose answer was on disk already."""
+    answered: int = 0
+    failed: Counter[str] = field(default_factory=Counter)
+    """Failures by kind."""
+    seconds: float = 0.0
+
+    @property
+    def asked(self) -> int:
+        """Questions that were put to the model."""
+        return self.answered + self.failed.total()
+
+
+Progress = Callable[[Tally], None]
+"""Called after every batch; must return quickly."""
+
+
+async def ask(
+    questions: Iterable[Question],
+    source: ModelSource,
+    table: Table[R],
+    record: Callable[[Question, Answer], R],
+    failures: Table[Failure],
+    *,
+    stage: str,
+    max_failed: float = 1.0,
+    progress: Progress | None = None,
+) -> Tally:
+    """Put the questions that `table` does not hold to the model, and append `record(question, answer)` for each answer.
+
+    Raises ModelError when the model cannot go on, or when more than `max_failed` of the questions asked have failed.
+    """
+    tally = Tally(stage)
+    missing = _missing(questions, table, tally)
+    first = next((question for question in missing if question is not None), None)
+    if first is None:
+        return tally
+    model = await source.open()
+    start = time.perf_counter()
+    batches = _batches(itertools.chain([first], missing), model.batch_size)
+
+    async def worker() -> None:
+        for batch in batches:
+            if batch:
+                answers = await model.answer(batch)
+                _store(batch, answers, table, record, failures, tally)
+                _stop_if_hopeless(tally, max_failed)
+            else:
+                await asyncio.sleep(0)
+            tally.seconds = time.perf_counter() - start
+            if progress:
+                progress(tally)
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(model.concurrency):
+                group.create_task(worker())
+    except BaseExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+    return tally
+
+
+def _missing(questions: Iterable[Question], table: Table[R], tally: Tally) -> Iterator[Question | None]:
+    """The questions without an answer, each id once; None now and then while passing over known ones."""
+    asked: set[str] = set()
+    for question in questions:
+        tally.planned += 1
+        if question.id not in table and question.id not in asked:
+            asked.add(question.id)
+            yield question
+            continue
+        tally.known += 1
+        if tally.known % _SKIPS_A_TURN == 0:
+            yield None
+
+
+def _batches(questions: Iterable[Question | None], size: int) -> Iterator[list[Question]]:
+    """Batches of `size`, the last one shorter; an empty one for every None."""
+    batch: list[Question] = []
+    for question in questions:
+        if question is None:
+            yield []
+            continue
+        batch.append(question)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def _store(
+    batch: list[Question],
+    answers: list[Answer],
+    table: Table[R],
+    record: Callable[[Question, Answer], R],
+    failures: Table[Failure],
+    tally: Tally,
+) -> None:
+    pairs = list(zip(batch, answers, strict=True))
+    good = [record(question, answer) for question, answer in pairs if answer.failure is None]
+    bad = [
+        Failure(id=question.id, stage=tally.stage, reason=answer.failure, detail=answer.detail[:500])
+        for question, answer in pairs
+        if answer.failure is not None
+    ]
+    table.append(good)
+    if bad:
+        failures.append(bad)
+    tally.answered += len(good)
+    tally.failed.update(failure.reason for failure in bad)
+
+
+def _stop_if_hopeless(tally: Tally, max_failed: float) -> None:
+    failed = tally.failed.total()
+    if tally.asked >= _JUDGED_EARLY and failed > max_failed * tally.asked:
+        kinds = ", ".join(f"{kind} {count}" for kind, count in tally.failed.most_common())
+        raise ModelError(
+            f"{tally.stage}: {failed} of {tally.asked} questions failed ({kinds}); "
+            "see failures.jsonl, mend the cause and run the same command again, or raise `max_failed`"
+        )

@@ -1,0 +1,90 @@
+"""Label log-probabilities: which tokens say a label, and how their log-probabilities are read from a reply.
+
+A tokenizer may hold two single tokens for one label: with a space before it and without ("A" and " A"). Which of them a
+model uses after its chat template's last token differs from model to model, and both say the same thing, so a label's
+probability is the sum over the two: they are different first tokens, so the events exclude each other. Other spellings
+("a", "**A") are not counted; they show up as missing label mass.
+
+Both tokens are found with one tokenizer call on a text in which every label stands after a line break and after a
+space, so the rule needs no chat template and is the same on a server and in process.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+_SPACES = "Ġ▁Ċ "
+"""Whitespace as byte-level BPE and SentencePiece vocabularies write it; a label never starts or ends with it."""
+
+TOP = 20
+"""Alternatives per token that the OpenAI protocol gives at most."""
+
+FLOOR = -9999.0
+"""What vLLM sends for a log-probability of minus infinity, which JSON cannot carry."""
+
+
+def label_text(labels: Sequence[str]) -> str:
+    """The text to tokenize (without special tokens) when looking for the labels' tokens."""
+    return "".join(f"\n{label}" for label in labels) + "".join(f": {label}" for label in labels)
+
+
+def label_tokens(labels: Sequence[str], ids: Sequence[int], strings: Sequence[str]) -> list[list[int]] | None:
+    """The distinct ids of each label among the tokens of `label_text`; None if a label is not one token."""
+    found: list[list[int]] = [[] for _ in labels]
+    for token, string in zip(ids, strings, strict=True):
+        for at, label in enumerate(labels):
+            if string.strip(_SPACES) == label and token not in found[at]:
+                found[at].append(token)
+    return found if all(found) else None
+
+
+def logsumexp(values: Iterable[float]) -> float:
+    """log of the sum of exponentials; minus infinity for nothing."""
+    known = list(values)
+    if len(known) == 1:
+        return known[0]
+    top = max(known, default=-math.inf)
+    return top if math.isinf(top) else top + math.log(sum(math.exp(value - top) for value in known))
+
+
+def first_token(choice: Mapping[str, Any]) -> list[tuple[str, float]] | None:
+    """(token, log-probability) of the first generated token and of its listed alternatives; None where none came."""
+    content = (choice.get("logprobs") or {}).get("content")
+    if not content:
+        return None
+    first = content[0]
+    listed = {entry["token"]: float(entry["logprob"]) for entry in first.get("top_logprobs") or ()}
+    if not listed:
+        return None
+    listed.setdefault(first["token"], float(first["logprob"]))
+    return list(listed.items())
+
+
+def read_exact(choice: Mapping[str, Any], wanted: Sequence[Sequence[str]]) -> tuple[float, ...] | None:
+    """Log-probability of each label from a vLLM reply that lists its tokens (as `token_id:N`); None if one is absent."""
+    content = (choice.get("logprobs") or {}).get("content")
+    if not content:
+        return None
+    listed = {entry["token"]: entry["logprob"] for entry in content[0].get("top_logprobs") or ()}
+    try:
+        return tuple([logsumexp([listed[token] for token in tokens]) for tokens in wanted])
+    except KeyError:
+        return None
+
+
+def read_top(choice: Mapping[str, Any], labels: Sequence[str]) -> tuple[float, ...] | None:
+    """Log-probability of each label from the most probable tokens, stripped of whitespace; None if none is listed.
+
+    A label that is not listed is at most as probable as the least probable listed token, and gets that bound: its true
+    value can only be lower, so the bound never invents a preference, it can only understate one.
+    """
+    listed = first_token(choice)
+    if listed is None:
+        return None
+    values = [logsumexp(value for token, value in listed if token.strip(_SPACES) == label) for label in labels]
+    if all(math.isinf(value) for value in values):
+        return None
+    bound = max(FLOOR, min(value for _, value in listed))
+    return tuple(bound if math.isinf(value) else value for value in values)

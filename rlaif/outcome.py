@@ -1,0 +1,163 @@
+"""The pair stage: what all the answers on disk come to. No model is asked, so new thresholds cost seconds.
+
+Written whole or not at all: `rankings.jsonl`, `pairs.jsonl`, `pairs.parquet`, and `manifest.json` last, so that its
+presence means "finished".
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from pydantic import JsonValue
+
+from rlaif import __version__
+from rlaif.comparisons.fold import Comparison, Status, fold
+from rlaif.comparisons.plan import votes
+from rlaif.preferences.export import write_parquet
+from rlaif.preferences.pairs import Provenance, Standing, pairs, ranking, stand
+from rlaif.records import Judgement, Prompt, Sample, Verdict
+from rlaif.run import Run
+from rlaif.samples.meetings import Meeting, distinct_samples
+from rlaif.store import record_writer, write_json
+
+_FILES = ("prompts.jsonl", "samples.jsonl", "critiques.jsonl", "judgements.jsonl", "rankings.jsonl", "pairs.jsonl")
+
+
+@dataclass
+class Outcome:
+    """The counts of a run, over all the sessions that made it; only what belongs to its present plan counts."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    failures: Counter[str] = field(default_factory=Counter)
+    """Questions without an answer, as `stage: reason`."""
+    principles: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
+    """For every principle: `labels` that it counts in, and `flips` of its own two orders."""
+
+
+def derive(run: Run, sessions: JsonValue = None) -> Outcome:
+    """Fold, rank and pair everything that is on disk; write the derived files and, last, the manifest.
+
+    `sessions` goes into the manifest as it is: what the stages did this time.
+    """
+    run.unfinish()
+    outcome = Outcome()
+    provenance = Provenance(run.judge_name, f"{run.constitution.name}@{run.constitution.hash[:12]}")
+    with (
+        record_writer(run.folder / "rankings.jsonl") as write_ranking,
+        record_writer(run.folder / "pairs.jsonl") as write_pair,
+    ):
+        for prompt in run.prompts():
+            standing = settle(run, prompt, outcome)
+            write_ranking(ranking(standing))
+            made = pairs(standing, run.settings.pair, run.settings.compare, provenance)
+            for pair in made:
+                write_pair(pair)
+            outcome.counts.update(prompts=1, pairs=len(made), prompts_without_pair=not made)
+    write_parquet(run.folder / "pairs.jsonl", run.folder / "pairs.parquet")
+    write_json(run.folder / "manifest.json", _manifest(run, outcome, sessions))
+    return outcome
+
+
+def settle(run: Run, prompt: Prompt, outcome: Outcome) -> Standing:
+    """One prompt's samples, compared and ranked by the answers on disk; everything is counted into `outcome`."""
+    samples = run.samples_of(prompt)
+    _count_samples(run, prompt, samples, outcome)
+    met = run.meetings_of(samples)
+    comparisons = _comparisons(run, prompt, met, outcome)
+    for each in comparisons:
+        outcome.counts[f"comparisons_{each.status.value}"] += 1
+        outcome.counts["comparisons_flipped"] += each.flip
+        outcome.counts["comparisons_hard"] += each.hard
+        for principle in each.principles:
+            outcome.principles[principle].update(labels=each.status is Status.LABELLED, flips=principle in each.flips)
+    return stand(prompt, samples, comparisons)
+
+
+def _comparisons(run: Run, prompt: Prompt, met: Sequence[Meeting], outcome: Outcome) -> list[Comparison]:
+    compare, pair = run.settings.compare, run.settings.pair
+
+    def answer_of(key: str) -> Judgement | None:
+        judgement = run.judgements.get(key)
+        _count_judgement(run, key, judgement, outcome)
+        return judgement
+
+    questions = run.compare_questions_of(prompt, list(met))
+    return [
+        fold(
+            meeting.left.id,
+            meeting.right.id,
+            cast,
+            min_mass=pair.min_label_mass,
+            margin=pair.margin,
+            drop_flips=pair.flips == "drop",
+        )
+        for meeting, cast in votes(met, questions, answer_of, compare)
+    ]
+
+
+def _count_samples(run: Run, prompt: Prompt, samples: Sequence[Sample], outcome: Outcome) -> None:
+    distinct, blank = len(distinct_samples(samples)), sum(not sample.text.strip() for sample in samples)
+    outcome.counts.update(
+        samples=len(samples),
+        samples_blank=blank,
+        samples_repeated=len(samples) - blank - distinct,
+        samples_truncated=sum(sample.finish_reason == "length" for sample in samples),
+        policy_prompt_tokens=sum(sample.prompt_tokens for sample in samples),
+        policy_completion_tokens=sum(sample.completion_tokens for sample in samples),
+    )
+    for question in run.drawn_questions(prompt):
+        if question.id not in run.samples:
+            _count_failure(run, question.id, "sample", outcome)
+
+
+def _count_judgement(run: Run, key: str, judgement: Judgement | None, outcome: Outcome) -> None:
+    if judgement is None:
+        _count_failure(run, key, "compare", outcome)
+        return
+    mass = judgement.label_mass
+    outcome.counts.update(
+        judgements=1,
+        judgements_unparsed=judgement.verdict is Verdict.UNPARSED,
+        judgements_low_mass=mass is not None and mass < run.settings.pair.min_label_mass,
+        judge_prompt_tokens=judgement.prompt_tokens,
+        judge_cached_tokens=judgement.cached_tokens,
+        judge_completion_tokens=judgement.completion_tokens,
+    )
+
+
+def _count_failure(run: Run, key: str, stage: str, outcome: Outcome) -> None:
+    failure = run.failures.get(key)
+    outcome.failures[f"{stage}: {failure.reason if failure else 'not asked yet'}"] += 1
+
+
+def _manifest(run: Run, outcome: Outcome, sessions: JsonValue) -> JsonValue:
+    source = Path(run.settings.prompts.path)
+    files = {name: _sha256(run.folder / name) for name in _FILES if (run.folder / name).exists()}
+    return {
+        "made_by": f"rlaif {__version__}",
+        "schema": 1,
+        "constitution": {"name": run.constitution.name, "hash": run.constitution.hash},
+        "judge": run.judge_name,
+        "policy": run.policy_name,
+        "prompts": {
+            "path": run.settings.prompts.path,
+            "sha256": _sha256(source) if source.is_file() else None,
+            "oddities": {kind: count for kind, count in run.oddities.counts.items()},
+        },
+        "settings": run.settings.model_dump(mode="json", exclude_none=True),
+        "counts": dict(sorted((name, int(count)) for name, count in outcome.counts.items())),
+        "failures": dict(outcome.failures),
+        "principles": {name: dict(counts) for name, counts in outcome.principles.items()},
+        "healed_lines": sum(table.healed for table in run.tables),
+        "session": sessions,
+        "files": dict(files),
+    }
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

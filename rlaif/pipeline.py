@@ -1,0 +1,179 @@
+"""The stages in order: sample, critique, compare, pair. What the commands do, without printing or exiting."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from rlaif.comparisons.verdict import judgement
+from rlaif.critiques.plan import critique_record
+from rlaif.errors import UserError
+from rlaif.inference.ask import Tally, ask
+from rlaif.inference.base import ModelSource
+from rlaif.inference.source import LazyModel
+from rlaif.outcome import Outcome, derive
+from rlaif.records import Sample
+from rlaif.run import Run, open_run
+from rlaif.samples.plan import given_samples, sample_record
+from rlaif.settings import RunSettings
+
+STAGES = ("sample", "critique", "compare", "pair")
+
+
+class Watch(Protocol):
+    """Who is told how far a run is. Calls must return quickly."""
+
+    def begin(self, stage: str, most: int) -> None:
+        """`stage` begins; it has at most `most` questions."""
+        ...
+
+    def progress(self, tally: Tally) -> None:
+        """Some more questions of the stage were answered."""
+        ...
+
+    def end(self, tally: Tally) -> None:
+        """The stage is done."""
+        ...
+
+
+class Silent:
+    """A watch that looks away."""
+
+    def begin(self, stage: str, most: int) -> None:
+        """Nothing."""
+
+    def progress(self, tally: Tally) -> None:
+        """Nothing."""
+
+    def end(self, tally: Tally) -> None:
+        """Nothing."""
+
+
+@dataclass
+class Report:
+    """What one session of a run did, and what the run comes to by now."""
+
+    run: Run
+    outcome: Outcome | None = None
+    """None where the pair stage was not asked for."""
+    tallies: list[Tally] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+def generate(settings: RunSettings, stages: Sequence[str] = STAGES, watch: Watch | None = None) -> Report:
+    """Run `stages` of a run, asking only for what is missing, and derive the dataset.
+
+    Raises UserError for the user's mistakes and ModelError when a model cannot go on; a second call resumes.
+    """
+    return asyncio.run(generate_async(settings, stages, watch or Silent()))
+
+
+async def generate_async(settings: RunSettings, stages: Sequence[str], watch: Watch) -> Report:
+    """`generate` inside a running event loop."""
+    start = time.perf_counter()
+    async with _models(settings) as (policy, judge):
+        with open_run(settings, policy.name if policy else None, judge.name) as run:
+            run.unfinish()
+            run.read_prompts()
+            report = Report(run)
+            if "sample" in stages:
+                report.tallies.append(await sample(run, policy, watch))
+            if "critique" in stages and (settings.critique.enabled or settings.compare.critique or len(stages) == 1):
+                report.tallies.append(await critique(run, judge, watch))
+            if "compare" in stages:
+                report.tallies.append(await compare(run, judge, watch))
+            report.seconds = time.perf_counter() - start
+            if "pair" in stages:
+                report.outcome = derive(run, _session(report))
+                report.seconds = time.perf_counter() - start
+    return report
+
+
+@contextlib.asynccontextmanager
+async def _models(settings: RunSettings) -> AsyncIterator[tuple[ModelSource | None, ModelSource]]:
+    """The run's policy (if it draws any samples) and judge, closed at the end however it comes."""
+    judge = LazyModel(settings.judge, log=settings.folder / "judge.log")
+    policy = LazyModel(settings.policy, log=settings.folder / "policy.log") if settings.policy else None
+    try:
+        yield policy, judge
+    finally:
+        for source in (policy, judge):
+            if source is not None:
+                await source.close()
+
+
+async def sample(run: Run, policy: ModelSource | None, watch: Watch) -> Tally:
+    """Store the given answers and draw the missing ones."""
+    drawn = run.settings.policy.samples if run.settings.policy else 0
+    watch.begin("sample", run.prompt_count * drawn)
+    given = _store_given(run)
+    tally = Tally("sample")
+    if policy is not None:
+        tally = await ask(
+            run.sample_questions(),
+            policy,
+            run.samples,
+            sample_record,
+            run.failures,
+            stage="sample",
+            max_failed=run.settings.max_failed,
+            progress=watch.progress,
+        )
+        await policy.close()  # its memory, or its server, makes room for the judge
+    elif not given and not len(run.samples):
+        raise UserError(
+            "there is nothing to judge: no `policy`, and no answers in the input",
+            where=run.settings.prompts.path,
+            mend="set `policy`, or name the column of the answers in `prompts.responses`",
+        )
+    watch.end(tally)
+    return tally
+
+
+def _store_given(run: Run) -> int:
+    """Append the answers that came with the input. Returns how many there are."""
+    count = 0
+    for prompt in run.prompts():
+        samples = given_samples(prompt)
+        fresh: Iterable[Sample] = [sample for sample in samples if sample.id not in run.samples]
+        run.samples.append(fresh)
+        count += len(samples)
+    return count
+
+
+async def critique(run: Run, judge: ModelSource, watch: Watch) -> Tally:
+    """Write the missing critiques."""
+    watch.begin("critique", 0)
+    tally = await ask(
+        run.critique_questions(),
+        judge,
+        run.critiques,
+        critique_record,
+        run.failures,
+        stage="critique",
+        max_failed=run.settings.max_failed,
+        progress=watch.progress,
+    )
+    watch.end(tally)
+    return tally
+
+
+async def compare(run: Run, judge: ModelSource, watch: Watch) -> Tally:
+    """Ask the missing ordered comparisons."""
+    watch.begin("compare", 0)
+    tally = await ask(
+        run.compare_questions(),
+        judge,
+        run.judgements,
+        judgement,
+        run.failures,
+        stage="compare",
+        max_failed=run.settings.max_failed,
+        progress=watch.progress,
+    )
+    watch.end(tally)
+    return tally

@@ -1,0 +1,127 @@
+"""A run file with what flags and the environment change in it: flag, then environment, then file, then default.
+
+Paths in the file are relative to the file, paths in flags to the working directory; both become absolute here, so that
+the resolved settings saved in the run folder can be run again from anywhere.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple, get_args
+
+import yaml
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from rlaif.errors import UserError
+from rlaif.settings import RunSettings
+from rlaif.store import write_text
+from rlaif.yamlfile import Source, find_problems, read_yaml, validate
+
+_PATHS = (("constitution",), ("prompts", "path"), ("policy", "model"), ("judge", "model"))
+"""Settings that may be paths."""
+
+
+class Setting(NamedTuple):
+    """One setting that can be given by flag and environment variable."""
+
+    path: tuple[str, ...]
+    field: FieldInfo
+
+    @property
+    def flag(self) -> str:
+        """`--policy-samples`; the prompts' path is plain `--prompts`."""
+        words = self.path[:1] if self.path == ("prompts", "path") else self.path
+        return "--" + "-".join(words).replace("_", "-")
+
+    @property
+    def variable(self) -> str:
+        """`RLAIF_POLICY_SAMPLES`."""
+        return "RLAIF_" + self.flag.removeprefix("--").replace("-", "_").upper()
+
+
+def settable(model: type[BaseModel] = RunSettings, within: tuple[str, ...] = ()) -> Iterator[Setting]:
+    """Every single setting of `model`, groups entered, in the order of the file."""
+    for name, field in model.model_fields.items():
+        group = next((t for t in (field.annotation, *get_args(field.annotation)) if _is_group(t)), None)
+        if group is None:
+            yield Setting((*within, name), field)
+        else:
+            yield from settable(group, (*within, name))
+
+
+def _is_group(annotation: object) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
+
+
+def read_run(path: Path, flags: Mapping[tuple[str, ...], str] | None = None) -> Source:
+    """The settings as they stand after flags and environment, not yet validated."""
+    source = _short_prompts(read_yaml(path))
+    base = path.resolve().parent
+    for setting in _PATHS:
+        source = _absolute(source, setting, base)
+    for each in settable():
+        if (value := os.environ.get(each.variable)) is not None:
+            source = _overridden(source, each.path, value, each.variable)
+        if (value := (flags or {}).get(each.path)) is not None:
+            source = _overridden(source, each.path, value, each.flag)
+    return source
+
+
+def load_run(path: Path, flags: Mapping[tuple[str, ...], str] | None = None) -> RunSettings:
+    """The resolved settings of a run. Raises UserError on the first mistake."""
+    return validate(read_run(path, flags), RunSettings)
+
+
+def run_problems(path: Path, flags: Mapping[tuple[str, ...], str] | None = None) -> list[UserError]:
+    """Everything that is wrong with a run file."""
+    try:
+        return find_problems(read_run(path, flags), RunSettings)
+    except UserError as error:
+        return [error]
+
+
+def save_run(settings: RunSettings, path: Path) -> None:
+    """Write the resolved settings, in a form that can be run again."""
+    data = settings.model_dump(mode="json", exclude_none=True)
+    data["output"] = str(Path(settings.output).resolve())
+    text = "# The resolved settings of this run; `rlaif generate` takes this file too.\n"
+    text += yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
+    write_text(path, text)
+
+
+def _overridden(source: Source, path: tuple[str, ...], value: str, where: str) -> Source:
+    try:
+        parsed = yaml.safe_load(value)
+    except yaml.YAMLError:
+        parsed = value
+    # A flag's text is read as YAML only where a list or a mapping is meant: `--judge-model 1e3` stays a name.
+    source = source.with_value(path, parsed if isinstance(parsed, list | dict) else value, where)
+    return _absolute(source, path, Path.cwd()) if path in _PATHS else source
+
+
+def _short_prompts(source: Source) -> Source:
+    """`prompts: FILE` as `prompts: {path: FILE}`, so that flags can add to it."""
+    prompts = source.data.get("prompts") if isinstance(source.data, dict) else None
+    if not isinstance(prompts, str):
+        return source
+    place = source.place(("prompts",))
+    long = source.with_value(("prompts",), {"path": prompts}, place.where)
+    return Source(long.data, long.where, {**long.places, ("prompts",): place}, long.faults)
+
+
+def _absolute(source: Source, path: tuple[str, ...], base: Path) -> Source:
+    """A path that exists under `base` made absolute, its place in the file kept; anything else left as it is."""
+    value = source.data
+    for key in path:
+        value = value.get(key) if isinstance(value, dict) else None
+    if not isinstance(value, str) or not value or "\0" in value or Path(value).is_absolute():
+        return source
+    looks_like_path = "/" in value or Path(value).suffix != ""
+    if not (looks_like_path and (base / value).exists()):
+        return source
+    place = source.place(path)
+    moved = source.with_value(path, str((base / value).resolve()), place.where)
+    return Source(moved.data, moved.where, {**moved.places, path: place}, moved.faults)

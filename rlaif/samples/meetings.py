@@ -1,0 +1,104 @@
+"""Which samples meet, and under which criteria: everything is drawn by hash, so nothing moves when a run grows.
+
+- **Opponents.** The k-th sample meets at most `opponents` of those before it. Up to `opponents` + 1 samples this is the
+  round robin; beyond it the cost grows by `opponents` comparisons a sample instead of by all of them, the graph stays
+  connected, and raising the number of samples keeps every comparison made before.
+- **Criteria.** `one` draws a principle a pair, as in arXiv:2212.08073, by weighted rendezvous hashing: rewording a
+  principle moves no pair, adding one takes over only its share of them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from rlaif.comparisons.questions import joint_question
+from rlaif.constitution import Constitution
+from rlaif.records import Sample
+from rlaif.settings import CompareSettings
+
+WHOLE = "*"
+"""Criterion id of `principles: all`: the whole constitution in one question."""
+
+
+class Criterion(NamedTuple):
+    """What a pair is judged by: one principle, or the whole constitution."""
+
+    id: str
+    weight: float
+    compare: str
+    critique: str | None
+    """Request to the reviewer; None where the principle has none."""
+
+
+class Meeting(NamedTuple):
+    """Two samples of one prompt (`left` was drawn earlier) and the criteria that they are judged by."""
+
+    left: Sample
+    right: Sample
+    criteria: tuple[Criterion, ...]
+
+
+def criteria_of(constitution: Constitution, principles: str) -> tuple[Criterion, ...]:
+    """The criteria that `compare.principles` makes of a constitution."""
+    each = tuple(Criterion(p.id, p.weight, p.compare, p.critique) for p in constitution.principles)
+    if principles != "all":
+        return each
+    requests = [criterion.critique for criterion in each if criterion.critique]
+    joint = joint_question([criterion.compare for criterion in each])
+    return (Criterion(WHOLE, 1.0, joint, "\n".join(requests) or None),)
+
+
+def meetings(samples: Sequence[Sample], criteria: Sequence[Criterion], settings: CompareSettings) -> list[Meeting]:
+    """The meetings of one prompt's samples, given in the order of their index.
+
+    Blank answers and repeated texts meet nobody: a pair needs two different answers.
+    """
+    met: list[Meeting] = []
+    distinct = distinct_samples(samples)
+    for at, later in enumerate(distinct):
+        drawn = sorted(distinct[:at], key=lambda earlier: _hash(earlier.id, later.id))[: settings.opponents]
+        kept = {sample.id for sample in drawn}
+        for earlier in distinct[:at]:
+            if earlier.id in kept:
+                pair = (earlier.id, later.id)
+                chosen = (draw(criteria, pair),) if settings.principles == "one" else tuple(criteria)
+                met.append(Meeting(earlier, later, chosen))
+    return met
+
+
+def distinct_samples(samples: Sequence[Sample]) -> list[Sample]:
+    """The samples without blank ones and without repetitions of an earlier text (white space at the ends apart)."""
+    first: dict[str, Sample] = {}
+    for sample in samples:
+        text = sample.text.strip()
+        if text:
+            first.setdefault(text, sample)
+    return list(first.values())
+
+
+def draw(criteria: Sequence[Criterion], pair: tuple[str, str]) -> Criterion:
+    """One criterion for a pair of sample ids, with probability proportional to its weight, whatever the pair's order.
+
+    Each bids an exponential waiting time with its weight as the rate, from the hash of the pair and its own id.
+    """
+    first, second = sorted(pair)
+
+    def bid(criterion: Criterion) -> float:
+        uniform = (_hash(first, second, criterion.id) + 0.5) / 2**64
+        return -math.log(uniform) / criterion.weight
+
+    return min(criteria, key=bid)
+
+
+def drawn_order(pair: tuple[str, str]) -> tuple[str, str]:
+    """The one order that `orders: random` shows this pair in."""
+    return pair if _hash("order", *pair) < 2**63 else pair[::-1]
+
+
+def _hash(*parts: str) -> int:
+    """A uniform 64-bit number, a function of `parts` alone."""
+    digest = hashlib.blake2b("\0".join(parts).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big")

@@ -1,0 +1,71 @@
+"""The sample stage: which answers are drawn for a prompt, and their records."""
+
+from __future__ import annotations
+
+import hashlib
+
+from rlaif.inference.base import Answer, Question
+from rlaif.records import Message, Prompt, Sample, Sampling, content_id
+from rlaif.settings import PolicySettings
+
+GIVEN = "given"
+"""Policy name of the answers that came with the input."""
+
+
+def sample_questions(prompt: Prompt, policy: PolicySettings, model: str) -> list[Question]:
+    """One question a sample. Each draw has its own seed, so a server draws the same answers again, in any order."""
+    messages = prompt.messages
+    if policy.system and messages[0].role != "system":
+        messages = (Message(role="system", content=policy.system), *messages)
+    return [
+        Question(
+            "sample",
+            model,
+            messages,
+            Sampling(
+                max_tokens=policy.max_tokens,
+                temperature=policy.temperature,
+                top_p=policy.top_p,
+                seed=_seed(policy.seed, prompt.id, index) if policy.temperature > 0 else None,
+            ),
+            index=index,
+            about={"prompt": prompt.id},
+        )
+        for index in range(policy.samples)
+    ]
+
+
+def _seed(seed: int, prompt: str, index: int) -> int:
+    digest = hashlib.blake2b(f"{seed}\0{prompt}\0{index}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") % 2**31
+
+
+def sample_record(question: Question, answer: Answer) -> Sample:
+    """The record of one drawn answer."""
+    return Sample(
+        id=question.id,
+        prompt=str(question.about["prompt"]),
+        index=question.index,
+        text=answer.text,
+        policy=question.model,
+        sampling=question.sampling,
+        finish_reason=answer.finish_reason,
+        prompt_tokens=answer.prompt_tokens,
+        completion_tokens=answer.completion_tokens,
+    )
+
+
+def given_samples(prompt: Prompt) -> list[Sample]:
+    """The answers that came with the prompt, as samples; equal texts get different ids by their index."""
+    ids = [content_id(GIVEN, prompt.id, index, given.text) for index, given in enumerate(prompt.responses)]
+    return [
+        Sample(
+            id=ids[index],
+            prompt=prompt.id,
+            index=index,
+            text=given.text,
+            policy=GIVEN,
+            revision_of=None if given.revision_of is None else ids[given.revision_of],
+        )
+        for index, given in enumerate(prompt.responses)
+    ]

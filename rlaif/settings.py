@@ -1,0 +1,162 @@
+"""The settings of a run: the same keys in YAML, as flags (`--policy-samples`) and in the environment
+(`RLAIF_POLICY_SAMPLES`); the text under a field documents all three.
+
+Precedence: flag, then environment, then file, then default. Secrets are never settings: only the *name* of an
+environment variable is.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, JsonValue, field_validator, model_validator
+
+from rlaif.records import Record
+
+
+class ModelSettings(Record):
+    """A model, and where it runs: in process, on a server, or on a vLLM server started for the run."""
+
+    model: str = Field(min_length=1)
+    """Name on the server; without `base_url` or `launch`, a local folder, a hub name, or a shipped model."""
+    base_url: str | None = None
+    """OpenAI-compatible server, for instance http://127.0.0.1:8000/v1; none runs the model in process."""
+    api_key_env: str | None = None
+    """Name of the environment variable that holds the API key."""
+    launch: Literal["vllm"] | None = None
+    """Start `vllm serve` for this run, and stop it afterwards."""
+    launch_args: tuple[str, ...] = ()
+    """More arguments for the launched server."""
+    concurrency: int = Field(32, ge=1)
+    """Most requests under way at once; fewer are used while the server pushes back."""
+    timeout: float = Field(120.0, gt=0)
+    """Seconds until a request counts as lost."""
+    template_options: dict[str, JsonValue] = {}
+    """Passed to the chat template, for instance {enable_thinking: false}."""
+    device: str = "auto"
+    """For a model in process: auto, cpu, cuda, cuda:1, ..."""
+
+    @model_validator(mode="after")
+    def _one_place(self) -> ModelSettings:
+        if self.base_url is not None and self.launch is not None:
+            raise ValueError("`base_url` and `launch` exclude each other: remove one of them")
+        return self
+
+    @field_validator("base_url")
+    @classmethod
+    def _is_url(cls, url: str | None) -> str | None:
+        if url is not None and not url.startswith(("http://", "https://")):
+            raise ValueError("must start with http:// or https://")
+        return url
+
+
+class PolicySettings(ModelSettings):
+    """The model whose answers are judged, and how they are drawn."""
+
+    samples: int = Field(4, ge=1)
+    """Answers drawn for every prompt."""
+    temperature: float = Field(1.0, ge=0)
+    """Sampling temperature."""
+    top_p: float = Field(1.0, gt=0, le=1)
+    """Nucleus sampling: 1 keeps every token."""
+    max_tokens: int = Field(512, ge=1)
+    """Most tokens of an answer."""
+    system: str | None = None
+    """System message put before every prompt that has none."""
+    seed: int = 0
+    """Another seed draws other answers."""
+
+
+class JudgeSettings(ModelSettings):
+    """The model that compares, critiques and revises."""
+
+
+class PromptSettings(Record):
+    """Where the prompts come from."""
+
+    path: str = Field(min_length=1)
+    """JSONL, JSON, Parquet, CSV or text file (.gz too), relative to the run file; or a `datasets` name."""
+    column: str | None = None
+    """Column of the prompts; without it the known forms are recognised."""
+    responses: str | None = None
+    """Column of given answers, to be judged as they are; dots lead through lists: `answers.text`."""
+    limit: int | None = Field(None, ge=1)
+    """Only the first prompts."""
+
+
+class CritiqueSettings(Record):
+    """The judge's notes on every sample, under the principles it is compared by."""
+
+    enabled: bool = False
+    """Write critiques even if the comparisons do not use them."""
+    max_tokens: int = Field(256, ge=1)
+    """Most tokens of a critique."""
+    temperature: float = Field(0.0, ge=0)
+    """0 takes the most probable critique."""
+
+
+class CompareSettings(Record):
+    """Which samples meet, and how the judge is asked."""
+
+    principles: Literal["one", "each", "all"] = "one"
+    """`one` drawn a pair (as in the paper), `each` on its own (weighted mean), or `all` in one question."""
+    orders: Literal["both", "random"] = "both"
+    """Judge every pair in both orders, or in one drawn by hash (half the calls, the slot bias stays in)."""
+    opponents: int = Field(3, ge=1)
+    """Earlier samples that each sample meets: 3 is the round robin up to 4 samples."""
+    critique: bool = False
+    """Show the judge its critiques of both replies; labels are then clamped as in the paper."""
+    clamp: tuple[float, float] = (0.4, 0.6)
+    """Range of the label where critiques were used (arXiv:2212.08073, section 4.3)."""
+    max_chars: int = Field(12_000, ge=100)
+    """Longer conversations and replies are cut in the middle before they are judged."""
+
+    @field_validator("clamp")
+    @classmethod
+    def _is_range(cls, clamp: tuple[float, float]) -> tuple[float, float]:
+        if not 0 <= clamp[0] < 0.5 < clamp[1] <= 1:
+            raise ValueError("must be two numbers around 0.5, for instance [0.4, 0.6]")
+        return clamp
+
+
+class PairSettings(Record):
+    """Which comparisons become preference pairs. Changing these asks the judge nothing."""
+
+    select: Literal["best_worst", "all", "revised"] = "best_worst"
+    """The widest judged pair of every prompt, all above the margin, or revisions against their originals."""
+    margin: float = Field(0.05, ge=0, lt=0.5)
+    """A probability closer than this to one half is a tie, and makes no pair."""
+    flips: Literal["drop", "soft"] = "drop"
+    """Pairs whose two orders disagree: leave them out, or keep them with their soft label."""
+    min_label_mass: float = Field(0.5, ge=0, le=1)
+    """A judgement with less probability on its two labels together has no label."""
+    per_prompt: int = Field(3, ge=1)
+    """Most pairs of one prompt, widest first (`all` and `revised`)."""
+
+
+class RunSettings(Record):
+    """One run of `rlaif generate`."""
+
+    constitution: str = Field(min_length=1)
+    """A shipped name, or a path relative to the run file."""
+    prompts: PromptSettings
+    policy: PolicySettings | None = None
+    judge: JudgeSettings
+    critique: CritiqueSettings = CritiqueSettings()
+    compare: CompareSettings = CompareSettings()
+    pair: PairSettings = PairSettings()
+    output: str = Field(min_length=1)
+    """Run folder, relative to the working directory."""
+    max_failed: float = Field(0.5, gt=0, le=1)
+    """Stop a stage when more than this share of its questions failed."""
+
+    @field_validator("prompts", mode="before")
+    @classmethod
+    def _short_form(cls, value: JsonValue) -> JsonValue:
+        return {"path": value} if isinstance(value, str) else value
+
+    @property
+    def folder(self) -> Path:
+        """The run folder."""
+        return Path(self.output)
