@@ -66,8 +66,6 @@ class Run:
         )
         prompts = found if keep_given else (prompt.model_copy(update={"responses": ()}) for prompt in found)
         self.prompt_count = write_records(self.folder / "prompts.jsonl", prompts)
-        if not self.prompt_count:
-            raise UserError("no prompt in it can be used", where=wanted.path, mend=str(self.oddities) or "add prompts")
 
     def prompts(self) -> Iterator[Prompt]:
         """The prompts of the plan, streamed."""
@@ -136,7 +134,7 @@ def open_run(settings: RunSettings, policy_name: str | None, judge_name: str) ->
     Raises UserError where another process writes there, or where the folder cannot be written.
     """
     constitution = load_constitution(settings.constitution)
-    _require_critiques(settings, constitution)
+    require_critiques(settings, constitution)
     folder = settings.folder
     with lock_folder(folder), contextlib.ExitStack() as stack:
 
@@ -159,7 +157,8 @@ def open_run(settings: RunSettings, policy_name: str | None, judge_name: str) ->
         )
 
 
-def _require_critiques(settings: RunSettings, constitution: Constitution) -> None:
+def require_critiques(settings: RunSettings, constitution: Constitution) -> None:
+    """Raise UserError where the run asks for critiques under a principle that has no request for them."""
     if not (settings.compare.critique or settings.critique.enabled):
         return
     for principle in constitution.principles:

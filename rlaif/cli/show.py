@@ -92,8 +92,8 @@ def watch() -> Iterator[Watch]:
 
 def show_report(report: Report) -> None:
     """The table of counts at the end of a run, and where the files are."""
-    for kind in report.run.oddities.lines():
-        click.echo(f"note: {kind}", err=True)
+    if report.run.oddities.counts:
+        click.echo(f"note: in the prompts, {report.run.oddities}", err=True)
     healed = sum(table.healed for table in report.run.tables)
     if healed:
         click.echo(f"note: {healed} torn last line(s) cut off; what they held was asked again", err=True)

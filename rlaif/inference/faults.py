@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from datetime import UTC
 from typing import Any
 
-from rlaif.inference.http import Broken, Reply
+from rlaif.inference.http import NoReplyError, Reply
 
 _TOO_LONG = re.compile(
     r"context.{0,3}(?:length|size|window)|(?:maximum|max).(?:model|input|prompt).len|prompt is too long"
@@ -50,7 +50,7 @@ class Fault:
     """Seconds the server asked us to wait."""
 
 
-def broken(error: Broken) -> Fault:
+def broken(error: NoReplyError) -> Fault:
     """The fault of a connection that brought no reply."""
     late = error.kind == "timeout"
     return Fault(error.kind, error.detail, retry=True, overload=late, down=True)

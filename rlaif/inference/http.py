@@ -1,4 +1,4 @@
-"""One HTTP exchange: bytes out, bytes back, or a `Broken` that says how the connection failed.
+"""One HTTP exchange: bytes out, bytes back, or a NoReplyError that says how the connection failed.
 
 aiohttp carries the requests: measured on one core it costs 0.2-0.3 ms of CPU each, httpx's client 2-7 ms, and a judge
 behind vLLM answers hundreds of questions a second. The one seam for tests is an httpx transport
@@ -12,7 +12,7 @@ import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
 from ipaddress import ip_address
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ class Reply:
     body: bytes
 
 
-class Broken(Exception):
+class NoReplyError(Exception):
     """No whole reply came. `kind` is `refused` (nobody listens), `dropped` (the connection ended) or `timeout`."""
 
     def __init__(self, kind: str, detail: str) -> None:
@@ -43,7 +43,7 @@ class Broken(Exception):
 
 
 class Wire(Protocol):
-    """Carries single requests; raises Broken where no whole reply comes back."""
+    """Carries single requests; raises NoReplyError where no whole reply comes back."""
 
     async def send(self, method: str, url: str, body: bytes | None, timeout: float) -> Reply:
         """One request and its whole reply."""
@@ -100,13 +100,13 @@ class AiohttpWire:
             ) as response:
                 return Reply(response.status, response.headers, await response.read())
         except TimeoutError:  # aiohttp's timeouts are subclasses of it, and of its ClientError too: this one goes first
-            raise Broken("timeout", f"no reply within {timeout:g} s") from None
+            raise NoReplyError("timeout", f"no reply within {timeout:g} s") from None
         except aiohttp.InvalidURL as error:
-            raise Broken("refused", f"not a URL: {error}") from None
+            raise NoReplyError("refused", f"not a URL: {error}") from None
         except aiohttp.ClientConnectorError as error:
-            raise Broken("refused", _why(error)) from None
+            raise NoReplyError("refused", _why(error)) from None
         except (aiohttp.ClientError, OSError) as error:
-            raise Broken("dropped", _why(error)) from None
+            raise NoReplyError("dropped", _why(error)) from None
 
     def _open(self) -> aiohttp.ClientSession:
         """A session of the running event loop: connections do not outlive the loop that opened them."""
@@ -143,11 +143,11 @@ class HttpxWire:
                 response = await self._transport.handle_async_request(request)
                 return Reply(response.status_code, response.headers, await response.aread())
         except (TimeoutError, httpx.TimeoutException):
-            raise Broken("timeout", f"no reply within {timeout:g} s") from None
+            raise NoReplyError("timeout", f"no reply within {timeout:g} s") from None
         except httpx.ConnectError as error:
-            raise Broken("refused", _why(error)) from None
+            raise NoReplyError("refused", _why(error)) from None
         except httpx.TransportError as error:
-            raise Broken("dropped", _why(error)) from None
+            raise NoReplyError("dropped", _why(error)) from None
 
     async def close(self) -> None:
         """Close all connections."""
@@ -155,7 +155,8 @@ class HttpxWire:
 
 
 def _why(error: BaseException) -> str:
-    """The plain reason inside a client library's exception: `connection refused` rather than three class names."""
-    cause: Any = getattr(error, "os_error", None) or error
-    text = getattr(cause, "strerror", None) or str(cause) or type(error).__name__
-    return str(text).strip().lower() if isinstance(cause, ConnectionRefusedError) else str(text).strip()
+    """The plain reason inside a client library's exception."""
+    cause: object = getattr(error, "os_error", None) or error
+    if isinstance(cause, ConnectionRefusedError):
+        return "connection refused"
+    return str(getattr(cause, "strerror", None) or cause or type(error).__name__).strip()

@@ -63,7 +63,7 @@ def first_token(choice: Mapping[str, Any]) -> list[tuple[str, float]] | None:
 
 
 def read_exact(choice: Mapping[str, Any], wanted: Sequence[Sequence[str]]) -> tuple[float, ...] | None:
-    """Log-probability of each label from a vLLM reply that lists its tokens (as `token_id:N`); None if one is absent."""
+    """Log-probability of each label, from a vLLM reply that lists its tokens as `token_id:N`; None if one is absent."""
     content = (choice.get("logprobs") or {}).get("content")
     if not content:
         return None
@@ -77,8 +77,8 @@ def read_exact(choice: Mapping[str, Any], wanted: Sequence[Sequence[str]]) -> tu
 def read_top(choice: Mapping[str, Any], labels: Sequence[str]) -> tuple[float, ...] | None:
     """Log-probability of each label from the most probable tokens, stripped of whitespace; None if none is listed.
 
-    A label that is not listed is at most as probable as the least probable listed token, and gets that bound: its true
-    value can only be lower, so the bound never invents a preference, it can only understate one.
+    A label that is not listed gets the value of the least probable listed token, which none of its spellings exceeds.
+    The listed label is at least as probable as that, so the bound can understate its lead and never overturn it.
     """
     listed = first_token(choice)
     if listed is None:

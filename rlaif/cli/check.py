@@ -1,0 +1,94 @@
+"""`rlaif check`: every problem of a run file at once, before anything is spent."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import click
+
+from rlaif.cli.options import run_options
+from rlaif.errors import RlaifError, UserError
+from rlaif.runfile import load_run, run_problems
+from rlaif.settings import RunSettings
+
+
+@click.command()
+@click.option("--offline", is_flag=True, help="Do not probe the models.")
+@run_options
+def check(run_file: Path, flags: dict[tuple[str, ...], str], offline: bool) -> None:
+    """Tell every problem of the settings, the constitution, the prompts and the models; exit code 2 if there are any.
+
+    Nothing is stored, and nothing is sent but a probe of each model that is on a server.
+    """
+    found: list[RlaifError] = list(run_problems(run_file, flags))
+    if not found:
+        settings = load_run(run_file, flags)
+        found += _constitution_problems(settings)
+        found += _prompt_problems(settings)
+        if not offline:
+            found += asyncio.run(_model_problems(settings))
+    for problem in found:
+        click.echo(str(problem), err=True)
+    if found:
+        click.echo(f"{len(found)} problem{'s' if len(found) > 1 else ''}; nothing was stored", err=True)
+        raise SystemExit(2)
+    click.echo("No problems.")
+
+
+def _constitution_problems(settings: RunSettings) -> list[UserError]:
+    from rlaif.constitution import constitution_problems, load_constitution
+    from rlaif.run import require_critiques
+
+    found = constitution_problems(settings.constitution)
+    if not found:
+        constitution = load_constitution(settings.constitution)
+        click.echo(f"constitution: {constitution.name}, {len(constitution.principles)} principles")
+        try:
+            require_critiques(settings, constitution)
+        except UserError as error:
+            found = [error]
+    return found
+
+
+def _prompt_problems(settings: RunSettings) -> list[UserError]:
+    from rlaif.samples.inputs import Oddities, read_prompts
+
+    wanted, oddities = settings.prompts, Oddities()
+    count = given = 0
+    try:
+        for prompt in read_prompts(
+            wanted.path, column=wanted.column, responses=wanted.responses, limit=wanted.limit, oddities=oddities
+        ):
+            count += 1
+            given += len(prompt.responses)
+    except UserError as error:
+        return [error]
+    click.echo(f"prompts: {count:,}" + (f" with {given:,} answers" if given else ""))
+    if oddities.counts:
+        click.echo(f"note: in the prompts, {oddities}")
+    if settings.policy is None and not given:
+        mend = "set `policy`, or name the column of the answers in `prompts.responses`"
+        return [UserError("no `policy`, and no answers in the input", where=wanted.path, mend=mend)]
+    return []
+
+
+async def _model_problems(settings: RunSettings) -> list[RlaifError]:
+    from rlaif.inference.source import LazyModel
+
+    found: list[RlaifError] = []
+    for role, model in (("policy", settings.policy), ("judge", settings.judge)):
+        if model is None:
+            continue
+        source = LazyModel(model, judges=role == "judge", log=Path(f"{role}.log"))
+        if model.launch is not None:
+            click.echo(f"{role}: {model.model}, not probed (a run starts its server)")
+            continue
+        try:
+            found += [UserError(problem, where=role) for problem in await source.probe()]
+            click.echo(f"{role}: {source.name}{f', {source.described}' if source.described else ''}")
+        except RlaifError as error:
+            found.append(error)
+        finally:
+            await source.close()
+    return found

@@ -1,0 +1,57 @@
+"""`rlaif preview`: a few prompts through all stages, nothing stored, and what the whole run would cost."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+
+import click
+
+from rlaif.cli.options import run_options, settings_of
+from rlaif.cli.show import watch
+from rlaif.cli.transcript import read_story, show_transcript
+from rlaif.pipeline import Report, generate
+from rlaif.settings import RunSettings
+
+
+@click.command()
+@click.option("-n", "count", default=3, show_default=True, type=click.IntRange(1), help="Prompts to show.")
+@run_options
+def preview(run_file: Path, flags: dict[tuple[str, ...], str], count: int) -> None:
+    """Full transcripts of the first prompts; nothing is stored. Then the cost of the whole run, extrapolated."""
+    settings = settings_of(run_file, flags)
+    with tempfile.TemporaryDirectory(prefix="rlaif-preview-") as folder:
+        few = settings.prompts.model_copy(update={"limit": count})
+        small = settings.model_copy(update={"output": folder, "prompts": few, "max_failed": 1.0})
+        with watch() as told:
+            report = generate(small, watch=told)
+        story = read_story(Path(folder))
+        for at, prompt in enumerate(story.prompts):
+            click.echo("" if at == 0 else "\n" + "-" * 72)
+            show_transcript(story, prompt)
+    _show_cost(report, settings)
+
+
+def _show_cost(report: Report, settings: RunSettings) -> None:
+    from rlaif.samples.inputs import Oddities, read_prompts
+
+    wanted = settings.prompts
+    found = read_prompts(
+        wanted.path, column=wanted.column, responses=wanted.responses, limit=wanted.limit, oddities=Oddities()
+    )
+    whole = sum(1 for _ in found)
+    times = whole / report.run.prompt_count
+    assert report.outcome is not None  # generate ran all its stages
+    count = report.outcome.counts
+    click.secho(f"\nThe whole run, about {times:.0f} times this ({whole:,} prompts)", bold=True)
+    for tally in report.tallies:
+        click.echo(
+            f"  {tally.stage:<9} {tally.asked * times:>12,.0f} calls {tally.seconds * times / 60:>10,.1f} minutes"
+        )
+    policy = (count["policy_prompt_tokens"], count["policy_completion_tokens"])
+    judge = (count["judge_prompt_tokens"], count["judge_completion_tokens"])
+    for name, (read, written) in (("policy", policy), ("judge", judge)):
+        click.echo(f"  {name:<9} {read * times:>12,.0f} tokens in {written * times:>12,.0f} out")
+    for kind, failed in report.outcome.failures.items():
+        click.echo(f"  failed here: {kind} {failed}")
+    click.echo("Larger runs are faster a call than this: their batches are full and prefixes are shared.")

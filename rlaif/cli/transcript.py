@@ -1,0 +1,86 @@
+"""What happened to one prompt, in full: the samples as ranked, the critiques, and every verdict in both orders.
+
+Reads the files of a small run (a preview, the demo) into memory.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import click
+
+from rlaif.records import Critique, Judgement, PreferencePair, Prompt, Ranking, Sample
+from rlaif.store import read_records
+
+
+@dataclass
+class Story:
+    """The records of a small run, by id."""
+
+    prompts: list[Prompt]
+    rankings: dict[str, Ranking]
+    samples: dict[str, Sample]
+    judgements: dict[str, Judgement]
+    critiques: dict[str, list[Critique]] = field(default_factory=lambda: defaultdict(list))
+    """By sample."""
+    pairs: dict[str, list[PreferencePair]] = field(default_factory=lambda: defaultdict(list))
+    """By prompt."""
+
+
+def read_story(folder: Path) -> Story:
+    """Everything in a finished run folder."""
+    story = Story(
+        prompts=list(read_records(folder / "prompts.jsonl", Prompt)),
+        rankings={each.id: each for each in read_records(folder / "rankings.jsonl", Ranking)},
+        samples={each.id: each for each in read_records(folder / "samples.jsonl", Sample)},
+        judgements={each.id: each for each in read_records(folder / "judgements.jsonl", Judgement)},
+    )
+    for critique in read_records(folder / "critiques.jsonl", Critique):
+        story.critiques[critique.sample].append(critique)
+    for pair in read_records(folder / "pairs.jsonl", PreferencePair):
+        story.pairs[pair.prompt_id].append(pair)
+    return story
+
+
+def show_transcript(story: Story, prompt: Prompt) -> None:
+    """Print one prompt's story."""
+    click.secho("Prompt", bold=True)
+    for message in prompt.messages:
+        click.echo(_indented(f"{message.role}: {message.content}"))
+    ranking = story.rankings[prompt.id]
+    names = {each.sample: f"reply {at}" for at, each in enumerate(ranking.samples, start=1)}
+    click.secho("Replies, best first", bold=True)
+    for each in ranking.samples:
+        sample = story.samples[each.sample]
+        click.echo(_indented(f"{names[each.sample]}  rank {each.rank}, strength {each.strength:+.2f}: {sample.text}"))
+        for critique in story.critiques[each.sample]:
+            click.echo(_indented(f"critique ({critique.principle}): {critique.text}", 6))
+    if not ranking.samples:
+        click.echo(_indented("(fewer than two different replies: nothing to compare)"))
+    click.secho("Verdicts", bold=True)
+    for settled in ranking.comparisons:
+        outcome = settled.status if settled.probability is None else f"{settled.probability:.2f} ({settled.status})"
+        click.echo(_indented(f"{names[settled.left]} better than {names[settled.right]}: {outcome}"))
+        for key in settled.judgements:
+            click.echo(_indented(_verdict(story.judgements[key], names), 6))
+    click.secho("Pairs", bold=True)
+    for pair in story.pairs[prompt.id]:
+        chosen, rejected = names[pair.chosen_id], names[pair.rejected_id]
+        click.echo(_indented(f"chosen {chosen}, rejected {rejected}, probability {pair.probability:.3f}"))
+    if not story.pairs[prompt.id]:
+        click.echo(_indented("none"))
+
+
+def _verdict(judgement: Judgement, names: dict[str, str]) -> str:
+    order = f"{judgement.principle}: A = {names[judgement.first]}, B = {names[judgement.second]}"
+    if judgement.logprobs is None:
+        return f"{order}: {judgement.verdict.value} ({judgement.text[:60]!r})"
+    first, second = (math.exp(each) for each in judgement.logprobs)
+    return f"{order}: P(A) = {first:.3f}, P(B) = {second:.3f}"
+
+
+def _indented(text: str, by: int = 2) -> str:
+    return "\n".join(" " * by + line for line in text.splitlines())

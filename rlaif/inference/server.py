@@ -1,0 +1,220 @@
+"""Any OpenAI-compatible server as a Model: one request per question, or one per batch on vLLM.
+
+A question's way: `answer` groups questions whose sampling and labels are equal, the throttle lets a group pass, one
+request carries it, and either its answers come back or a Fault. What can pass is tried again after a pause; a batch
+that fails is split in halves until the one conversation at fault stands alone; a question that fails alone gets an
+Answer that says why; and what no question can survive (wrong key, server gone) is a ModelError.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from rlaif.errors import ModelError
+from rlaif.inference.base import Answer, Question
+from rlaif.inference.chat import LabelRoute, read_answers, request_body
+from rlaif.inference.faults import Fault
+from rlaif.inference.http import AiohttpWire, HttpxWire
+from rlaif.inference.patience import Patience
+from rlaif.inference.probe import Capabilities, Prober
+from rlaif.inference.talk import Talk, headers_for, normal_url
+from rlaif.inference.throttle import Throttle
+
+if TYPE_CHECKING:
+    import httpx
+
+T = TypeVar("T")
+
+_BATCH = 32
+"""Conversations per request on vLLM's batch route."""
+_SAME_BATCH_TRIES = 2
+"""Attempts with a whole batch, before a fault that may lie in one of its conversations is looked for in its halves."""
+_LONGEST_WAIT = 60.0
+"""Seconds that a Retry-After can hold us back."""
+_IN_TRANSIT = frozenset({"refused", "dropped", "http_502", "http_503", "http_504"})
+"""Faults that come from the way to the server or from its restart, not from the question."""
+
+
+class Server:
+    """A model behind an OpenAI-compatible server.
+
+    `concurrency` bounds the questions under way together. The API key comes from the caller and is shown nowhere.
+    `template_options` go to the chat template (`chat_template_kwargs`: `{"enable_thinking": False}`). `transport` is
+    an httpx transport that takes the network's place in tests.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        model: str,
+        *,
+        api_key: str | None = None,
+        concurrency: int = 64,
+        timeout: float = 120.0,
+        max_attempts: int = 6,
+        template_options: Mapping[str, Any] | None = None,
+        transport: httpx.AsyncBaseTransport | None = None,
+        give_up_after: float = 30.0,
+        backoff: float = 0.5,
+    ) -> None:
+        url, headers = normal_url(base_url), headers_for(api_key)
+        wire = AiohttpWire(headers, base_url=url) if transport is None else HttpxWire(headers, transport)
+        self._talk = Talk(url, wire, api_key=api_key)
+        self._options, self._timeout, self._max_attempts = template_options, timeout, max_attempts
+        self._throttle = Throttle(concurrency)
+        self._patience = Patience(self._talk.shown, give_up_after=give_up_after, timeout=timeout, backoff=backoff)
+        self._routes: dict[tuple[str, ...], LabelRoute] = {}
+        self._probing: tuple[asyncio.AbstractEventLoop, asyncio.Lock] | None = None
+        self.name = model
+        self.batch_size = 1
+        self.concurrency = concurrency
+        self.capabilities: Capabilities | None = None
+        """What `probe` found; None before."""
+
+    def __repr__(self) -> str:
+        return f"Server({self._talk.shown!r}, {self.name!r})"
+
+    async def probe(self, labels: tuple[str, ...] = ("A", "B")) -> list[str]:
+        """Find out what the server can do. Returns everything that is wrong, one line each with how to mend it.
+
+        `batch_size`, `concurrency` and `capabilities` are set by it; `answer` probes by itself if nobody did.
+        """
+        prober = self._prober()
+        found = await prober.run(labels)
+        if found is not None:
+            self.capabilities = found
+            self._routes = {(): LabelRoute("text"), labels: found.route}
+            self.batch_size = _BATCH if found.batch else 1
+            # With batches, twice as many calls as fit: some wait at the throttle, so that it never runs dry.
+            fitting = -(-self._throttle.most // self.batch_size)
+            self.concurrency = 2 * fitting if found.batch else fitting
+        return prober.problems
+
+    async def answer(self, questions: Sequence[Question]) -> list[Answer]:
+        """One answer a question, in order. Raises ModelError when no further question can be answered."""
+        if not questions:
+            return []
+        if self.capabilities is None:
+            await self._probe_once(questions[0].labels)
+        groups = self._groups(questions)
+        answers: list[Answer | None] = [None] * len(questions)
+        found = await _together([self._ask([questions[at] for at in group]) for group in groups])
+        for group, part in zip(groups, found, strict=True):
+            for at, answer in zip(group, part, strict=True):
+                answers[at] = answer
+        return [answer for answer in answers if answer is not None]
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self._talk.close()
+
+    def _groups(self, questions: Sequence[Question]) -> list[list[int]]:
+        """Positions of questions that may share a request: equal sampling and labels, at most a batch."""
+        if self.batch_size == 1:
+            return [[at] for at in range(len(questions))]
+        same: dict[Any, list[int]] = {}
+        for at, question in enumerate(questions):
+            sampling = question.sampling
+            drawn = (sampling.max_tokens, sampling.temperature, sampling.top_p, sampling.seed)
+            same.setdefault((question.labels, drawn), []).append(at)
+        return [
+            group[start : start + self.batch_size]
+            for group in same.values()
+            for start in range(0, len(group), self.batch_size)
+        ]
+
+    async def _ask(self, questions: list[Question]) -> list[Answer]:
+        """Ask in one request, until there are answers or no hope."""
+        counted = tries = 0
+        while True:
+            replies = self._patience.replies
+            async with self._throttle.slot(len(questions)) as cuts:
+                result = await self._exchange(questions)
+            if not isinstance(result, Fault):
+                self._throttle.succeeded(len(questions))
+                self._patience.heard()
+                return result
+            self._note(result, cuts)
+            # While the server is away no attempt counts: `Patience` decides how long that may last.
+            counted += result.kind not in _IN_TRANSIT or self._patience.replies > replies
+            if len(questions) > 1 and _split_helps(result, counted):
+                middle = len(questions) // 2
+                first, second = await _together([self._ask(questions[:middle]), self._ask(questions[middle:])])
+                return first + second
+            if not result.retry or counted >= self._max_attempts:
+                return [Answer(failure=result.kind, detail=result.detail)] * len(questions)
+            await asyncio.sleep(self._patience.pause(tries))
+            tries += 1
+
+    async def _exchange(self, questions: list[Question]) -> list[Answer] | Fault:
+        route = self._routes.get(questions[0].labels)
+        if route is None:
+            route = await self._route(questions[0].labels)
+        body = request_body(self.name, questions, route, self._options)
+        path = "/chat/completions" if len(questions) == 1 else "/chat/completions/batch"
+        payload = await self._talk.post(path, body, timeout=self._timeout)
+        return payload if isinstance(payload, Fault) else read_answers(payload, questions, route)
+
+    def _note(self, fault: Fault, cuts: int) -> None:
+        """Tell the throttle and the patience of a failed exchange; raises ModelError where the run must stop."""
+        if fault.fatal:
+            raise ModelError(f"{self._talk.shown}: {fault.detail}")
+        if fault.overload:
+            self._throttle.overloaded(cuts)
+        if fault.wait:
+            self._throttle.hold(min(fault.wait, _LONGEST_WAIT))
+        self._patience.failed(fault)
+
+    async def _probe_once(self, labels: tuple[str, ...]) -> None:
+        async with self._one_at_a_time():
+            problems = await self.probe(labels or ("A", "B")) if self.capabilities is None else []
+        if problems:
+            raise ModelError(problems[0])
+
+    async def _route(self, labels: tuple[str, ...]) -> LabelRoute:
+        """How to ask with labels that the probe did not ask about."""
+        async with self._one_at_a_time():
+            if labels not in self._routes:
+                prober = self._prober()
+                found = await prober.run(labels)
+                if found is None:
+                    raise ModelError(prober.problems[0])
+                self._routes[labels] = found.route
+        return self._routes[labels]
+
+    def _one_at_a_time(self) -> asyncio.Lock:
+        """A lock of the running event loop."""
+        loop = asyncio.get_running_loop()
+        if self._probing is None or self._probing[0] is not loop:
+            self._probing = (loop, asyncio.Lock())
+        return self._probing[1]
+
+    def _prober(self) -> Prober:
+        return Prober(
+            self._talk,
+            self.name,
+            template_options=self._options,
+            timeout=self._timeout,
+            pause=self._patience.pause,
+        )
+
+
+def _split_helps(fault: Fault, attempts: int) -> bool:
+    """Whether a failed batch should go on as two halves: its fault may lie in one conversation, or in its size."""
+    if not fault.retry or fault.kind == "timeout":
+        return True
+    return attempts >= _SAME_BATCH_TRIES and fault.kind not in _IN_TRANSIT and fault.kind != "http_429"
+
+
+async def _together(calls: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
+    """The results of all calls; the first error cancels the rest. A single call runs in the caller's own task."""
+    if len(calls) == 1:
+        return [await calls[0]]
+    tasks = [asyncio.create_task(call) for call in calls]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()

@@ -1,0 +1,84 @@
+"""Calls to one server: JSON out, JSON or a Fault back. The API key goes into a header here and into no text."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+from rlaif.errors import UserError
+from rlaif.inference.faults import Fault, broken, incomplete, refused
+from rlaif.inference.http import NoReplyError, Wire
+
+
+def normal_url(base_url: str) -> str:
+    """`base_url` without trailing slashes. Raises UserError if it is not an http(s) URL."""
+    url = base_url.strip().rstrip("/")
+    try:
+        parts = urlsplit(url)
+        known = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        known = False
+    if not known:
+        raise UserError(f"`base_url` is not a URL: {base_url}", mend="write it like http://127.0.0.1:8000/v1")
+    return url.removesuffix("/chat/completions")
+
+
+def shown_url(url: str) -> str:
+    """`url` as it may be shown: without a password or a query."""
+    parts = urlsplit(url)
+    host = parts.netloc.rpartition("@")[2]
+    return urlunsplit((parts.scheme, host, parts.path, "", ""))
+
+
+def headers_for(api_key: str | None) -> dict[str, str]:
+    """The headers of every request."""
+    headers = {"Content-Type": "application/json", "Accept": "application/json"}
+    return headers | {"Authorization": f"Bearer {api_key}"} if api_key else headers
+
+
+class Talk:
+    """One server, its address and its key."""
+
+    def __init__(self, base_url: str, wire: Wire, *, api_key: str | None = None) -> None:
+        self.base_url = base_url
+        self.shown = shown_url(base_url)
+        self._root, self._wire, self._key = base_url.removesuffix("/v1"), wire, api_key
+
+    def __repr__(self) -> str:
+        return f"Talk({self.shown!r})"
+
+    async def get(self, path: str, *, timeout: float) -> dict[str, Any] | Fault:
+        """The JSON at `path` below the base URL, or a Fault."""
+        return await self._exchange("GET", self.base_url + path, None, timeout)
+
+    async def post(
+        self, path: str, payload: dict[str, Any], *, timeout: float, root: bool = False
+    ) -> dict[str, Any] | Fault:
+        """The JSON reply to `payload`, or a Fault; with `root`, `path` is beside /v1 rather than below it."""
+        url = (self._root if root else self.base_url) + path
+        return await self._exchange("POST", url, json.dumps(payload).encode(), timeout)
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self._wire.close()
+
+    async def _exchange(self, method: str, url: str, body: bytes | None, timeout: float) -> dict[str, Any] | Fault:
+        try:
+            reply = await self._wire.send(method, url, body, timeout)
+        except NoReplyError as error:
+            return self._clean(broken(error))
+        if reply.status != 200:
+            return self._clean(refused(reply))
+        try:
+            payload = json.loads(reply.body)
+        except ValueError:
+            payload = None
+        if not isinstance(payload, dict):
+            return self._clean(incomplete("broken_json", f"the reply is not a JSON object: {reply.body[:80]!r}"))
+        return payload
+
+    def _clean(self, fault: Fault) -> Fault:
+        """The fault without the key: some servers repeat a wrong key in their error message."""
+        return replace(fault, detail=fault.detail.replace(self._key, "***")) if self._key else fault

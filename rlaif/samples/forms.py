@@ -1,0 +1,251 @@
+"""What a row of a prompt file means: which conversation is to be answered, and which answers came with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from rlaif.errors import UserError, nearest
+from rlaif.records import GivenResponse, Message, Messages
+from rlaif.samples.transcripts import alternate, cut_dangling, is_transcript, joined, parse_transcript
+
+Note = Callable[[str], None]
+"""Counts a kind of oddity."""
+
+_ROLES: dict[object, Literal["system", "user", "assistant"]] = {
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "human": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "model": "assistant",
+}
+_PAIR = ("chosen", "rejected")
+_KNOWN = ("prompt", "messages", "conversations")
+
+
+class OddRowError(Exception):
+    """This row holds no usable prompt; the text is the kind, for counting."""
+
+
+class Found(NamedTuple):
+    """What one row gave."""
+
+    messages: Messages
+    responses: tuple[GivenResponse, ...]
+
+
+@dataclass(frozen=True)
+class Form:
+    """How the rows of one file are read."""
+
+    column: str | None
+    """Column of the conversation; none where the row is the conversation, or where a pair of dialogues implies it."""
+    pair: bool = False
+    """`chosen` and `rejected` hold answers, or dialogues that end in answers."""
+    responses: str | None = None
+    """Column of given answers, dots leading through lists and objects."""
+
+    def read(self, row: object, note: Note) -> Found:
+        """The conversation and the answers of one row. Raises OddRowError where there is none."""
+        if self.pair and self.column is None:
+            return _pair_of_dialogues(row, note)
+        value = row if self.column is None else _one(row, self.column)
+        turns = _turns(value)
+        answers = []
+        if turns and turns[-1].role == "assistant":
+            if turns[-1].content and self.column == "prompt":
+                raise OddRowError("prompt that ends in an assistant turn")
+            answers = [turns[-1].content] if turns[-1].content else []
+            turns = turns[:-1]
+        given: list[object] = [*answers]
+        if self.pair:
+            given += [_final_answer(_one(row, name), turns, note) for name in _PAIR]
+        if self.responses is not None:
+            given += _responses(row, self.responses, note)
+        return Found(_checked(turns, note), _given(given, note))
+
+
+def recognise(row: object, where: str, line: int, column: str | None, responses: str | None) -> Form:
+    """The form of a file from its first row. Raises UserError where it has none of the known ones."""
+    if not isinstance(row, dict):
+        return _whole_row(row, where, line, column or responses)
+    names = [str(name) for name in row]
+    for name in (column, responses):
+        if name is not None and not list(_dig(row, name)):
+            mend = f"columns: {', '.join(names)}"
+            close = nearest(name, names)
+            mend = f"{close} {mend}" if close.startswith("did") else mend
+            raise UserError(f"no column `{name}`", where=where, line=line, mend=mend)
+    pair = responses is None and all(name in row for name in _PAIR)
+    if column is not None:
+        return Form(column, pair and column not in _PAIR, responses)
+    for known in _KNOWN:
+        if known in row:
+            return Form(known, pair, responses)
+    if all(name in row for name in _PAIR):
+        return Form(None, pair=True)
+    example = names[0] if names else "NAME"
+    raise UserError(
+        f"no column `prompt`, `messages`, or `chosen` with `rejected`; columns: {', '.join(names) or 'none'}",
+        where=where,
+        line=line,
+        mend=f"name yours: prompts: {{path: ..., column: {example}}}",
+    )
+
+
+def _whole_row(row: object, where: str, line: int, column: str | None) -> Form:
+    if column is not None:
+        raise UserError(f"no column `{column}`: the rows are not objects", where=where, line=line)
+    if not isinstance(row, (str, list)):
+        what = f"a row must be a text, a list of messages or an object, got {_shown(row)}"
+        raise UserError(what, where=where, line=line)
+    return Form(None)
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+def _dig(value: object, name: str) -> Iterable[object]:
+    """All that stands at a dotted path, through objects and lists; a key that holds dots itself goes first."""
+    if isinstance(value, list):
+        for item in value:
+            yield from _dig(item, name)
+    elif isinstance(value, dict):
+        key, _, rest = name.partition(".")
+        if name in value:
+            yield value[name]
+        elif rest and key in value:
+            yield from _dig(value[key], rest)
+
+
+def _one(row: object, name: str) -> object:
+    values = list(_dig(row, name))
+    if len(values) != 1:
+        raise OddRowError(f"row without one `{name}`")
+    return values[0]
+
+
+def _turns(value: object) -> Messages:
+    """A text, a dialogue in a text, or a list of messages, as messages."""
+    if isinstance(value, str):
+        text = _sound(value)
+        if not is_transcript(text):
+            return (Message(role="user", content=text),)
+        return parse_transcript(text)
+    if isinstance(value, list) and value:
+        return tuple(_message(item) for item in value)
+    raise OddRowError("blank prompt" if value is None or value == [] else "prompt that is not text")
+
+
+def _message(item: object) -> Message:
+    if not isinstance(item, dict):
+        raise OddRowError("message that is not an object")
+    role = _ROLES.get(item.get("role", item.get("from")))
+    if role is None:
+        raise OddRowError("message with a role that is not system, user or assistant")
+    return Message(role=role, content=_content(item.get("content", item.get("value"))))
+
+
+def _content(value: object) -> str:
+    """A message's text: plain, or in the parts that some chat formats cut it into."""
+    if isinstance(value, str):
+        return _sound(value)
+    if isinstance(value, list) and all(isinstance(part, dict) and isinstance(part.get("text"), str) for part in value):
+        return _sound("".join(part["text"] for part in value))
+    raise OddRowError("message that is not text")
+
+
+def _sound(text: str) -> str:
+    """JSON can write half a surrogate pair, which no tokenizer takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise OddRowError("text with half a surrogate pair") from None
+    return text
+
+
+def _checked(messages: Messages, note: Note) -> Messages:
+    if not messages or not messages[-1].content.strip():
+        raise OddRowError("blank prompt")
+    if messages[-1].role != "user":
+        raise OddRowError(f"prompt that ends in a turn of the {messages[-1].role}")
+    if not alternate(messages):
+        note("prompt with one speaker twice in a row (turns joined)")
+        return joined(messages)
+    return messages
+
+
+def _pair_of_dialogues(row: object, note: Note) -> Found:
+    """What two dialogues share up to a turn of the user is the prompt; what each says next is its answer."""
+    dialogues = [_turns(_one(row, name)) for name in _PAIR]
+    shared = min(len(turns) for turns in dialogues) - 1
+    shared = next((at for at in range(shared) if dialogues[0][at] != dialogues[1][at]), shared)
+    while shared and dialogues[0][shared - 1].role != "user":
+        shared -= 1
+    if not shared:
+        raise OddRowError("pair of dialogues that share no prompt")
+    prompt = dialogues[0][:shared]
+    answers = [_rest(turns[shared:], note) for turns in dialogues]
+    return Found(_checked(prompt, note), _given(answers, note))
+
+
+def _rest(turns: Messages, note: Note) -> str | None:
+    if [turn.role for turn in turns] == ["assistant"]:
+        return turns[0].content
+    note("answer that is more than one turn (left out)")
+    return None
+
+
+def _final_answer(value: object, prompt: Messages, note: Note) -> str | None:
+    """The answer in a `chosen` or `rejected` beside a prompt: plain, or the last turn of the whole dialogue."""
+    if isinstance(value, str) and not is_transcript(value):
+        return value
+    turns = _turns(value)
+    if turns[-1].role == "assistant" and turns[:-1] in ((), prompt):
+        return turns[-1].content
+    note("answer whose dialogue is not the prompt's (left out)")
+    return None
+
+
+def _responses(row: object, name: str, note: Note) -> list[object]:
+    found = list(_dig(row, name))
+    if not found:
+        note("row without given responses")
+    return [item for value in found for item in (value if isinstance(value, list) else [value])]
+
+
+def _given(items: Sequence[object], note: Note) -> tuple[GivenResponse, ...]:
+    """Given answers from texts and `{text, revision_of}` objects; None stands for one left out already."""
+    places: dict[int, int] = {}
+    given: list[GivenResponse] = []
+    for at, item in enumerate(items):
+        text = _answer(item.get("text") if isinstance(item, dict) else item, note)
+        if text is None:
+            continue
+        places[at] = len(given)
+        parent = item.get("revision_of") if isinstance(item, dict) else None
+        if parent is not None and (isinstance(parent, bool) or parent not in places or parent == at):
+            note("revision of an answer that is not there (kept as an answer)")
+            parent = None
+        given.append(GivenResponse(text=text, revision_of=None if parent is None else places[parent]))
+    return tuple(given)
+
+
+def _answer(value: object, note: Note) -> str | None:
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        note("given response that is not text (left out)")
+        return None
+    text = cut_dangling(_sound(value))
+    if text != value:
+        note("given response with a dangling `Human:` (cut)")
+    if not text.strip():
+        note("blank given response (left out)")
+        return None
+    return text.strip()

@@ -1,0 +1,87 @@
+"""Prompts from files, lazily: `read_prompts` turns rows of many forms into `Prompt` records, and counts what is odd.
+
+Memory holds the ids of the prompts read so far (to drop repeated ones), never the rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rlaif.errors import UserError
+from rlaif.records import Messages, Prompt, content_id
+from rlaif.samples.forms import Form, OddRowError, recognise
+from rlaif.samples.rows import read_rows
+
+
+@dataclass
+class Oddities:
+    """What was odd in a prompt file, counted by kind, each with the first line where it was met."""
+
+    rows: int = 0
+    prompts: int = 0
+    counts: dict[str, int] = field(default_factory=dict)
+    first_lines: dict[str, int] = field(default_factory=dict)
+
+    def add(self, kind: str, line: int) -> None:
+        """Count one."""
+        self.counts[kind] = self.counts.get(kind, 0) + 1
+        self.first_lines.setdefault(kind, line)
+
+    def __str__(self) -> str:
+        """For people: `12 x repeated prompt (first on line 40), ...`; empty where nothing was odd."""
+        return ", ".join(
+            f"{count} x {kind} (first on line {self.first_lines[kind]})" for kind, count in self.counts.items()
+        )
+
+
+def prompt_id(messages: Messages) -> str:
+    """The id of a prompt: a hash of the roles and contents of its messages."""
+    return content_id([{"role": message.role, "content": message.content} for message in messages])
+
+
+def read_prompts(
+    path: str | Path,
+    *,
+    column: str | None = None,
+    responses: str | None = None,
+    limit: int | None = None,
+    oddities: Oddities | None = None,
+) -> Iterator[Prompt]:
+    """The prompts of a file or of a `datasets` name, in its order, each once.
+
+    `column` names the column of the prompts; without it, `prompt`, `messages`, `conversations`, or hh-rlhf's pairs of
+    dialogues are recognised in the first row. `responses` names a column of given answers (dots lead through lists).
+    A dialogue that ends in an answer gives a prompt with that answer, save in a column called `prompt`, where it is
+    odd. Odd rows are skipped and counted in `oddities`; raises UserError where the file is broken or all rows are odd.
+    """
+    counter = Oddities() if oddities is None else oddities
+    seen: set[bytes] = set()
+    form: Form | None = None
+    for line, row in read_rows(path):
+        counter.rows += 1
+        form = form or recognise(row, str(path), line, column, responses)
+        prompt = _prompt(form, row, f"{path}:{line}", line, counter)
+        if prompt is None:
+            continue
+        key = bytes.fromhex(prompt.id)
+        if key in seen:
+            counter.add("repeated prompt", line)
+            continue
+        seen.add(key)
+        counter.prompts += 1
+        yield prompt
+        if counter.prompts == limit:
+            return
+    if not counter.prompts:
+        raise UserError("no row holds a usable prompt" + (f": {counter}" if counter.counts else ""), where=path)
+
+
+def _prompt(form: Form, row: object, source: str, line: int, counter: Oddities) -> Prompt | None:
+    try:
+        messages, responses = form.read(row, lambda kind: counter.add(kind, line))
+    except OddRowError as odd:
+        counter.add(str(odd), line)
+        return None
+    return Prompt(id=prompt_id(messages), messages=messages, source=source, responses=responses)

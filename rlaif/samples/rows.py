@@ -1,0 +1,219 @@
+"""Rows out of prompt files, one at a time, each with its line: text, JSON lines, a JSON list, CSV, Parquet, the hub.
+
+A broken file is its owner's mistake and stops here, in one line; what a row holds is looked at elsewhere.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import gzip
+import json
+import re
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from rlaif.errors import UserError
+
+Rows = Iterator[tuple[int, object]]
+"""Line (or row number, in Parquet and on the hub) and what stands there."""
+
+_MAX_LINE = 10_000_000
+_HUB_NAME = re.compile(r"(?P<name>[A-Za-z0-9][\w.-]*(?:/[\w.-]+)?)(?::(?P<split>\w+))?")
+
+
+def read_rows(path: str | Path) -> Rows:
+    """The rows of a file, or of a `datasets` name (`owner/name`, or `owner/name:split`).
+
+    Raises UserError where there is no such thing, and while reading, where it is broken.
+    """
+    file = Path(path).expanduser()
+    ending = _ending(file)
+    if file.is_dir():
+        raise UserError("is a folder, not a file", where=path)
+    if ending in _READERS and (file.exists() or isinstance(path, Path) or not _is_hub_name(str(path))):
+        return _readable(_READERS[ending], file)
+    if file.exists():
+        raise UserError("not a kind of file that prompts are read from", where=path, mend=f"known: {_ENDINGS}")
+    if isinstance(path, Path) or not _is_hub_name(path):
+        raise UserError("no such file", where=path)
+    return _hub(path)
+
+
+def _ending(file: Path) -> str:
+    name = file.name.lower()
+    return Path(name.removesuffix(".gz")).suffix
+
+
+def _is_hub_name(path: str) -> bool:
+    """A name without the ending of a file that we read, for a mistyped file name should not be looked up afar."""
+    return _HUB_NAME.fullmatch(path) is not None and _ending(Path(path)) not in _READERS
+
+
+def _readable(reader: Callable[[Path], Rows], file: Path) -> Rows:
+    """The reader's rows, the system's errors told in one line."""
+    try:
+        yield from reader(file)
+    except FileNotFoundError:
+        raise UserError("no such file", where=file) from None
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise UserError(f"is not a whole gzip file ({error})", where=file, mend="copy it again") from None
+    except OSError as error:
+        raise UserError(f"cannot be read ({error.strerror or error})", where=file) from None
+
+
+def _open(file: Path) -> BinaryIO | gzip.GzipFile:
+    return gzip.open(file, "rb") if file.name.lower().endswith(".gz") else file.open("rb")
+
+
+def _lines(file: Path) -> Iterator[tuple[int, str]]:
+    """The lines of a text file from 1 on, with their ends. Raises UserError where it is not UTF-8 text."""
+    number = 0
+    with _open(file) as stream:
+        while raw := stream.readline(_MAX_LINE + 1):
+            number += 1
+            if len(raw) > _MAX_LINE:
+                what, mend = f"the line is longer than {_MAX_LINE // 1_000_000} MB", "is it one JSON object a line?"
+                raise UserError(what, where=file, line=number, mend=mend)
+            yield number, _decoded(raw, file, number)
+    if not number:
+        raise UserError("the file is empty", where=file)
+
+
+def _decoded(raw: bytes, file: Path, number: int) -> str:
+    if number == 1:
+        if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            raise UserError("is UTF-16, not UTF-8", where=file, mend="save it as UTF-8")
+        raw = raw.removeprefix(codecs.BOM_UTF8)
+    if b"\0" in raw:
+        raise UserError("holds NUL bytes", where=file, line=number, mend="is it UTF-8 text?")
+    try:
+        return raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        what = f"is not UTF-8 (byte 0x{raw[error.start]:02X})"
+        raise UserError(what, where=file, line=number, mend="save it as UTF-8") from None
+
+
+def _text_rows(file: Path) -> Rows:
+    for number, line in _lines(file):
+        yield number, line.rstrip("\r\n")
+
+
+def _json_lines(file: Path) -> Rows:
+    for number, line in _lines(file):
+        if line.strip():
+            yield number, _json(line, file, number)
+
+
+def _json(line: str, file: Path, number: int) -> object:
+    try:
+        value: object = json.loads(line)
+    except json.JSONDecodeError as error:
+        what = f"not JSON: {error.msg} (column {error.colno})"
+        raise UserError(what, where=file, line=number, mend="one JSON value a line") from None
+    except (RecursionError, ValueError) as error:  # too deep, or a number of thousands of digits
+        raise UserError(f"not usable JSON: {error}", where=file, line=number) from None
+    return value
+
+
+def _json_rows(file: Path) -> Rows:
+    """A JSON list; many a `.json` file is JSON lines in truth, and is read as such."""
+    with _open(file) as stream:
+        head = stream.read(4096).removeprefix(codecs.BOM_UTF8).lstrip()
+    if head.startswith(b"["):
+        return _json_list(file)
+    return _json_lines(file)
+
+
+def _json_list(file: Path) -> Rows:
+    """The items of one list, decoded one by one; only the text is in memory as a whole."""
+    text = "".join(line for _, line in _lines(file))
+    decoder, at, line, counted = json.JSONDecoder(), text.index("[") + 1, 1, 0
+    while True:
+        at = _skip(text, at)
+        line, counted = line + text.count("\n", counted, at), at
+        if text[at : at + 1] == "]":
+            break
+        try:
+            value, at = decoder.raw_decode(text, at)
+        except json.JSONDecodeError as error:
+            what = f"not JSON: {error.msg} (column {error.colno})"
+            raise UserError(what, where=file, line=error.lineno) from None
+        except (RecursionError, ValueError) as error:
+            raise UserError(f"not usable JSON: {error}", where=file, line=line) from None
+        yield line, value
+        at = _skip(text, at)
+        if text[at : at + 1] not in (",", "]"):
+            line += text.count("\n", counted, at)
+            raise UserError("not JSON: `,` or `]` is missing after an item", where=file, line=line)
+        at += text[at] == ","
+    if text[at + 1 :].strip():
+        raise UserError("goes on after the end of its list", where=file, line=line)
+
+
+_SPACE = re.compile(r"[ \t\r\n]*")
+
+
+def _skip(text: str, at: int) -> int:
+    space = _SPACE.match(text, at)
+    return space.end() if space else at
+
+
+def _csv_rows(file: Path) -> Rows:
+    csv.field_size_limit(_MAX_LINE)
+    reader = csv.reader((line for _, line in _lines(file)), strict=True)
+    try:
+        header = next(reader)
+        start = reader.line_num + 1
+        for cells in reader:
+            if len(cells) > len(header):
+                what = f"has {len(cells)} cells, the header {len(header)}"
+                raise UserError(what, where=file, line=start, mend="put a text with commas in quotes")
+            if cells:
+                yield start, dict(zip(header, cells, strict=False))
+            start = reader.line_num + 1
+    except csv.Error as error:
+        raise UserError(f"not CSV: {error}", where=file, line=max(reader.line_num, 1)) from None
+
+
+def _parquet_rows(file: Path) -> Rows:
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        number = 0
+        with parquet.ParquetFile(file) as table:
+            for batch in table.iter_batches(batch_size=256):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield number, row
+    except pyarrow.ArrowException as error:
+        raise UserError(f"not Parquet: {str(error).splitlines()[0]}", where=file) from None
+
+
+def _hub(path: str) -> Rows:
+    """Rows of a dataset of the hub, or of its local cache, streamed."""
+    import datasets
+    import httpx
+
+    named = _HUB_NAME.fullmatch(path)
+    name, split = (named["name"], named["split"] or "train") if named else (path, "train")
+    try:
+        rows = datasets.load_dataset(name, split=split, streaming=True)
+        yield from enumerate(rows, start=1)
+    except (OSError, ValueError, RuntimeError, httpx.HTTPError) as error:
+        why = str(error).strip().partition("\n")[0] or type(error).__name__
+        mend = "give a file, or a `datasets` name as `owner/name` or `owner/name:split`"
+        raise UserError(f"neither a file nor a dataset that can be loaded ({why})", where=path, mend=mend) from None
+
+
+_READERS: dict[str, Callable[[Path], Rows]] = {
+    ".txt": _text_rows,
+    ".jsonl": _json_lines,
+    ".json": _json_rows,
+    ".csv": _csv_rows,
+    ".parquet": _parquet_rows,
+}
+_ENDINGS = ", ".join(_READERS) + " (the text ones also with .gz)"
