@@ -9,6 +9,9 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from pydantic import JsonValue
+
+from rlaif.comparisons.questions import LABELS
 from rlaif.comparisons.verdict import judgement
 from rlaif.critiques.plan import critique_record
 from rlaif.errors import UserError
@@ -96,7 +99,7 @@ async def generate_async(settings: RunSettings, stages: Sequence[str], watch: Wa
 @contextlib.asynccontextmanager
 async def _models(settings: RunSettings) -> AsyncIterator[tuple[ModelSource | None, ModelSource]]:
     """The run's policy (if it draws any samples) and judge, closed at the end however it comes."""
-    judge = LazyModel(settings.judge, log=settings.folder / "judge.log")
+    judge = LazyModel(settings.judge, log=settings.folder / "judge.log", labels=LABELS)
     policy = LazyModel(settings.policy, log=settings.folder / "policy.log") if settings.policy else None
     try:
         yield policy, judge
@@ -177,3 +180,18 @@ async def compare(run: Run, judge: ModelSource, watch: Watch) -> Tally:
     )
     watch.end(tally)
     return tally
+
+
+def _session(report: Report) -> JsonValue:
+    """What the manifest says about this session's work."""
+    stages: dict[str, JsonValue] = {
+        tally.stage: {
+            "asked": tally.asked,
+            "answered": tally.answered,
+            "on_disk_already": tally.known,
+            "failed": dict(tally.failed),
+            "seconds": round(tally.seconds, 3),
+        }
+        for tally in report.tallies
+    }
+    return {"seconds": round(report.seconds, 3), "stages": stages}

@@ -28,8 +28,8 @@ class ModelSettings(Record):
     """Start `vllm serve` for this run, and stop it afterwards."""
     launch_args: tuple[str, ...] = ()
     """More arguments for the launched server."""
-    concurrency: int = Field(32, ge=1)
-    """Most requests under way at once; fewer are used while the server pushes back."""
+    concurrency: int = Field(64, ge=1)
+    """Most questions under way at once; fewer while the server pushes back."""
     timeout: float = Field(120.0, gt=0)
     """Seconds until a request counts as lost."""
     template_options: dict[str, JsonValue] = {}

@@ -226,6 +226,8 @@ class _Builder:
         self._guard(node)
         self._open.add(id(node))
         try:
+            if isinstance(node, yaml.CollectionNode) and node.tag not in (f"{_TAG}map", f"{_TAG}seq"):
+                self._unknown_tag(node)
             if isinstance(node, yaml.MappingNode):
                 return self._mapping(node, path)
             if isinstance(node, yaml.SequenceNode):
@@ -275,8 +277,11 @@ class _Builder:
         except ValueError:
             self._fault(f"{text[:40]!r} is not of the kind `{kind}`", node.start_mark.line + 1)
             return text
-        self._fault(f"the tag `{node.tag}` is not supported", node.start_mark.line + 1, "write a plain value")
+        self._unknown_tag(node)
         return text
+
+    def _unknown_tag(self, node: yaml.Node) -> None:
+        self._fault(f"the tag `{node.tag}` is not supported", node.start_mark.line + 1, "write a plain value")
 
     def _fault(self, what: str, line: int, mend: str = "") -> None:
         self.faults.append(UserError(what, where=self.where, line=line, mend=mend))

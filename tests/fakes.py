@@ -26,9 +26,24 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
-_WORDS = "a kind and clear reply that helps the person who asked with what they need today without any fuss".split()
+_WORDS = (
+    "a",
+    "kind",
+    "and",
+    "clear",
+    "reply",
+    "that",
+    "helps",
+    "the",
+    "person",
+    "who",
+    "asked",
+    "without",
+    "any",
+    "fuss",
+)
 _REPLY = re.compile(r"Reply ([AB]):\n<<<(\w+)\n(.*?)\n\2>>>", re.DOTALL)
-_TOKEN = re.compile(r"\n|: | ?[^\s:]+|.")
+_TOKEN = re.compile(r"\n|:| ?[^\s:]+|.")
 MASS = 0.96
 """Probability of both labels together."""
 
@@ -102,6 +117,8 @@ class FakeServer:
         self.port, self.seed = port, seed
         self.asked: Counter[str] = Counter()
         """Conversations that arrived, by the text of their last message."""
+        self.drawn: Counter[tuple[str, int | None]] = Counter()
+        """Conversations that arrived, by the text of their last message and their seed."""
         self.answered: Counter[str] = Counter()
         """Conversations whose answer was sent."""
         self.requests: Counter[str] = Counter()
@@ -168,10 +185,144 @@ class FakeServer:
             card = {"id": self.model, "object": "model", "max_model_len": self.context}
             return await _send(writer, 200, {"object": "list", "data": [card]})
         if path == "/tokenize" and self.logprobs == "exact":
-            tokens = _TOKEN.findall(json.loads(body)["prompt"].replace(": ", ":\0"))
             tokens = _TOKEN.findall(json.loads(body)["prompt"])
             strings = [token.replace(" ", "Ġ").replace("\n", "Ċ") for token in tokens]
             return await _send(writer, 200, {"tokens": [token_id(token) for token in tokens], "token_strs": strings})
         if path == "/v1/chat/completions" or (path == "/v1/chat/completions/batch" and self.batch):
             return await self._chat(writer, json.loads(body), batch=path.endswith("batch"))
         return await _send(writer, 404, {"detail": "Not Found"})
+
+    async def _chat(self, writer: asyncio.StreamWriter, body: dict[str, Any], *, batch: bool) -> bool:
+        talks = body["messages"] if batch else [body["messages"]]
+        keys = [talk[-1]["content"] for talk in talks]
+        self.asked.update(keys)
+        self.drawn.update((key, body.get("seed")) for key in keys)
+        self.bodies = [*self.bodies[-99:], body]
+        trouble = self._trouble(json.dumps(body))
+        self._busy += 1
+        self.most_busy = max(self.most_busy, self._busy)
+        try:
+            if self.most_at_once is not None and self._busy > self.most_at_once:
+                return await _send(writer, 429, _error("too many requests at once"))
+            if self.delay:
+                await asyncio.sleep(self.delay)
+            return await self._reply(writer, body, talks, keys, trouble)
+        finally:
+            self._busy -= 1
+
+    async def _reply(
+        self,
+        writer: asyncio.StreamWriter,
+        body: dict[str, Any],
+        talks: list[list[dict[str, str]]],
+        keys: list[str],
+        trouble: Trouble | None,
+    ) -> bool:
+        kind = trouble.kind if trouble else ""
+        if kind == "drop":
+            return False
+        if kind == "hang":
+            await asyncio.sleep(3600)
+        if kind.isdigit():
+            wait = trouble.retry_after if trouble else None
+            return await _send(writer, int(kind), _error(f"made to fail with {kind}"), retry_after=wait)
+        if body["model"] != self.model:
+            return await _send(writer, 404, _error(f"The model `{body['model']}` does not exist."))
+        if any(len(text) > self.context for text in keys):
+            limit = f"This model's maximum context length is {self.context} tokens."
+            return await _send(writer, 400, _error(f"{limit} Please reduce the length of the input prompt."))
+        choices = [self._choice(at, talk, body, kind) for at, talk in enumerate(talks)]
+        if kind == "shuffled":
+            choices.reverse()
+        if kind == "short_batch":
+            choices.pop()
+        else:
+            self.answered.update(keys if kind in ("", "shuffled") else ())
+        spent = {"prompt_tokens": sum(map(len, keys)), "completion_tokens": len(choices)}
+        usage = spent if len(talks) > 1 else spent | {"prompt_tokens_details": {"cached_tokens": len(keys[0]) // 2}}
+        payload = {"id": "fake", "object": "chat.completion", "choices": choices, "usage": usage}
+        return await _send(writer, 200, payload, cut={"half": 0.5, "broken_json": 0.7}.get(kind), keep=kind != "half")
+
+    def _choice(self, at: int, talk: list[dict[str, str]], body: dict[str, Any], kind: str) -> dict[str, Any]:
+        text, finish = reply_text(talk, body)
+        choice: dict[str, Any] = {"index": at, "finish_reason": finish, "logprobs": None}
+        if re.search(r"\bA\b.*\bB\b", talk[-1]["content"], re.DOTALL) and body.get("max_tokens", 99) <= 16:
+            text = "A" if first_share(talk) >= 0.5 else "B"
+            if body.get("logprobs") and self.logprobs != "none" and kind != "no_logprobs":
+                choice["logprobs"] = {"content": [self._label_entry(talk, body)]}
+        choice["message"] = {"role": "assistant", "content": text}
+        return choice
+
+    def _label_entry(self, talk: list[dict[str, str]], body: dict[str, Any]) -> dict[str, Any]:
+        share = first_share(talk)
+        likely = {"A": 0.75 * share, " A": 0.25 * share, "B": 0.75 * (1 - share), " B": 0.25 * (1 - share)}
+        values = {token: math.log(MASS * chance) for token, chance in likely.items()}
+        values["The"] = math.log((1 - MASS) / 2)
+        if wanted := body.get("logprob_token_ids"):
+            values = {f"token_id:{token_id(t)}": v for t, v in values.items() if token_id(t) in wanted}
+        else:
+            listed = sorted(values, key=lambda token: -values[token])[: body.get("top_logprobs", 0)]
+            values = {token: values[token] for token in listed}
+        first = max(values, key=lambda token: values[token])
+        listing = [{"token": token, "logprob": value} for token, value in values.items()]
+        return {"token": first, "logprob": values[first], "top_logprobs": listing}
+
+    def _trouble(self, body: str) -> Trouble | None:
+        number, self._chats = self._chats, self._chats + 1
+        for at, trouble in enumerate(self.troubles):
+            inside = trouble.start <= number and (trouble.stop is None or number < trouble.stop)
+            if inside and trouble.contains in body and unit("trouble", self.seed, at, number) < trouble.chance:
+                return trouble
+        return None
+
+
+def _error(message: str) -> dict[str, Any]:
+    return {"error": {"message": message, "type": "Error", "code": None}}
+
+
+async def _send(
+    writer: asyncio.StreamWriter,
+    status: int,
+    payload: object,
+    *,
+    retry_after: str | None = None,
+    cut: float | None = None,
+    keep: bool = True,
+) -> bool:
+    """Send a reply. `cut` is the share of it that is sent; with `keep`, the rest is never announced either."""
+    body = json.dumps(payload).encode()
+    sent = body if cut is None else body[: int(len(body) * cut)]
+    length = len(sent) if keep else len(body)
+    more = f"retry-after: {retry_after}\r\n" if retry_after else ""
+    head = f"HTTP/1.1 {status} X\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n{more}\r\n"
+    writer.write(head.encode() + sent)
+    await writer.drain()
+    return keep
+
+
+def main() -> None:
+    """Run the fake until interrupted."""
+    parser = argparse.ArgumentParser(description="A fake OpenAI-compatible server.")
+    parser.add_argument("--port", type=int, default=0)
+    parser.add_argument("--model", default="fake")
+    parser.add_argument("--no-batch", action="store_true")
+    parser.add_argument("--logprobs", choices=["exact", "top", "none"], default="exact")
+    parser.add_argument("--delay", type=float, default=0.0)
+    parser.add_argument("--trouble", action="append", default=[], metavar="KIND:CHANCE")
+    options = parser.parse_args()
+    troubles = [Trouble(kind, float(chance or 1)) for kind, _, chance in (t.partition(":") for t in options.trouble)]
+    fake = FakeServer(
+        model=options.model,
+        batch=not options.no_batch,
+        logprobs=options.logprobs,
+        troubles=troubles,
+        delay=options.delay,
+        port=options.port,
+    )
+    with fake:
+        print(fake.url, flush=True)
+        threading.Event().wait()
+
+
+if __name__ == "__main__":
+    main()

@@ -74,13 +74,14 @@ def _prompt_problems(settings: RunSettings) -> list[UserError]:
 
 
 async def _model_problems(settings: RunSettings) -> list[RlaifError]:
+    from rlaif.comparisons.questions import LABELS
     from rlaif.inference.source import LazyModel
 
     found: list[RlaifError] = []
     for role, model in (("policy", settings.policy), ("judge", settings.judge)):
         if model is None:
             continue
-        source = LazyModel(model, judges=role == "judge", log=Path(f"{role}.log"))
+        source = LazyModel(model, labels=LABELS if role == "judge" else (), log=Path(f"{role}.log"))
         if model.launch is not None:
             click.echo(f"{role}: {model.model}, not probed (a run starts its server)")
             continue

@@ -70,6 +70,7 @@ class Prober:
         self._talk, self._model, self._options, self._pause = talk, model, template_options, pause
         self._quick, self._patient = min(timeout, _QUICK_SECONDS), min(timeout, _FIRST_TOKEN_SECONDS)
         self.problems: list[str] = []
+        self.unreachable = False
 
     async def run(self, labels: tuple[str, ...]) -> Capabilities | None:
         """Probe for questions with these labels (none: texts only). None where the server is of no use."""
@@ -114,6 +115,7 @@ class Prober:
         reply = await self._steadily(lambda: self._talk.get("/models", timeout=self._quick))
         if isinstance(reply, Fault):
             if reply.kind in _UNREACHABLE:
+                self.unreachable = True
                 self._say(f"not reachable ({reply.detail}): start the server, or mend `base_url`")
             elif reply.kind not in ("http_404", "http_405"):  # a server may do without this route
                 self._say(reply.detail)
@@ -133,8 +135,12 @@ class Prober:
         questions = [question] * conversations
         body = request_body(self._model, questions, route, self._options)
         path = "/chat/completions/batch" if conversations > 1 else "/chat/completions"
-        reply = await self._steadily(lambda: self._talk.post(path, body, timeout=self._patient))
-        return reply if isinstance(reply, Fault) else read_answers(reply, questions, route)
+        for _ in range(2):  # a look is taken twice before the run is asked in a poorer way
+            reply = await self._steadily(lambda: self._talk.post(path, body, timeout=self._patient))
+            found = reply if isinstance(reply, Fault) else read_answers(reply, questions, route)
+            if not isinstance(found, Fault) or isinstance(reply, Fault):
+                break
+        return found
 
     async def _steadily(self, call: Callable[[], Awaitable[dict[str, Any] | Fault]]) -> dict[str, Any] | Fault:
         """The reply to `call`, tried again after what may pass quickly."""

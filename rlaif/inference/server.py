@@ -72,6 +72,8 @@ class Server:
         self.concurrency = concurrency
         self.capabilities: Capabilities | None = None
         """What `probe` found; None before."""
+        self.unreachable = False
+        """Whether the last probe met no server at all."""
 
     def __repr__(self) -> str:
         return f"Server({self._talk.shown!r}, {self.name!r})"
@@ -83,6 +85,7 @@ class Server:
         """
         prober = self._prober()
         found = await prober.run(labels)
+        self.unreachable = prober.unreachable
         if found is not None:
             self.capabilities = found
             self._routes = {(): LabelRoute("text"), labels: found.route}

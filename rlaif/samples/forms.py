@@ -13,7 +13,7 @@ from rlaif.samples.transcripts import alternate, cut_dangling, is_transcript, jo
 Note = Callable[[str], None]
 """Counts a kind of oddity."""
 
-_ROLES: dict[object, Literal["system", "user", "assistant"]] = {
+_ROLES: dict[str, Literal["system", "user", "assistant"]] = {
     "system": "system",
     "developer": "system",
     "user": "user",
@@ -24,6 +24,7 @@ _ROLES: dict[object, Literal["system", "user", "assistant"]] = {
 }
 _PAIR = ("chosen", "rejected")
 _KNOWN = ("prompt", "messages", "conversations")
+_NO_TEXT = "given response that is not text (left out)"
 
 
 class OddRowError(Exception):
@@ -145,7 +146,7 @@ def _turns(value: object) -> Messages:
 def _message(item: object) -> Message:
     if not isinstance(item, dict):
         raise OddRowError("message that is not an object")
-    role = _ROLES.get(item.get("role", item.get("from")))
+    role = _ROLES.get(str(item.get("role", item.get("from"))))
     if role is None:
         raise OddRowError("message with a role that is not system, user or assistant")
     return Message(role=role, content=_content(item.get("content", item.get("value"))))
@@ -161,12 +162,18 @@ def _content(value: object) -> str:
 
 
 def _sound(text: str) -> str:
+    if not _encodes(text):
+        raise OddRowError("text with half a surrogate pair")
+    return text
+
+
+def _encodes(text: str) -> bool:
     """JSON can write half a surrogate pair, which no tokenizer takes."""
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise OddRowError("text with half a surrogate pair") from None
-    return text
+        return False
+    return True
 
 
 def _checked(messages: Messages, note: Note) -> Messages:
@@ -205,7 +212,11 @@ def _final_answer(value: object, prompt: Messages, note: Note) -> str | None:
     """The answer in a `chosen` or `rejected` beside a prompt: plain, or the last turn of the whole dialogue."""
     if isinstance(value, str) and not is_transcript(value):
         return value
-    turns = _turns(value)
+    try:
+        turns = _turns(value)
+    except OddRowError:
+        note(_NO_TEXT)
+        return None
     if turns[-1].role == "assistant" and turns[:-1] in ((), prompt):
         return turns[-1].content
     note("answer whose dialogue is not the prompt's (left out)")
@@ -239,10 +250,10 @@ def _given(items: Sequence[object], note: Note) -> tuple[GivenResponse, ...]:
 def _answer(value: object, note: Note) -> str | None:
     if value is None:
         return None
-    if not isinstance(value, str):
-        note("given response that is not text (left out)")
+    if not isinstance(value, str) or not _encodes(value):
+        note(_NO_TEXT)
         return None
-    text = cut_dangling(_sound(value))
+    text = cut_dangling(value)
     if text != value:
         note("given response with a dangling `Human:` (cut)")
     if not text.strip():

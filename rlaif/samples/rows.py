@@ -103,8 +103,8 @@ def _text_rows(file: Path) -> Rows:
 
 def _json_lines(file: Path) -> Rows:
     for number, line in _lines(file):
-        if line.strip():
-            yield number, _json(line, file, number)
+        if said := line.strip():
+            yield number, _json(said, file, number)
 
 
 def _json(line: str, file: Path, number: int) -> object:

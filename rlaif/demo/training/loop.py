@@ -1,0 +1,67 @@
+"""The training loop: weighted cross-entropy on the answer tokens, AdamW, warm-up and cosine."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from rlaif.demo.training.packing import Batch
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long and how fast a model learns."""
+
+    steps: int
+    learning_rate: float = 1e-3
+    warmup: int = 60
+    tokens: int = 8192
+    """Tokens in a batch."""
+    decay: float = 0.05
+    """Weight decay of the matrices."""
+
+    def rate(self, step: int) -> float:
+        """Share of the learning rate at `step`: a linear warm-up, then half a cosine down to nearly zero."""
+        if step < self.warmup:
+            return (step + 1) / self.warmup
+        done = (step - self.warmup) / max(1, self.steps - self.warmup)
+        return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def loss_of(model: Any, batch: Batch) -> Tensor:
+    """Weighted mean of the negative log-likelihood of the targets; logits are taken only where there is one."""
+    hidden = model.model(
+        input_ids=batch.ids, position_ids=batch.positions, attention_mask=batch.mask, use_cache=False
+    ).last_hidden_state
+    logits = model.lm_head(hidden[batch.rows, batch.columns])
+    losses = functional.cross_entropy(logits, batch.tokens, reduction="none")
+    return (losses * batch.weights).sum() / batch.weights.sum()
+
+
+def train(model: Any, batches: Iterator[Batch], schedule: Schedule, log: Callable[[str], None]) -> None:
+    """Train `model` in place."""
+    model.train()
+    matrices = [weight for weight in model.parameters() if weight.dim() > 1]
+    vectors = [weight for weight in model.parameters() if weight.dim() <= 1]
+    groups = [{"params": matrices, "weight_decay": schedule.decay}, {"params": vectors, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=schedule.learning_rate, betas=(0.9, 0.98))
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule.rate)
+    started, recent = time.monotonic(), 0.0
+    for step in range(1, schedule.steps + 1):
+        loss = loss_of(model, next(batches))
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        scheduler.step()
+        recent = loss.item() if step == 1 else 0.95 * recent + 0.05 * loss.item()
+        if step % 25 == 0 or step == schedule.steps:
+            log(f"step {step}/{schedule.steps} loss {recent:.4f} seconds {time.monotonic() - started:.0f}")
+    model.eval()

@@ -1,0 +1,83 @@
+"""A model's files: where they lie, and the fingerprint that makes them part of a model's name.
+
+A model in process is called `NAME@8 hex digits`. The digits hash the files that decide its answers, so a folder whose
+weights, template or tokenizer changed has another name, and the questions put to it are asked anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from rlaif.errors import UserError
+from rlaif.resources import shipped_model
+
+_DECIDING = ("*.safetensors", "*.bin", "*.json", "*.jinja", "*.model", "*.txt")
+_BESIDE = frozenset({"trainer_state.json", "training_args.bin", "optimizer.bin", "README.txt"})
+"""Files of those kinds that trainers leave, and that change no answer."""
+_WHOLE = 64 * 2**20
+_EDGE = 2**20
+
+
+def model_folder(model: str) -> Path:
+    """The folder of a shipped model, of a local one, or of one from the Hugging Face hub (downloaded if need be)."""
+    path = shipped_model(model)
+    if path is None and _is_path(model):
+        path = Path(model).expanduser()
+    if path is None:
+        return _from_hub(model)
+    if not (path / "config.json").is_file():
+        raise UserError("no model here: `config.json` is missing", where=path, mend="name the folder of a saved model")
+    return path
+
+
+def identity(model: str) -> str:
+    """The full name of a model in process, worked out without loading it."""
+    folder = model_folder(model)
+    shown = folder.resolve().name if _is_path(model) else model
+    return f"{shown}@{fingerprint(folder)}"
+
+
+def fingerprint(folder: Path) -> str:
+    """8 hex digits over names and contents of a model's files; of a file over 64 MB its size, head and tail count."""
+    files = {path for pattern in _DECIDING for path in folder.glob(pattern) if path.name not in _BESIDE}
+    total = hashlib.sha256()
+    for path in sorted(files, key=lambda each: each.name):
+        total.update(f"{path.name}\0".encode())
+        total.update(_digest(path))
+    return total.hexdigest()[:8]
+
+
+def _digest(path: Path) -> bytes:
+    size = path.stat().st_size
+    digest = hashlib.sha256(str(size).encode())
+    with path.open("rb") as file:
+        if size <= _WHOLE:
+            digest.update(file.read())
+        else:
+            digest.update(file.read(_EDGE))
+            file.seek(-_EDGE, 2)
+            digest.update(file.read())
+    return digest.digest()
+
+
+def _is_path(model: str) -> bool:
+    """Whether `model` names a folder rather than a hub model (`owner/name`)."""
+    looks_like_one = model.startswith((".", "/", "~")) or model.count("/") > 1 or "\\" in model
+    return shipped_model(model) is None and (looks_like_one or Path(model).is_dir())
+
+
+def _from_hub(model: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    mend = "check the name, or name the folder of a saved model"
+    try:
+        return Path(snapshot_download(model, allow_patterns=list(_DECIDING)))
+    except LocalEntryNotFoundError:
+        what = f"model `{model}` is not on this machine, and the Hugging Face hub cannot be reached"
+        raise UserError(what, mend="download it first, or name the folder of a saved model") from None
+    except HfHubHTTPError as error:
+        raise UserError(f"model `{model}`: {str(error).splitlines()[0]}", mend=mend) from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"model `{model}` cannot be found: {str(error).splitlines()[0]}", mend=mend) from None

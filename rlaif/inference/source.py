@@ -1,0 +1,109 @@
+"""From settings to a model: on a server, on a vLLM server started for the run, or in process.
+
+The model is opened when its first answer is wanted; its name is known before that, because every question's id holds it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rlaif.errors import ModelError, UserError
+from rlaif.inference.base import Model
+from rlaif.settings import ModelSettings
+
+if TYPE_CHECKING:
+    from rlaif.inference.launch import VllmServer
+
+
+class LazyModel:
+    """A `ModelSource` made from settings."""
+
+    def __init__(self, settings: ModelSettings, *, log: Path, labels: tuple[str, ...] = ()) -> None:
+        """`labels` are those that it will be asked for; `log` is where a launched server writes."""
+        self._settings, self._log, self._labels = settings, log, labels
+        self._key = _api_key(settings)
+        self._name: str | None = None
+        self._model: Model | None = None
+        self._server: VllmServer | None = None
+        self.described = ""
+        """What the probe found, for people."""
+
+    @property
+    def name(self) -> str:
+        """The name on the server, or the local name with the fingerprint of its files."""
+        if self._name is None:
+            if self._settings.base_url or self._settings.launch:
+                self._name = self._settings.model
+            else:
+                from rlaif.inference.local import identity
+
+                self._name = identity(self._settings.model)
+        return self._name
+
+    async def open(self) -> Model:
+        """The model, started and probed. Raises UserError or ModelError with the first thing that is wrong."""
+        if self._model is None:
+            problems = await self.probe()
+            if problems:
+                raise UserError(problems[0])
+        assert self._model is not None
+        return self._model
+
+    async def probe(self) -> list[str]:
+        """Start the model if need be, and look what it can do. Returns everything that is wrong, a line each."""
+        self._model = model = await self._started()
+        problems = await model.probe(self._labels)
+        if getattr(model, "unreachable", False):
+            raise ModelError(problems[0])
+        self.described = str(getattr(model, "capabilities", None) or "")
+        return problems
+
+    async def _started(self):
+        settings = self._settings
+        url = settings.base_url
+        if settings.launch is not None:
+            from rlaif.inference.launch import VllmServer
+
+            self._server = VllmServer(settings.model, served_name=settings.model, extra=settings.launch_args, log=self._log)
+            await asyncio.to_thread(self._server.start)
+            url = self._server.base_url
+        if url is None:
+            from rlaif.inference.local import Local
+
+            return Local(settings.model, device=settings.device)
+        from rlaif.inference.server import Server
+
+        return Server(
+            url,
+            settings.model,
+            api_key=self._key,
+            concurrency=settings.concurrency,
+            timeout=settings.timeout,
+            template_options=settings.template_options or None,
+        )
+
+    async def close(self) -> None:
+        """Close the model, and stop its server if it was started here."""
+        if self._model is not None:
+            await self._model.close()
+            self._model = None
+        if self._server is not None:
+            await asyncio.to_thread(self._server.stop)
+            self._server = None
+
+
+def _api_key(settings: ModelSettings) -> str | None:
+    """The key from the environment variable that the settings name. Raises UserError where it is not set."""
+    if settings.api_key_env is None:
+        return None
+    key = os.environ.get(settings.api_key_env, "").strip()
+    if not key:
+        raise UserError(
+            f"the environment variable `{settings.api_key_env}` is not set",
+            where="api_key_env",
+            mend=f"export {settings.api_key_env}=... before the run",
+        )
+    return key
