@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -37,9 +36,10 @@ class Question:
         """
         self.kind, self.model, self.messages, self.sampling = kind, model, messages, sampling
         self.labels, self.index, self.about = labels, index, about or {}
-        turns = [(message.role, message.content) for message in messages]
-        how = (sampling.max_tokens, sampling.temperature, sampling.top_p, sampling.seed)
-        text = json.dumps((kind, model, turns, how, labels, index), ensure_ascii=False)
+        parts = [kind, model, *labels, "", *(part for m in messages for part in (m.role, m.content))]
+        parts.append(f"{sampling.max_tokens} {sampling.temperature} {sampling.top_p} {sampling.seed} {index}")
+        # Every part with its length before it: no two lists of parts run together into one text.
+        text = "".join([f"{len(part)}:{part}" for part in parts])
         self.id = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 

@@ -69,7 +69,7 @@ def _is_path(model: str) -> bool:
 
 def _from_hub(model: str) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
     mend = "check the name, or name the folder of a saved model"
     try:
@@ -77,7 +77,5 @@ def _from_hub(model: str) -> Path:
     except LocalEntryNotFoundError:
         what = f"model `{model}` is not on this machine, and the Hugging Face hub cannot be reached"
         raise UserError(what, mend="download it first, or name the folder of a saved model") from None
-    except HfHubHTTPError as error:
-        raise UserError(f"model `{model}`: {str(error).splitlines()[0]}", mend=mend) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError) as error:  # the hub's own errors are OSErrors
         raise UserError(f"model `{model}` cannot be found: {str(error).splitlines()[0]}", mend=mend) from None

@@ -1,50 +1,28 @@
 """A model in process, through transformers: the default for small models, and for machines without a server.
 
-It answers as vLLM does, to 1e-3: the same chat template, the same spellings of a label, log-probabilities over the
-full vocabulary in fp32. Label questions are padded on the right: a causal model never looks to the right, so padding
-needs no mask and changes no number. Texts are padded on the left, as generation wants it.
-
-The work runs in a thread, so that Ctrl-C and the table writer stay responsive.
+Questions are sorted by length and go through the model in batches (see `rlaif.inference.loaded`). The work runs in a
+thread, so that Ctrl-C and the table writer stay responsive.
 """
 
 from __future__ import annotations
 
 import asyncio
-import inspect
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rlaif.errors import ModelError, UserError
 from rlaif.inference.base import Answer, Question
 from rlaif.inference.chat import LabelRoute
-from rlaif.inference.drawing import Draw, Halt
 from rlaif.inference.folder import identity as identity
 from rlaif.inference.folder import model_folder
-from rlaif.inference.labels import label_text, label_tokens, logsumexp
+from rlaif.inference.loaded import Loaded, Row
 from rlaif.inference.probe import Capabilities
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    import torch
 
 _TOKENS_AT_ONCE = 32_768
 """Padded tokens of one forward pass, so that long prompts go in smaller batches."""
 _CALLS_OF_ROWS = 4
 """Batches that one `answer` call takes: sorted by length among themselves, they carry less padding."""
-
-
-@dataclass(frozen=True)
-class _Row:
-    """One question that can be asked: its place in the call and its prompt's tokens."""
-
-    at: int
-    question: Question
-    ids: list[int]
-    room: int
-    """Tokens that may be generated."""
 
 
 class Local:
@@ -64,7 +42,7 @@ class Local:
         self._folder = model_folder(model)
         self._device, self._dtype, self._rows = device, dtype, batch_size
         self._options = dict(template_options or {})
-        self._loaded: _Loaded | None = None
+        self._loaded: Loaded | None = None
         self._one_at_a_time = threading.Lock()
         self.name = identity(model) if name is None else f"{name}@{identity(model).rpartition('@')[2]}"
         self.batch_size = _CALLS_OF_ROWS * batch_size
@@ -78,7 +56,7 @@ class Local:
             loaded = await asyncio.to_thread(self._load)
         except UserError as error:
             return [str(error)]
-        problems = loaded.check(labels)
+        problems = loaded.problems(labels)
         self.capabilities = Capabilities(LabelRoute("exact"), batch=True, context=loaded.context)
         return problems
 
@@ -95,10 +73,10 @@ class Local:
         """Let go of the model's memory."""
         await asyncio.to_thread(self._unload)
 
-    def _load(self) -> _Loaded:
+    def _load(self) -> Loaded:
         with self._one_at_a_time:
             if self._loaded is None:
-                self._loaded = _Loaded(self._folder, self._device, self._dtype, self._options)
+                self._loaded = Loaded(self._folder, self._device, self._dtype, self._options)
             return self._loaded
 
     def _unload(self) -> None:
@@ -108,7 +86,7 @@ class Local:
     def _answer(self, questions: list[Question], halted: threading.Event) -> list[Answer]:
         loaded = self._load()
         answers: dict[int, Answer] = {}
-        rows: list[_Row] = []
+        rows: list[Row] = []
         for at, question in enumerate(questions):
             row = loaded.row(at, question)
             if isinstance(row, Answer):
@@ -124,13 +102,13 @@ class Local:
         return [answers[at] for at in range(len(questions))]
 
 
-def _batches(rows: list[_Row], most_rows: int) -> Iterator[list[_Row]]:
+def _batches(rows: list[Row], most_rows: int) -> Iterator[list[Row]]:
     """Rows that can share a pass, of about equal length; texts also share their room for the answer."""
 
-    def kind(row: _Row) -> tuple[bool, int]:
+    def kind(row: Row) -> tuple[bool, int]:
         return bool(row.question.labels), 0 if row.question.labels else row.room
 
-    batch: list[_Row] = []
+    batch: list[Row] = []
     for row in sorted(rows, key=lambda row: (kind(row), len(row.ids))):
         width = len(row.ids) + kind(row)[1]
         full = len(batch) == most_rows or (len(batch) + 1) * width > _TOKENS_AT_ONCE
@@ -140,28 +118,3 @@ def _batches(rows: list[_Row], most_rows: int) -> Iterator[list[_Row]]:
         batch.append(row)
     if batch:
         yield batch
-
-
-class _Loaded:
-    """Model and tokenizer in memory."""
-
-    def __init__(self, folder: Path, device: str, dtype: str | None, options: Mapping[str, Any]) -> None:
-        import torch
-
-        self._torch, self._folder, self._options = torch, folder, options
-        self.device = torch.device(_best_device() if device == "auto" else device)
-        self._tokenizer, self._model = _read(folder, dtype or ("float32" if self.device.type == "cpu" else "auto"))
-        try:
-            self._model.to(self.device)
-        except RuntimeError as error:  # also out of memory, and a device that does not exist
-            raise UserError(f"cannot load onto `{device}`: {str(error).splitlines()[0]}", where=folder) from None
-        self._ends = _end_tokens(self._model, self._tokenizer)
-        self._pad = next(token for token in (self._tokenizer.pad_token_id, *self._ends, 0) if token is not None)
-        self._short_logits = "logits_to_keep" in inspect.signature(self._model.forward).parameters
-        self._label_ids: dict[tuple[str, ...], list[list[int]] | None] = {}
-        length = getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
-        self.context: int | None = length if isinstance(length, int) else None
-
-    def check(self, labels: tuple[str, ...]) -> list[str]:
-        """What stands in the way of asking."""
-        return []

@@ -9,6 +9,11 @@ _PHANTOM = 1.0
 """Draws that every sample plays against one phantom of strength 1: a sample that won everything stays finite."""
 
 
+_ROUNDS = 1000
+_CLOSE = 1e-8
+"""Relative change under which the strengths have settled."""
+
+
 def strengths(items: Sequence[str], wins: Mapping[tuple[str, str], float]) -> dict[str, float]:
     """Log-strengths with mean 0; `wins[i, j]` is the probability (a soft win count) that i beats j.
 
@@ -16,27 +21,24 @@ def strengths(items: Sequence[str], wins: Mapping[tuple[str, str], float]) -> di
     p_i <- [sum_j w_ij p_j/(p_i+p_j)] / [sum_j w_ji/(p_i+p_j)] (arXiv:2207.00076, eq. 10), which has the fixed point of
     Zermelo's MM update and reaches it in fewer rounds. The phantom draw adds half a win and half a loss against 1.
     """
-    table = {
+    games = {
         item: [(other, wins[item, other], wins[other, item]) for other in items if (item, other) in wins]
         for item in items
     }
     power = dict.fromkeys(items, 1.0)
-    for _ in range(1000):
+    for _ in range(_ROUNDS):
         moved = 0.0
-        for item in items:
-            fresh = _update(power[item], [(power[other], won, lost) for other, won, lost in table[item]])
-            moved = max(moved, abs(math.log(fresh / power[item])))
-            power[item] = fresh
-        if moved < 1e-9:
+        for item, played in games.items():
+            own = power[item]
+            gained = lost = _PHANTOM / 2 / (own + 1)
+            for other, won, beaten in played:
+                rival = power[other]
+                share = 1 / (own + rival)
+                gained += won * rival * share
+                lost += beaten * share
+            power[item] = fresh = gained / lost
+            moved = max(moved, abs(fresh / own - 1))
+        if moved < _CLOSE:
             break
     mean = sum(math.log(each) for each in power.values()) / max(len(power), 1)
     return {item: math.log(each) - mean for item, each in power.items()}
-
-
-def _update(own: float, games: Sequence[tuple[float, float, float]]) -> float:
-    gained = _PHANTOM / 2 / (own + 1)
-    lost = _PHANTOM / 2 / (own + 1)
-    for other, won, beaten in games:
-        gained += won * other / (own + other)
-        lost += beaten / (own + other)
-    return gained / lost

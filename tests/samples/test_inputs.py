@@ -180,7 +180,7 @@ def test_dialogues_that_part_early(tmp_path: Path, chosen: str, rejected: str, r
     [
         ({"prompt": "hi", "chosen": None, "rejected": "bad"}, ["bad"], "given response that is not text (left out)"),
         ({"prompt": "hi", "chosen": [], "rejected": "bad"}, ["bad"], "given response that is not text (left out)"),
-        ({"prompt": "hi", "chosen": "\ud83d", "rejected": "bad"}, ["bad"], "given response that is not text (left out)"),
+        ({"prompt": "hi", "chosen": "\ud83d", "rejected": "b"}, ["b"], "given response that is not text (left out)"),
         ({"prompt": "hi", "chosen": talk((USER, "hey"), (BOT, "good")), "rejected": "bad"}, ["bad"],
          "answer whose dialogue is not the prompt's (left out)"),
     ],

@@ -34,8 +34,8 @@ class Plan(NamedTuple):
 
 
 PLANS = {
-    "judge": Plan(judge_lessons, {"width": 192, "layers": 4, "inner": 512}, Schedule(700, tokens=6144)),
-    "policy": Plan(policy_lessons, {"width": 128, "layers": 4, "inner": 384, "head": 32}, Schedule(700, 2e-3)),
+    "judge": Plan(judge_lessons, {"width": 192, "layers": 4, "inner": 512}, Schedule(1200)),
+    "policy": Plan(policy_lessons, {"width": 128, "layers": 4, "inner": 384, "head": 32}, Schedule(700)),
 }
 
 

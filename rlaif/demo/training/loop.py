@@ -1,4 +1,4 @@
-"""The training loop: weighted cross-entropy on the answer tokens, AdamW, warm-up and cosine."""
+"""The training loop: weighted cross-entropy on the answer tokens, Muon and AdamW, warm-up and cosine."""
 
 from __future__ import annotations
 
@@ -20,12 +20,13 @@ class Schedule:
     """How long and how fast a model learns."""
 
     steps: int
-    learning_rate: float = 1e-3
+    learning_rate: float = 2e-3
+    """Of AdamW."""
+    matrix_rate: float = 0.02
+    """Of Muon."""
     warmup: int = 60
-    tokens: int = 8192
+    tokens: int = 4096
     """Tokens in a batch."""
-    decay: float = 0.05
-    """Weight decay of the matrices."""
 
     def rate(self, step: int) -> float:
         """Share of the learning rate at `step`: a linear warm-up, then half a cosine down to nearly zero."""
@@ -48,20 +49,28 @@ def loss_of(model: Any, batch: Batch) -> Tensor:
 def train(model: Any, batches: Iterator[Batch], schedule: Schedule, log: Callable[[str], None]) -> None:
     """Train `model` in place."""
     model.train()
-    matrices = [weight for weight in model.parameters() if weight.dim() > 1]
-    vectors = [weight for weight in model.parameters() if weight.dim() <= 1]
-    groups = [{"params": matrices, "weight_decay": schedule.decay}, {"params": vectors, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=schedule.learning_rate, betas=(0.9, 0.98))
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule.rate)
+    optimizers = _optimizers(model, schedule)
+    schedulers = [torch.optim.lr_scheduler.LambdaLR(each, schedule.rate) for each in optimizers]
     started, recent = time.monotonic(), 0.0
     for step in range(1, schedule.steps + 1):
         loss = loss_of(model, next(batches))
-        optimizer.zero_grad(set_to_none=True)
+        model.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        scheduler.step()
+        for each in (*optimizers, *schedulers):
+            each.step()
         recent = loss.item() if step == 1 else 0.95 * recent + 0.05 * loss.item()
         if step % 25 == 0 or step == schedule.steps:
             log(f"step {step}/{schedule.steps} loss {recent:.4f} seconds {time.monotonic() - started:.0f}")
     model.eval()
+
+
+def _optimizers(model: Any, schedule: Schedule) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices inside the layers, which learns in about half the steps; AdamW for all else."""
+    inside = {id(weight) for weight in model.model.layers.parameters() if weight.dim() == 2}
+    matrices = [weight for weight in model.parameters() if id(weight) in inside]
+    others = [weight for weight in model.parameters() if id(weight) not in inside]
+    return [
+        torch.optim.Muon(matrices, lr=schedule.matrix_rate, momentum=0.95, weight_decay=0.01),
+        torch.optim.AdamW(others, lr=schedule.learning_rate, betas=(0.9, 0.98), weight_decay=0.0),
+    ]

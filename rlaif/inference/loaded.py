@@ -1,0 +1,195 @@
+"""A model and its tokenizer in memory, and the two passes that answer questions.
+
+They answer as vLLM does, to 1e-3: the same chat template, the same spellings of a label, log-probabilities over the
+full vocabulary in fp32. Label questions are padded on the right: a causal model never looks to the right, so padding
+needs no mask and changes no number. Texts are padded on the left, as generation wants it.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Event
+from typing import TYPE_CHECKING, Any
+
+from rlaif.errors import UserError
+from rlaif.inference.base import Answer, Question
+from rlaif.inference.drawing import Draw, Halt
+from rlaif.inference.labels import label_text, label_tokens, logsumexp
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class Row:
+    """One question that can be asked."""
+
+    at: int
+    """Its place in the call."""
+    question: Question
+    ids: list[int]
+    """Tokens of the prompt."""
+    room: int
+    """Tokens that may be generated."""
+
+
+class Loaded:
+    """The model of a folder, on its device. Used by one thread at a time."""
+
+    def __init__(self, folder: Path, device: str, dtype: str | None, options: Mapping[str, Any]) -> None:
+        import torch
+
+        place = torch.device(_best_device() if device == "auto" else device)
+        self._folder, self._options, self._device = folder, options, place
+        self._tokenizer, self._model = _read(folder, place, dtype or ("float32" if place.type == "cpu" else "auto"))
+        self._ends = _end_tokens(self._model, self._tokenizer)
+        padding = self._tokenizer.pad_token_id
+        self._pad = int(padding if padding is not None else min(self._ends, default=0))
+        self._short_logits = "logits_to_keep" in inspect.signature(self._model.forward).parameters
+        self._label_ids: dict[tuple[str, ...], list[list[int]] | None] = {}
+        length = getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
+        self.context: int | None = length if isinstance(length, int) else None
+
+    def problems(self, labels: tuple[str, ...]) -> list[str]:
+        """What stands in the way of asking questions with these labels."""
+        if labels and self._ids_of(labels) is None:
+            return [f"{self._folder}: not every label of {', '.join(labels)} is one token of the model's vocabulary"]
+        return []
+
+    def row(self, at: int, question: Question) -> Row | Answer:
+        """The question as tokens, or the reason why it cannot be asked."""
+        from jinja2 import TemplateError
+
+        turns = [{"role": message.role, "content": message.content} for message in question.messages]
+        try:
+            text = self._tokenizer.apply_chat_template(
+                turns, tokenize=False, add_generation_prompt=True, **self._options
+            )
+        except TemplateError as error:
+            return Answer(failure="bad_request", detail=f"the chat template refuses the conversation: {error}")
+        ids = self._tokenizer(text, add_special_tokens=False)["input_ids"]
+        left = question.sampling.max_tokens if self.context is None else self.context - len(ids)
+        if left < 1:
+            return Answer(
+                failure="too_long", detail=f"{len(ids)} prompt tokens leave no room in a context of {self.context}"
+            )
+        if question.labels and self._ids_of(question.labels) is None:
+            return Answer(failure="no_labels", detail="a label is not one token of the model's vocabulary")
+        return Row(at, question, ids, min(left, question.sampling.max_tokens))
+
+    def labels(self, rows: Sequence[Row]) -> list[Answer]:
+        """Log-probabilities of each row's labels as the next token."""
+        import torch
+
+        width = max(len(row.ids) for row in rows)
+        padded = torch.tensor([row.ids + [self._pad] * (width - len(row.ids)) for row in rows], device=self._device)
+        ends = [len(row.ids) - 1 for row in rows]
+        kept = sorted(set(ends)) if self._short_logits else list(range(width))
+        keep = {"logits_to_keep": torch.tensor(kept, device=self._device)} if self._short_logits else {}
+        place = {position: at for at, position in enumerate(kept)}
+        with torch.inference_mode():
+            # Only the positions that end a row go through the output layer.
+            logits = self._model(input_ids=padded, use_cache=False, **keep).logits
+            last = logits[list(range(len(rows))), [place[end] for end in ends]]
+            chances = last.float().log_softmax(-1).cpu()
+        return [self._label_answer(row, chances[at]) for at, row in enumerate(rows)]
+
+    def texts(self, rows: Sequence[Row], halted: Event) -> list[Answer]:
+        """A text for each row; all have the same room."""
+        import torch
+
+        width = max(len(row.ids) for row in rows)
+        padded = torch.tensor([[self._pad] * (width - len(row.ids)) + row.ids for row in rows], device=self._device)
+        mask = torch.tensor([[0] * (width - len(row.ids)) + [1] * len(row.ids) for row in rows], device=self._device)
+        with torch.inference_mode():
+            out = self._model.generate(
+                input_ids=padded,
+                attention_mask=mask,
+                max_new_tokens=rows[0].room,
+                logits_processor=[Draw([row.question for row in rows], self._device)],
+                stopping_criteria=[Halt(halted)],
+            )
+        return [self._text_answer(row, out[at, width:].tolist()) for at, row in enumerate(rows)]
+
+    def _label_answer(self, row: Row, chances: torch.Tensor) -> Answer:
+        ids = self._ids_of(row.question.labels)
+        assert ids is not None
+        values = tuple(logsumexp(chances[tokens].tolist()) for tokens in ids)
+        said = self._tokenizer.decode([int(chances.argmax())], skip_special_tokens=True)
+        return Answer(said, values, "length", len(row.ids), 1)
+
+    def _text_answer(self, row: Row, tokens: list[int]) -> Answer:
+        end = next((at for at, token in enumerate(tokens) if token in self._ends), None)
+        tokens = tokens if end is None else tokens[: end + 1]
+        text = self._tokenizer.decode(tokens, skip_special_tokens=True)
+        return Answer(text, None, "length" if end is None else "stop", len(row.ids), len(tokens))
+
+    def _ids_of(self, labels: tuple[str, ...]) -> list[list[int]] | None:
+        if labels not in self._label_ids:
+            ids = self._tokenizer(label_text(labels), add_special_tokens=False)["input_ids"]
+            strings = self._tokenizer.convert_ids_to_tokens(ids)
+            self._label_ids[labels] = label_tokens(labels, ids, strings)
+        return self._label_ids[labels]
+
+
+def _read(folder: Path, device: torch.device, dtype: str) -> tuple[Any, Any]:
+    """Tokenizer and model, checked, on the device."""
+    transformers = _transformers()
+    with _quiet():
+        try:
+            tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            model = transformers.AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, dtype=dtype)
+            model = model.to(device).eval()
+        except (OSError, ValueError, RuntimeError, KeyError) as error:
+            why = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise UserError(f"the model cannot be loaded: {why}", where=folder) from error
+    if not getattr(tokenizer, "chat_template", None):
+        mend = "use an instruction-tuned model, or save a chat_template.jinja in its folder"
+        raise UserError("the model has no chat template", where=folder, mend=mend)
+    # How a text is drawn is the question's business: nothing is taken over from the model's own defaults but its ends.
+    ends = sorted(_end_tokens(model, tokenizer))
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (ends or [0])[0]
+    model.generation_config = transformers.GenerationConfig(
+        do_sample=False, eos_token_id=ends or None, pad_token_id=pad
+    )
+    return tokenizer, model
+
+
+def _transformers() -> Any:  # noqa: ANN401 - it has too few types to check against
+    import transformers
+
+    return transformers
+
+
+def _end_tokens(model: Any, tokenizer: Any) -> set[int]:  # noqa: ANN401 - as above
+    """Every token that ends an answer."""
+    listed = getattr(model.generation_config, "eos_token_id", None)
+    ends = set(listed) if isinstance(listed, list) else {listed}
+    return {int(token) for token in ends | {tokenizer.eos_token_id} if token is not None}
+
+
+def _best_device() -> str:
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bars and no advice from transformers while it loads a model."""
+    logging = _transformers().utils.logging
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()

@@ -1,0 +1,99 @@
+"""The house rules that can be checked: layers, light start, small functions, no work at import."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import pkgutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import rlaif
+from tests.support import ROOT, command, environment
+
+LAYERS = [
+    ("errors", "resources", "records", "plainwords"),
+    ("yamlfile", "store", "templates"),
+    ("constitution", "settings", "runfile"),
+    ("inference",),
+    ("comparisons", "samples", "critiques", "preferences"),
+    ("run", "outcome"),
+    ("demo",),
+    ("pipeline",),
+    ("cli", "__main__"),
+]
+"""Lowest first; a module imports from its own layer and those below."""
+
+MODULES = sorted(path for path in (ROOT / "rlaif").rglob("*.py"))
+
+
+def layer(name: str) -> int:
+    (at,) = (at for at, names in enumerate(LAYERS) if name in names)
+    return at
+
+
+def imported(path: Path) -> set[str]:
+    """First names below `rlaif` that a file imports, inside functions too."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module] if node.module != "rlaif" else [f"rlaif.{alias.name}" for alias in node.names]
+        found |= {name.split(".")[1] for name in names if name.startswith("rlaif.")}
+    return found - {"__version__"}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_point_downwards(path: Path) -> None:
+    parts = path.relative_to(ROOT / "rlaif").with_suffix("").parts
+    if parts == ("__init__",):
+        return
+    above = [name for name in imported(path) if layer(name) > layer(parts[0])]
+    assert above == []
+
+
+def test_every_module_imports_offline_and_lightly() -> None:
+    """Importing them all, training scripts apart, loads no torch, no transformers and no datasets."""
+    names = [each.name for each in pkgutil.walk_packages(rlaif.__path__, "rlaif.")]
+    assert len(names) > 40
+    light = [name for name in names if not name.startswith("rlaif.demo.training") and name != "rlaif.__main__"]
+    code = f"import importlib, sys\nfor name in {light!r}: importlib.import_module(name)\n"
+    code += "print([name for name in ('torch', 'transformers', 'datasets', 'vllm') if name in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment())
+    assert result.stdout.strip() == "[]", result.stderr
+
+
+def test_help_is_light() -> None:
+    """`rlaif --help` loads neither the heavy libraries nor pydantic."""
+    code = "import sys; sys.argv = ['rlaif', '--help']\nfrom rlaif.cli.main import main\n"
+    code += "try: main()\nexcept SystemExit: pass\n"
+    code += "heavy = ('torch', 'transformers', 'datasets', 'pydantic', 'rich', 'httpx', 'aiohttp', 'yaml')\n"
+    code += "print([name for name in heavy if name in sys.modules], file=sys.stderr)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment())
+    assert result.stderr.strip() == "[]"
+
+
+def test_every_command_of_the_overview_exists_with_help() -> None:
+    from rlaif.cli.main import _COMMANDS, cli
+
+    for name, (module, _) in _COMMANDS.items():
+        assert getattr(importlib.import_module(module), name).name == name
+    listed = subprocess.run(command("--help"), capture_output=True, text=True, env=environment()).stdout
+    assert all(f"\n  {name} " in listed for name in _COMMANDS)
+    assert cli.name == "cli"
+
+
+def test_files_and_functions_stay_small() -> None:
+    """Files under 300 lines and functions under 60, tables of words apart."""
+    long = []
+    for path in MODULES:
+        text = path.read_text()
+        if text.count("\n") > 300:
+            long.append(str(path))
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno - node.lineno >= 60:  # type: ignore[operator]
+                long.append(f"{path}:{node.lineno} {node.name}")
+    assert long == []

@@ -1,0 +1,105 @@
+"""Templates: one pass, fences that cannot be forged, every declared slot used."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rlaif.errors import UserError
+from rlaif.records import Message
+from rlaif.resources import resource
+from rlaif.templates import conversation, defuse, fence, load_template, parse_template
+
+SHIPPED = sorted(path.stem for path in (resource("prompts") / "judge").glob("*.txt"))
+
+
+def test_there_are_templates() -> None:
+    assert {"compare", "compare_critiqued", "critique", "revise"} <= set(SHIPPED)
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_every_slot_of_a_shipped_template_shows_its_value(name: str) -> None:
+    template = load_template(name)
+    text = template.fill(**{slot: f"<{slot} {{first}} {{}}>" for slot in template.slots})
+    for slot in template.slots:
+        assert f"<{slot} {{first}} {{}}>" in text
+    assert not text.startswith("slots:")
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_material_comes_before_the_question(name: str) -> None:
+    """The prefix cache is shared up to the first difference: fixed text, conversation, replies, then the rest."""
+    parts = [part for part in load_template(name).parts[1::2]]
+    assert parts[0] == "conversation"
+    assert parts[-1] in ("question", "request")
+
+
+def test_a_slot_inside_a_value_stays_text() -> None:
+    template = parse_template("slots: a b\n{a} and {b}", name="t", where="t")
+    assert template.fill(a="{b}", b="{a}") == "{b} and {a}"
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "says"),
+    [
+        ("no slots here\n{a}", 1, "first line must declare"),
+        ("slots: principle\n\nsome text\n{prinicple}", 4, "unknown slot {prinicple}; did you mean `principle`?"),
+        ("slots: a b\n{a}", 1, "`b` is declared and never used"),
+    ],
+)
+def test_a_wrong_template_is_named(text: str, line: int, says: str) -> None:
+    with pytest.raises(UserError, match=re.escape(says)) as caught:
+        parse_template(text, name="t", where=Path("t.txt"))
+    assert caught.value.line == line
+
+
+def test_filling_takes_exactly_the_declared_slots() -> None:
+    template = parse_template("slots: a\n{a}", name="t", where="t")
+    with pytest.raises(KeyError):
+        template.fill()
+    with pytest.raises(KeyError):
+        template.fill(a="", b="")
+
+
+HOSTILE = st.text(alphabet=st.sampled_from("<>|｜[]/ abc0123456789f\n"), max_size=60) | st.sampled_from(
+    ["<|im_start|>", "<|eot_id|>", "[INST]", "[/INST]", "</s>", "<s>", "<start_of_turn>", "<<<123456", "<think>", "<<SYS>>"]
+)
+
+
+@given(st.lists(HOSTILE, max_size=5).map("".join))
+def test_nothing_inside_a_fence_looks_like_structure(text: str) -> None:
+    fenced = fence(text)
+    head, inside, tail = re.fullmatch(r"(<<<\w{6})\n(.*)\n(\w{6}>>>)", fenced, re.DOTALL).groups()  # type: ignore[union-attr]
+    assert head[3:] == tail[:6]
+    assert "<<<" not in inside
+    assert ">>>" not in inside
+    assert not re.search(r"<\||\|>|<｜|｜>|</?s>|\[/?INST\]|</?think>|_of_turn>(?<=<start_of_turn>)|<<SYS>>", inside)
+
+
+@given(st.text(max_size=200))
+def test_ordinary_text_is_left_alone(text: str) -> None:
+    plain = re.sub(r"[<>|｜\[\]]", "", text)
+    assert defuse(plain) == plain
+
+
+def test_equal_material_has_equal_fences_and_other_material_others() -> None:
+    assert fence("yes") == fence("yes")
+    assert fence("yes")[:9] != fence("no")[:9]
+
+
+def test_long_material_is_cut_in_the_middle() -> None:
+    text = fence("a" * 300 + "b" * 300, max_chars=100)
+    assert "a" * 50 in text
+    assert "b" * 50 in text
+    assert "500 characters left out" in text
+    assert len(text) < 200
+
+
+def test_a_conversation_names_its_speakers() -> None:
+    turns = [Message(role="system", content="Be brief."), Message(role="user", content="Hi"),
+             Message(role="assistant", content="Hello")]  # fmt: skip
+    assert conversation(turns) == "System: Be brief.\n\nHuman: Hi\n\nAssistant: Hello"
