@@ -106,7 +106,10 @@ def find_problems(source: Source, model_type: type[BaseModel]) -> list[UserError
     for complaint in complaints(source.data, model_type):
         where, line = source.place(complaint.path)
         found.append(UserError(complaint.what, where=where, line=line, mend=complaint.mend))
-    return sorted(found, key=lambda error: (str(error.where) != source.where, error.line or 0))
+    # What is missing is told last: an unknown key above it is often the missing one, misspelt.
+    return sorted(
+        found, key=lambda error: (error.what.endswith(" is missing"), str(error.where) != source.where, error.line or 0)
+    )
 
 
 def read_yaml(path: str | Path) -> Source:
@@ -168,7 +171,7 @@ _HINTS = {
     "found unexpected end of stream": "is a quote not closed?",
     "expected <block end>": "indent lines of one level alike, and close every quote",
     "could not find expected ':'": "is a `key:` without its colon, or a quote not closed?",
-    "expected ',' or": "is a bracket not closed?",
+    "expected ',' or": "is a bracket not closed, or does a text need quotes?",
     "found undefined alias": "a text that starts with * must stand in quotes",
     "expected alphabetic or numeric": "a text that starts with * or & must stand in quotes",
 }

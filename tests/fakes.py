@@ -181,6 +181,8 @@ class FakeServer:
         self.requests[path] += 1
         if self.api_key is not None and headers.get("authorization") != f"bearer {self.api_key}".lower():
             return await _send(writer, 401, _error(f"wrong API key {headers.get('authorization')}"))
+        if path == "/health":
+            return await _send(writer, 200, {})
         if path == "/v1/models":
             card = {"id": self.model, "object": "model", "max_model_len": self.context}
             return await _send(writer, 200, {"object": "list", "data": [card]})

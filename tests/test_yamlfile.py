@@ -111,7 +111,7 @@ def test_all_mistakes_are_listed_in_the_order_of_their_lines() -> None:
         ("a:\n\t- b", 2, "a tab where spaces are wanted (column 1); use spaces"),
         ("note: what: this", 1, "a text with `: ` in it must stand in quotes"),
         ("rate: 1\nnote: 'x\nsamples: 1", 3, "is a quote not closed?"),
-        ("note: [a, b", 1, "is a bracket not closed?"),
+        ("note: [a, b", 1, "is a bracket not closed"),
         ("note: *x", 1, "a text that starts with * must stand in quotes"),
         ("note: @x", 1, "(column 7); a text that starts with @ must stand in quotes"),
         ("rate: 1\n samples: 2", 2, "not YAML"),

@@ -138,13 +138,15 @@ class Loaded:
 
 def _read(folder: Path, device: torch.device, dtype: str) -> tuple[Any, Any]:
     """Tokenizer and model, checked, on the device."""
+    from safetensors import SafetensorError
+
     transformers = _transformers()
     with _quiet():
         try:
             tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
             model = transformers.AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, dtype=dtype)
             model = model.to(device).eval()
-        except (OSError, ValueError, RuntimeError, KeyError) as error:
+        except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
             why = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise UserError(f"the model cannot be loaded: {why}", where=folder) from error
     if not getattr(tokenizer, "chat_template", None):

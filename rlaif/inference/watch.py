@@ -30,7 +30,7 @@ def main(command: list[str]) -> int:
 
 
 def _end_with_starter(child: subprocess.Popen[bytes]) -> None:
-    while sys.stdin.buffer.read(1024):
+    while os.read(0, 1024):  # not sys.stdin, whose lock this thread would hold when the interpreter ends
         pass
     child.send_signal(signal.SIGTERM)
     try:

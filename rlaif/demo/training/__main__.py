@@ -34,7 +34,7 @@ class Plan(NamedTuple):
 
 
 PLANS = {
-    "judge": Plan(judge_lessons, {"width": 192, "layers": 4, "inner": 512}, Schedule(1200)),
+    "judge": Plan(judge_lessons, {"width": 192, "layers": 4, "inner": 512}, Schedule(1000)),
     "policy": Plan(policy_lessons, {"width": 128, "layers": 4, "inner": 384, "head": 32}, Schedule(700)),
 }
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from rlaif.demo.training.muon import Muon
 from rlaif.demo.training.packing import Batch
 
 
@@ -71,6 +72,6 @@ def _optimizers(model: Any, schedule: Schedule) -> list[torch.optim.Optimizer]:
     matrices = [weight for weight in model.parameters() if id(weight) in inside]
     others = [weight for weight in model.parameters() if id(weight) not in inside]
     return [
-        torch.optim.Muon(matrices, lr=schedule.matrix_rate, momentum=0.95, weight_decay=0.01),
+        Muon(matrices, lr=schedule.matrix_rate, decay=0.01),
         torch.optim.AdamW(others, lr=schedule.learning_rate, betas=(0.9, 0.98), weight_decay=0.0),
     ]

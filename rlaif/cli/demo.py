@@ -1,0 +1,97 @@
+"""`rlaif demo`: the whole loop on the tiny world, where an oracle knows every answer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from rlaif.cli.show import show_report, watch
+from rlaif.cli.transcript import Story, read_story, show_transcript
+from rlaif.constitution import load_constitution
+from rlaif.demo.agreement import by_principle, of_pairs
+from rlaif.pipeline import generate
+from rlaif.records import Prompt
+from rlaif.resources import resource
+from rlaif.settings import (
+    CompareSettings,
+    CritiqueSettings,
+    JudgeSettings,
+    PolicySettings,
+    PromptSettings,
+    RunSettings,
+)
+
+
+@click.command()
+@click.option("--output", default="runs/demo", show_default=True, help="Run folder.")
+@click.option("--prompts", default=40, show_default=True, type=click.IntRange(1), help="Prompts to use.")
+def demo(output: str, prompts: int) -> None:
+    """Run the whole loop offline: a tiny policy answers, a tiny judge critiques and compares, pairs come out.
+
+    The models (a few MB, in the package) live in a small world of everyday requests, bad requests and upset customers.
+    An oracle that knows this world completely says how often the judge was right.
+    """
+    settings = _settings(output, prompts)
+    constitution = load_constitution(settings.constitution)
+    click.secho(f"The constitution `{constitution.name}`", bold=True)
+    for principle in constitution.principles:
+        click.echo(f"  {principle.id:<18} {principle.compare}")
+    click.echo(
+        f"\n{prompts} prompts, {4} replies each by `demo-policy`; `demo-judge` reviews every reply under every "
+        "principle and compares every two of them in both orders.\n"
+    )
+    with watch() as told:
+        report = generate(settings, watch=told)
+    story = read_story(settings.folder)
+    click.secho("\nOne prompt in full\n", bold=True)
+    show_transcript(story, _telling(story))
+    click.secho("\nThe run in numbers\n", bold=True)
+    show_report(report)
+    _show_agreement(story)
+    _show_files(settings.folder)
+
+
+def _settings(output: str, prompts: int) -> RunSettings:
+    return RunSettings(
+        constitution="demo",
+        prompts=PromptSettings(path=str(resource("prompts") / "policy" / "demo.jsonl"), limit=prompts),
+        policy=PolicySettings(model="demo-policy", samples=4, max_tokens=96),
+        judge=JudgeSettings(model="demo-judge"),
+        critique=CritiqueSettings(enabled=True, max_tokens=48),
+        compare=CompareSettings(principles="each"),
+        output=output,
+    )
+
+
+def _telling(story: Story) -> Prompt:
+    """The prompt with the clearest pair among those whose replies all differ."""
+
+    def gap(prompt: Prompt) -> float:
+        made = story.pairs[prompt.id]
+        return max((pair.strengths[0] - pair.strengths[1] for pair in made), default=-1.0)
+
+    return max(story.prompts, key=gap)
+
+
+def _show_agreement(story: Story) -> None:
+    prompts = {prompt.id: prompt for prompt in story.prompts}
+    click.secho("\nThe judge against the oracle, which knows this world completely\n", bold=True)
+    for principle, score in sorted(by_principle(prompts, story.samples, story.judgements.values()).items()):
+        click.echo(f"  {principle:<18} right in {score} comparisons that the oracle can tell apart")
+    pairs = of_pairs(pair for made in story.pairs.values() for pair in made)
+    click.echo(f"  {'the pairs':<18} `chosen` is the oracle's choice too in {pairs}")
+
+
+def _show_files(folder: Path) -> None:
+    click.secho("\nWhere everything is\n", bold=True)
+    for name, what in (
+        ("pairs.jsonl", "the preference pairs (pairs.parquet too): prompt, chosen, rejected, probability, provenance"),
+        ("judgements.jsonl", "every judge call, raw"),
+        ("rankings.jsonl", "the replies of every prompt, ranked"),
+        ("samples.jsonl", "the policy's replies"),
+        ("critiques.jsonl", "the judge's notes on them"),
+        ("manifest.json", "what it was made from, and all counts"),
+    ):
+        click.echo(f"  {folder / name!s:<32} {what}")
+    click.echo("\nNext: rlaif init my-run, then edit my-run/constitution.yaml and run rlaif generate my-run/run.yaml")

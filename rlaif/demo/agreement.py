@@ -1,0 +1,59 @@
+"""How often the judge of a run agrees with the oracle: by principle, and on the pairs that came out."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from rlaif.demo.oracle import prefer, prefer_overall
+from rlaif.records import Judgement, PreferencePair, Prompt, Sample
+
+
+@dataclass
+class Score:
+    """Answers that were right, of those where the oracle has a preference."""
+
+    right: int = 0
+    total: int = 0
+
+    def add(self, right: bool) -> None:
+        """Count one."""
+        self.right += right
+        self.total += 1
+
+    def __str__(self) -> str:
+        return f"{self.right / self.total:.0%} of {self.total:,}" if self.total else "nothing to compare"
+
+
+def by_principle(
+    prompts: Mapping[str, Prompt], samples: Mapping[str, Sample], judgements: Iterable[Judgement]
+) -> dict[str, Score]:
+    """For every principle, the judge's preference (both orders averaged) against the oracle's.
+
+    Pairs between which the oracle sees no difference under the principle are left out.
+    """
+    logits: dict[tuple[str, str, str], float] = defaultdict(float)
+    for each in judgements:
+        if each.logprobs is not None:
+            gap = each.logprobs[0] - each.logprobs[1]
+            forward = each.first < each.second
+            left, right = (each.first, each.second) if forward else (each.second, each.first)
+            logits[each.principle, left, right] += gap if forward else -gap
+    scores: dict[str, Score] = defaultdict(Score)
+    for (principle, left, right), logit in logits.items():
+        prompt = prompts[samples[left].prompt].messages[-1].content
+        wanted = prefer(principle, prompt, samples[left].text, samples[right].text)
+        if wanted != 0.5:
+            scores[principle].add((logit > 0) == (wanted == 1.0))
+    return dict(scores)
+
+
+def of_pairs(pairs: Iterable[PreferencePair]) -> Score:
+    """Whether `chosen` is the reply that the oracle prefers on the whole."""
+    score = Score()
+    for pair in pairs:
+        wanted = prefer_overall(pair.prompt[-1].content, pair.chosen[0].content, pair.rejected[0].content)
+        if wanted != 0.5:
+            score.add(wanted == 1.0)
+    return score

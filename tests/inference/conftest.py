@@ -1,0 +1,45 @@
+"""Models for the tests: a tiny random one in process, and a real vLLM server where there is one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from rlaif.inference.launch import PYTHON_VARIABLE, VllmServer
+from rlaif.resources import shipped_model
+from tests.inference.tiny import make_tiny_model
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_model(tmp_path_factory.mktemp("models") / "tiny")
+
+
+class Served(NamedTuple):
+    """A model behind a real vLLM server."""
+
+    base_url: str
+    name: str
+    folder: Path
+
+
+@pytest.fixture(scope="session")
+def vllm(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """The shipped judge behind vLLM, started by our own launcher; a tiny random model until weights ship."""
+    if not os.environ.get(PYTHON_VARIABLE):
+        reason = f"{PYTHON_VARIABLE} does not name a Python that has vLLM"
+        if os.environ.get("CI_REQUIRE_VLLM") == "1":
+            pytest.fail(f"CI_REQUIRE_VLLM=1, but {reason}")
+        pytest.skip(reason)
+    folder = shipped_model("demo-judge")
+    shipped = folder is not None and (folder / "config.json").is_file()
+    extra = ["--max-model-len", "512"] if shipped else ["--dtype", "float32", "--enforce-eager"]
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+    log = tmp_path_factory.mktemp("vllm") / "vllm.log"
+    model = "demo-judge" if shipped else str(tiny_model)
+    with VllmServer(model, served_name="judge", extra=extra, log=log) as server:
+        yield Served(server.base_url, "judge", folder if shipped and folder else tiny_model)
