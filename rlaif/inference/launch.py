@@ -196,7 +196,7 @@ class VllmServer:
                 raise ModelError(f"vLLM was not ready after {spent:.0f} s{self._end_of_log()}")
             if self._progress is not None:
                 self._progress(spent, (self._log_lines() or [""])[-1])
-            time.sleep(_LOOK_EVERY)
+            time.sleep(min(_LOOK_EVERY, 0.05 + spent / 10))
 
     def _healthy(self) -> bool:
         """Whether /health says so; asked directly, past any proxy."""

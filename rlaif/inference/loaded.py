@@ -41,9 +41,7 @@ class Loaded:
     """The model of a folder, on its device. Used by one thread at a time."""
 
     def __init__(self, folder: Path, device: str, dtype: str | None, options: Mapping[str, Any]) -> None:
-        import torch
-
-        place = torch.device(_best_device() if device == "auto" else device)
+        place = _place(device)
         self._folder, self._options, self._device = folder, options, place
         self._tokenizer, self._model = _read(folder, place, dtype or ("float32" if place.type == "cpu" else "auto"))
         self._ends = _end_tokens(self._model, self._tokenizer)
@@ -174,12 +172,19 @@ def _end_tokens(model: Any, tokenizer: Any) -> set[int]:  # noqa: ANN401 - as ab
     return {int(token) for token in ends | {tokenizer.eos_token_id} if token is not None}
 
 
-def _best_device() -> str:
+def _place(device: str) -> torch.device:
+    """The device of that name; `auto` takes the best one there is."""
     import torch
 
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
+    if device == "auto":
+        return torch.device(torch.accelerator.current_accelerator(check_available=True) or "cpu")
+    try:
+        place = torch.device(device)
+        torch.empty(0, device=place)
+    except (RuntimeError, AssertionError) as error:  # an assertion is how a build without CUDA says so
+        why = str(error).splitlines()[0]
+        raise UserError(f"device `{device}` cannot be used: {why}", mend="take auto, cpu or cuda") from None
+    return place
 
 
 @contextmanager
