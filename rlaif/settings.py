@@ -32,7 +32,7 @@ class ModelSettings(Record):
     """Most questions under way at once; fewer while the server pushes back."""
     timeout: float = Field(120.0, gt=0)
     """Seconds until a request counts as lost."""
-    template_options: dict[str, JsonValue] = {}
+    template_options: dict[str, JsonValue] = Field(default_factory=dict)
     """Passed to the chat template, for instance {enable_thinking: false}."""
     device: str = "auto"
     """For a model in process: auto, cpu, cuda, cuda:1, ..."""

@@ -14,8 +14,6 @@ import yaml
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT.parent / "shared" / "data"
 
-RAW = Path(sys.executable)
-
 
 def environment(**more: str) -> dict[str, str]:
     """A clean environment: no settings from outside, no hub, this checkout's package."""
@@ -28,7 +26,9 @@ def command(*arguments: object) -> list[str]:
     return [sys.executable, "-m", "rlaif", *map(str, arguments)]
 
 
-def rlaif(*arguments: object, cwd: Path | None = None, timeout: float = 120, **env: str) -> subprocess.CompletedProcess[str]:
+def rlaif(
+    *arguments: object, cwd: Path | None = None, timeout: float = 120, **env: str
+) -> subprocess.CompletedProcess[str]:
     """Run `rlaif ARGUMENTS` to its end."""
     return subprocess.run(
         command(*arguments), capture_output=True, text=True, env=environment(**env), cwd=cwd, timeout=timeout

@@ -179,7 +179,7 @@ def test_no_pair_against_the_judge(
             assert not verdicts & {"unparsed", "failed"}
             assert len(pair.judgements) == 2 * len(pair.principles)
         else:
-            assert "first" == said[winner, loser] or "second" == said[loser, winner]
+            assert said[winner, loser] == "first" or said[loser, winner] == "second"
     if select == "all":
         assert len(made) == sum(each.status is Status.LABELLED for each in comparisons)
 

@@ -66,7 +66,7 @@ def test_filling_takes_exactly_the_declared_slots() -> None:
 
 
 HOSTILE = st.text(alphabet=st.sampled_from("<>|｜[]/ abc0123456789f\n"), max_size=60) | st.sampled_from(
-    ["<|im_start|>", "<|eot_id|>", "[INST]", "[/INST]", "</s>", "<s>", "<start_of_turn>", "<<<123456", "<think>", "<<SYS>>"]
+    ["<|im_start|>", "<|eot_id|>", "[INST]", "[/INST]", "</s>", "<s>", "<start_of_turn>", "<<<12", "<think>", "<<SYS>>"]
 )
 
 

@@ -17,7 +17,7 @@ def run_options(command: Callable[..., None]) -> Callable[..., None]:
     """Add the argument RUN.yaml and one flag a setting; the command gets `run_file` and `flags`."""
     known = {_parameter(setting): setting for setting in settable()}
 
-    def call(run_file: Path, **given: Any) -> None:  # noqa: ANN401 - click's own values
+    def call(run_file: Path, **given: Any) -> None:
         values = {name: given.pop(name) for name in known}
         flags = {known[name].path: value for name, value in values.items() if value is not None}
         command(run_file=run_file, flags=flags, **given)

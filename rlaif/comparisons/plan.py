@@ -70,7 +70,7 @@ def votes(
     answer_of: Callable[[str], Judgement | None],
     settings: CompareSettings,
 ) -> Iterator[tuple[Meeting, list[Vote]]]:
-    """For every meeting, what each criterion's ordered calls said. Joined by what a question is about, never by place."""
+    """For every meeting, what each criterion's ordered calls said, joined by what a question is about, not by place."""
     asked = {(q.about["first"], q.about["second"], q.about["principle"]): q.id for q in questions}
 
     def answer(first: Sample, second: Sample, criterion: Criterion) -> Judgement | None:

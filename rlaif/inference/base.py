@@ -70,6 +70,10 @@ class Model(Protocol):
     concurrency: int
     """`answer` calls that may be under way together."""
 
+    async def probe(self, labels: tuple[str, ...]) -> list[str]:
+        """Find out whether questions with these labels can be asked. Returns everything that is wrong, a line each."""
+        ...
+
     async def answer(self, questions: Sequence[Question]) -> list[Answer]:
         """One answer a question, in order. Raises ModelError when no further question can be answered."""
         ...

@@ -159,13 +159,13 @@ def _read(folder: Path, device: torch.device, dtype: str) -> tuple[Any, Any]:
     return tokenizer, model
 
 
-def _transformers() -> Any:  # noqa: ANN401 - it has too few types to check against
+def _transformers() -> Any:
     import transformers
 
     return transformers
 
 
-def _end_tokens(model: Any, tokenizer: Any) -> set[int]:  # noqa: ANN401 - as above
+def _end_tokens(model: Any, tokenizer: Any) -> set[int]:
     """Every token that ends an answer."""
     listed = getattr(model.generation_config, "eos_token_id", None)
     ends = set(listed) if isinstance(listed, list) else {listed}

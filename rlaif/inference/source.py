@@ -1,6 +1,6 @@
 """From settings to a model: on a server, on a vLLM server started for the run, or in process.
 
-The model is opened when its first answer is wanted; its name is known before that, because every question's id holds it.
+The model is opened when its first answer is wanted; its name is known before that: every question's id holds it.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from rlaif.settings import ModelSettings
 
 if TYPE_CHECKING:
     from rlaif.inference.launch import VllmServer
+    from rlaif.inference.local import Local
+    from rlaif.inference.server import Server
 
 
 class LazyModel:
@@ -54,28 +56,29 @@ class LazyModel:
 
     async def probe(self) -> list[str]:
         """Start the model if need be, and look what it can do. Returns everything that is wrong, a line each."""
+        from rlaif.inference.server import Server
+
         self._model = model = await self._started()
         problems = await model.probe(self._labels)
-        if getattr(model, "unreachable", False):
+        if isinstance(model, Server) and model.unreachable:
             raise ModelError(problems[0])
-        self.described = str(getattr(model, "capabilities", None) or "")
+        self.described = str(model.capabilities or "")
         return problems
 
-    async def _started(self):
+    async def _started(self) -> Server | Local:
+        from rlaif.inference.local import Local
+        from rlaif.inference.server import Server
+
         settings = self._settings
         url = settings.base_url
         if settings.launch is not None:
             from rlaif.inference.launch import VllmServer
 
-            self._server = VllmServer(settings.model, served_name=settings.model, extra=settings.launch_args, log=self._log)
+            self._server = VllmServer(settings.model, extra=settings.launch_args, log=self._log)
             await asyncio.to_thread(self._server.start)
             url = self._server.base_url
         if url is None:
-            from rlaif.inference.local import Local
-
-            return Local(settings.model, device=settings.device)
-        from rlaif.inference.server import Server
-
+            return Local(settings.model, device=settings.device, template_options=settings.template_options)
         return Server(
             url,
             settings.model,

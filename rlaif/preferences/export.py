@@ -26,7 +26,7 @@ def write_parquet(source: Path, target: Path) -> None:
             writer.write_table(pa.Table.from_pylist(data, schema=schema))
 
 
-def _schema() -> Any:  # noqa: ANN401 - pyarrow has no types
+def _schema() -> Any:
     import pyarrow as pa
 
     text, number = pa.string(), pa.float64()

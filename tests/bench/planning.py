@@ -32,7 +32,7 @@ PER_PROMPT = 12
 
 def make(folder: Path, judgements: int) -> Path:
     """A run folder whose every question is answered."""
-    words = "please could the station train home letter answer kind slow again morning street garden".split()
+    words = ["please", "could", "the", "station", "train", "home", "letter", "answer", "kind", "slow", "morning"]
     source = random.Random(0)
 
     def text(length: int) -> str:

@@ -54,10 +54,13 @@ class Answerer:
         order = sorted(range(len(questions)), key=lambda at: len(rendered[at]))
         for start in range(0, len(order), self._batch_size):
             places = order[start : start + self._batch_size]
-            yield places, self.tokenizer(
-                [rendered[at] for at in places],
-                padding=True,
-                add_special_tokens=False,
-                return_tensors="pt",
-                return_token_type_ids=False,
+            yield (
+                places,
+                self.tokenizer(
+                    [rendered[at] for at in places],
+                    padding=True,
+                    add_special_tokens=False,
+                    return_tensors="pt",
+                    return_token_type_ids=False,
+                ),
             )

@@ -135,11 +135,15 @@ def reviewed(judge: Answerer, found: Sequence[Case], *, seed: int = 3) -> Review
     about = [(_some_principle(case, rng), case) for case in found]
     critiques = critique(judge, about)
     revisions = revise(judge, about, critiques)
-    named = [critique_right(name, case.prompt, case.reply, text) for (name, case), text in zip(about, critiques, strict=True)]
+    named = [
+        critique_right(name, case.prompt, case.reply, text) for (name, case), text in zip(about, critiques, strict=True)
+    ]
     faulty = [name in oracle.violations(case.prompt, case.reply) for name, case in about]
     before = [oracle.quality(case.prompt, case.reply) for _, case in about]
     after = [oracle.quality(case.prompt, text) for (_, case), text in zip(about, revisions, strict=True)]
-    mended = [name not in oracle.violations(case.prompt, text) for (name, case), text in zip(about, revisions, strict=True)]
+    mended = [
+        name not in oracle.violations(case.prompt, text) for (name, case), text in zip(about, revisions, strict=True)
+    ]
     return Reviewed(
         critiques_right=_share(named),
         faults_named=_share([right for right, fault in zip(named, faulty, strict=True) if fault]),
