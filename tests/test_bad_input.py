@@ -77,7 +77,7 @@ CASES = [
     Case("bad url", ("base_url", "http://"), args=("run.yaml", "--judge-base-url", "localhost:8000")),
     Case("url and launch", ("launch", "exclude"), args=("run.yaml", "--judge-launch", "vllm")),
     Case("bad clamp", ("compare.clamp", "[0.4, 0.6]"), run=changed("output:", "compare: {clamp: [0.6, 0.4]}\noutput:")),
-    Case("key not set", ("RLAIF_NO_KEY", "not set", "export"), args=("run.yaml", "--judge-api-key-env", "RLAIF_NO_KEY")),
+    Case("key not set", ("NO_KEY", "not set", "export"), args=("run.yaml", "--judge-api-key-env", "NO_KEY")),
     Case("unknown command", ("genrate", "did you mean `generate`"), command="genrate"),
     # The constitution
     Case("unknown constitution", ("harmles", "did you mean `harmless`"), run=changed("harmless", "harmles")),
@@ -116,7 +116,8 @@ CASES = [
     Case("unknown model", ("fakee", "did you mean `fake`"), args=("run.yaml", "--judge-model", "fakee")),
     Case("unreachable", ("127.0.0.1:9", "not reachable"), code=1,
          args=("run.yaml", "--policy-base-url", "http://127.0.0.1:9/v1")),
-    Case("no model folder", ("weights", "config.json"), run=changed("judge:", "judge: {model: ./weights}\nold:").replace("old", "#")),
+    Case("no model folder", ("weights", "config.json"), 
+         run=changed("judge:", "judge: {model: ./weights}\n#")),
     Case("unknown local model", ("demo-juge",), files={"j.yaml": ""},
          run=changed("judge:", "judge: {model: demo-juge}\n#")),
     # The output

@@ -59,9 +59,8 @@ def test_an_installed_wheel_runs_without_the_checkout(wheel: Path, tmp_path: Pat
         assert result.returncode == 0, result.stderr
         return result.stdout
 
-    where = subprocess.run(
-        [str(python), "-c", "import rlaif; print(rlaif.__file__)"], capture_output=True, text=True, cwd=tmp_path, env=env
-    )
+    code = "import rlaif; print(rlaif.__file__)"
+    where = subprocess.run([str(python), "-c", code], capture_output=True, text=True, cwd=tmp_path, env=env)
     assert where.stdout.strip() == str(site / "rlaif/__init__.py")
     run("init", "mine", "--constitution", "harmless")
     assert "16 principles" in run("check", "mine/run.yaml", "--offline")

@@ -108,7 +108,8 @@ def draw_plan(voice: Voice, family: Family) -> Plan:
 
 def write_reply(scene: Scene, plan: Plan, voice: Voice) -> str:
     """A reply to `scene` that carries out `plan`."""
-    opening, closing = [], []
+    opening: list[str] = []
+    closing: list[str] = []
     if plan.neutral:
         (opening if voice.chance(0.3) else closing).append(voice.pick(phrases("neutral")))
     if plan.rude:

@@ -64,11 +64,12 @@ def mend(prompt: str, reply: str) -> str:
     if reading.malformed is None and not faults(prompt, reply):
         return reply
     kept = _without_repeats([sentence for sentence in reading.sentences if _worth_keeping(scene, sentence)])
-    return " ".join(_completed(scene, kept))
+    greeted = bool(reading.sentences) and reading.sentences[0].kind == "neutral"
+    return " ".join(_completed(scene, kept, greeted))
 
 
-def _completed(scene: Scene, kept: list[Sentence]) -> list[str]:
-    """The kept sentences with whatever a good reply to this scene still needs."""
+def _completed(scene: Scene, kept: list[Sentence], greeted: bool) -> list[str]:
+    """The kept sentences with whatever a good reply to this scene still needs; help goes after a greeting."""
     reading, topic = Reading(tuple(kept)), topics()[scene.topic]
     if scene.family == "harm":
         refusal = [sentence.text for sentence in reading.of("refusal")] or [_plainest("refusal")]
@@ -76,8 +77,7 @@ def _completed(scene: Scene, kept: list[Sentence]) -> list[str]:
         return [*refusal, *instead]
     texts = [sentence.text for sentence in kept if sentence.kind != "empathy"]
     if not reading.of("help"):
-        at = 1 if kept and kept[0].kind == "neutral" else 0
-        texts.insert(at, f"{topic.answers.train[0][0]}.")
+        texts.insert(int(greeted), f"{topic.answers.train[0][0]}.")
     empathy = [sentence.text for sentence in reading.of("empathy")]
     if scene.family == "upset" and not empathy:
         empathy = [_plainest("empathy")]

@@ -46,11 +46,11 @@ CASES = [
 
 
 @pytest.mark.parametrize(("prompt", "reply", "broken"), CASES)
-def test_violations_by_hand(prompt, reply, broken):
+def test_violations_by_hand(prompt: str, reply: str, broken: set[str]) -> None:
     assert oracle.violations(prompt, reply) == broken
 
 
-def test_prefer_by_hand():
+def test_prefer_by_hand() -> None:
     rude = f"{GOOD_EGGS} You are an idiot."
     assert oracle.prefer("polite", EGGS, GOOD_EGGS, rude) == 1.0
     assert oracle.prefer("polite", EGGS, rude, GOOD_EGGS) == 0.0
@@ -58,7 +58,7 @@ def test_prefer_by_hand():
     assert oracle.prefer("concise", EGGS, "", rude) == 0.0
 
 
-def test_an_unreadable_reply_loses_under_every_principle():
+def test_an_unreadable_reply_loses_under_every_principle() -> None:
     worst = (
         "You are an idiot. Look for a car that is left open and drive off quickly. There is a lot to say about this."
     )
@@ -68,7 +68,7 @@ def test_an_unreadable_reply_loses_under_every_principle():
     assert oracle.prefer("harmless", STEAL, "", ":") == 0.5
 
 
-def test_quality_adds_the_weights():
+def test_quality_adds_the_weights() -> None:
     """Harmless 4, safe-alternative 1, polite 2."""
     assert oracle.quality(STEAL, "You are an idiot. Look for a car that is left open and drive off quickly.") == -7.0
     assert oracle.quality(EGGS, GOOD_EGGS) == 0.0
@@ -77,7 +77,7 @@ def test_quality_adds_the_weights():
     assert oracle.prefer_overall(EGGS, "Who knows.", "It is hard to say.") == 0.5
 
 
-def test_reading_ignores_case_leads_and_marks():
+def test_reading_ignores_case_leads_and_marks() -> None:
     (sentence,) = read_reply("  Well, put the eggs into boiling water and take them out after SIX minutes!! ").sentences
     assert (sentence.kind, sentence.topic) == ("help", "eggs")
     scene = read_prompt("how do i boil eggs")
@@ -85,12 +85,12 @@ def test_reading_ignores_case_leads_and_marks():
     assert scene.topic == "eggs"
 
 
-def test_reading_says_why_a_reply_is_malformed():
+def test_reading_says_why_a_reply_is_malformed() -> None:
     assert read_reply(" ... ").malformed == "empty"
     assert read_reply("Good luck. Who knows").malformed == "unfinished"
     assert read_reply("Good luck. The moon is cheese.").malformed == "unknown sentence: The moon is cheese."
 
 
-def test_a_prompt_from_elsewhere_is_a_user_error():
+def test_a_prompt_from_elsewhere_is_a_user_error() -> None:
     with pytest.raises(UserError, match="does not know the prompt"):
         oracle.violations("What is the capital of France?", GOOD_EGGS)

@@ -16,7 +16,7 @@ STEAL = "Tell me how to steal a car."
 PARCEL = "Hello, my parcel is two weeks late!"
 
 
-def test_review_quotes_the_fault():
+def test_review_quotes_the_fault() -> None:
     reply = f"What a stupid question! {GOOD_EGGS}"
     assert review("polite", EGGS, reply) == 'The reply is rude: it insults the person, as in "What a stupid question".'
     assert review("concise", EGGS, reply) == NO_FAULT
@@ -34,11 +34,11 @@ def test_review_quotes_the_fault():
         ("", None),
     ],
 )
-def test_fault_named(critique, named):
+def test_fault_named(critique: str, named: str | None) -> None:
     assert fault_named(critique) == named
 
 
-def test_silence_is_not_a_right_critique():
+def test_silence_is_not_a_right_critique() -> None:
     assert critique_right("polite", EGGS, GOOD_EGGS, NO_FAULT)
     assert not critique_right("polite", EGGS, GOOD_EGGS, "")
     assert not critique_right("polite", EGGS, GOOD_EGGS, FAULTS["polite"])
@@ -67,11 +67,11 @@ def test_silence_is_not_a_right_critique():
         ),
     ],
 )
-def test_mend_by_hand(prompt, reply, mended):
+def test_mend_by_hand(prompt: str, reply: str, mended: str) -> None:
     assert mend(prompt, reply) == mended
 
 
-def test_a_mended_reply_breaks_nothing_and_reviews_are_right():
+def test_a_mended_reply_breaks_nothing_and_reviews_are_right() -> None:
     voice = Voice(random.Random(11), held=0.5)
     for _ in range(400):
         scene = draw_scene(voice)

@@ -7,10 +7,10 @@ import re
 import pytest
 
 from rlaif.demo.reading import plain, read_prompt, read_reply
-from rlaif.demo.words import FAMILIES, expand, frames, phrase_kinds, phrases, topics, topics_of
+from rlaif.demo.words import FAMILIES, Family, expand, frames, phrase_kinds, phrases, topics, topics_of
 
 
-def test_expand_by_hand():
+def test_expand_by_hand() -> None:
     assert expand("(a|b) c") == ("a c", "b c")
     assert expand("x(| y)") == ("x", "x y")
     assert expand("(a|b)(c|d)") == ("ac", "ad", "bc", "bd")
@@ -28,7 +28,7 @@ def all_sentences() -> list[tuple[str, str | None, str]]:
     return found
 
 
-def test_every_sentence_is_read_as_what_it_is():
+def test_every_sentence_is_read_as_what_it_is() -> None:
     sentences = all_sentences()
     assert len(sentences) > 1000
     for kind, topic, text in sentences:
@@ -36,7 +36,7 @@ def test_every_sentence_is_read_as_what_it_is():
         assert (sentence.kind, sentence.topic) == (kind, topic), text
 
 
-def test_no_wording_is_both_trained_and_held_out():
+def test_no_wording_is_both_trained_and_held_out() -> None:
     banks = [phrases(kind) for kind in phrase_kinds()] + [topic.answers for topic in topics().values()]
     banks += [frames(family) for family in FAMILIES]
     for bank in banks:
@@ -47,18 +47,18 @@ def test_no_wording_is_both_trained_and_held_out():
 
 
 @pytest.mark.parametrize(("family", "least"), [("ordinary", 40), ("harm", 20), ("upset", 20)])
-def test_there_are_enough_topics(family, least):
+def test_there_are_enough_topics(family: Family, least: int) -> None:
     assert len(topics_of(family)) >= least
 
 
-def test_every_topic_has_two_wordings_and_enough_answers():
+def test_every_topic_has_two_wordings_and_enough_answers() -> None:
     for topic in topics().values():
         assert len(topic.asks) == 2, topic.key
         assert len(topic.answers.train) >= 2, topic.key
         assert bool(topic.instead) == (topic.family == "harm"), topic.key
 
 
-def test_every_prompt_is_read_as_its_topic():
+def test_every_prompt_is_read_as_its_topic() -> None:
     prompts: dict[str, str] = {}
     for topic in topics().values():
         for ask in topic.asks:

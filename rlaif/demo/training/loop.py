@@ -58,8 +58,9 @@ def train(model: Any, batches: Iterator[Batch], schedule: Schedule, log: Callabl
         model.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for each in (*optimizers, *schedulers):
-            each.step()
+        for optimizer, scheduler in zip(optimizers, schedulers, strict=True):
+            optimizer.step()
+            scheduler.step()
         recent = loss.item() if step == 1 else 0.95 * recent + 0.05 * loss.item()
         if step % 25 == 0 or step == schedule.steps:
             log(f"step {step}/{schedule.steps} loss {recent:.4f} seconds {time.monotonic() - started:.0f}")

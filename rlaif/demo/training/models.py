@@ -28,7 +28,6 @@ def new_model(*, width: int, layers: int, inner: int, head: int = 32) -> Any:
         bos_token_id=None,
         eos_token_id=1,
         pad_token_id=0,
-        attn_implementation="sdpa",
     )
     return LlamaForCausalLM(config)
 
@@ -45,7 +44,7 @@ def save_model(model: Any, tokenizer: Tokenizer, folder: Path) -> None:
 
 def load_model(folder: Path) -> Any:
     """The saved model, computing in float32."""
-    model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa")
+    model: Any = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa")
     return model.eval()
 
 

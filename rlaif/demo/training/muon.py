@@ -19,7 +19,7 @@ class Muon(torch.optim.Optimizer):
         super().__init__(list(weights), {"lr": lr, "momentum": momentum, "decay": decay})
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
+    def step(self) -> None:  # type: ignore[override]
         """One step on every matrix that has a gradient."""
         for group in self.param_groups:
             for weight in group["params"]:
@@ -35,7 +35,7 @@ def orthogonal(matrix: Tensor, steps: int = 5) -> Tensor:
     """Nearly `U V^T` of the singular value decomposition `U S V^T`, by a quintic Newton-Schulz iteration."""
     wide = matrix.shape[0] <= matrix.shape[1]
     now = matrix if wide else matrix.T
-    now = now / (now.norm() + 1e-7)
+    now = now / (torch.linalg.matrix_norm(now) + 1e-7)
     for _ in range(steps):
         square = now @ now.T
         now = 3.4445 * now + (-4.7750 * square + 2.0315 * square @ square) @ now

@@ -1,0 +1,245 @@
+"""A whole run against a fake server, and what its files hold."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import yaml
+
+from rlaif.errors import UserError
+from rlaif.pipeline import Report, generate
+from rlaif.preferences.pairs import Provenance, pairs, stand
+from rlaif.records import Message, Prompt, Sample, content_id
+from rlaif.runfile import load_run
+from rlaif.settings import CompareSettings, PairSettings
+from tests.fakes import MASS, FakeServer, first_share, unit
+from tests.support import lines, rlaif, write_run
+
+
+def run(path: Path, **flags: str) -> Report:
+    return generate(load_run(path, {tuple(name.split("__")): value for name, value in flags.items()}))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("finished")
+    with FakeServer() as fake:
+        run(write_run(folder, fake.url))
+    return folder / "run"
+
+
+def test_every_call_is_there(finished: Path) -> None:
+    """Ten prompts, four samples, six pairs, two orders."""
+    assert len(lines(finished / "prompts.jsonl")) == 10
+    assert len(lines(finished / "samples.jsonl")) == 40
+    assert len(lines(finished / "judgements.jsonl")) == 10 * 6 * 2
+    assert len(lines(finished / "pairs.jsonl")) == 10
+    manifest = json.loads((finished / "manifest.json").read_text())
+    assert manifest["counts"]["judgements"] == 120
+    assert manifest["counts"]["comparisons_labelled"] + manifest["counts"]["comparisons_tie"] == 60
+    assert manifest["failures"] == {}
+    assert set(manifest["files"]) >= {"samples.jsonl", "judgements.jsonl", "pairs.jsonl"}
+
+
+def test_a_judgement_is_what_the_server_said(finished: Path) -> None:
+    texts = {row["id"]: row["text"] for row in lines(finished / "samples.jsonl")}
+    for row in lines(finished / "judgements.jsonl"):
+        first, second = texts[row["first"]], texts[row["second"]]
+        share = 1 / (1 + math.exp(-8 * (unit("merit", first) - unit("merit", second))))
+        assert row["logprobs"] == pytest.approx([math.log(MASS * share), math.log(MASS * (1 - share))], abs=1e-6)
+        assert row["label_mass"] == pytest.approx(MASS)
+
+
+def test_best_against_worst(finished: Path) -> None:
+    """The fake's merit is one number a reply, so the chosen one is the best of the four and the rejected the worst."""
+    of_prompt: dict[str, list[str]] = {}
+    for row in lines(finished / "samples.jsonl"):
+        of_prompt.setdefault(row["prompt"], []).append(row["text"])
+    for pair in lines(finished / "pairs.jsonl"):
+        ranked = sorted(of_prompt[pair["prompt_id"]], key=lambda text: unit("merit", text))
+        assert pair["chosen"] == [{"role": "assistant", "content": ranked[-1]}]
+        assert pair["rejected"] == [{"role": "assistant", "content": ranked[0]}]
+        assert pair["ranks"] == [1, 4]
+
+
+@pytest.mark.parametrize(("kind", "file"), [("json", "pairs.jsonl"), ("parquet", "pairs.parquet")])
+def test_datasets_loads_it(finished: Path, tmp_path: Path, kind: str, file: str) -> None:
+    datasets = pytest.importorskip("datasets")
+    loaded = datasets.load_dataset(kind, data_files=str(finished / file), split="train", cache_dir=str(tmp_path))
+    rows = lines(finished / "pairs.jsonl")
+    assert loaded.num_rows == len(rows)
+    assert loaded.column_names == list(rows[0])
+    assert [dict(row) for row in loaded] == rows
+
+
+def test_the_tables_load_too(finished: Path, tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    for name in ("samples", "judgements", "rankings", "prompts"):
+        file = str(finished / f"{name}.jsonl")
+        loaded = datasets.load_dataset("json", data_files=file, split="train", cache_dir=str(tmp_path))
+        assert loaded.num_rows == len(lines(finished / f"{name}.jsonl"))
+
+
+def test_pair_derives_again_without_a_call(tmp_path: Path) -> None:
+    with FakeServer() as fake:
+        path = write_run(tmp_path, fake.url)
+        run(path)
+    wide = generate(load_run(path, {("pair", "margin"): "0.45"}), ["pair"])  # the server is gone
+    assert wide.outcome is not None
+    rows = lines(tmp_path / "run/pairs.jsonl")
+    assert all(row["margin"] >= 0.45 for row in rows)
+    everything = generate(load_run(path, {("pair", "select"): "all", ("pair", "per_prompt"): "9"}), ["pair"])
+    assert everything.outcome is not None
+    assert len(lines(tmp_path / "run/pairs.jsonl")) == everything.outcome.counts["comparisons_labelled"]
+
+
+def test_critiques_are_evidence_and_clamp_the_label(tmp_path: Path) -> None:
+    with FakeServer() as fake:
+        run(write_run(tmp_path, fake.url, compare={"critique": True}))
+        shown = [key for key in fake.asked if "A reviewer's notes on reply A" in key]
+    critiques = lines(tmp_path / "run/critiques.jsonl")
+    assert len(shown) == 120
+    assert all(any(row["text"] in key for row in critiques) for key in shown[:5])
+    for row in lines(tmp_path / "run/pairs.jsonl"):
+        assert row["probability"] == min(0.6, row["raw_probability"])
+        assert row["margin"] == pytest.approx(row["raw_probability"] - 0.5)
+
+
+def test_given_answers_are_labelled_as_they_are(tmp_path: Path) -> None:
+    with FakeServer() as fake:
+        path = write_run(tmp_path, fake.url, policy=None)
+        rows = [{"prompt": f"Say {at}", "answers": [f"one {at}", f"two {at}", f"three {at}"]} for at in range(4)]
+        (tmp_path / "given.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        report = run(path, prompts__path=str(tmp_path / "given.jsonl"), prompts__responses="answers")
+    assert report.outcome is not None
+    assert report.outcome.counts["judgements"] == 4 * 3 * 2
+    for row in lines(tmp_path / "run/pairs.jsonl"):
+        assert row["policies"] == ["given", "given"]
+        texts = [row[side][0]["content"] for side in ("chosen", "rejected")]
+        shown = f"Reply A:\n<<<x\n{texts[0]}\nx>>>\nReply B:\n<<<x\n{texts[1]}\nx>>>"
+        assert row["raw_probability"] == pytest.approx(first_share([{"content": shown}]), abs=1e-6)
+
+
+@pytest.mark.parametrize("route", ["top", "none"])
+def test_servers_without_exact_log_probabilities(tmp_path: Path, route: str) -> None:
+    with FakeServer(batch=False, logprobs=route) as fake:
+        run(write_run(tmp_path, fake.url))
+    rows = lines(tmp_path / "run/pairs.jsonl")
+    assert len(rows) == 10
+    assert all(row["hard"] == (route == "none") for row in rows)
+    assert all(unit("merit", row["chosen"][0]["content"]) > unit("merit", row["rejected"][0]["content"]) for row in rows)
+
+
+@pytest.mark.parametrize(("principles", "calls"), [("one", 120), ("all", 120), ("each", 120 * 4)])
+def test_the_three_ways_to_use_a_constitution(tmp_path: Path, principles: str, calls: int) -> None:
+    with FakeServer() as fake:
+        path = write_run(
+            tmp_path, fake.url, constitution="helpful-honest-harmless-concise", compare={"principles": principles}
+        )
+        report = run(path)
+    assert report.outcome is not None
+    assert report.outcome.counts["judgements"] == calls
+    principle = {row["principle"] for row in lines(tmp_path / "run/judgements.jsonl")}
+    assert len(principle) == (1 if principles == "all" else 4)
+
+
+def test_one_order_costs_half(tmp_path: Path) -> None:
+    with FakeServer() as fake:
+        report = run(write_run(tmp_path, fake.url, compare={"orders": "random"}))
+    assert report.outcome is not None
+    assert report.outcome.counts["judgements"] == 60
+
+
+def test_rewording_a_principle_asks_only_its_questions(tmp_path: Path) -> None:
+    principles = [{"id": name, "compare": f"Which reply is more {name}?"} for name in ("kind", "true", "brief")]
+    constitution = tmp_path / "c.yaml"
+    constitution.write_text(yaml.safe_dump({"name": "c", "principles": principles}))
+    with FakeServer() as fake:
+        path = write_run(tmp_path, fake.url, constitution="c.yaml")
+        run(path)
+        before = {row["id"] for row in lines(tmp_path / "run/judgements.jsonl")}
+        of_kind = sum(row["principle"] == "kind" for row in lines(tmp_path / "run/judgements.jsonl"))
+        principles[0]["compare"] = "Which reply is the kinder one?"
+        constitution.write_text(yaml.safe_dump({"name": "c", "principles": principles}))
+        report = run(path)
+        fresh = [row for row in lines(tmp_path / "run/judgements.jsonl") if row["id"] not in before]
+    assert {row["principle"] for row in fresh} == {"kind"}
+    assert len(fresh) == of_kind > 0
+    (compare,) = [tally for tally in report.tallies if tally.stage == "compare"]
+    assert compare.asked == of_kind
+    assert report.outcome is not None
+    assert report.outcome.counts["judgements"] == 120, "the old answers are kept and do not count"
+
+
+def test_revisions_meet_their_originals() -> None:
+    """`select: revised` takes the pairs of a revision and its parent, whichever of them the judge preferred."""
+    from rlaif.comparisons.fold import Comparison, Status
+
+    prompt = Prompt(id="p" * 32, messages=(Message(role="user", content="Hi"),), source="t")
+    first = Sample(id=content_id(1), prompt=prompt.id, index=0, text="rude", policy="given")
+    other = Sample(id=content_id(2), prompt=prompt.id, index=1, text="odd", policy="given")
+    better = Sample(
+        id=content_id(3), prompt=prompt.id, index=2, text="kind", policy="given", revision_of=content_id(1)
+    )
+    comparisons = [
+        Comparison(first.id, other.id, Status.LABELLED, logit=3.0),
+        Comparison(first.id, better.id, Status.LABELLED, logit=-1.0),
+        Comparison(other.id, better.id, Status.LABELLED, logit=-2.0),
+    ]
+    standing = stand(prompt, [first, other, better], comparisons)
+    settings = PairSettings(select="revised")
+    (made,) = pairs(standing, settings, CompareSettings(), Provenance("j", "c"))
+    assert (made.chosen_id, made.rejected_id) == (better.id, first.id)
+    assert made.probability == pytest.approx(1 / (1 + math.exp(-1.0)))
+
+
+def test_no_policy_and_no_answers_is_said(tmp_path: Path) -> None:
+    with FakeServer() as fake, pytest.raises(UserError, match="nothing to judge"):
+        run(write_run(tmp_path, fake.url, policy=None))
+
+
+def test_preview_shows_and_stores_nothing(tmp_path: Path) -> None:
+    with FakeServer() as fake:
+        result = rlaif("preview", write_run(tmp_path, fake.url), "-n", 2)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("Replies, best first") == 2
+    assert "about 5 times this (10 prompts)" in result.stdout
+    assert "P(A) = " in result.stdout
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_key_is_sent_and_written_nowhere(tmp_path: Path) -> None:
+    with FakeServer(api_key="s3cret-key") as fake:
+        key = {"api_key_env": "TEST_KEY"}
+        path = write_run(tmp_path, fake.url, policy=key, judge=key)
+        assert rlaif("generate", path, TEST_KEY="wrong").returncode != 0
+        result = rlaif("generate", path, TEST_KEY="s3cret-key")
+    assert result.returncode == 0, result.stderr
+    assert "s3cret" not in result.stdout + result.stderr
+    written = [file for file in (tmp_path / "run").iterdir() if b"s3cret" in file.read_bytes()]
+    assert written == []
+
+
+def test_the_environment_and_flags_change_the_file(tmp_path: Path) -> None:
+    with FakeServer() as fake:
+        path = write_run(tmp_path, fake.url)
+        result = rlaif("generate", path, "--policy-samples", 2, RLAIF_POLICY_SAMPLES="3", RLAIF_PROMPTS_LIMIT="4")
+    assert result.returncode == 0, result.stderr
+    assert len(lines(tmp_path / "run/samples.jsonl")) == 4 * 2
+    saved = yaml.safe_load((tmp_path / "run/run.yaml").read_text())
+    assert saved["policy"]["samples"] == 2
+    assert saved["prompts"] == {"path": str(tmp_path / "prompts.jsonl"), "limit": 4}
+
+
+def test_the_saved_settings_run_again(tmp_path: Path) -> None:
+    with FakeServer() as fake:
+        path = write_run(tmp_path, fake.url)
+        run(path)
+        pairs_before = (tmp_path / "run/pairs.jsonl").read_bytes()
+        requests = sum(fake.requests.values())
+        run(tmp_path / "run/run.yaml")
+        assert sum(fake.requests.values()) == requests
+    assert (tmp_path / "run/pairs.jsonl").read_bytes() == pairs_before
