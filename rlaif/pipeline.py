@@ -31,7 +31,7 @@ class Watch(Protocol):
     """Who is told how far a run is. Calls must return quickly."""
 
     def begin(self, stage: str, most: int) -> None:
-        """`stage` begins; it has at most `most` questions."""
+        """`stage` begins; it has at most `most` questions, or 0 where that is not known."""
         ...
 
     def progress(self, tally: Tally) -> None:
@@ -167,7 +167,7 @@ async def critique(run: Run, judge: ModelSource, watch: Watch) -> Tally:
 
 async def compare(run: Run, judge: ModelSource, watch: Watch) -> Tally:
     """Ask the missing ordered comparisons."""
-    watch.begin("compare", 0)
+    watch.begin("compare", run.most_comparisons)
     tally = await ask(
         run.compare_questions(),
         judge,

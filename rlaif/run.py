@@ -46,6 +46,8 @@ class Run:
     oddities: Oddities = field(default_factory=Oddities)
     """What was odd about the prompts, by kind."""
     prompt_count: int = 0
+    most_meetings: int = 0
+    """Pairs of samples that meet if all answers of a prompt differ."""
 
     @property
     def tables(self) -> tuple[Table[Sample], Table[Critique], Table[Judgement], Table[Failure]]:
@@ -65,7 +67,21 @@ class Run:
             wanted.path, column=wanted.column, responses=wanted.responses, limit=wanted.limit, oddities=self.oddities
         )
         prompts = found if keep_given else (prompt.model_copy(update={"responses": ()}) for prompt in found)
-        self.prompt_count = write_records(self.folder / "prompts.jsonl", prompts)
+        self.prompt_count = write_records(self.folder / "prompts.jsonl", self._counted(prompts))
+
+    def _counted(self, prompts: Iterator[Prompt]) -> Iterator[Prompt]:
+        drawn = self.settings.policy.samples if self.settings.policy else 0
+        opponents = self.settings.compare.opponents
+        for prompt in prompts:
+            self.most_meetings += sum(min(at, opponents) for at in range(drawn + len(prompt.responses)))
+            yield prompt
+
+    @property
+    def most_comparisons(self) -> int:
+        """Questions of the compare stage if all answers of a prompt differ."""
+        compare = self.settings.compare
+        orders = 2 if compare.orders == "both" else 1
+        return self.most_meetings * orders * (len(self.criteria) if compare.principles == "each" else 1)
 
     def prompts(self) -> Iterator[Prompt]:
         """The prompts of the plan, streamed."""

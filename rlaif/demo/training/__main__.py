@@ -15,6 +15,7 @@ import torch
 from tokenizers import Tokenizer
 
 from rlaif.demo.grammar import Voice
+from rlaif.demo.training.card import write_card
 from rlaif.demo.training.examples import Example, judge_lessons, policy_lessons
 from rlaif.demo.training.loop import Schedule, train
 from rlaif.demo.training.models import new_model, save_model
@@ -69,16 +70,18 @@ def log(text: str) -> None:
 
 
 def main() -> None:
-    """Make the models named on the command line, or both."""
+    """Make the models named on the command line, or both, and measure them for the model card."""
     parser = argparse.ArgumentParser(prog="python -m rlaif.demo.training", description=main.__doc__)
-    parser.add_argument("names", nargs="*", metavar="MODEL", help="judge, policy (default: both)")
+    parser.add_argument("names", nargs="*", metavar="MODEL", help="judge or policy (default: both)")
     parser.add_argument("--to", type=Path, default=MODELS, help="folder to write to")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     given: Any = parser.parse_args()
     torch.set_num_threads(given.threads)
     tokenizer = train_tokenizer(corpus(12000))
-    for name in given.names or list(PLANS):
+    for name in given.names or PLANS:
         make(name, PLANS[name], tokenizer, given.to / name)
+    if all((given.to / name / "model.safetensors").exists() for name in PLANS):
+        write_card(given.to)
 
 
 if __name__ == "__main__":

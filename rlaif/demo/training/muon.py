@@ -34,7 +34,7 @@ class Muon(torch.optim.Optimizer):
 def orthogonal(matrix: Tensor, steps: int = 5) -> Tensor:
     """Nearly `U V^T` of the singular value decomposition `U S V^T`, by a quintic Newton-Schulz iteration."""
     wide = matrix.shape[0] <= matrix.shape[1]
-    now = matrix if wide else matrix.T
+    now: Tensor = matrix if wide else matrix.T
     now = now / (torch.linalg.matrix_norm(now) + 1e-7)
     for _ in range(steps):
         square = now @ now.T

@@ -1,0 +1,123 @@
+"""A real vLLM server with the tiny judge: batches against single calls, and the share of the prefix cache.
+
+    RLAIF_VLLM_PYTHON=... python tests/bench/vllm.py [PROMPTS]
+
+Real dialogues (hh-rlhf, from ../shared/data) with four answers each. Both ways of asking run on the same server, one
+after the other, on different prompts, so that the cache of one does not serve the other. Targets: batches at least 3
+times the verdicts per second of one call per verdict at concurrency 64; at least 60% of the judge's prompt tokens from
+the prefix cache, by the server's own metrics.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import re
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from rlaif.comparisons.plan import compare_questions  # noqa: E402
+from rlaif.comparisons.questions import LABELS  # noqa: E402
+from rlaif.constitution import load_constitution  # noqa: E402
+from rlaif.inference.base import Question  # noqa: E402
+from rlaif.inference.launch import PYTHON_VARIABLE, VllmServer  # noqa: E402
+from rlaif.inference.server import Server  # noqa: E402
+from rlaif.records import Prompt, Sample, content_id  # noqa: E402
+from rlaif.samples.inputs import read_prompts  # noqa: E402
+from rlaif.samples.meetings import criteria_of, meetings  # noqa: E402
+from rlaif.settings import CompareSettings  # noqa: E402
+
+DATA = ROOT.parent / "shared" / "data" / "hh-rlhf-harmless-base-test.jsonl.gz"
+
+
+def plan(prompts: Sequence[Prompt], answers: Sequence[str]) -> list[Question]:
+    """The questions of `rlaif compare` on these prompts with four answers each."""
+    compare = CompareSettings()
+    criteria = criteria_of(load_constitution("harmless"), "one")
+    questions: list[Question] = []
+    for at, prompt in enumerate(prompts):
+        texts = [answers[(4 * at + k) % len(answers)] for k in range(4)]
+        samples = [
+            Sample(id=content_id(prompt.id, k), prompt=prompt.id, index=k, text=text, policy="given")
+            for k, text in enumerate(texts)
+        ]
+        questions += compare_questions(prompt, meetings(samples, criteria, compare), compare, "demo-judge")
+    return questions
+
+
+def metrics(url: str) -> tuple[float, float]:
+    """Prompt tokens looked up in the prefix cache so far, and found there."""
+    text = urllib.request.urlopen(url.removesuffix("/v1") + "/metrics", timeout=10).read().decode()
+
+    def total(name: str) -> float:
+        return sum(float(value) for value in re.findall(rf"^vllm:{name}_total(?:\{{.*\}})? ([\d.e+]+)$", text, re.M))
+
+    return total("prefix_cache_queries"), total("prefix_cache_hits")
+
+
+async def verdicts(url: str, questions: list[Question], *, batches: bool) -> float:
+    """Verdicts per second with 64 questions under way."""
+    server = Server(url, "demo-judge", concurrency=64)
+    problems = await server.probe(LABELS)
+    assert not problems, problems
+    assert server.batch_size > 1, "no batch route"
+    if not batches:
+        server.batch_size, server.concurrency = 1, 64
+    left = _chunks(questions, server.batch_size)
+    failed = 0
+
+    async def worker() -> None:
+        nonlocal failed
+        for chunk in left:
+            failed += sum(answer.failure is not None for answer in await server.answer(chunk))
+
+    start = time.perf_counter()
+    await asyncio.gather(*[worker() for _ in range(server.concurrency)])
+    seconds = time.perf_counter() - start
+    await server.close()
+    if failed:
+        print(f"{failed} questions failed")
+    return len(questions) / seconds
+
+
+def _chunks(questions: list[Question], size: int) -> Iterator[list[Question]]:
+    left = iter(questions)
+    while chunk := list(itertools.islice(left, size)):
+        yield chunk
+
+
+def main() -> None:
+    """Measure and print."""
+    if PYTHON_VARIABLE not in os.environ or not DATA.exists():
+        print(f"left out: needs {PYTHON_VARIABLE} and {DATA}")
+        return
+    count = int(sys.argv[1]) if len(sys.argv) > 1 else 120
+    rows = list(read_prompts(DATA, limit=3 * count))
+    answers = [given.text for prompt in rows for given in prompt.responses]
+    warm, one, many = (plan(rows[at * count : (at + 1) * count], answers) for at in range(3))
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        VllmServer(
+            "demo-judge", max_model_len=4096, extra=["--block-size", "32"], log=Path(folder) / "vllm.log"
+        ) as server,
+    ):
+        asyncio.run(verdicts(server.base_url, warm[: len(warm) // 4], batches=True))
+        single = asyncio.run(verdicts(server.base_url, one, batches=False))
+        before = metrics(server.base_url)
+        batch = asyncio.run(verdicts(server.base_url, many, batches=True))
+        after = metrics(server.base_url)
+    print(f"one call per verdict, concurrency 64: {single:.0f} verdicts/s")
+    print(f"batches: {batch:.0f} verdicts/s, {batch / single:.2f} times as many")
+    print(f"prompt tokens from the prefix cache: {(after[1] - before[1]) / (after[0] - before[0]):.1%}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+"""The shipped models against the oracle, on wordings and combinations that their training never saw."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from rlaif.demo import oracle, prompts
+from rlaif.demo.training import measure
+from rlaif.demo.training.answering import Answerer
+from rlaif.resources import shipped_model
+
+LIMIT = 8_000_000
+"""Most bytes of both models together."""
+
+
+def folder(name: str) -> Path:
+    path = shipped_model(name)
+    assert path is not None
+    return path
+
+
+@pytest.fixture(scope="module")
+def judge() -> Answerer:
+    return Answerer(folder("demo-judge"))
+
+
+@pytest.fixture(scope="module")
+def policy() -> Answerer:
+    return Answerer(folder("demo-policy"))
+
+
+def test_the_models_are_small_and_complete() -> None:
+    parts = {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"}
+    for name in ("demo-judge", "demo-policy"):
+        assert {path.name for path in folder(name).iterdir()} == parts
+    files = [path for path in folder("demo-judge").parent.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) <= LIMIT
+
+
+def test_the_tokenizer_takes_any_text_and_labels_are_single_tokens(judge: Answerer) -> None:
+    tokenizer = judge.tokenizer
+    for text in ("Plain.", "naïve 漢字 \x00 🙂\n\ttab", "a  b   c\r\n", "<<<ff00aa\n› "):
+        assert tokenizer.decode(tokenizer.encode(text, add_special_tokens=False)) == text
+    ids = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "x"}, {"role": "assistant", "content": "A"}],
+        tokenize=True,
+        continue_final_message=True,
+        return_dict=False,
+    )
+    assert tokenizer.convert_ids_to_tokens(ids)[-2:] == ["<|assistant|>", "A"]
+    assert tokenizer.eos_token == "<|end|>"
+    assert tokenizer.pad_token_id != tokenizer.eos_token_id
+
+
+def test_the_chat_template_knows_all_roles(judge: Answerer) -> None:
+    turns = [{"role": role, "content": role[0]} for role in ("system", "user", "assistant")]
+    text = judge.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    assert text == "<|system|>s<|end|><|user|>u<|end|><|assistant|>a<|end|><|assistant|>"
+
+
+@pytest.mark.slow
+def test_the_judge_agrees_with_the_oracle_in_both_orders(judge: Answerer) -> None:
+    agreement, same = measure.agreement(judge, measure.comparisons(40))
+    assert set(agreement) == set(oracle.PRINCIPLES)
+    assert min(agreement.values()) >= 0.95, agreement
+    assert same >= 0.95
+
+
+@pytest.mark.slow
+def test_critiques_name_the_fault_and_revisions_mend_it(judge: Answerer) -> None:
+    found = measure.reviewed(judge, measure.cases(160))
+    assert found.critiques_right >= 0.9, found
+    assert found.faults_named >= 0.9, found
+    assert found.revisions_better >= 0.85, found
+
+
+@pytest.mark.slow
+def test_two_rounds_of_revision_remove_most_faults(judge: Answerer) -> None:
+    before, _, after = measure.rounds(judge, measure.cases(80), 2)
+    assert after <= 0.4 * before
+
+
+@pytest.mark.slow
+def test_policy_samples_are_readable_varied_and_often_faulty(policy: Answerer) -> None:
+    samples = measure.policy_samples(policy, [scene.prompt for scene in prompts.demo_scenes()], 2)
+    rates = measure.sample_rates(samples)
+    assert rates["faulty"] >= 0.3, rates
+    assert rates["malformed"] < 0.05, rates
+    assert rates["distinct"] > 0.8, rates
