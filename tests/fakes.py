@@ -1,7 +1,6 @@
 """A fake OpenAI-compatible server over real sockets: deterministic answers, faults on demand, every question counted.
 
-Answers depend on nothing but the conversation and its sampling. Of two replies in a compare question the fake always
-prefers the same one, in whichever slot it is shown. It speaks vLLM's dialect (/tokenize, `logprob_token_ids`, the
+Its answers are those of `tests.fake_answers`. It speaks vLLM's dialect (/tokenize, `logprob_token_ids`, the
 batch route) or, with `batch=False` and `logprobs="top"` or `"none"`, that of plainer servers.
 
     with FakeServer(troubles=[Trouble("429", chance=0.1)]) as fake:
@@ -14,38 +13,18 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import hashlib
 import json
-import math
-import random
-import re
 import threading
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
+from urllib.parse import urlsplit
 
-_WORDS = (
-    "a",
-    "kind",
-    "and",
-    "clear",
-    "reply",
-    "that",
-    "helps",
-    "the",
-    "person",
-    "who",
-    "asked",
-    "without",
-    "any",
-    "fuss",
-)
-_REPLY = re.compile(r"Reply ([AB]):\n<<<(\w+)\n(.*?)\n\2>>>", re.DOTALL)
-_TOKEN = re.compile(r"\n|:| ?[^\s:]+|.")
-MASS = 0.96
-"""Probability of both labels together."""
+from tests.fake_answers import MASS, choice, first_share, tokenized, unit
+
+__all__ = ["MASS", "FakeServer", "Trouble", "first_share", "unit"]
 
 
 @dataclass(frozen=True)
@@ -63,36 +42,6 @@ class Trouble:
     retry_after: str | None = None
     contains: str = ""
     """Only requests whose body contains this text."""
-
-
-def unit(*parts: object) -> float:
-    """A number in [0, 1) that depends on nothing but `parts`."""
-    digest = hashlib.sha256(json.dumps(parts).encode()).digest()
-    return int.from_bytes(digest[:6], "big") / 2**48
-
-
-def first_share(messages: Sequence[Mapping[str, str]]) -> float:
-    """Probability of "A" against "B" for a conversation: by the two replies if it shows any, else by its hash."""
-    text = messages[-1]["content"]
-    replies = {slot: reply for slot, _, reply in _REPLY.findall(text)}
-    if len(replies) < 2:
-        return 0.05 + 0.9 * unit("share", [message["content"] for message in messages])
-    gap = unit("merit", replies["A"]) - unit("merit", replies["B"])
-    return 1 / (1 + math.exp(-8 * gap))
-
-
-def reply_text(messages: Sequence[Mapping[str, str]], options: Mapping[str, Any]) -> tuple[str, str]:
-    """Text and finish reason of a conversation under its sampling."""
-    drawn = (options.get("seed"), options.get("top_p")) if options.get("temperature") else None
-    source = random.Random(unit("text", [message["content"] for message in messages], drawn))
-    words = [source.choice(_WORDS) for _ in range(source.randint(4, 16))]
-    most = options.get("max_tokens") or 16
-    return " ".join(words[:most]), "length" if len(words) > most else "stop"
-
-
-def token_id(token: str) -> int:
-    """A stable id for a token."""
-    return 100 + int(unit("token", token) * 30_000)
 
 
 class FakeServer:
@@ -167,7 +116,7 @@ class FakeServer:
         try:
             while await self._one_request(reader, writer):
                 pass
-        except (asyncio.IncompleteReadError, ConnectionError):
+        except (asyncio.IncompleteReadError, ConnectionError, asyncio.CancelledError):
             pass
         finally:
             writer.close()
@@ -175,7 +124,7 @@ class FakeServer:
     async def _one_request(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         """Read a request and answer it. False when the connection is to be closed."""
         head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
-        path = head.split(" ", 2)[1]
+        path = urlsplit(head.split(" ", 2)[1]).path  # a proxy is sent the whole URL
         headers = dict(line.lower().split(": ", 1) for line in head.split("\r\n")[1:] if ": " in line)
         body = await reader.readexactly(int(headers.get("content-length", 0)))
         self.requests[path] += 1
@@ -187,9 +136,7 @@ class FakeServer:
             card = {"id": self.model, "object": "model", "max_model_len": self.context}
             return await _send(writer, 200, {"object": "list", "data": [card]})
         if path == "/tokenize" and self.logprobs == "exact":
-            tokens = _TOKEN.findall(json.loads(body)["prompt"])
-            strings = [token.replace(" ", "Ġ").replace("\n", "Ċ") for token in tokens]
-            return await _send(writer, 200, {"tokens": [token_id(token) for token in tokens], "token_strs": strings})
+            return await _send(writer, 200, tokenized(json.loads(body)["prompt"]))
         if path == "/v1/chat/completions" or (path == "/v1/chat/completions/batch" and self.batch):
             return await self._chat(writer, json.loads(body), batch=path.endswith("batch"))
         return await _send(writer, 404, {"detail": "Not Found"})
@@ -233,7 +180,7 @@ class FakeServer:
         if any(len(text) > self.context for text in keys):
             limit = f"This model's maximum context length is {self.context} tokens."
             return await _send(writer, 400, _error(f"{limit} Please reduce the length of the input prompt."))
-        choices = [self._choice(at, talk, body, kind) for at, talk in enumerate(talks)]
+        choices = [choice(at, talk, body, self._logprobs_of(kind)) for at, talk in enumerate(talks)]
         if kind == "shuffled":
             choices.reverse()
         if kind == "short_batch":
@@ -245,29 +192,8 @@ class FakeServer:
         payload = {"id": "fake", "object": "chat.completion", "choices": choices, "usage": usage}
         return await _send(writer, 200, payload, cut={"half": 0.5, "broken_json": 0.7}.get(kind), keep=kind != "half")
 
-    def _choice(self, at: int, talk: list[dict[str, str]], body: dict[str, Any], kind: str) -> dict[str, Any]:
-        text, finish = reply_text(talk, body)
-        choice: dict[str, Any] = {"index": at, "finish_reason": finish, "logprobs": None}
-        if re.search(r"\bA\b.*\bB\b", talk[-1]["content"], re.DOTALL) and body.get("max_tokens", 99) <= 16:
-            text = "A" if first_share(talk) >= 0.5 else "B"
-            if body.get("logprobs") and self.logprobs != "none" and kind != "no_logprobs":
-                choice["logprobs"] = {"content": [self._label_entry(talk, body)]}
-        choice["message"] = {"role": "assistant", "content": text}
-        return choice
-
-    def _label_entry(self, talk: list[dict[str, str]], body: dict[str, Any]) -> dict[str, Any]:
-        share = first_share(talk)
-        likely = {"A": 0.75 * share, " A": 0.25 * share, "B": 0.75 * (1 - share), " B": 0.25 * (1 - share)}
-        values = {token: math.log(MASS * chance) for token, chance in likely.items()}
-        values["The"] = math.log((1 - MASS) / 2)
-        if wanted := body.get("logprob_token_ids"):
-            values = {f"token_id:{token_id(t)}": v for t, v in values.items() if token_id(t) in wanted}
-        else:
-            listed = sorted(values, key=lambda token: -values[token])[: body.get("top_logprobs", 0)]
-            values = {token: values[token] for token in listed}
-        first = max(values, key=lambda token: values[token])
-        listing = [{"token": token, "logprob": value} for token, value in values.items()]
-        return {"token": first, "logprob": values[first], "top_logprobs": listing}
+    def _logprobs_of(self, kind: str) -> bool:
+        return self.logprobs != "none" and kind != "no_logprobs"
 
     def _trouble(self, body: str) -> Trouble | None:
         number, self._chats = self._chats, self._chats + 1

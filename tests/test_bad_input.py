@@ -116,7 +116,7 @@ CASES = [
     Case("unknown model", ("fakee", "did you mean `fake`"), args=("run.yaml", "--judge-model", "fakee")),
     Case("unreachable", ("127.0.0.1:9", "not reachable"), code=1,
          args=("run.yaml", "--policy-base-url", "http://127.0.0.1:9/v1")),
-    Case("no model folder", ("weights", "config.json"), 
+    Case("no model folder", ("weights", "config.json"),
          run=changed("judge:", "judge: {model: ./weights}\n#")),
     Case("unknown local model", ("demo-juge",), files={"j.yaml": ""},
          run=changed("judge:", "judge: {model: demo-juge}\n#")),

@@ -68,8 +68,8 @@ def nucleus(logits: torch.Tensor, top_p: torch.Tensor) -> torch.Tensor:
     ordered, places = logits.sort(dim=-1, descending=True)
     chances = ordered.softmax(dim=-1)
     before = chances.cumsum(dim=-1) - chances  # what more probable tokens hold already; 0 for the first, always kept
-    outside = (before >= top_p).scatter(-1, places, before >= top_p)
-    return logits.masked_fill(outside, -float("inf"))
+    beyond = before >= top_p
+    return logits.masked_fill(beyond.scatter(-1, places, beyond), -float("inf"))
 
 
 def seed_of(question: Question) -> int:

@@ -51,7 +51,7 @@ class Server:
         model: str,
         *,
         api_key: str | None = None,
-        concurrency: int = 64,
+        concurrency: int = 128,
         timeout: float = 120.0,
         max_attempts: int = 6,
         template_options: Mapping[str, Any] | None = None,

@@ -13,7 +13,8 @@ import pytest
 from rlaif.errors import ModelError
 from rlaif.inference.base import Answer, Question
 from rlaif.inference.server import Server
-from tests.fakes import FakeServer, Trouble, first_share
+from tests.fake_answers import first_share
+from tests.fakes import FakeServer, Trouble
 from tests.inference.questions import label_question, label_questions, text_question
 
 
@@ -68,7 +69,7 @@ EVERYTHING = [
 def test_every_fault_at_once_changes_no_answer(batch: bool, logprobs: str) -> None:
     questions = label_questions(300)
     with FakeServer(troubles=EVERYTHING, batch=batch, logprobs=logprobs) as fake:
-        answers = ask(fake.url, questions)
+        answers = ask(fake.url, questions, max_attempts=40)
     assert [gap(answer) for answer in answers] == pytest.approx([expected(question) for question in questions])
 
 

@@ -10,7 +10,8 @@ import pytest
 from rlaif.errors import ModelError
 from rlaif.inference.probe import Capabilities
 from rlaif.inference.server import Server
-from tests.fakes import MASS, FakeServer, Trouble
+from tests.fake_answers import MASS
+from tests.fakes import FakeServer, Trouble
 from tests.inference.questions import label_questions
 
 
@@ -35,7 +36,7 @@ def test_vllm_is_known_after_three_requests() -> None:
     assert problems == []
     assert (found(server).route.kind, found(server).batch, found(server).context) == ("exact", True, 9000)
     assert found(server).label_mass == pytest.approx(MASS)
-    assert (server.batch_size, server.concurrency) == (32, 4)  # 64 questions are two batches; twice as many may wait
+    assert (server.batch_size, server.concurrency) == (32, 8)  # 128 questions are four batches; twice as many may wait
     assert fake.requests == {"/v1/models": 1, "/tokenize": 1, "/v1/chat/completions/batch": 1}
     assert str(found(server)) == "exact label log-probabilities, batches, context of 9000 tokens"
 
@@ -44,7 +45,7 @@ def test_plain_servers() -> None:
     with FakeServer(batch=False, logprobs="top") as fake:
         problems, server = probe(fake.url)
     assert problems == [] and (found(server).route.kind, found(server).route.top) == ("top", 20)
-    assert (found(server).batch, server.batch_size, server.concurrency) == (False, 1, 64)
+    assert (found(server).batch, server.batch_size, server.concurrency) == (False, 1, 128)
     with FakeServer(batch=False, logprobs="none") as fake:
         problems, server = probe(fake.url)
     assert problems == [] and found(server).route.kind == "text"

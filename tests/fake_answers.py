@@ -1,0 +1,84 @@
+"""What the fake server answers: it depends on nothing but the conversation and its sampling.
+
+Of two replies in a compare question it always prefers the same one, in whichever slot it is shown.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import random
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+_WORDS = ("a", "kind", "and", "clear", "reply", "that", "helps", "the", "person", "who", "asked", "without", "fuss")
+_REPLY = re.compile(r"Reply ([AB]):\n<<<(\w+)\n(.*?)\n\2>>>", re.DOTALL)
+_TOKEN = re.compile(r"\n|:| ?[^\s:]+|.")
+MASS = 0.96
+"""Probability of both labels together."""
+
+
+def unit(*parts: object) -> float:
+    """A number in [0, 1) that depends on nothing but `parts`."""
+    digest = hashlib.sha256(json.dumps(parts).encode()).digest()
+    return int.from_bytes(digest[:6], "big") / 2**48
+
+
+def first_share(messages: Sequence[Mapping[str, str]]) -> float:
+    """Probability of "A" against "B" for a conversation: by the two replies if it shows any, else by its hash."""
+    text = messages[-1]["content"]
+    replies = {slot: reply for slot, _, reply in _REPLY.findall(text)}
+    if len(replies) < 2:
+        return 0.05 + 0.9 * unit("share", [message["content"] for message in messages])
+    gap = unit("merit", replies["A"]) - unit("merit", replies["B"])
+    return 1 / (1 + math.exp(-8 * gap))
+
+
+def reply_text(messages: Sequence[Mapping[str, str]], options: Mapping[str, Any]) -> tuple[str, str]:
+    """Text and finish reason of a conversation under its sampling."""
+    drawn = (options.get("seed"), options.get("top_p")) if options.get("temperature") else None
+    source = random.Random(unit("text", [message["content"] for message in messages], drawn))
+    words = [source.choice(_WORDS) for _ in range(source.randint(4, 16))]
+    most = options.get("max_tokens") or 16
+    return " ".join(words[:most]), "length" if len(words) > most else "stop"
+
+
+def token_id(token: str) -> int:
+    """A stable id for a token."""
+    return 100 + int(unit("token", token) * 30_000)
+
+
+def tokenized(text: str) -> dict[str, Any]:
+    """The reply of /tokenize: tokens are words with the space before them, as in a byte-level BPE."""
+    tokens = _TOKEN.findall(text)
+    strings = [token.replace(" ", "Ġ").replace("\n", "Ċ") for token in tokens]
+    return {"tokens": [token_id(token) for token in tokens], "token_strs": strings}
+
+
+def choice(at: int, talk: Sequence[Mapping[str, str]], body: Mapping[str, Any], logprobs: bool) -> dict[str, Any]:
+    """One choice of a chat completion."""
+    text, finish = reply_text(talk, body)
+    made: dict[str, Any] = {"index": at, "finish_reason": finish, "logprobs": None}
+    if re.search(r"\bA\b.*\bB\b", talk[-1]["content"], re.DOTALL) and body.get("max_tokens", 99) <= 16:
+        text = "A" if first_share(talk) >= 0.5 else "B"
+        if body.get("logprobs") and logprobs:
+            made["logprobs"] = {"content": [_label_entry(talk, body)]}
+    made["message"] = {"role": "assistant", "content": text}
+    return made
+
+
+def _label_entry(talk: Sequence[Mapping[str, str]], body: Mapping[str, Any]) -> dict[str, Any]:
+    share = first_share(talk)
+    likely = {"A": 0.75 * share, " A": 0.25 * share, "B": 0.75 * (1 - share), " B": 0.25 * (1 - share)}
+    values = {token: math.log(MASS * chance) for token, chance in likely.items()}
+    values["The"] = math.log((1 - MASS) / 2)
+    if wanted := body.get("logprob_token_ids"):
+        values = {f"token_id:{token_id(t)}": v for t, v in values.items() if token_id(t) in wanted}
+    else:
+        listed = sorted(values, key=lambda token: -values[token])[: body.get("top_logprobs", 0)]
+        values = {token: values[token] for token in listed}
+    first = max(values, key=lambda token: values[token])
+    listing = [{"token": token, "logprob": value} for token, value in values.items()]
+    return {"token": first, "logprob": values[first], "top_logprobs": listing}

@@ -1,0 +1,103 @@
+"""Every example runs, and every command in the README exists with the flags it is given there."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import click
+import pytest
+
+from rlaif.cli.main import cli
+from tests.support import DATA, ROOT, lines, rlaif
+
+README = (ROOT / "README.md").read_text()
+HH = DATA / "hh-rlhf-harmless-base-test.jsonl.gz"
+LAMDA = DATA / "constitutional-ai/LAMDA_RLMADISON.jsonl"
+
+
+def commands_in(text: str) -> list[str]:
+    """The `rlaif ...` lines of code blocks and of the comments in example files."""
+    return sorted({line.strip("# ").split("  ")[0] for line in text.splitlines() if re.match(r"#? *rlaif [a-z]", line)})
+
+
+COMMANDS = commands_in(README) + [c for path in (ROOT / "examples").glob("*.yaml") for c in commands_in(path.read_text())]
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_the_commands_that_we_write_about_parse(line: str) -> None:
+    words = shlex.split(line.replace("PATH/", "/"), comments=True)[1:]
+    context = click.Context(cli)
+    group: click.Command = cli
+    while isinstance(group, click.Group):
+        name = words.pop(0)
+        found = group.get_command(context, name)
+        assert found is not None, name
+        group = found
+    group.make_context(group.name, words, resilient_parsing=False)
+
+
+def test_there_are_commands_to_check() -> None:
+    assert len(COMMANDS) >= 8
+
+
+def test_every_command_is_in_the_readme() -> None:
+    assert [name for name in cli.list_commands(click.Context(cli)) if f"rlaif {name}" not in README] == []
+
+
+@pytest.mark.slow
+def test_the_demo_example_runs(tmp_path: Path) -> None:
+    result = rlaif("generate", ROOT / "examples/demo.yaml", "--prompts-limit", 3, "--output", tmp_path / "run")
+    assert result.returncode == 0, result.stderr
+    assert len(lines(tmp_path / "run/samples.jsonl")) == 12
+    assert lines(tmp_path / "run/critiques.jsonl")
+    assert (tmp_path / "run/manifest.json").exists()
+
+
+@pytest.mark.slow
+def test_a_new_project_runs_as_it_is(tmp_path: Path) -> None:
+    assert rlaif("init", "mine", cwd=tmp_path).returncode == 0
+    checked = rlaif("check", "mine/run.yaml", cwd=tmp_path)
+    assert checked.returncode == 0, checked.stderr
+    result = rlaif("generate", "mine/run.yaml", "--prompts-limit", 5, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "runs/first/pairs.jsonl").exists()
+
+
+@pytest.mark.slow
+def test_the_demo_command_shows_what_it_promises(tmp_path: Path) -> None:
+    result = rlaif("demo", "--output", tmp_path / "demo", "--prompts", 6, timeout=300)
+    assert result.returncode == 0, result.stderr
+    for shown in ("The constitution `demo`", "Replies, best first", "critique (", "P(A) = ", "comparisons labelled",
+                  "The judge against the oracle", "pairs.jsonl"):  # fmt: skip
+        assert shown in result.stdout, shown
+
+
+@pytest.mark.server
+def test_real_dialogues_on_a_real_server(demo_server: str, tmp_path: Path) -> None:
+    if not HH.exists():
+        pytest.skip("the shared data is not here")
+    flags = ("--prompts", HH, "--prompts-limit", 12, "--judge-base-url", demo_server, "--output", tmp_path / "run")
+    result = rlaif("generate", ROOT / "examples/hh-rlhf.yaml", *flags, timeout=300)
+    assert result.returncode == 0, result.stderr
+    manifest = json.loads((tmp_path / "run/manifest.json").read_text())
+    assert manifest["counts"]["prompts"] == 12
+    assert manifest["counts"]["samples"] == 48
+    assert manifest["counts"]["judgements"] == sum(2 * len(row["comparisons"]) for row in lines(tmp_path / "run/rankings.jsonl"))
+    again = rlaif("generate", ROOT / "examples/hh-rlhf.yaml", *flags, timeout=300)
+    assert "compare: 0 answered" in again.stderr
+
+
+@pytest.mark.server
+def test_given_answers_on_a_real_server(demo_server: str, tmp_path: Path) -> None:
+    """17 answers a prompt: 6 meetings of the first four, 3 for each later one, two orders, 90 calls a prompt."""
+    if not LAMDA.exists():
+        pytest.skip("the shared data is not here")
+    flags = ("--prompts", LAMDA, "--prompts-limit", 3, "--judge-base-url", demo_server, "--output", tmp_path / "run")
+    result = rlaif("generate", ROOT / "examples/given-answers.yaml", *flags, timeout=300)
+    assert result.returncode == 0, result.stderr
+    manifest = json.loads((tmp_path / "run/manifest.json").read_text())
+    assert manifest["counts"]["samples"] == 3 * 17
+    assert manifest["counts"]["judgements"] + sum(manifest["failures"].values()) == 3 * 90
