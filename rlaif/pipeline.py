@@ -38,6 +38,10 @@ class Watch(Protocol):
         """Some more questions of the stage were answered."""
         ...
 
+    def note(self, text: str) -> None:
+        """Something that takes a while begins."""
+        ...
+
     def end(self, tally: Tally) -> None:
         """The stage is done."""
         ...
@@ -50,6 +54,9 @@ class Silent:
         """Nothing."""
 
     def progress(self, tally: Tally) -> None:
+        """Nothing."""
+
+    def note(self, text: str) -> None:
         """Nothing."""
 
     def end(self, tally: Tally) -> None:
@@ -78,7 +85,7 @@ def generate(settings: RunSettings, stages: Sequence[str] = STAGES, watch: Watch
 async def generate_async(settings: RunSettings, stages: Sequence[str], watch: Watch) -> Report:
     """`generate` inside a running event loop."""
     start = time.perf_counter()
-    async with _models(settings) as (policy, judge):
+    async with _models(settings, watch) as (policy, judge):
         with open_run(settings, policy.name if policy else None, judge.name) as run:
             run.unfinish()
             run.read_prompts()
@@ -97,10 +104,12 @@ async def generate_async(settings: RunSettings, stages: Sequence[str], watch: Wa
 
 
 @contextlib.asynccontextmanager
-async def _models(settings: RunSettings) -> AsyncIterator[tuple[ModelSource | None, ModelSource]]:
+async def _models(settings: RunSettings, watch: Watch) -> AsyncIterator[tuple[ModelSource | None, ModelSource]]:
     """The run's policy (if it draws any samples) and judge, closed at the end however it comes."""
-    judge = LazyModel(settings.judge, log=settings.folder / "judge.log", labels=LABELS)
-    policy = LazyModel(settings.policy, log=settings.folder / "policy.log") if settings.policy else None
+    judge = LazyModel(settings.judge, log=settings.folder / "judge.log", labels=LABELS, say=watch.note)
+    policy = None
+    if settings.policy is not None:
+        policy = LazyModel(settings.policy, log=settings.folder / "policy.log", say=watch.note)
     try:
         yield policy, judge
     finally:

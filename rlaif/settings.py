@@ -28,7 +28,7 @@ class ModelSettings(Record):
     """Start `vllm serve` for this run, and stop it afterwards."""
     launch_args: tuple[str, ...] = ()
     """More arguments for the launched server."""
-    concurrency: int = Field(64, ge=1)
+    concurrency: int = Field(128, ge=1)
     """Most questions under way at once; fewer while the server pushes back."""
     timeout: float = Field(120.0, gt=0)
     """Seconds until a request counts as lost."""

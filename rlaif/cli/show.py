@@ -34,6 +34,9 @@ class _Bars:
         done = tally.known + tally.asked
         self._progress.update(self._tasks[tally.stage], completed=done, note=_note(tally))
 
+    def note(self, text: str) -> None:
+        self._progress.console.print(text, highlight=False, markup=False)
+
     def end(self, tally: Tally) -> None:
         self.progress(tally)
         done = max(tally.planned, 1)
@@ -56,6 +59,9 @@ class _Lines:
             self._last = time.monotonic()
             most = f" of {self._most}" if self._most else ""
             click.echo(f"{tally.stage}: {tally.known + tally.asked}{most}{_note(tally)}", err=True)
+
+    def note(self, text: str) -> None:
+        click.echo(text, err=True)
 
     def end(self, tally: Tally) -> None:
         click.echo(

@@ -56,7 +56,9 @@ class Answer:
     cached_tokens: int = 0
     """Prompt tokens that the server took from its prefix cache."""
     failure: str | None = None
-    """A short kind, for counting: `timeout`, `too_long`, `http_500`, `broken_json`, `no_logprobs`, `short_batch`."""
+    """A short kind, for counting: `timeout`, `refused`, `dropped`, `http_500`, `too_long`, `bad_request`,
+    `broken_json`, `no_logprobs`, `no_labels` (neither is a probable token), `short_batch`, `only_reasoning`.
+    """
     detail: str = ""
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,9 +24,16 @@ if TYPE_CHECKING:
 class LazyModel:
     """A `ModelSource` made from settings."""
 
-    def __init__(self, settings: ModelSettings, *, log: Path, labels: tuple[str, ...] = ()) -> None:
-        """`labels` are those that it will be asked for; `log` is where a launched server writes."""
-        self._settings, self._log, self._labels = settings, log, labels
+    def __init__(
+        self,
+        settings: ModelSettings,
+        *,
+        log: Path,
+        labels: tuple[str, ...] = (),
+        say: Callable[[str], None] | None = None,
+    ) -> None:
+        """`labels` are those that it will be asked for; `log` is where a launched server writes; `say` hears of it."""
+        self._settings, self._log, self._labels, self._say = settings, log, labels, say
         self._key = _api_key(settings)
         self._name: str | None = None
         self._model: Model | None = None
@@ -75,6 +83,8 @@ class LazyModel:
             from rlaif.inference.launch import VllmServer
 
             self._server = VllmServer(settings.model, extra=settings.launch_args, log=self._log)
+            if self._say is not None:
+                self._say(f"starting vLLM with {settings.model}; its log is {self._log}")
             await asyncio.to_thread(self._server.start)
             url = self._server.base_url
         if url is None:

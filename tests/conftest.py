@@ -37,9 +37,9 @@ def vllm(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         pytest.skip(reason)
     folder = shipped_model("demo-judge")
     shipped = folder is not None and (folder / "config.json").is_file()
-    extra = ["--max-model-len", "512"] if shipped else ["--dtype", "float32", "--enforce-eager"]
+    extra = ["--max-model-len", "2048", "--block-size", "32"] if shipped else ["--dtype", "float32", "--enforce-eager"]
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
     log = tmp_path_factory.mktemp("vllm") / "vllm.log"
     model = "demo-judge" if shipped else str(tiny_model)
-    with VllmServer(model, served_name="judge", extra=extra, log=log) as server:
-        yield Served(server.base_url, "judge", folder if shipped and folder else tiny_model)
+    with VllmServer(model, served_name="demo-judge", extra=extra, log=log) as server:
+        yield Served(server.base_url, "demo-judge", folder if shipped and folder else tiny_model)
