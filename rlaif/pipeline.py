@@ -20,7 +20,7 @@ from rlaif.inference.base import ModelSource
 from rlaif.inference.source import LazyModel
 from rlaif.outcome import Outcome, derive
 from rlaif.records import Sample
-from rlaif.run import Run, open_run
+from rlaif.run import Run, open_run, require_critiques
 from rlaif.samples.plan import given_samples, sample_record
 from rlaif.settings import RunSettings
 
@@ -87,12 +87,15 @@ async def generate_async(settings: RunSettings, stages: Sequence[str], watch: Wa
     start = time.perf_counter()
     async with _models(settings, watch) as (policy, judge):
         with open_run(settings, policy.name if policy else None, judge.name) as run:
+            critiques = "critique" in stages and (settings.writes_critiques or len(stages) == 1)
+            if critiques:
+                require_critiques(settings, run.constitution)
             run.unfinish()
             run.read_prompts()
             report = Report(run)
             if "sample" in stages:
                 report.tallies.append(await sample(run, policy, watch))
-            if "critique" in stages and (settings.critique.enabled or settings.compare.critique or len(stages) == 1):
+            if critiques:
                 report.tallies.append(await critique(run, judge, watch))
             if "compare" in stages:
                 report.tallies.append(await compare(run, judge, watch))

@@ -150,7 +150,6 @@ def open_run(settings: RunSettings, policy_name: str | None, judge_name: str) ->
     Raises UserError where another process writes there, or where the folder cannot be written.
     """
     constitution = load_constitution(settings.constitution)
-    require_critiques(settings, constitution)
     folder = settings.folder
     with lock_folder(folder), contextlib.ExitStack() as stack:
 
@@ -174,9 +173,7 @@ def open_run(settings: RunSettings, policy_name: str | None, judge_name: str) ->
 
 
 def require_critiques(settings: RunSettings, constitution: Constitution) -> None:
-    """Raise UserError where the run asks for critiques under a principle that has no request for them."""
-    if not (settings.compare.critique or settings.critique.enabled):
-        return
+    """Raise UserError where a principle has no request for the critiques that are to be written under it."""
     for principle in constitution.principles:
         if principle.critique is None:
             raise UserError(

@@ -160,3 +160,8 @@ class RunSettings(Record):
     def folder(self) -> Path:
         """The run folder."""
         return Path(self.output)
+
+    @property
+    def writes_critiques(self) -> bool:
+        """Whether a whole run has a critique stage."""
+        return self.critique.enabled or self.compare.critique

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 from pathlib import Path
@@ -11,6 +12,7 @@ import click
 import pytest
 
 from rlaif.cli.main import cli
+from rlaif.inference.launch import PYTHON_VARIABLE
 from tests.conftest import Served
 from tests.support import DATA, ROOT, lines, rlaif
 
@@ -104,3 +106,21 @@ def test_given_answers_on_a_real_server(vllm: Served, tmp_path: Path) -> None:
     manifest = json.loads((tmp_path / "run/manifest.json").read_text())
     assert manifest["counts"]["samples"] == 3 * 17
     assert manifest["counts"]["judgements"] + sum(manifest["failures"].values()) == 3 * 90
+
+
+@pytest.mark.server
+def test_a_server_is_launched_for_the_run_and_stopped(vllm: Served, tmp_path: Path) -> None:
+    """`launch: vllm` beside the server of the other tests, which shows that there is a vLLM at all."""
+    assert vllm.base_url
+    (tmp_path / "given.jsonl").write_text(json.dumps({"prompt": "How do I cook rice?", "a": ["Boil it.", "No."]}))
+    (tmp_path / "run.yaml").write_text(
+        "constitution: demo\nprompts: {path: given.jsonl, responses: a}\n"
+        "judge: {model: demo-judge, launch: vllm, launch_args: [--max-model-len, '1024']}\n"
+        f"output: {tmp_path}/run\n"
+    )
+    result = rlaif("generate", tmp_path / "run.yaml", timeout=300, **{PYTHON_VARIABLE: os.environ[PYTHON_VARIABLE]})
+    assert result.returncode == 0, result.stderr
+    assert len(lines(tmp_path / "run/judgements.jsonl")) == 2
+    log = (tmp_path / "run/judge.log").read_text()
+    assert "Application startup complete" in log
+    assert "Shutting down" in log or "shutdown" in log.lower()

@@ -45,7 +45,8 @@ def _constitution_problems(settings: RunSettings) -> list[UserError]:
         constitution = load_constitution(settings.constitution)
         click.echo(f"constitution: {constitution.name}, {len(constitution.principles)} principles")
         try:
-            require_critiques(settings, constitution)
+            if settings.writes_critiques:
+                require_critiques(settings, constitution)
         except UserError as error:
             found = [error]
     return found

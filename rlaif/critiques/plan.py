@@ -14,8 +14,9 @@ from rlaif.settings import CritiqueSettings
 def critique_question(
     prompt: Prompt, sample: Sample, criterion: Criterion, settings: CritiqueSettings, judge: str, *, max_chars: int
 ) -> Question:
-    """The question behind the critique of one sample under one criterion."""
-    request = criterion.critique or criterion.compare
+    """The question behind the critique of one sample under one criterion, which must have a request for it."""
+    request = criterion.critique
+    assert request is not None, f"`{criterion.id}` has no request for a critique"
     return Question(
         "critique",
         judge,

@@ -40,7 +40,7 @@ def test_the_probe_finds_the_exact_and_the_batch_route(vllm: Served) -> None:
         return server.capabilities
 
     found = on(vllm, run)
-    assert (found.route.kind, found.batch, found.context) == ("exact", True, 512)
+    assert (found.route.kind, found.batch, found.context) == ("exact", True, 2048)
     assert all(len(tokens) in (1, 2) for tokens in found.route.tokens)
 
 
@@ -65,7 +65,7 @@ def test_the_batch_route_equals_the_single_route(vllm: Served) -> None:
     assert spent[0] == spent[1] > 0
 
 
-@pytest.mark.parametrize("words", [700, 60_000])  # vLLM words its refusal differently for far too long a prompt
+@pytest.mark.parametrize("words", [2100, 60_000])  # vLLM words its refusal differently for far too long a prompt
 def test_a_too_long_prompt_fails_alone_inside_a_batch(vllm: Served, words: int) -> None:
     questions = label_questions(9, vllm.name)
     questions[5] = label_question("x! " * words, vllm.name)

@@ -17,8 +17,9 @@ from tokenizers import Tokenizer
 from rlaif.demo.grammar import Voice
 from rlaif.demo.training.card import write_card
 from rlaif.demo.training.examples import Example, judge_lessons, policy_lessons
+from rlaif.demo.training.hints import Hints
 from rlaif.demo.training.loop import Schedule, train
-from rlaif.demo.training.models import new_model, save_model
+from rlaif.demo.training.models import load_model, new_model, save_model
 from rlaif.demo.training.packing import Packer, batches
 from rlaif.demo.training.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
 
@@ -26,17 +27,39 @@ MODELS = Path(__file__).resolve().parents[1] / "models"
 SEED = 20
 
 
+class Phase(NamedTuple):
+    """A part of a model's schooling."""
+
+    mix: tuple[int, int, int]
+    """Weights of compare, critique and revise questions."""
+    schedule: Schedule
+    text: float
+    """Weight of predicting every token (see `hints`)."""
+
+
 class Plan(NamedTuple):
     """One model to make."""
 
-    lessons: Callable[[Voice], Iterator[list[Example]]]
+    lessons: Callable[[Voice, tuple[int, int, int]], Iterator[list[Example]]]
     shape: dict[str, int]
-    schedule: Schedule
+    phases: tuple[Phase, ...]
 
 
+# The judge first learns to compare, which is the hard part and needs undivided attention, and then the rest beside it.
 PLANS = {
-    "judge": Plan(judge_lessons, {"width": 192, "layers": 4, "inner": 512}, Schedule(1000)),
-    "policy": Plan(policy_lessons, {"width": 128, "layers": 4, "inner": 384, "head": 32}, Schedule(700)),
+    "judge": Plan(
+        judge_lessons,
+        {"width": 192, "layers": 4, "inner": 512},
+        (
+            Phase((100, 0, 0), Schedule(1200, learning_rate=1e-3, matrix_rate=0.01), text=0.1),
+            Phase((50, 35, 15), Schedule(800, learning_rate=1e-3, matrix_rate=0.01), text=0.1),
+        ),
+    ),
+    "policy": Plan(
+        policy_lessons,
+        {"width": 128, "layers": 4, "inner": 384, "head": 32},
+        (Phase((0, 0, 0), Schedule(1700), text=0.0),),
+    ),
 }
 
 
@@ -49,17 +72,20 @@ def corpus(examples: int) -> Iterator[str]:
             yield example.answer
 
 
-def make(name: str, plan: Plan, tokenizer: Tokenizer, folder: Path) -> None:
-    """Train one model and save it to `folder`."""
-    torch.manual_seed(SEED)
+def make(name: str, plan: Plan, tokenizer: Tokenizer, folder: Path, first: int) -> None:
+    """Train one model, from phase `first` on (from the weights in `folder` if that is not 0), and save it there."""
+    torch.manual_seed(SEED + first)
     save_tokenizer(tokenizer, folder)
     packer = Packer(load_tokenizer(folder))
-    rows = map(packer.pack, plan.lessons(Voice(random.Random(SEED + 1))))
-    model = new_model(**plan.shape)
+    model = new_model(**plan.shape) if first == 0 else load_model(folder)
     log(f"{name}: {sum(weight.numel() for weight in model.parameters()):,} parameters")
     started = time.monotonic()
-    train(model, batches(rows, plan.schedule.tokens), plan.schedule, log)
-    save_model(model, tokenizer, folder)
+    for number, phase in enumerate(plan.phases[first:], start=first):
+        log(f"{name}: phase {number}")
+        rows = map(packer.pack, plan.lessons(Voice(random.Random(SEED + 1 + number)), phase.mix))
+        hints = Hints(plan.shape["width"], phase.text) if phase.text else None
+        train(model, batches(rows, phase.schedule.tokens), phase.schedule, log, hints)
+        save_model(model, tokenizer, folder)
     log(f"{name}: saved to {folder} after {time.monotonic() - started:.0f} seconds")
 
 
@@ -74,12 +100,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m rlaif.demo.training", description=main.__doc__)
     parser.add_argument("names", nargs="*", metavar="MODEL", help="judge or policy (default: both)")
     parser.add_argument("--to", type=Path, default=MODELS, help="folder to write to")
+    parser.add_argument("--phase", type=int, default=0, help="first phase to run, on the weights already there")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     given: Any = parser.parse_args()
     torch.set_num_threads(given.threads)
     tokenizer = train_tokenizer(corpus(12000))
     for name in given.names or PLANS:
-        make(name, PLANS[name], tokenizer, given.to / name)
+        make(name, PLANS[name], tokenizer, given.to / name, given.phase)
     if all((given.to / name / "model.safetensors").exists() for name in PLANS):
         write_card(given.to)
 

@@ -20,6 +20,13 @@ from rlaif.records import Message, Messages
 from rlaif.resources import resource
 
 
+class Shown(NamedTuple):
+    """A reply in a question, and for every principle whether it breaks it."""
+
+    reply: str
+    faults: tuple[bool, ...]
+
+
 @dataclass(frozen=True)
 class Example:
     """One question and the answer to learn."""
@@ -30,6 +37,12 @@ class Example:
     """Weight of each answer token in the loss."""
     tie: bool = False
     """Both labels are equally right."""
+    shown: tuple[Shown, ...] = ()
+    """The replies that the question shows, in their order."""
+
+
+_LABEL_WEIGHT = 3.0
+"""Of a label in the loss, against 0.2 of a token in a text."""
 
 
 class Texts(NamedTuple):
@@ -65,6 +78,12 @@ def training_reply(scene: Scene, voice: Voice, plan: Plan | None = None) -> str:
         if not any(is_held_out(scene.topic, fault) for fault in broken):
             return reply
         plan = None
+
+
+def shown(prompt: str, reply: str) -> Shown:
+    """`reply` with what the oracle says of it."""
+    broken = oracle.violations(prompt, reply)
+    return Shown(reply, tuple(name in broken for name in oracle.PRINCIPLES))
 
 
 def draw_pair(scene: Scene, voice: Voice) -> tuple[str, str]:
@@ -109,6 +128,7 @@ def critique_examples(voice: Voice, count: int) -> list[Example]:
             critique_messages(user(scene.prompt), reply, principles()[name].critique),
             review(name, scene.prompt, reply),
             weight=0.2,
+            shown=(shown(scene.prompt, reply),),
         )
         for name in dict.fromkeys(chosen)
     ]
@@ -127,6 +147,7 @@ def revise_examples(voice: Voice, count: int) -> list[Example]:
             revise_messages(user(scene.prompt), reply, review(name, scene.prompt, reply), principles()[name].revise),
             answer,
             weight=0.2,
+            shown=(shown(scene.prompt, reply),),
         )
         for name in names[:count]
     ]
@@ -139,10 +160,10 @@ def policy_examples(voice: Voice, count: int) -> list[Example]:
     return [Example(user(scene.prompt), reply, weight=1.0) for reply in replies if reply]
 
 
-def judge_lessons(voice: Voice) -> Iterator[list[Example]]:
-    """Endless groups of questions that share their beginning, all kinds mixed."""
+def judge_lessons(voice: Voice, mix: tuple[int, int, int] = (55, 20, 25)) -> Iterator[list[Example]]:
+    """Endless groups of questions that share their beginning; `mix` weighs compare, critique and revise."""
     while True:
-        kind = voice.rng.choices(("compare", "critique", "revise"), weights=(55, 20, 25))[0]
+        kind = voice.rng.choices(("compare", "critique", "revise"), weights=mix)[0]
         if kind == "compare":
             yield compare_examples(voice, 4)
         elif kind == "critique":
@@ -151,8 +172,8 @@ def judge_lessons(voice: Voice) -> Iterator[list[Example]]:
             yield revise_examples(voice, 2)
 
 
-def policy_lessons(voice: Voice) -> Iterator[list[Example]]:
-    """Endless groups of replies to one prompt."""
+def policy_lessons(voice: Voice, mix: tuple[int, int, int] = (0, 0, 0)) -> Iterator[list[Example]]:  # noqa: ARG001
+    """Endless groups of replies to one prompt; there is one kind only."""
     while True:
         yield policy_examples(voice, 6)
 
@@ -183,7 +204,7 @@ def _compared(
 ) -> Example:
     notes = (review(name, prompt, first), review(name, prompt, second)) if critiqued else None
     messages = compare_messages(user(prompt), first, second, principles()[name].compare, critiques=notes)
-    return _labelled(messages, verdict, voice)
+    return _labelled(messages, verdict, voice, (shown(prompt, first), shown(prompt, second)))
 
 
 def _joint(names: Sequence[str], prompt: str, first: str, second: str, voice: Voice) -> Example:
@@ -192,10 +213,11 @@ def _joint(names: Sequence[str], prompt: str, first: str, second: str, voice: Vo
     question = joint_question([principles()[name].compare for name in asked])
     total = sum(oracle.WEIGHTS[name] * (oracle.prefer(name, prompt, first, second) - 0.5) for name in asked)
     verdict = 0.5 if total == 0 else float(total > 0)
-    return _labelled(compare_messages(user(prompt), first, second, question), verdict, voice)
+    both = (shown(prompt, first), shown(prompt, second))
+    return _labelled(compare_messages(user(prompt), first, second, question), verdict, voice, both)
 
 
-def _labelled(messages: Messages, verdict: float, voice: Voice) -> Example:
+def _labelled(messages: Messages, verdict: float, voice: Voice, both: tuple[Shown, Shown]) -> Example:
     tie = verdict == 0.5
     answer = voice.rng.choice(LABELS) if tie else LABELS[0 if verdict == 1.0 else 1]
-    return Example(messages, answer, weight=1.0, tie=tie)
+    return Example(messages, answer, weight=_LABEL_WEIGHT, tie=tie, shown=both)

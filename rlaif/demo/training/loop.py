@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from rlaif.demo.training.hints import Hints
 from rlaif.demo.training.muon import Muon
 from rlaif.demo.training.packing import Batch
 
@@ -37,25 +38,38 @@ class Schedule:
         return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * done))
 
 
-def loss_of(model: Any, batch: Batch) -> Tensor:
-    """Weighted mean of the negative log-likelihood of the targets; logits are taken only where there is one."""
-    hidden = model.model(
-        input_ids=batch.ids, position_ids=batch.positions, attention_mask=batch.mask, use_cache=False
-    ).last_hidden_state
-    logits = model.lm_head(hidden[batch.rows, batch.columns])
+def loss_of(model: Any, batch: Batch, hints: Hints | None = None) -> Tensor:
+    """Weighted mean of the negative log-likelihood of the targets (logits are taken only where there is one).
+
+    With `hints`, their side tasks are added.
+    """
+    out = model.model(
+        input_ids=batch.ids,
+        position_ids=batch.positions,
+        attention_mask=batch.mask,
+        use_cache=False,
+        output_hidden_states=hints is not None,
+    )
+    logits = model.lm_head(out.last_hidden_state[batch.rows, batch.columns])
     losses = functional.cross_entropy(logits, batch.tokens, reduction="none")
-    return (losses * batch.weights).sum() / batch.weights.sum()
+    loss = (losses * batch.weights).sum() / batch.weights.sum()
+    return loss if hints is None else loss + hints(batch, out.hidden_states, model.lm_head)
 
 
-def train(model: Any, batches: Iterator[Batch], schedule: Schedule, log: Callable[[str], None]) -> None:
-    """Train `model` in place."""
+def train(
+    model: Any, batches: Iterator[Batch], schedule: Schedule, log: Callable[[str], None], hints: Hints | None = None
+) -> None:
+    """Train `model` in place; `hints` learn along and are thrown away."""
     model.train()
     optimizers = _optimizers(model, schedule)
+    if hints is not None:
+        optimizers.append(torch.optim.AdamW(hints.parameters(), lr=schedule.learning_rate))
     schedulers = [torch.optim.lr_scheduler.LambdaLR(each, schedule.rate) for each in optimizers]
     started, recent = time.monotonic(), 0.0
     for step in range(1, schedule.steps + 1):
-        loss = loss_of(model, next(batches))
-        model.zero_grad(set_to_none=True)
+        loss = loss_of(model, next(batches), hints)
+        for optimizer in optimizers:
+            optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer, scheduler in zip(optimizers, schedulers, strict=True):

@@ -18,6 +18,10 @@ from torch import Tensor
 from rlaif.comparisons.questions import LABELS
 from rlaif.demo.training.examples import Example
 from rlaif.demo.training.tokenizer import END
+from rlaif.templates import fence
+
+_AFTER_LABEL = 0.2
+"""Weight of the end mark after a label, which is always the same."""
 
 
 class Target(NamedTuple):
@@ -26,6 +30,15 @@ class Target(NamedTuple):
     at: int
     token: int
     weight: float
+    both: tuple[bool, ...] = ()
+    """At a label: the faults of the first reply, then of the second."""
+
+
+class End(NamedTuple):
+    """The token at `at` ends a reply with these faults; the last of them says whether it is the second reply."""
+
+    at: int
+    faults: tuple[bool, ...]
 
 
 @dataclass(frozen=True)
@@ -36,6 +49,7 @@ class Row:
     positions: list[int]
     parts: list[int]
     targets: list[Target]
+    ends: list[End]
 
 
 class Batch(NamedTuple):
@@ -48,6 +62,11 @@ class Batch(NamedTuple):
     columns: Tensor  # (targets,)
     tokens: Tensor  # (targets,)
     weights: Tensor  # (targets,)
+    is_label: Tensor  # (targets,) whether the target is a label
+    both: Tensor  # (labels, 2 * principles), 1 for a fault
+    end_rows: Tensor  # (ends,)
+    end_columns: Tensor  # (ends,)
+    faults: Tensor  # (ends, principles + 1), 1 for a fault; the last column for the second reply
 
 
 class Packer:
@@ -62,7 +81,8 @@ class Packer:
         """One row of examples that share their beginning (if only the chat template's first token)."""
         coded = [self._encode(example) for example in examples]
         shared = _shared([prompt for prompt, _ in coded])
-        row = Row(list(coded[0][0][:shared]), list(range(shared)), [0] * shared, [])
+        ends = [end for end in self._ends(examples[0]) if end.at < shared]
+        row = Row(list(coded[0][0][:shared]), list(range(shared)), [0] * shared, [], ends)
         for part, (example, (prompt, answer)) in enumerate(zip(examples, coded, strict=True), start=1):
             start = len(row.ids)
             ending = prompt[shared:] + answer
@@ -73,18 +93,37 @@ class Packer:
             row.targets.extend(self._targets(example, answer, first))
         return row
 
-    def _encode(self, example: Example) -> tuple[list[int], list[int]]:
+    def _ends(self, example: Example) -> Iterator[End]:
+        """Where the replies of a question end: at the closing marks of their fences."""
+        text = self._text(example)
+        offsets = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+        end = 0
+        for number, (reply, faults) in enumerate(example.shown):
+            fenced = fence(reply)
+            end = text.index(fenced, end) + len(fenced)
+            yield End(max(at for at, (start, _) in enumerate(offsets) if start < end), (*faults, number == 1))
+
+    def _text(self, example: Example) -> str:
         messages = [message.model_dump() for message in example.messages]
-        text = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        text: str = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        return text
+
+    def _encode(self, example: Example) -> tuple[list[int], list[int]]:
+        text = self._text(example)
         prompt: list[int] = self._tokenizer.encode(text, add_special_tokens=False)
         return prompt, [*self._tokenizer.encode(example.answer, add_special_tokens=False), self._end]
 
     def _targets(self, example: Example, answer: list[int], first: int) -> Iterator[Target]:
+        both = tuple(itertools.chain.from_iterable(each.faults for each in example.shown))
         for at, token in enumerate(answer):
-            if example.tie and at == 0:
-                yield from (Target(first, label, example.weight / 2) for label in self._labels)
-            else:
+            if len(example.shown) < 2:
                 yield Target(first + at, token, example.weight)
+            elif at > 0:
+                yield Target(first + at, token, _AFTER_LABEL)
+            elif example.tie:
+                yield from (Target(first, label, example.weight / 2, both) for label in self._labels)
+            else:
+                yield Target(first, token, example.weight, both)
 
 
 def collate(rows: Sequence[Row]) -> Batch:
@@ -96,6 +135,7 @@ def collate(rows: Sequence[Row]) -> Batch:
     mask = (parts[:, None, :] == 0) | (parts[:, None, :] == parts[:, :, None])
     mask &= torch.ones(length, length, dtype=torch.bool).tril()
     targets = [(at, target) for at, row in enumerate(rows) for target in row.targets]
+    ends = [(at, end) for at, row in enumerate(rows) for end in row.ends]
     return Batch(
         ids,
         positions,
@@ -104,6 +144,11 @@ def collate(rows: Sequence[Row]) -> Batch:
         torch.tensor([target.at for _, target in targets]),
         torch.tensor([target.token for _, target in targets]),
         torch.tensor([target.weight for _, target in targets]),
+        torch.tensor([bool(target.both) for _, target in targets]),
+        torch.tensor([target.both for _, target in targets if target.both], dtype=torch.float32),
+        torch.tensor([at for at, _ in ends], dtype=torch.long),
+        torch.tensor([end.at for _, end in ends], dtype=torch.long),
+        torch.tensor([end.faults for _, end in ends], dtype=torch.float32),
     )
 
 
