@@ -19,7 +19,7 @@ from rlaif.demo.training.card import write_card
 from rlaif.demo.training.examples import Example, judge_lessons, policy_lessons
 from rlaif.demo.training.hints import Hints
 from rlaif.demo.training.loop import Schedule, train
-from rlaif.demo.training.models import load_model, new_model, save_model
+from rlaif.demo.training.models import load_model, new_model, save_model, sharpen
 from rlaif.demo.training.packing import Packer, batches
 from rlaif.demo.training.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
 
@@ -43,6 +43,8 @@ class Plan(NamedTuple):
     lessons: Callable[[Voice, tuple[int, int, int]], Iterator[list[Example]]]
     shape: dict[str, int]
     phases: tuple[Phase, ...]
+    sharpness: float = 1.0
+    """Factor of all logits after training: temperature 1 is then what temperature 1 / `sharpness` was."""
 
 
 # The judge first learns to compare, which is the hard part and needs undivided attention, and then the rest beside it.
@@ -58,7 +60,8 @@ PLANS = {
     "policy": Plan(
         policy_lessons,
         {"width": 128, "layers": 4, "inner": 384, "head": 32},
-        (Phase((0, 0, 0), Schedule(1700), text=0.0),),
+        (Phase((0, 0, 0), Schedule(700), text=0.0),),
+        sharpness=1.35,
     ),
 }
 
@@ -85,6 +88,8 @@ def make(name: str, plan: Plan, tokenizer: Tokenizer, folder: Path, first: int) 
         rows = map(packer.pack, plan.lessons(Voice(random.Random(SEED + 1 + number)), phase.mix))
         hints = Hints(plan.shape["width"], phase.text) if phase.text else None
         train(model, batches(rows, phase.schedule.tokens), phase.schedule, log, hints)
+        if number == len(plan.phases) - 1:
+            sharpen(model, plan.sharpness)
         save_model(model, tokenizer, folder)
     log(f"{name}: saved to {folder} after {time.monotonic() - started:.0f} seconds")
 
