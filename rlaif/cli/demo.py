@@ -38,14 +38,14 @@ def demo(output: str, prompts: int) -> None:
     for principle in constitution.principles:
         click.echo(f"  {principle.id:<18} {principle.compare}")
     click.echo(
-        f"\n{prompts} prompts, {4} replies each by `demo-policy`; `demo-judge` reviews every reply under every "
+        f"\n{prompts} prompts, 4 replies each by `demo-policy`; `demo-judge` reviews every reply under every "
         "principle and compares every two of them in both orders.\n"
     )
     with watch() as told:
         report = generate(settings, watch=told)
     story = read_story(settings.folder)
     click.secho("\nOne prompt in full\n", bold=True)
-    show_transcript(story, _telling(story))
+    show_transcript(story, _telling(story), brief=True)
     click.secho("\nThe run in numbers\n", bold=True)
     show_report(report)
     _show_agreement(story)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import click
 
-from rlaif.records import Critique, Judgement, PreferencePair, Prompt, Ranking, Sample
+from rlaif.records import Critique, Judgement, PreferencePair, Prompt, Ranking, Sample, Settled
 from rlaif.store import read_records
 
 
@@ -45,8 +45,8 @@ def read_story(folder: Path) -> Story:
     return story
 
 
-def show_transcript(story: Story, prompt: Prompt) -> None:
-    """Print one prompt's story."""
+def show_transcript(story: Story, prompt: Prompt, *, brief: bool = False) -> None:
+    """Print one prompt's story; `brief` shows the single verdicts of the chosen pair only."""
     click.secho("Prompt", bold=True)
     for message in prompt.messages:
         click.echo(_indented(f"{message.role}: {message.content}"))
@@ -64,7 +64,7 @@ def show_transcript(story: Story, prompt: Prompt) -> None:
     for settled in ranking.comparisons:
         outcome = settled.status if settled.probability is None else f"{settled.probability:.2f} ({settled.status})"
         click.echo(_indented(f"{names[settled.left]} better than {names[settled.right]}: {outcome}"))
-        for key in settled.judgements:
+        for key in settled.judgements if not brief or _made_a_pair(story, settled) else ():
             click.echo(_indented(_verdict(story.judgements[key], names), 6))
     click.secho("Pairs", bold=True)
     for pair in story.pairs[prompt.id]:
@@ -72,6 +72,11 @@ def show_transcript(story: Story, prompt: Prompt) -> None:
         click.echo(_indented(f"chosen {chosen}, rejected {rejected}, probability {pair.probability:.3f}"))
     if not story.pairs[prompt.id]:
         click.echo(_indented("none"))
+
+
+def _made_a_pair(story: Story, settled: Settled) -> bool:
+    sides = {settled.left, settled.right}
+    return any({pair.chosen_id, pair.rejected_id} == sides for made in story.pairs.values() for pair in made)
 
 
 def _verdict(judgement: Judgement, names: dict[str, str]) -> str:

@@ -11,7 +11,7 @@ import pytest
 from rlaif.inference.base import Answer, Question
 from rlaif.inference.local import Local
 from rlaif.inference.server import Server
-from tests.inference.conftest import Served
+from tests.conftest import Served
 from tests.inference.questions import label_question, label_questions, text_question
 
 pytestmark = pytest.mark.server

@@ -22,7 +22,7 @@ They exist so that the whole loop runs offline, in seconds, against a known trut
 | parameters | {judge_parameters:,} | {policy_parameters:,} |
 | layers x width | {judge_shape} | {policy_shape} |
 | longest input (positions) | 4,096 | 4,096 |
-| tokenizer | byte-level BPE, {vocabulary:,} tokens, shared | the same |
+| tokenizer | byte-level BPE, {vocabulary:,} tokens | one of its own, made the same way |
 | weights | float16 safetensors | float16 safetensors |
 
 ## How they were made
