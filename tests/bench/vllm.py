@@ -2,10 +2,11 @@
 
     RLAIF_VLLM_PYTHON=... python tests/bench/vllm.py [PROMPTS]
 
-Real dialogues (hh-rlhf, from ../shared/data) with four answers each. Both ways of asking run on the same server, one
-after the other, on different prompts, so that the cache of one does not serve the other. Targets: batches at least 3
-times the verdicts per second of one call per verdict at concurrency 64; at least 60% of the judge's prompt tokens from
-the prefix cache, by the server's own metrics.
+Speed is measured on the tiny world's prompts, both ways on the same server, one after the other, on different prompts,
+so that the cache of one does not serve the other. The cache is measured on real dialogues (hh-rlhf, from
+../shared/data), each with four replies such as the tiny policy writes. Targets: batches at least 3 times the verdicts
+per second of one call per verdict at concurrency 64; at least 60% of the judge's prompt tokens from the prefix cache,
+by the server's own metrics.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
+import random
 import re
 import sys
 import tempfile
@@ -27,10 +29,11 @@ sys.path.insert(0, str(ROOT))
 from rlaif.comparisons.plan import compare_questions  # noqa: E402
 from rlaif.comparisons.questions import LABELS  # noqa: E402
 from rlaif.constitution import load_constitution  # noqa: E402
+from rlaif.demo.grammar import Voice, draw_reply, draw_scene  # noqa: E402
 from rlaif.inference.base import Question  # noqa: E402
 from rlaif.inference.launch import PYTHON_VARIABLE, VllmServer  # noqa: E402
 from rlaif.inference.server import Server  # noqa: E402
-from rlaif.records import Prompt, Sample, content_id  # noqa: E402
+from rlaif.records import Message, Prompt, Sample, content_id  # noqa: E402
 from rlaif.samples.inputs import read_prompts  # noqa: E402
 from rlaif.samples.meetings import criteria_of, meetings  # noqa: E402
 from rlaif.settings import CompareSettings  # noqa: E402
@@ -38,10 +41,10 @@ from rlaif.settings import CompareSettings  # noqa: E402
 DATA = ROOT.parent / "shared" / "data" / "hh-rlhf-harmless-base-test.jsonl.gz"
 
 
-def plan(prompts: Sequence[Prompt], answers: Sequence[str]) -> list[Question]:
+def plan(prompts: Sequence[Prompt], answers: Sequence[str], constitution: str) -> list[Question]:
     """The questions of `rlaif compare` on these prompts with four answers each."""
     compare = CompareSettings()
-    criteria = criteria_of(load_constitution("harmless"), "one")
+    criteria = criteria_of(load_constitution(constitution), "one")
     questions: list[Question] = []
     for at, prompt in enumerate(prompts):
         texts = [answers[(4 * at + k) % len(answers)] for k in range(4)]
@@ -100,23 +103,30 @@ def main() -> None:
         print(f"left out: needs {PYTHON_VARIABLE} and {DATA}")
         return
     count = int(sys.argv[1]) if len(sys.argv) > 1 else 120
-    rows = list(read_prompts(DATA, limit=3 * count))
-    answers = [given.text for prompt in rows for given in prompt.responses]
-    warm, one, many = (plan(rows[at * count : (at + 1) * count], answers) for at in range(3))
+    voice = Voice(random.Random(0))
+    answers = [draw_reply(draw_scene(voice), voice) for _ in range(4 * count)]
+    scenes = [
+        Prompt(id=content_id(at), messages=(Message(role="user", content=draw_scene(voice).prompt),), source="bench")
+        for at in range(3 * count)
+    ]
+    warm, one, many = (plan(scenes[at * count : (at + 1) * count], answers, "demo") for at in range(3))
+    real = plan(list(read_prompts(DATA, limit=count)), answers, "harmless")
     with (
         tempfile.TemporaryDirectory() as folder,
         VllmServer(
-            "demo-judge", max_model_len=4096, extra=["--block-size", "32"], log=Path(folder) / "vllm.log"
+            "demo-judge", max_model_len=2048, extra=["--block-size", "32"], log=Path(folder) / "vllm.log"
         ) as server,
     ):
         asyncio.run(verdicts(server.base_url, warm[: len(warm) // 4], batches=True))
         single = asyncio.run(verdicts(server.base_url, one, batches=False))
-        before = metrics(server.base_url)
         batch = asyncio.run(verdicts(server.base_url, many, batches=True))
+        before = metrics(server.base_url)
+        rate = asyncio.run(verdicts(server.base_url, real, batches=True))
         after = metrics(server.base_url)
     print(f"one call per verdict, concurrency 64: {single:.0f} verdicts/s")
     print(f"batches: {batch:.0f} verdicts/s, {batch / single:.2f} times as many")
-    print(f"prompt tokens from the prefix cache: {(after[1] - before[1]) / (after[0] - before[0]):.1%}")
+    share = (after[1] - before[1]) / (after[0] - before[0])
+    print(f"real dialogues: {rate:.0f} verdicts/s, {share:.1%} of the prompt tokens from the prefix cache")
 
 
 if __name__ == "__main__":
