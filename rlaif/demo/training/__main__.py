@@ -75,10 +75,17 @@ def corpus(examples: int) -> Iterator[str]:
             yield example.answer
 
 
-def make(name: str, plan: Plan, tokenizer: Tokenizer, folder: Path, first: int) -> None:
-    """Train one model, from phase `first` on (from the weights in `folder` if that is not 0), and save it there."""
+def make(name: str, plan: Plan, folder: Path, first: int) -> None:
+    """Train one model, from phase `first` on, and save it to `folder`.
+
+    A later phase goes on with the weights and the tokenizer in `folder`.
+    """
     torch.manual_seed(SEED + first)
-    save_tokenizer(tokenizer, folder)
+    if first == 0:
+        tokenizer = train_tokenizer(corpus(12000))
+        save_tokenizer(tokenizer, folder)
+    else:
+        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     packer = Packer(load_tokenizer(folder))
     model = new_model(**plan.shape) if first == 0 else load_model(folder)
     log(f"{name}: {sum(weight.numel() for weight in model.parameters()):,} parameters")
@@ -109,9 +116,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     given: Any = parser.parse_args()
     torch.set_num_threads(given.threads)
-    tokenizer = train_tokenizer(corpus(12000))
     for name in given.names or PLANS:
-        make(name, PLANS[name], tokenizer, given.to / name, given.phase)
+        make(name, PLANS[name], given.to / name, given.phase)
     if all((given.to / name / "model.safetensors").exists() for name in PLANS):
         write_card(given.to)
 
