@@ -33,9 +33,10 @@ each. While it learns, heads on its middle layers name the faults of the replies
 thrown away afterwards. The policy learns replies of mixed quality, so that there is something to improve; its last norm
 is scaled by 1.35, so that a draw at temperature 1 is one at 0.74 of the trained model.
 
-`make models` (`python -m rlaif.demo.training`) trains both from random weights. The judge that ships was made in four
+`make models` (`python -m rlaif.demo.training`) trains both from random weights. The judge that ships was made in five
 runs of the same code while it was being written (600 steps of all kinds with heads at the ends of replies only, then
-400 and 450 of comparisons only, then 700 of all kinds); the script's two phases are the tidy form of that.
+400 and 450 of comparisons only, 700 of all kinds, 480 without revisions); the script's two phases are the tidy form of
+that.
 
 ## How good they are
 Measured in float32 against the oracle, on texts of which {held:.0%} of the phrases are wordings that were held out of
