@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -16,13 +16,14 @@ from rlaif.comparisons.verdict import judgement
 from rlaif.critiques.plan import critique_record
 from rlaif.errors import UserError
 from rlaif.inference.ask import Tally, ask
-from rlaif.inference.base import ModelSource
+from rlaif.inference.base import Answer, ModelSource, Question
 from rlaif.inference.source import LazyModel
 from rlaif.outcome import Outcome, derive
 from rlaif.records import Sample
 from rlaif.run import Run, open_run, require_critiques
 from rlaif.samples.plan import given_samples, sample_record
 from rlaif.settings import RunSettings
+from rlaif.store import R, Table
 
 STAGES = ("sample", "critique", "compare", "pair")
 
@@ -163,30 +164,31 @@ def _store_given(run: Run) -> int:
 async def critique(run: Run, judge: ModelSource, watch: Watch) -> Tally:
     """Write the missing critiques."""
     watch.begin("critique", 0)
-    tally = await ask(
-        run.critique_questions(),
-        judge,
-        run.critiques,
-        critique_record,
-        run.failures,
-        stage="critique",
-        max_failed=run.settings.max_failed,
-        progress=watch.progress,
-    )
-    watch.end(tally)
-    return tally
+    return await _judged(run, run.critique_questions(), judge, run.critiques, critique_record, "critique", watch)
 
 
 async def compare(run: Run, judge: ModelSource, watch: Watch) -> Tally:
     """Ask the missing ordered comparisons."""
     watch.begin("compare", run.most_comparisons)
+    return await _judged(run, run.compare_questions(), judge, run.judgements, judgement, "compare", watch)
+
+
+async def _judged(
+    run: Run,
+    questions: Iterable[Question],
+    judge: ModelSource,
+    table: Table[R],
+    record: Callable[[Question, Answer], R],
+    stage: str,
+    watch: Watch,
+) -> Tally:
     tally = await ask(
-        run.compare_questions(),
+        questions,
         judge,
-        run.judgements,
-        judgement,
+        table,
+        record,
         run.failures,
-        stage="compare",
+        stage=stage,
         max_failed=run.settings.max_failed,
         progress=watch.progress,
     )
