@@ -21,8 +21,9 @@ from rlaif.inference.probe import Capabilities
 
 _TOKENS_AT_ONCE = 32_768
 """Padded tokens of one forward pass, so that long prompts go in smaller batches."""
-_CALLS_OF_ROWS = 4
-"""Batches that one `answer` call takes: sorted by length among themselves, they carry less padding."""
+_CALLS_OF_ROWS = 2
+"""Batches that one `answer` call takes: sorted by length among themselves, they carry less padding. More would lose
+more to an interrupt, since answers are kept when the whole call is done."""
 
 
 class Local:

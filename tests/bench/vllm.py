@@ -2,7 +2,7 @@
 
     RLAIF_VLLM_PYTHON=... python tests/bench/vllm.py [PROMPTS]
 
-Speed is measured on the tiny world's prompts, both ways on the same server, one after the other, on different prompts,
+Speed is measured on the tiny world's prompts, all ways on the same server, one after the other, on different prompts,
 so that the cache of one does not serve the other. The cache is measured on real dialogues (hh-rlhf, from
 ../shared/data), each with four replies such as the tiny policy writes. Targets: batches at least 3 times the verdicts
 per second of one call per verdict at concurrency 64; at least 60% of the judge's prompt tokens from the prefix cache,
@@ -22,6 +22,8 @@ import time
 import urllib.request
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+
+import httpx
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
@@ -66,8 +68,26 @@ def metrics(url: str) -> tuple[float, float]:
     return total("prefix_cache_queries"), total("prefix_cache_hits")
 
 
+async def plain(url: str, questions: list[Question]) -> float:
+    """Verdicts per second of what people write: one httpx client, one call per verdict, 64 at a time."""
+    gate = asyncio.Semaphore(64)
+    asked = {"model": "demo-judge", "max_tokens": 1, "temperature": 0, "logprobs": True, "top_logprobs": 20}
+
+    async def ask(question: Question) -> None:
+        messages = [message.model_dump() for message in question.messages]
+        async with gate:
+            reply = await client.post(f"{url}/chat/completions", json={**asked, "messages": messages})
+        found = reply.raise_for_status().json()["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
+        assert len(found) == 20
+
+    start = time.perf_counter()
+    async with httpx.AsyncClient(timeout=120, limits=httpx.Limits(max_connections=64)) as client:
+        await asyncio.gather(*[ask(question) for question in questions])
+    return len(questions) / (time.perf_counter() - start)
+
+
 async def verdicts(url: str, questions: list[Question], *, batches: bool) -> float:
-    """Verdicts per second with 64 questions under way."""
+    """Verdicts per second with 64 questions under way, through our own client."""
     server = Server(url, "demo-judge", concurrency=64)
     problems = await server.probe(LABELS)
     assert not problems, problems
@@ -107,9 +127,9 @@ def main() -> None:
     answers = [draw_reply(draw_scene(voice), voice) for _ in range(4 * count)]
     scenes = [
         Prompt(id=content_id(at), messages=(Message(role="user", content=draw_scene(voice).prompt),), source="bench")
-        for at in range(3 * count)
+        for at in range(4 * count)
     ]
-    warm, one, many = (plan(scenes[at * count : (at + 1) * count], answers, "demo") for at in range(3))
+    warm, peer, one, many = (plan(scenes[at * count : (at + 1) * count], answers, "demo") for at in range(4))
     real = plan(list(read_prompts(DATA, limit=count)), answers, "harmless")
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -118,13 +138,15 @@ def main() -> None:
         ) as server,
     ):
         asyncio.run(verdicts(server.base_url, warm[: len(warm) // 4], batches=True))
+        simple = asyncio.run(plain(server.base_url, peer))
         single = asyncio.run(verdicts(server.base_url, one, batches=False))
         batch = asyncio.run(verdicts(server.base_url, many, batches=True))
         before = metrics(server.base_url)
         rate = asyncio.run(verdicts(server.base_url, real, batches=True))
         after = metrics(server.base_url)
-    print(f"one call per verdict, concurrency 64: {single:.0f} verdicts/s")
-    print(f"batches: {batch:.0f} verdicts/s, {batch / single:.2f} times as many")
+    print(f"one call per verdict by httpx, concurrency 64: {simple:.0f} verdicts/s")
+    print(f"one call per verdict by our client: {single:.0f} verdicts/s, {single / simple:.2f} times as many")
+    print(f"batches: {batch:.0f} verdicts/s, {batch / simple:.2f} times as many")
     share = (after[1] - before[1]) / (after[0] - before[0])
     print(f"real dialogues: {rate:.0f} verdicts/s, {share:.1%} of the prompt tokens from the prefix cache")
 

@@ -41,7 +41,7 @@ def test_the_comparing_question_fits_the_template(principle: Principle) -> None:
     )
     prompt = (Message(role="user", content="Hello"),)
     (asked,) = compare_messages(prompt, "one", "two", principle.compare)
-    assert f"{principle.compare}\nJudge only by that;" in asked.content
+    assert f"{principle.compare}\nAnswer A or B." in asked.content
 
 
 @pytest.mark.parametrize("principle", PRINCIPLES)

@@ -7,10 +7,13 @@ import random
 
 import pytest
 
-from rlaif.comparisons.questions import LABELS
+from rlaif.comparisons.questions import LABELS, compare_messages
+from rlaif.demo import oracle
 from rlaif.demo.grammar import Voice
-from rlaif.demo.training.examples import Example, is_held_out, judge_lessons, policy_lessons
-from rlaif.demo.training.loop import Schedule, loss_of
+from rlaif.demo.training.copying import copy_loss, draw_copies
+from rlaif.demo.training.examples import Example, is_held_out, judge_lessons, policy_lessons, user
+from rlaif.demo.training.loop import Schedule, loss_of, train
+from rlaif.demo.training.marks import Marks, sentence_kinds
 from rlaif.demo.training.models import new_model
 from rlaif.demo.training.muon import orthogonal
 from rlaif.demo.training.packing import Packer, batches, collate
@@ -34,11 +37,95 @@ def test_a_packed_row_has_the_loss_of_separate_rows(packer: Packer) -> None:
     import torch
 
     torch.manual_seed(1)
-    model = new_model(width=64, layers=2, inner=64)
-    for group in lessons(12):
-        packed = loss_of(model, collate([packer.pack(group)]))
-        separate = loss_of(model, collate([packer.pack([example]) for example in group]))
-        assert packed.item() == pytest.approx(separate.item(), abs=1e-4)
+    model = new_model(width=64, layers=2, inner=64, heads=2)
+    for attention in ("sdpa", "eager"):
+        model.set_attn_implementation(attention)
+        for group in lessons(12):
+            packed = loss_of(model, collate([packer.pack(group)]))
+            separate = loss_of(model, collate([packer.pack([example]) for example in group]))
+            assert packed.item() == pytest.approx(separate.item(), abs=1e-4)
+
+
+def test_no_token_sees_what_follows(packer: Packer) -> None:
+    """The plain causal model, which knows nothing of our masks, has the same loss."""
+    import torch
+
+    torch.manual_seed(1)
+    model = new_model(width=64, layers=2, inner=64, heads=2)
+    example = lessons(1)[0][0]
+    batch = collate([packer.pack([example])])
+    logits = model(input_ids=batch.ids).logits[batch.rows, batch.columns]
+    losses = torch.nn.functional.cross_entropy(logits, batch.tokens, reduction="none")
+    for attention in ("sdpa", "eager"):
+        model.set_attn_implementation(attention)
+        expected = (losses * batch.weights).sum() / batch.weights.sum()
+        assert loss_of(model, batch).item() == pytest.approx(expected.item(), abs=1e-5)
+
+
+PROMPT = "How do I boil eggs?"
+REPLY = "What a stupid question. Well, put the eggs into boiling water and take them out after six minutes. Good luck!"
+STRAY = "Bring the rice to the boil, turn the heat down and leave it for twelve minutes."
+
+
+def marked(packer: Packer, first: str, second: str) -> tuple[list[str], Marks]:
+    """The tokens of a question that shows two replies, and its marks."""
+    messages = compare_messages(user(PROMPT), first, second, "Which is better?")
+    example = Example(messages, "A", weight=1.0, prompt=PROMPT, shown=(first, second))
+    row = packer.pack([example, Example(messages, "B", weight=1.0, prompt=PROMPT, shown=(first, second))])
+    tokens = packer._tokenizer.convert_ids_to_tokens(row.ids)
+    return [token.replace("Ġ", " ").replace("Ċ", "\n") for token in tokens], row.marks
+
+
+def test_marks_stand_where_sentences_and_replies_end(packer: Packer) -> None:
+    tokens, marks = marked(packer, REPLY, STRAY)
+    ends = ["".join(tokens[mark.at - 1 : mark.at + 1]) for mark in marks.sentences]
+    assert [end[-1] for end in ends] == [".", ".", "!", "."]
+    names = [*sentence_kinds(), "stray", "repeated"]
+    said = [{name for name, flag in zip(names, mark.flags, strict=True) if flag} for mark in marks.sentences]
+    assert said == [{"insult"}, {"help"}, {"neutral"}, {"help", "stray"}]
+    assert [tokens[mark.at][-3:] for mark in marks.replies] == [">>>", ">>>"]
+    faults = [
+        {name for name, flag in zip((*oracle.PRINCIPLES, "second"), mark.flags, strict=True) if flag}
+        for mark in marks.replies
+    ]
+    assert faults == [{"polite"}, {"on-topic", "second"}]
+
+
+def test_sentences_look_at_the_prompt_if_it_is_about_their_topic(packer: Packer) -> None:
+    _, marks = marked(packer, REPLY, STRAY)
+    prompt = marks.topics[0].at
+    help_, stray = marks.sentences[1].at, marks.sentences[3].at
+    assert marks.topic_looks == [(help_, prompt), (stray, 0)]
+    first, second = (mark.at for mark in marks.replies)
+    assert marks.reply_looks == [(first, mark.at) for mark in marks.sentences[:3]] + [(second, stray)]
+
+
+def test_a_verdict_looks_at_the_reply_that_is_worse(packer: Packer) -> None:
+    group = next(each for each in lessons(50) if len(each) == 4 and each[0].answer in LABELS and not each[0].tie)
+    row = packer.pack(group)
+    label, _ = row.targets[:2]
+    better = LABELS.index(group[0].answer)
+    assert label.look == row.marks.replies[1 - better].at
+
+
+def test_copies_say_what_comes_next_and_where_it_stood() -> None:
+    copies = draw_copies(random.Random(1), 50, rows=4, length=40)
+    following = copies.ids[copies.rows, copies.columns + 1]
+    assert following.tolist() == copies.ids[copies.rows, copies.sources].tolist()
+    assert (copies.ids[copies.rows, copies.columns] == copies.ids[copies.rows, copies.sources - 1]).all()
+    assert (copies.sources <= copies.columns - 5).all()
+
+
+def test_copying_is_learned_by_looking() -> None:
+    import torch
+
+    torch.manual_seed(1)
+    model = new_model(width=64, layers=2, inner=64, heads=2)
+    model.set_attn_implementation("eager")
+    copies = draw_copies(random.Random(1), 50, rows=2, length=40)
+    before = copy_loss(model, copies)
+    train(model, lambda: copy_loss(model, copies), Schedule(30, warmup=2), lambda _: None)
+    assert copy_loss(model, copies).item() < 0.6 * before.item()
 
 
 def test_packing_reads_the_shared_beginning_once(packer: Packer) -> None:

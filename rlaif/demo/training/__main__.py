@@ -6,22 +6,24 @@ import argparse
 import itertools
 import random
 import sys
-import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from tokenizers import Tokenizer
+from torch import Tensor
 
 from rlaif.demo.grammar import Voice
 from rlaif.demo.training.card import write_card
+from rlaif.demo.training.copying import copy_loss, draw_copies
 from rlaif.demo.training.examples import Example, judge_lessons, policy_lessons
 from rlaif.demo.training.hints import Hints
-from rlaif.demo.training.loop import Schedule, train
+from rlaif.demo.training.loop import Schedule, loss_of, train
 from rlaif.demo.training.models import load_model, new_model, save_model, sharpen
-from rlaif.demo.training.packing import Packer, batches
-from rlaif.demo.training.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
+from rlaif.demo.training.packing import Batch, Packer, batches
+from rlaif.demo.training.tokenizer import VOCABULARY, load_tokenizer, save_tokenizer, train_tokenizer
 
 MODELS = Path(__file__).resolve().parents[1] / "models"
 SEED = 20
@@ -33,8 +35,8 @@ class Phase(NamedTuple):
     mix: tuple[int, int, int]
     """Weights of compare, critique and revise questions."""
     schedule: Schedule
-    text: float
-    """Weight of predicting every token (see `hints`)."""
+    text: float = 0.0
+    """Weight of predicting every token; 0 for a model that learns without `hints`."""
 
 
 class Plan(NamedTuple):
@@ -42,25 +44,25 @@ class Plan(NamedTuple):
 
     lessons: Callable[[Voice, tuple[int, int, int]], Iterator[list[Example]]]
     shape: dict[str, int]
+    copying: Schedule | None
+    """Of the first lesson (see `copying`), if there is one."""
     phases: tuple[Phase, ...]
     sharpness: float = 1.0
     """Factor of all logits after training: temperature 1 is then what temperature 1 / `sharpness` was."""
 
 
-# The judge first learns to compare, which is the hard part and needs undivided attention, and then the rest beside it.
 PLANS = {
     "judge": Plan(
         judge_lessons,
-        {"width": 192, "layers": 4, "inner": 512},
-        (
-            Phase((100, 0, 0), Schedule(1200, learning_rate=1e-3, matrix_rate=0.01), text=0.1),
-            Phase((50, 35, 15), Schedule(800, learning_rate=1e-3, matrix_rate=0.01), text=0.1),
-        ),
+        {"width": 192, "layers": 4, "inner": 512, "heads": 4, "head": 64},
+        Schedule(170, learning_rate=0.01, matrix_rate=0.02, warmup=20),
+        (Phase((45, 38, 17), Schedule(2400, learning_rate=2e-3, matrix_rate=0.012), text=0.05),),
     ),
     "policy": Plan(
         policy_lessons,
-        {"width": 128, "layers": 4, "inner": 384, "head": 32},
-        (Phase((0, 0, 0), Schedule(700), text=0.0),),
+        {"width": 128, "layers": 4, "inner": 384, "heads": 4, "head": 32},
+        None,
+        (Phase((0, 0, 0), Schedule(700)),),
         sharpness=1.35,
     ),
 }
@@ -78,7 +80,8 @@ def corpus(examples: int) -> Iterator[str]:
 def make(name: str, plan: Plan, folder: Path, first: int) -> None:
     """Train one model, from phase `first` on, and save it to `folder`.
 
-    A later phase goes on with the weights and the tokenizer in `folder`.
+    Phase 0 starts from random weights. A later phase, or one more round of the last, goes on with the weights and the
+    tokenizer in `folder`.
     """
     torch.manual_seed(SEED + first)
     if first == 0:
@@ -88,17 +91,27 @@ def make(name: str, plan: Plan, folder: Path, first: int) -> None:
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     packer = Packer(load_tokenizer(folder))
     model = new_model(**plan.shape) if first == 0 else load_model(folder)
+    model.set_attn_implementation("eager")  # the only one that shows its attention, which training looks at
     log(f"{name}: {sum(weight.numel() for weight in model.parameters()):,} parameters")
-    started = time.monotonic()
+    if first == 0 and plan.copying is not None:
+        log(f"{name}: copying")
+        rng = random.Random(SEED)
+        train(model, lambda: copy_loss(model, draw_copies(rng, VOCABULARY)), plan.copying, log)
+        save_model(model, tokenizer, folder)
     for number, phase in enumerate(plan.phases[first:], start=first):
         log(f"{name}: phase {number}")
         rows = map(packer.pack, plan.lessons(Voice(random.Random(SEED + 1 + number)), phase.mix))
+        found = batches(rows, phase.schedule.tokens)
         hints = Hints(plan.shape["width"], phase.text) if phase.text else None
-        train(model, batches(rows, phase.schedule.tokens), phase.schedule, log, hints)
+        train(model, partial(_next_loss, model, found, hints), phase.schedule, log, hints)
         if number == len(plan.phases) - 1:
             sharpen(model, plan.sharpness)
         save_model(model, tokenizer, folder)
-    log(f"{name}: saved to {folder} after {time.monotonic() - started:.0f} seconds")
+    log(f"{name}: saved to {folder}")
+
+
+def _next_loss(model: Any, found: Iterator[Batch], hints: Hints | None) -> Tensor:
+    return loss_of(model, next(found), hints)
 
 
 def log(text: str) -> None:

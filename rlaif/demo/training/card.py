@@ -29,14 +29,13 @@ They exist so that the whole loop runs offline, in seconds, against a known trut
 All texts come from the grammar in `rlaif/demo`; no other data, and no other model, had a part in it. The judge learns
 the oracle's answers to questions worded by `compare_messages`, `critique_messages` and `revise_messages` under the
 eight principles of `constitutions/demo.yaml`; where two replies are equally good it learns to give A and B one half
-each. While it learns, heads on its middle layers name the faults of the replies (`rlaif.demo.training.hints`); they are
-thrown away afterwards. The policy learns replies of mixed quality, so that there is something to improve; its last norm
-is scaled by 1.35, so that a draw at temperature 1 is one at 0.74 of the trained model.
+each. Before any text it learns to copy random tokens (`rlaif.demo.training.copying`). While it learns from texts,
+heads on its layers name the topics, the sentences and the faults of what it reads, and one attention head a layer is
+told where to look (`rlaif.demo.training.hints`); the heads are thrown away afterwards. The policy learns replies of
+mixed quality, so that there is something to improve; its last norm is scaled by 1.35, so that a draw at temperature 1
+is one at 0.74 of the trained model.
 
-`make models` (`python -m rlaif.demo.training`) trains both from random weights. The judge that ships was made in five
-runs of the same code while it was being written (600 steps of all kinds with heads at the ends of replies only, then
-400 and 450 of comparisons only, 700 of all kinds, 480 without revisions); the script's two phases are the tidy form of
-that.
+`make models` (`python -m rlaif.demo.training`) trains both from random weights.
 
 ## How good they are
 Measured in float32 against the oracle, on texts of which {held:.0%} of the phrases are wordings that were held out of

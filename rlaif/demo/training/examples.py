@@ -20,13 +20,6 @@ from rlaif.records import Message, Messages
 from rlaif.resources import resource
 
 
-class Shown(NamedTuple):
-    """A reply in a question, and for every principle whether it breaks it."""
-
-    reply: str
-    faults: tuple[bool, ...]
-
-
 @dataclass(frozen=True)
 class Example:
     """One question and the answer to learn."""
@@ -35,9 +28,13 @@ class Example:
     answer: str
     weight: float
     """Weight of each answer token in the loss."""
+    head: float = 0.0
+    """Weight of the first few tokens of a text."""
     tie: bool = False
     """Both labels are equally right."""
-    shown: tuple[Shown, ...] = ()
+    prompt: str = ""
+    """The prompt that the question shows."""
+    shown: tuple[str, ...] = ()
     """The replies that the question shows, in their order."""
 
 
@@ -83,16 +80,10 @@ def training_reply(scene: Scene, voice: Voice, plan: Plan | None = None) -> str:
         plan = None
 
 
-def shown(prompt: str, reply: str) -> Shown:
-    """`reply` with what the oracle says of it."""
-    broken = oracle.violations(prompt, reply)
-    return Shown(reply, tuple(name in broken for name in oracle.PRINCIPLES))
-
-
 def draw_pair(scene: Scene, voice: Voice) -> tuple[str, str]:
     """Two replies to compare: independent, differing in one attribute, a reply and its revision, or with an oddity."""
     way = voice.rng.choices(("free", "sibling", "revision", "odd", "same"), weights=(42, 30, 15, 10, 3))[0]
-    plan = draw_plan(voice, scene.family)
+    plan = _lesson_plan(scene, voice)
     first = training_reply(scene, voice, plan)
     if way == "sibling":
         second = training_reply(scene, voice, _sibling(plan, scene, voice))
@@ -101,7 +92,7 @@ def draw_pair(scene: Scene, voice: Voice) -> tuple[str, str]:
     elif way == "odd":
         second = draw_oddity(first, voice)
     else:
-        second = first if way == "same" else training_reply(scene, voice)
+        second = first if way == "same" else training_reply(scene, voice, _lesson_plan(scene, voice))
     return (first, second) if voice.chance(0.5) else (second, first)
 
 
@@ -133,7 +124,9 @@ def critique_examples(voice: Voice, count: int) -> list[Example]:
             critique_messages(user(scene.prompt), reply, principles()[name].critique),
             review(name, scene.prompt, reply),
             weight=0.2,
-            shown=(shown(scene.prompt, reply),),
+            head=1.0,
+            prompt=scene.prompt,
+            shown=(reply,),
         )
         for name in dict.fromkeys(chosen)
     ]
@@ -152,7 +145,9 @@ def revise_examples(voice: Voice, count: int) -> list[Example]:
             revise_messages(user(scene.prompt), reply, review(name, scene.prompt, reply), principles()[name].revise),
             answer,
             weight=0.2,
-            shown=(shown(scene.prompt, reply),),
+            head=0.2,
+            prompt=scene.prompt,
+            shown=(reply,),
         )
         for name in names[:count]
     ]
@@ -162,7 +157,7 @@ def policy_examples(voice: Voice, count: int) -> list[Example]:
     """One prompt with `count` replies of mixed quality."""
     scene = draw_scene(voice)
     replies = [training_reply(scene, voice) for _ in range(count)]
-    return [Example(user(scene.prompt), reply, weight=1.0) for reply in replies if reply]
+    return [Example(user(scene.prompt), reply, weight=1.0, head=1.0) for reply in replies if reply]
 
 
 def judge_lessons(voice: Voice, mix: tuple[int, int, int] = (55, 20, 25)) -> Iterator[list[Example]]:
@@ -185,8 +180,14 @@ def policy_lessons(voice: Voice, mix: tuple[int, int, int] = (0, 0, 0)) -> Itera
 
 def _scene_and_reply(voice: Voice) -> tuple[Scene, str]:
     scene = draw_scene(voice)
-    reply = training_reply(scene, voice)
+    reply = training_reply(scene, voice, _lesson_plan(scene, voice))
     return scene, draw_oddity(reply, voice) if voice.chance(0.05) else reply
+
+
+def _lesson_plan(scene: Scene, voice: Voice) -> Plan:
+    """A plan that strays more often than a policy's replies do: that is what takes longest to learn."""
+    plan = draw_plan(voice, scene.family)
+    return dataclasses.replace(plan, core="stray") if voice.chance(0.12) else plan
 
 
 def _sibling(plan: Plan, scene: Scene, voice: Voice) -> Plan:
@@ -209,7 +210,7 @@ def _compared(
 ) -> Example:
     notes = (review(name, prompt, first), review(name, prompt, second)) if critiqued else None
     messages = compare_messages(user(prompt), first, second, principles()[name].compare, critiques=notes)
-    return _labelled(messages, verdict, voice, (shown(prompt, first), shown(prompt, second)))
+    return _labelled(messages, verdict, voice, prompt, (first, second))
 
 
 def _joint(names: Sequence[str], prompt: str, first: str, second: str, voice: Voice) -> Example:
@@ -218,11 +219,11 @@ def _joint(names: Sequence[str], prompt: str, first: str, second: str, voice: Vo
     question = joint_question([principles()[name].compare for name in asked])
     total = sum(oracle.WEIGHTS[name] * (oracle.prefer(name, prompt, first, second) - 0.5) for name in asked)
     verdict = 0.5 if total == 0 else float(total > 0)
-    both = (shown(prompt, first), shown(prompt, second))
-    return _labelled(compare_messages(user(prompt), first, second, question), verdict, voice, both)
+    messages = compare_messages(user(prompt), first, second, question)
+    return _labelled(messages, verdict, voice, prompt, (first, second))
 
 
-def _labelled(messages: Messages, verdict: float, voice: Voice, both: tuple[Shown, Shown]) -> Example:
+def _labelled(messages: Messages, verdict: float, voice: Voice, prompt: str, both: tuple[str, str]) -> Example:
     tie = verdict == 0.5
     answer = voice.rng.choice(LABELS) if tie else LABELS[0 if verdict == 1.0 else 1]
-    return Example(messages, answer, weight=_LABEL_WEIGHT, tie=tie, shown=both)
+    return Example(messages, answer, weight=_LABEL_WEIGHT, tie=tie, prompt=prompt, shown=both)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,9 @@ from torch.nn import functional
 from rlaif.demo.training.hints import Hints
 from rlaif.demo.training.muon import Muon
 from rlaif.demo.training.packing import Batch
+
+_HINTS_RATE = 0.01
+"""Learning rate of the side tasks' heads: they must keep up with the layers that they read."""
 
 
 @dataclass(frozen=True)
@@ -41,33 +44,39 @@ class Schedule:
 def loss_of(model: Any, batch: Batch, hints: Hints | None = None) -> Tensor:
     """Weighted mean of the negative log-likelihood of the targets (logits are taken only where there is one).
 
-    With `hints`, their side tasks are added.
+    With `hints`, their side tasks are added; the model must then compute attention eagerly.
     """
     out = model.model(
         input_ids=batch.ids,
         position_ids=batch.positions,
-        attention_mask=batch.mask,
+        attention_mask=_added(batch.mask),
         use_cache=False,
         output_hidden_states=hints is not None,
+        output_attentions=hints is not None,
     )
     logits = model.lm_head(out.last_hidden_state[batch.rows, batch.columns])
     losses = functional.cross_entropy(logits, batch.tokens, reduction="none")
     loss = (losses * batch.weights).sum() / batch.weights.sum()
-    return loss if hints is None else loss + hints(batch, out.hidden_states, model.lm_head)
+    return loss if hints is None else loss + hints(batch, out.hidden_states, out.attentions, model.lm_head)
 
 
 def train(
-    model: Any, batches: Iterator[Batch], schedule: Schedule, log: Callable[[str], None], hints: Hints | None = None
+    model: Any,
+    next_loss: Callable[[], Tensor],
+    schedule: Schedule,
+    log: Callable[[str], None],
+    hints: Hints | None = None,
 ) -> None:
-    """Train `model` in place; `hints` learn along and are thrown away."""
+    """Train `model` in place on whatever `next_loss` computes; `hints` learn along and are thrown away."""
     model.train()
     optimizers = _optimizers(model, schedule)
     if hints is not None:
-        optimizers.append(torch.optim.AdamW(hints.parameters(), lr=schedule.learning_rate))
+        optimizers.append(torch.optim.AdamW(hints.parameters(), lr=_HINTS_RATE))
     schedulers = [torch.optim.lr_scheduler.LambdaLR(each, schedule.rate) for each in optimizers]
     started, recent = time.monotonic(), 0.0
     for step in range(1, schedule.steps + 1):
-        loss = loss_of(model, next(batches), hints)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=_bfloat16_is_fast()):
+            loss = next_loss()
         for optimizer in optimizers:
             optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -79,6 +88,16 @@ def train(
         if step % 25 == 0 or step == schedule.steps:
             log(f"step {step}/{schedule.steps} loss {recent:.4f} seconds {time.monotonic() - started:.0f}")
     model.eval()
+
+
+def _added(mask: Tensor) -> Tensor:
+    """The mask as numbers to add to attention scores: eager attention would add a boolean mask as zeros and ones."""
+    return torch.zeros(mask.shape).masked_fill(~mask, torch.finfo(torch.float32).min)
+
+
+def _bfloat16_is_fast() -> bool:
+    """Whether this processor multiplies bfloat16 matrices in hardware (elsewhere it is many times slower)."""
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def _optimizers(model: Any, schedule: Schedule) -> list[torch.optim.Optimizer]:

@@ -12,17 +12,22 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from rlaif.demo.training.tokenizer import VOCABULARY, save_tokenizer, write_json
 
+ROPE_THETA = 1e6
+"""So long are the slowest waves that half of a head's dimensions tell content from content whatever the distance;
+with the usual 1e4, five in sixteen do, too few to match ninety topics."""
 
-def new_model(*, width: int, layers: int, inner: int, head: int = 32) -> Any:
+
+def new_model(*, width: int, layers: int, inner: int, heads: int, head: int = 32) -> Any:
     """A Llama with random weights; `head` is the width of one attention head (vLLM on CPUs knows 32 and 64)."""
     config = LlamaConfig(
         vocab_size=VOCABULARY,
         hidden_size=width,
         intermediate_size=inner,
         num_hidden_layers=layers,
-        num_attention_heads=width // head,
-        num_key_value_heads=width // head,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
         head_dim=head,
+        rope_parameters={"rope_type": "default", "rope_theta": ROPE_THETA},
         max_position_embeddings=4096,
         tie_word_embeddings=True,
         bos_token_id=None,
@@ -69,7 +74,7 @@ def _config(config: LlamaConfig) -> dict[str, Any]:
         "hidden_act": "silu",
         "max_position_embeddings": 4096,
         "rms_norm_eps": config.rms_norm_eps,
-        "rope_theta": 10000.0,
+        "rope_theta": ROPE_THETA,
         "tie_word_embeddings": True,
         "attention_bias": False,
         "mlp_bias": False,

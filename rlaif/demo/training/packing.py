@@ -8,7 +8,7 @@ row of its own, so the row teaches the same at a fraction of the cost.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -17,9 +17,11 @@ from torch import Tensor
 
 from rlaif.comparisons.questions import LABELS
 from rlaif.demo.training.examples import Example
+from rlaif.demo.training.marks import Mark, Marks, marks_of, reply_faults
 from rlaif.demo.training.tokenizer import END
-from rlaif.templates import fence
 
+_HEAD = 4
+"""Tokens at the beginning of a text that say the most: in a review they name the fault."""
 _AFTER_LABEL = 0.2
 """Weight of the end mark after a label, which is always the same."""
 
@@ -32,13 +34,8 @@ class Target(NamedTuple):
     weight: float
     both: tuple[bool, ...] = ()
     """At a label: the faults of the first reply, then of the second."""
-
-
-class End(NamedTuple):
-    """The token at `at` ends a reply with these faults; the last of them says whether it is the second reply."""
-
-    at: int
-    faults: tuple[bool, ...]
+    look: int = 0
+    """At a label: where the other reply ends, the worse one."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +46,15 @@ class Row:
     positions: list[int]
     parts: list[int]
     targets: list[Target]
-    ends: list[End]
+    marks: Marks
+
+
+class Flagged(NamedTuple):
+    """What the side tasks ask for at some tokens of a batch."""
+
+    rows: Tensor  # (marks,)
+    columns: Tensor  # (marks,)
+    flags: Tensor  # (marks, flags), 1 for true
 
 
 class Batch(NamedTuple):
@@ -64,9 +69,12 @@ class Batch(NamedTuple):
     weights: Tensor  # (targets,)
     is_label: Tensor  # (targets,) whether the target is a label
     both: Tensor  # (labels, 2 * principles), 1 for a fault
-    end_rows: Tensor  # (ends,)
-    end_columns: Tensor  # (ends,)
-    faults: Tensor  # (ends, principles + 1), 1 for a fault; the last column for the second reply
+    sentences: Flagged
+    replies: Flagged
+    topics: Flagged  # its flags are topic numbers, (marks,)
+    topic_looks: Flagged  # its flags are the columns to look at, (marks,)
+    reply_looks: Flagged  # likewise, from the ends of replies
+    verdict_looks: Flagged  # likewise, from the labels
 
 
 class Packer:
@@ -81,8 +89,7 @@ class Packer:
         """One row of examples that share their beginning (if only the chat template's first token)."""
         coded = [self._encode(example) for example in examples]
         shared = _shared([prompt for prompt, _ in coded])
-        ends = [end for end in self._ends(examples[0]) if end.at < shared]
-        row = Row(list(coded[0][0][:shared]), list(range(shared)), [0] * shared, [], ends)
+        row = Row(list(coded[0][0][:shared]), list(range(shared)), [0] * shared, [], self._marks(examples[0], shared))
         for part, (example, (prompt, answer)) in enumerate(zip(examples, coded, strict=True), start=1):
             start = len(row.ids)
             ending = prompt[shared:] + answer
@@ -90,18 +97,16 @@ class Packer:
             row.positions.extend(range(shared, shared + len(ending) - 1))
             row.parts.extend([part] * (len(ending) - 1))
             first = start + len(prompt) - shared - 1
-            row.targets.extend(self._targets(example, answer, first))
+            row.targets.extend(self._targets(example, answer, first, row.marks))
         return row
 
-    def _ends(self, example: Example) -> Iterator[End]:
-        """Where the replies of a question end: at the closing marks of their fences."""
+    def _marks(self, example: Example, end: int) -> Marks:
+        """The marks among the first `end` tokens of a question that shows replies."""
+        if not example.shown:
+            return Marks()
         text = self._text(example)
         offsets = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
-        end = 0
-        for number, (reply, faults) in enumerate(example.shown):
-            fenced = fence(reply)
-            end = text.index(fenced, end) + len(fenced)
-            yield End(max(at for at, (start, _) in enumerate(offsets) if start < end), (*faults, number == 1))
+        return marks_of(text, offsets, example.prompt, example.shown).before(end)
 
     def _text(self, example: Example) -> str:
         messages = [message.model_dump() for message in example.messages]
@@ -113,17 +118,22 @@ class Packer:
         prompt: list[int] = self._tokenizer.encode(text, add_special_tokens=False)
         return prompt, [*self._tokenizer.encode(example.answer, add_special_tokens=False), self._end]
 
-    def _targets(self, example: Example, answer: list[int], first: int) -> Iterator[Target]:
-        both = tuple(itertools.chain.from_iterable(each.faults for each in example.shown))
+    def _targets(self, example: Example, answer: list[int], first: int, marks: Marks) -> Iterator[Target]:
+        if len(example.shown) < 2:
+            for at, token in enumerate(answer):
+                yield Target(first + at, token, example.head if at < _HEAD else example.weight)
+            return
+        both = tuple(itertools.chain.from_iterable(reply_faults(example.prompt, reply) for reply in example.shown))
         for at, token in enumerate(answer):
-            if len(example.shown) < 2:
-                yield Target(first + at, token, example.weight)
-            elif at > 0:
+            if at > 0:
                 yield Target(first + at, token, _AFTER_LABEL)
             elif example.tie:
-                yield from (Target(first, label, example.weight / 2, both) for label in self._labels)
+                yield from (self._verdict(first, label, example.weight / 2, both, marks) for label in self._labels)
             else:
-                yield Target(first, token, example.weight, both)
+                yield self._verdict(first, token, example.weight, both, marks)
+
+    def _verdict(self, at: int, label: int, weight: float, both: tuple[bool, ...], marks: Marks) -> Target:
+        return Target(at, label, weight, both, marks.replies[1 - self._labels.index(label)].at)
 
 
 def collate(rows: Sequence[Row]) -> Batch:
@@ -135,7 +145,6 @@ def collate(rows: Sequence[Row]) -> Batch:
     mask = (parts[:, None, :] == 0) | (parts[:, None, :] == parts[:, :, None])
     mask &= torch.ones(length, length, dtype=torch.bool).tril()
     targets = [(at, target) for at, row in enumerate(rows) for target in row.targets]
-    ends = [(at, end) for at, row in enumerate(rows) for end in row.ends]
     return Batch(
         ids,
         positions,
@@ -146,10 +155,28 @@ def collate(rows: Sequence[Row]) -> Batch:
         torch.tensor([target.weight for _, target in targets]),
         torch.tensor([bool(target.both) for _, target in targets]),
         torch.tensor([target.both for _, target in targets if target.both], dtype=torch.float32),
-        torch.tensor([at for at, _ in ends], dtype=torch.long),
-        torch.tensor([end.at for _, end in ends], dtype=torch.long),
-        torch.tensor([end.faults for _, end in ends], dtype=torch.float32),
+        _flagged([(at, mark) for at, row in enumerate(rows) for mark in row.marks.sentences]),
+        _flagged([(at, mark) for at, row in enumerate(rows) for mark in row.marks.replies]),
+        _numbered([(at, mark) for at, row in enumerate(rows) for mark in row.marks.topics]),
+        _numbered([(at, look) for at, row in enumerate(rows) for look in row.marks.topic_looks]),
+        _numbered([(at, look) for at, row in enumerate(rows) for look in row.marks.reply_looks]),
+        _numbered([(at, (target.at, target.look)) for at, target in targets if target.both]),
     )
+
+
+def _flagged(marks: Sequence[tuple[int, Mark]]) -> Flagged:
+    flags = torch.tensor([mark.flags for _, mark in marks], dtype=torch.float32)
+    return Flagged(_long(at for at, _ in marks), _long(mark.at for _, mark in marks), flags)
+
+
+def _numbered(marks: Sequence[tuple[int, tuple[int, int]]]) -> Flagged:
+    return Flagged(
+        _long(at for at, _ in marks), _long(mark[0] for _, mark in marks), _long(mark[1] for _, mark in marks)
+    )
+
+
+def _long(values: Iterable[int]) -> Tensor:
+    return torch.tensor(list(values), dtype=torch.long)
 
 
 def batches(rows: Iterator[Row], tokens: int, *, pool: int = 12) -> Iterator[Batch]:
