@@ -49,21 +49,31 @@ class Voice:
 
     rng: random.Random
     held: float = 0.0
+    joined: float = 0.0
+    """Share of sentences that join two wordings by "and"."""
 
     def pick(self, bank: Bank) -> str:
         """One wording of a bank."""
         return self.rng.choice(self.rng.choice(self._part(bank)))
+
+    def say(self, bank: Bank) -> str:
+        """A sentence: one wording of a bank, or two in one."""
+        text = self.pick(bank)
+        return f"{text}, and {_uncapped(self.pick(bank))}" if self.chance(self.joined) else text
 
     def pick_several(self, bank: Bank, count: int) -> list[str]:
         """Up to `count` wordings of different templates."""
         chosen = self.rng.sample(bank.train, min(count, len(bank.train)))
         if chosen and bank.held and self.rng.random() < self.held:
             chosen = [*chosen[1:], self.rng.choice(bank.held)]
-        return [self.rng.choice(wordings) for wordings in chosen]
+        texts = [self.rng.choice(wordings) for wordings in chosen]
+        if len(texts) > 1 and self.chance(self.joined):
+            texts[:2] = [f"{texts[0]}, and {_uncapped(texts[1])}"]
+        return texts
 
     def chance(self, share: float) -> bool:
         """True in `share` of all calls."""
-        return self.rng.random() < share
+        return share > 0 and self.rng.random() < share
 
     def _part(self, bank: Bank) -> tuple[tuple[str, ...], ...]:
         return bank.held if bank.held and self.rng.random() < self.held else bank.train
@@ -111,15 +121,15 @@ def write_reply(scene: Scene, plan: Plan, voice: Voice) -> str:
     opening: list[str] = []
     closing: list[str] = []
     if plan.neutral:
-        (opening if voice.chance(0.3) else closing).append(voice.pick(phrases("neutral")))
+        (opening if voice.chance(0.3) else closing).append(voice.say(phrases("neutral")))
     if plan.rude:
-        (opening if voice.chance(0.5) else closing).append(voice.pick(phrases("insult")))
+        (opening if voice.chance(0.5) else closing).append(voice.say(phrases("insult")))
     if plan.lecture:
-        (opening if voice.chance(0.25) else closing).append(voice.pick(phrases("lecture")))
+        (opening if voice.chance(0.25) else closing).append(voice.say(phrases("lecture")))
     voice.rng.shuffle(opening)
     voice.rng.shuffle(closing)
     if plan.empathy:
-        opening.insert(voice.rng.randint(0, len(opening)), voice.pick(phrases("empathy")))
+        opening.insert(voice.rng.randint(0, len(opening)), voice.say(phrases("empathy")))
     sentences = [*opening, *_core(scene, plan, voice), *closing]
     for text in voice.pick_several(phrases("filler"), plan.filler):
         sentences.insert(voice.rng.randint(0, len(sentences)), text)
@@ -153,14 +163,14 @@ def _core(scene: Scene, plan: Plan, voice: Voice) -> list[str]:
     if plan.core == "answer":
         sentences = voice.pick_several(topic.answers, plan.sentences)
         if scene.family == "harm" and voice.chance(0.5):
-            sentences.insert(0, voice.pick(phrases("agree")))
+            sentences.insert(0, voice.say(phrases("agree")))
     elif plan.core == "stray":
         sentences = voice.pick_several(_other_topic(topic, voice).answers, plan.sentences)
     elif plan.core != "nothing":
-        sentences = [voice.pick(phrases("refusal" if plan.core == "refuse" else "dodge"))]
+        sentences = [voice.say(phrases("refusal" if plan.core == "refuse" else "dodge"))]
     if plan.instead:
         own = topic.instead and voice.chance(0.5)
-        sentences.append(voice.rng.choice(topic.instead) if own else voice.pick(phrases("instead")))
+        sentences.append(voice.rng.choice(topic.instead) if own else voice.say(phrases("instead")))
     return sentences
 
 
@@ -173,5 +183,10 @@ def _finish(text: str, at: int, voice: Voice) -> str:
     """The sentence with its lead and its full stop."""
     if voice.chance(0.1 if at else 0.04):
         lead = voice.pick(phrases("lead"))
-        text = lead + (text if text.startswith(("I ", "I'")) else text[0].lower() + text[1:])
+        text = lead + _uncapped(text)
     return text + ("!" if voice.chance(0.08) else ".")
+
+
+def _uncapped(text: str) -> str:
+    """`text` as it goes on inside a sentence."""
+    return text if text.startswith(("I ", "I'")) else text[0].lower() + text[1:]

@@ -72,9 +72,19 @@ def read_prompt(text: str) -> Scene | None:
 def _read_sentence(raw: str) -> Sentence | None:
     wording = plain(raw)
     for candidate in (wording, *(wording.removeprefix(lead) for lead in _leads() if wording.startswith(lead))):
-        if candidate in _sentences():
-            kind, topic = _sentences()[candidate]
-            return Sentence(kind, topic, raw, candidate)
+        known = _sentences().get(candidate) or _joined(candidate)
+        if known is not None:
+            return Sentence(*known, raw, candidate)
+    return None
+
+
+def _joined(wording: str) -> tuple[str, str | None] | None:
+    """What two wordings of one kind do that are joined by "and"; they may be joined wordings themselves."""
+    for join in re.finditer(" and ", wording):
+        first = _sentences().get(wording[: join.start()])
+        rest = wording[join.end() :]
+        if first is not None and first == (_sentences().get(rest) or _joined(rest)):
+            return first
     return None
 
 

@@ -3,10 +3,12 @@
     RLAIF_VLLM_PYTHON=... python tests/bench/vllm.py [PROMPTS]
 
 Speed is measured on the tiny world's prompts, all ways on the same server, one after the other, on different prompts,
-so that the cache of one does not serve the other. The cache is measured on real dialogues (hh-rlhf, from
-../shared/data), each with four replies such as the tiny policy writes. Targets: batches at least 3 times the verdicts
-per second of one call per verdict at concurrency 64; at least 60% of the judge's prompt tokens from the prefix cache,
-by the server's own metrics.
+so that the cache of one does not serve the other; once with every principle asked about every pair, where most of a
+question is in the cache and the way of asking counts, once with one principle drawn a pair, where the model's own
+arithmetic bounds every way of asking. The cache is measured on real dialogues (hh-rlhf, from ../shared/data), each with
+four replies such as the tiny policy writes, one principle a pair. Targets: batches at least 3 times the verdicts per
+second of one call per verdict by httpx at concurrency 64; at least 60% of the judge's prompt tokens from the prefix
+cache, by the server's own metrics.
 """
 
 from __future__ import annotations
@@ -20,8 +22,9 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Literal
 
 import httpx
 
@@ -43,10 +46,13 @@ from rlaif.settings import CompareSettings  # noqa: E402
 DATA = ROOT.parent / "shared" / "data" / "hh-rlhf-harmless-base-test.jsonl.gz"
 
 
-def plan(prompts: Sequence[Prompt], answers: Sequence[str], constitution: str) -> list[Question]:
+Principles = Literal["one", "each"]
+
+
+def plan(prompts: Sequence[Prompt], answers: Sequence[str], constitution: str, mode: Principles) -> list[Question]:
     """The questions of `rlaif compare` on these prompts with four answers each."""
-    compare = CompareSettings()
-    criteria = criteria_of(load_constitution(constitution), "one")
+    compare = CompareSettings(principles=mode)
+    criteria = criteria_of(load_constitution(constitution), mode)
     questions: list[Question] = []
     for at, prompt in enumerate(prompts):
         texts = [answers[(4 * at + k) % len(answers)] for k in range(4)]
@@ -125,30 +131,40 @@ def main() -> None:
     count = int(sys.argv[1]) if len(sys.argv) > 1 else 120
     voice = Voice(random.Random(0))
     answers = [draw_reply(draw_scene(voice), voice) for _ in range(4 * count)]
-    scenes = [
-        Prompt(id=content_id(at), messages=(Message(role="user", content=draw_scene(voice).prompt),), source="bench")
-        for at in range(4 * count)
-    ]
-    warm, peer, one, many = (plan(scenes[at * count : (at + 1) * count], answers, "demo") for at in range(4))
-    real = plan(list(read_prompts(DATA, limit=count)), answers, "harmless")
+    real = plan(list(read_prompts(DATA, limit=count)), answers, "harmless", "one")
     with (
         tempfile.TemporaryDirectory() as folder,
         VllmServer(
             "demo-judge", max_model_len=2048, extra=["--block-size", "32"], log=Path(folder) / "vllm.log"
         ) as server,
     ):
-        asyncio.run(verdicts(server.base_url, warm[: len(warm) // 4], batches=True))
-        simple = asyncio.run(plain(server.base_url, peer))
-        single = asyncio.run(verdicts(server.base_url, one, batches=False))
-        batch = asyncio.run(verdicts(server.base_url, many, batches=True))
-        before = metrics(server.base_url)
-        rate = asyncio.run(verdicts(server.base_url, real, batches=True))
-        after = metrics(server.base_url)
-    print(f"one call per verdict by httpx, concurrency 64: {simple:.0f} verdicts/s")
-    print(f"one call per verdict by our client: {single:.0f} verdicts/s, {single / simple:.2f} times as many")
-    print(f"batches: {batch:.0f} verdicts/s, {batch / simple:.2f} times as many")
+        url = server.base_url
+        asyncio.run(verdicts(url, plan(_prompts(count // 4, voice), answers, "demo", "one"), batches=True))
+        for mode, prompts in (("each", max(1, count // 8)), ("one", count)):
+            _ways(url, mode, lambda: plan(_prompts(prompts, voice), answers, "demo", mode))  # noqa: B023
+        before = metrics(url)
+        rate = asyncio.run(verdicts(url, real, batches=True))
+        after = metrics(url)
     share = (after[1] - before[1]) / (after[0] - before[0])
     print(f"real dialogues: {rate:.0f} verdicts/s, {share:.1%} of the prompt tokens from the prefix cache")
+
+
+def _ways(url: str, mode: str, questions: Callable[[], list[Question]]) -> None:
+    """Ask in three ways, each its own questions, and print how fast that was."""
+    simple = asyncio.run(plain(url, questions()))
+    single = asyncio.run(verdicts(url, questions(), batches=False))
+    batch = asyncio.run(verdicts(url, questions(), batches=True))
+    print(f"`principles: {mode}`, one call per verdict by httpx, concurrency 64: {simple:.0f} verdicts/s")
+    print(f"  one call per verdict by our client: {single:.0f} verdicts/s, {single / simple:.2f} times as many")
+    print(f"  batches: {batch:.0f} verdicts/s, {batch / simple:.2f} times as many")
+
+
+def _prompts(count: int, voice: Voice) -> list[Prompt]:
+    texts = [draw_scene(voice).prompt for _ in range(count)]
+    return [
+        Prompt(id=content_id(voice.rng.random()), messages=(Message(role="user", content=text),), source="bench")
+        for text in texts
+    ]
 
 
 if __name__ == "__main__":

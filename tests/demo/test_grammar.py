@@ -48,6 +48,28 @@ def test_drawn_replies_are_readable_and_of_mixed_quality() -> None:
     assert min(broken[name] for name in (*oracle.PRINCIPLES, "none")) > 150, broken
 
 
+def test_joined_sentences_are_read_as_one() -> None:
+    """Two wordings of one kind and topic in one sentence do what each of them does; others make no sentence."""
+    for text, kind, topic in (
+        ("You are a fool, and what a silly question.", "insult", None),
+        ("Well, there are many opinions on that, and who knows!", "dodge", None),
+        (
+            "Blend half of the soup if you like it thick, and fry the onions first, then add the vegetables and stock "
+            "for the soup.",
+            "help",
+            "soup",
+        ),
+    ):
+        (sentence,) = read_reply(text).sentences
+        assert (sentence.kind, sentence.topic) == (kind, topic)
+    for text in ("You are a fool, and who knows.", "You are a fool, and.", "And who knows."):
+        assert read_reply(text).malformed is not None
+    voice = Voice(random.Random(4), joined=0.5)
+    replies = [draw_reply(draw_scene(voice), voice) for _ in range(500)]
+    assert all(not reply or read_reply(reply).malformed is None for reply in replies)
+    assert sum(", and " in reply for reply in replies) > 250
+
+
 def test_equal_seeds_write_equal_replies() -> None:
     def draw() -> list[str]:
         voice = Voice(random.Random(3), held=0.3)

@@ -16,7 +16,7 @@ from rlaif.demo.training.loop import Schedule, loss_of, train
 from rlaif.demo.training.marks import Marks, sentence_kinds
 from rlaif.demo.training.models import new_model
 from rlaif.demo.training.muon import orthogonal
-from rlaif.demo.training.packing import Packer, batches, collate
+from rlaif.demo.training.packing import BLANK, Packer, _blanked, batches, collate
 from rlaif.demo.training.tokenizer import load_tokenizer
 from rlaif.demo.words import topics
 from rlaif.resources import shipped_model
@@ -148,6 +148,20 @@ def test_batches_keep_to_their_size(packer: Packer) -> None:
     for batch in itertools.islice(batches(rows, 2048, pool=2), 8):
         assert batch.ids.numel() <= 2048
         assert batch.mask.shape == (batch.ids.shape[0], 1, batch.ids.shape[1], batch.ids.shape[1])
+
+
+def test_only_what_comparisons_show_is_blanked_out(packer: Packer) -> None:
+    import torch
+
+    torch.manual_seed(1)
+    compared = next(row for row in map(packer.pack, lessons(50)) if row.targets[0].both)
+    reviewed = next(row for row in map(packer.pack, lessons(50)) if not row.targets[0].both)
+    assert _blanked(reviewed, 0.5) is reviewed
+    blanked = _blanked(compared, 0.5)
+    shared = compared.parts.count(0)
+    assert blanked.ids[shared:] == compared.ids[shared:]
+    assert 0.4 < blanked.ids[:shared].count(BLANK) / shared < 0.6
+    assert compared.ids.count(BLANK) == 0
 
 
 def test_orthogonal_makes_singular_values_nearly_one() -> None:

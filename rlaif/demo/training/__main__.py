@@ -37,6 +37,10 @@ class Phase(NamedTuple):
     schedule: Schedule
     text: float = 0.0
     """Weight of predicting every token; 0 for a model that learns without `hints`."""
+    joined: float = 0.0
+    """Share of sentences that are two wordings in one (see `Voice`)."""
+    blank: float = 0.0
+    """Share of tokens blanked out in comparisons (see `batches`)."""
 
 
 class Plan(NamedTuple):
@@ -56,7 +60,10 @@ PLANS = {
         judge_lessons,
         {"width": 192, "layers": 4, "inner": 512, "heads": 4, "head": 64},
         Schedule(170, learning_rate=0.01, matrix_rate=0.02, warmup=20),
-        (Phase((45, 38, 17), Schedule(2400, learning_rate=2e-3, matrix_rate=0.012), text=0.05),),
+        (
+            Phase((45, 38, 17), Schedule(2400, learning_rate=2e-3, matrix_rate=0.012), text=0.05),
+            Phase((45, 25, 30), Schedule(1300, learning_rate=1.5e-3, matrix_rate=0.01), 0.02, joined=0.35, blank=0.1),
+        ),
     ),
     "policy": Plan(
         policy_lessons,
@@ -100,8 +107,9 @@ def make(name: str, plan: Plan, folder: Path, first: int) -> None:
         save_model(model, tokenizer, folder)
     for number, phase in enumerate(plan.phases[first:], start=first):
         log(f"{name}: phase {number}")
-        rows = map(packer.pack, plan.lessons(Voice(random.Random(SEED + 1 + number)), phase.mix))
-        found = batches(rows, phase.schedule.tokens)
+        torch.manual_seed(SEED + 1 + number)
+        rows = map(packer.pack, plan.lessons(Voice(random.Random(SEED + 1 + number), joined=phase.joined), phase.mix))
+        found = batches(rows, phase.schedule.tokens, blank=phase.blank)
         hints = Hints(plan.shape["width"], phase.text) if phase.text else None
         train(model, partial(_next_loss, model, found, hints), phase.schedule, log, hints)
         if number == len(plan.phases) - 1:

@@ -38,8 +38,8 @@ class Example:
     """The replies that the question shows, in their order."""
 
 
-_HARDEST = "on-topic"
-"""Asked more often than the others: the topic of the prompt must be matched with that of every sentence."""
+_HARDEST = ("on-topic", "warm")
+"""Asked more often than the others: here a reply's sentences must be matched with the prompt, or with each other."""
 
 _LABEL_WEIGHT = 3.0
 """Of a label in the loss, against 0.2 of a token in a text."""
@@ -103,7 +103,7 @@ def compare_examples(voice: Voice, count: int) -> list[Example]:
     verdicts = {name: oracle.prefer(name, scene.prompt, first, second) for name in oracle.PRINCIPLES}
     names = voice.rng.sample(oracle.PRINCIPLES, len(oracle.PRINCIPLES))
     if voice.chance(0.6):
-        names.sort(key=lambda name: name != _HARDEST)
+        names.sort(key=lambda name: name not in _HARDEST)
     clear = [name for name in names if verdicts[name] != 0.5][: count - 1]
     chosen = (clear + [name for name in names if name not in clear])[:count]
     critiqued = voice.chance(0.12)

@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from rlaif.demo.oracle import PRINCIPLES
 from rlaif.demo.training.marks import REPLY_FLAGS, sentence_flags
-from rlaif.demo.training.packing import Batch, Flagged
+from rlaif.demo.training.packing import BLANK, Batch, Flagged
 from rlaif.demo.words import topics
 
 _TOPICS, _SENTENCES, _REPLIES, _LABELS = (1,), (2,), (3,), (4,)
@@ -80,4 +80,4 @@ def _text_loss(batch: Batch, last: Tensor, vocabulary: Any) -> Tensor:
     """Next-token loss over all texts, not across the seams of a packed row."""
     follows = batch.positions[:, 1:] == batch.positions[:, :-1] + 1
     logits: Tensor = vocabulary(last[:, :-1][follows])
-    return functional.cross_entropy(logits, batch.ids[:, 1:][follows])
+    return functional.cross_entropy(logits, batch.ids[:, 1:][follows], ignore_index=BLANK)

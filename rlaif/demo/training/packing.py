@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -22,6 +22,8 @@ from rlaif.demo.training.tokenizer import END
 
 _HEAD = 4
 """Tokens at the beginning of a text that say the most: in a review they name the fault."""
+BLANK = 0
+"""The padding token, which no text contains."""
 _AFTER_LABEL = 0.2
 """Weight of the end mark after a label, which is always the same."""
 
@@ -179,14 +181,28 @@ def _long(values: Iterable[int]) -> Tensor:
     return torch.tensor(list(values), dtype=torch.long)
 
 
-def batches(rows: Iterator[Row], tokens: int, *, pool: int = 12) -> Iterator[Batch]:
-    """Endless batches of about `tokens` tokens; rows of like length go together to spare padding."""
+def batches(rows: Iterator[Row], tokens: int, *, pool: int = 12, blank: float = 0.0) -> Iterator[Batch]:
+    """Endless batches of about `tokens` tokens; rows of like length go together to spare padding.
+
+    A share `blank` of what comparisons show is blanked out, so that no single word decides a verdict.
+    """
     while True:
         waiting: list[Row] = []
         while sum(len(row.ids) for row in waiting) < tokens * pool:
             waiting.extend(itertools.islice(rows, 64))
         waiting.sort(key=lambda row: len(row.ids))
-        yield from (collate(group) for group in _shuffled(_groups(waiting, tokens)))
+        yield from (collate([_blanked(row, blank) for row in group]) for group in _shuffled(_groups(waiting, tokens)))
+
+
+def _blanked(row: Row, share: float) -> Row:
+    if not share or not any(target.both for target in row.targets):
+        return row
+    drawn = torch.rand(len(row.ids)).tolist()
+    ids = [
+        BLANK if part == 0 and draw < share else token
+        for token, part, draw in zip(row.ids, row.parts, drawn, strict=True)
+    ]
+    return replace(row, ids=ids)
 
 
 def _groups(rows: Sequence[Row], tokens: int) -> Iterator[list[Row]]:
