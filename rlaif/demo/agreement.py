@@ -7,7 +7,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from rlaif.demo.oracle import prefer, prefer_overall
+from rlaif.demo.reading import read_reply
 from rlaif.records import Judgement, PreferencePair, Prompt, Sample
+
+GARBLED = "(garbled reply)"
+"""Instead of a principle's id: comparisons with a reply that is not made of this world's sentences."""
 
 
 @dataclass
@@ -31,7 +35,9 @@ def by_principle(
 ) -> dict[str, Score]:
     """For every principle, the judge's preference (both orders averaged) against the oracle's.
 
-    Pairs between which the oracle sees no difference under the principle are left out.
+    Pairs between which the oracle sees no difference under the principle are left out. Where a reply is garbled (the
+    oracle calls any readable one better, under every principle) it counts under `GARBLED` instead: to spot a sentence
+    that is nearly one of this world's is another skill than to judge it.
     """
     logits: dict[tuple[str, str, str], float] = defaultdict(float)
     for each in judgements:
@@ -43,9 +49,11 @@ def by_principle(
     scores: dict[str, Score] = defaultdict(Score)
     for (principle, left, right), logit in logits.items():
         prompt = prompts[samples[left].prompt].messages[-1].content
-        wanted = prefer(principle, prompt, samples[left].text, samples[right].text)
+        texts = samples[left].text, samples[right].text
+        wanted = prefer(principle, prompt, *texts)
         if wanted != 0.5:
-            scores[principle].add((logit > 0) == (wanted == 1.0))
+            garbled = any(read_reply(text).malformed is not None for text in texts)
+            scores[GARBLED if garbled else principle].add((logit > 0) == (wanted == 1.0))
     return dict(scores)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import yaml
 
-from rlaif.demo.agreement import Score, by_principle
+from rlaif.demo.agreement import GARBLED, Score, by_principle
 from rlaif.records import Judgement, Message, Prompt, Sample, Verdict, content_id
 from rlaif.resources import resource
 
@@ -31,16 +31,23 @@ def judged(first: str, second: str, gap: float) -> Judgement:
     )
 
 
-def score(forward: float, backward: float) -> Score:
+def score(forward: float, backward: float, *, worse: str | None = None, under: str = "polite") -> Score:
     """Agreement when the judge says `forward` with the better reply first, `backward` with the worse one first."""
-    prompt, better, worse = case("polite")
+    prompt, better, rude = case("polite")
+    worse = worse or rude
     samples = {
         name: Sample(id=name, prompt="p", index=0, text=text, policy="x")
         for name, text in (("good", better), ("bad", worse))
     }
     prompts = {"p": Prompt(id="p", messages=(Message(role="user", content=prompt),), source="t")}
     judgements = [judged("good", "bad", forward), judged("bad", "good", backward)]
-    return by_principle(prompts, samples, judgements)["polite"]
+    return by_principle(prompts, samples, judgements)[under]
+
+
+def test_garbled_replies_are_counted_apart() -> None:
+    """Every principle prefers the readable reply."""
+    found = score(2.0, -2.0, worse="You are eggs an, water.", under=GARBLED)
+    assert (found.right, found.total) == (1, 1)
 
 
 def test_both_orders_are_averaged() -> None:
