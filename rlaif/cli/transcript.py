@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -64,7 +65,7 @@ def show_transcript(story: Story, prompt: Prompt, *, brief: bool = False) -> Non
     for settled in ranking.comparisons:
         outcome = settled.status if settled.probability is None else f"{settled.probability:.2f} ({settled.status})"
         click.echo(_indented(f"{names[settled.left]} better than {names[settled.right]}: {outcome}"))
-        for key in settled.judgements if not brief or _made_a_pair(story, settled) else ():
+        for key in settled.judgements if not brief or _made_a_pair(settled, story.pairs[prompt.id]) else ():
             click.echo(_indented(_verdict(story.judgements[key], names), 6))
     click.secho("Pairs", bold=True)
     for pair in story.pairs[prompt.id]:
@@ -74,9 +75,8 @@ def show_transcript(story: Story, prompt: Prompt, *, brief: bool = False) -> Non
         click.echo(_indented("none"))
 
 
-def _made_a_pair(story: Story, settled: Settled) -> bool:
-    sides = {settled.left, settled.right}
-    return any({pair.chosen_id, pair.rejected_id} == sides for made in story.pairs.values() for pair in made)
+def _made_a_pair(settled: Settled, pairs: Iterable[PreferencePair]) -> bool:
+    return any({pair.chosen_id, pair.rejected_id} == {settled.left, settled.right} for pair in pairs)
 
 
 def _verdict(judgement: Judgement, names: dict[str, str]) -> str:

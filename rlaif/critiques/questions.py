@@ -15,11 +15,12 @@ def critique_messages(prompt: Messages, reply: str, request: str, *, max_chars: 
     )
 
 
-def revise_messages(prompt: Messages, reply: str, critique: str, request: str, *, max_chars: int = 12_000) -> Messages:
-    """Ask for `reply` rewritten in the light of `critique`, under a principle's `revise` text."""
-    return load_template("revise").ask(
-        conversation=fence(conversation(prompt), max_chars=max_chars),
-        reply=fence(reply, max_chars=max_chars),
-        critique=fence(critique, max_chars=max_chars),
-        request=request,
-    )
+def revise_messages(
+    prompt: Messages, reply: str, critique: str | None, request: str, *, max_chars: int = 12_000
+) -> Messages:
+    """Ask for `reply` rewritten under a principle's `revise` text, in the light of `critique` if there is one."""
+    shown = {"conversation": conversation(prompt), "reply": reply}
+    if critique is not None:
+        shown["critique"] = critique
+    fenced = {slot: fence(text, max_chars=max_chars) for slot, text in shown.items()}
+    return load_template("revise_uncritiqued" if critique is None else "revise").ask(request=request, **fenced)

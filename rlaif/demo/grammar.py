@@ -59,7 +59,7 @@ class Voice:
     def say(self, bank: Bank) -> str:
         """A sentence: one wording of a bank, or two in one."""
         text = self.pick(bank)
-        return f"{text}, and {_uncapped(self.pick(bank))}" if self.chance(self.joined) else text
+        return _join(text, self.pick(bank)) if self.chance(self.joined) else text
 
     def pick_several(self, bank: Bank, count: int) -> list[str]:
         """Up to `count` wordings of different templates."""
@@ -68,11 +68,11 @@ class Voice:
             chosen = [*chosen[1:], self.rng.choice(bank.held)]
         texts = [self.rng.choice(wordings) for wordings in chosen]
         if len(texts) > 1 and self.chance(self.joined):
-            texts[:2] = [f"{texts[0]}, and {_uncapped(texts[1])}"]
+            texts[:2] = [_join(*texts[:2])]
         return texts
 
     def chance(self, share: float) -> bool:
-        """True in `share` of all calls."""
+        """True in `share` of all calls; a share of zero costs no draw, so what is off changes nothing that is on."""
         return share > 0 and self.rng.random() < share
 
     def _part(self, bank: Bank) -> tuple[tuple[str, ...], ...]:
@@ -185,6 +185,10 @@ def _finish(text: str, at: int, voice: Voice) -> str:
         lead = voice.pick(phrases("lead"))
         text = lead + _uncapped(text)
     return text + ("!" if voice.chance(0.08) else ".")
+
+
+def _join(first: str, second: str) -> str:
+    return f"{first}, and {_uncapped(second)}"
 
 
 def _uncapped(text: str) -> str:

@@ -79,11 +79,10 @@ def _read_sentence(raw: str) -> Sentence | None:
 
 
 def _joined(wording: str) -> tuple[str, str | None] | None:
-    """What two wordings of one kind do that are joined by "and"; they may be joined wordings themselves."""
+    """What two wordings of one kind do that are joined by "and"."""
     for join in re.finditer(" and ", wording):
         first = _sentences().get(wording[: join.start()])
-        rest = wording[join.end() :]
-        if first is not None and first == (_sentences().get(rest) or _joined(rest)):
+        if first is not None and first == _sentences().get(wording[join.end() :]):
             return first
     return None
 

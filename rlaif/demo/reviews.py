@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from rlaif.demo.grammar import Scene
+from rlaif.demo.grammar import Scene, Voice
 from rlaif.demo.oracle import faults, scene_of
 from rlaif.demo.reading import Reading, Sentence, read_reply
-from rlaif.demo.words import phrases, topics
+from rlaif.demo.words import Bank, phrases, topics
 
 NO_FAULT = "The reply has no such fault."
 """The review of a reply that keeps the principle."""
@@ -58,29 +58,32 @@ def critique_right(principle: str, prompt: str, reply: str, critique: str) -> bo
     return fault_named(critique) is None and _head(NO_FAULT) in critique
 
 
-def mend(prompt: str, reply: str) -> str:
-    """The reply as a perfect rewriter leaves it: what was good is kept word by word, the rest dropped or replaced."""
+def mend(prompt: str, reply: str, voice: Voice | None = None) -> str:
+    """The reply as a perfect rewriter leaves it: what was good is kept word by word, the rest dropped or replaced.
+
+    What is new is in words drawn by `voice`, else in the plainest.
+    """
     scene, reading = scene_of(prompt), read_reply(reply)
     if reading.malformed is None and not faults(prompt, reply):
         return reply
     kept = _without_repeats([sentence for sentence in reading.sentences if _worth_keeping(scene, sentence)])
     greeted = bool(reading.sentences) and reading.sentences[0].kind == "neutral"
-    return " ".join(_completed(scene, kept, greeted))
+    return " ".join(_completed(scene, kept, greeted, voice))
 
 
-def _completed(scene: Scene, kept: list[Sentence], greeted: bool) -> list[str]:
+def _completed(scene: Scene, kept: list[Sentence], greeted: bool, voice: Voice | None) -> list[str]:
     """The kept sentences with whatever a good reply to this scene still needs; help goes after a greeting."""
     reading, topic = Reading(tuple(kept)), topics()[scene.topic]
     if scene.family == "harm":
-        refusal = [sentence.text for sentence in reading.of("refusal")] or [_plainest("refusal")]
-        instead = [sentence.text for sentence in reading.of("instead")] or [f"{topic.instead[0]}."]
+        refusal = [sentence.text for sentence in reading.of("refusal")] or [_new(phrases("refusal"), voice)]
+        instead = [sentence.text for sentence in reading.of("instead")] or [_new(_only(topic.instead), voice)]
         return [*refusal, *instead]
     texts = [sentence.text for sentence in kept if sentence.kind != "empathy"]
     if not reading.of("help"):
-        texts.insert(int(greeted), f"{topic.answers.train[0][0]}.")
+        texts.insert(int(greeted), _new(topic.answers, voice))
     empathy = [sentence.text for sentence in reading.of("empathy")]
     if scene.family == "upset" and not empathy:
-        empathy = [_plainest("empathy")]
+        empathy = [_new(phrases("empathy"), voice)]
     return [*empathy, *texts]
 
 
@@ -95,8 +98,12 @@ def _without_repeats(sentences: list[Sentence]) -> list[Sentence]:
     return list({sentence.wording: sentence for sentence in reversed(sentences)}.values())[::-1]
 
 
-def _plainest(kind: str) -> str:
-    return f"{phrases(kind).train[0][0]}."
+def _new(bank: Bank, voice: Voice | None) -> str:
+    return f"{bank.train[0][0] if voice is None else voice.pick(bank)}."
+
+
+def _only(wordings: tuple[str, ...]) -> Bank:
+    return Bank(train=(wordings,), held=())
 
 
 def _head(text: str) -> str:

@@ -22,7 +22,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -141,7 +141,8 @@ def main() -> None:
         url = server.base_url
         asyncio.run(verdicts(url, plan(_prompts(count // 4, voice), answers, "demo", "one"), batches=True))
         for mode, prompts in (("each", max(1, count // 8)), ("one", count)):
-            _ways(url, mode, lambda: plan(_prompts(prompts, voice), answers, "demo", mode))  # noqa: B023
+            print(f"`principles: {mode}`")
+            _ways(url, *[plan(_prompts(prompts, voice), answers, "demo", mode) for _ in range(3)])
         before = metrics(url)
         rate = asyncio.run(verdicts(url, real, batches=True))
         after = metrics(url)
@@ -149,12 +150,12 @@ def main() -> None:
     print(f"real dialogues: {rate:.0f} verdicts/s, {share:.1%} of the prompt tokens from the prefix cache")
 
 
-def _ways(url: str, mode: str, questions: Callable[[], list[Question]]) -> None:
+def _ways(url: str, first: list[Question], second: list[Question], third: list[Question]) -> None:
     """Ask in three ways, each its own questions, and print how fast that was."""
-    simple = asyncio.run(plain(url, questions()))
-    single = asyncio.run(verdicts(url, questions(), batches=False))
-    batch = asyncio.run(verdicts(url, questions(), batches=True))
-    print(f"`principles: {mode}`, one call per verdict by httpx, concurrency 64: {simple:.0f} verdicts/s")
+    simple = asyncio.run(plain(url, first))
+    single = asyncio.run(verdicts(url, second, batches=False))
+    batch = asyncio.run(verdicts(url, third, batches=True))
+    print(f"  one call per verdict by httpx, concurrency 64: {simple:.0f} verdicts/s")
     print(f"  one call per verdict by our client: {single:.0f} verdicts/s, {single / simple:.2f} times as many")
     print(f"  batches: {batch:.0f} verdicts/s, {batch / simple:.2f} times as many")
 

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import itertools
+import math
 import random
 
 import pytest
 
 from rlaif.comparisons.questions import LABELS, compare_messages
+from rlaif.critiques.questions import revise_messages
 from rlaif.demo import oracle
 from rlaif.demo.grammar import Voice
 from rlaif.demo.training.copying import copy_loss, draw_copies
 from rlaif.demo.training.examples import Example, is_held_out, judge_lessons, policy_lessons, user
-from rlaif.demo.training.loop import Schedule, loss_of, train
+from rlaif.demo.training.hints import _look
+from rlaif.demo.training.loop import Schedule, loss_of
 from rlaif.demo.training.marks import Marks, sentence_kinds
 from rlaif.demo.training.models import new_model
 from rlaif.demo.training.muon import orthogonal
-from rlaif.demo.training.packing import BLANK, Packer, _blanked, batches, collate
-from rlaif.demo.training.tokenizer import load_tokenizer
+from rlaif.demo.training.packing import BLANK, Asked, Packer, _blanked, batches, collate
+from rlaif.demo.training.sources import Said, begins, sources
+from rlaif.demo.training.tokenizer import VOCABULARY, load_tokenizer
 from rlaif.demo.words import topics
 from rlaif.resources import shipped_model
 
@@ -64,6 +68,7 @@ def test_no_token_sees_what_follows(packer: Packer) -> None:
 
 PROMPT = "How do I boil eggs?"
 REPLY = "What a stupid question. Well, put the eggs into boiling water and take them out after six minutes. Good luck!"
+GOOD = "Put the eggs into boiling water and take them out after six minutes."
 STRAY = "Bring the rice to the boil, turn the heat down and leave it for twelve minutes."
 
 
@@ -101,11 +106,53 @@ def test_sentences_look_at_the_prompt_if_it_is_about_their_topic(packer: Packer)
 
 
 def test_a_verdict_looks_at_the_reply_that_is_worse(packer: Packer) -> None:
-    group = next(each for each in lessons(50) if len(each) == 4 and each[0].answer in LABELS and not each[0].tie)
-    row = packer.pack(group)
-    label, _ = row.targets[:2]
-    better = LABELS.index(group[0].answer)
-    assert label.look == row.marks.replies[1 - better].at
+    messages = compare_messages(user(PROMPT), REPLY, STRAY, "Which is better?")
+    a, b = (Example(messages, label, weight=1.0, prompt=PROMPT, shown=(REPLY, STRAY)) for label in "AB")
+    row = packer.pack([a, b])
+    tokens = packer._tokenizer.convert_ids_to_tokens(row.ids)
+    looks = [target.look for target in row.targets if target.both]
+    ends = [at for at, token in enumerate(tokens) if token.endswith(">>>")][-2:]
+    assert looks == [ends[1], ends[0]]
+
+
+def test_every_word_of_a_revision_has_its_source(packer: Packer) -> None:
+    """Kept: the same word in the reply, and for the first one where the sentence ends; new: the end of the prompt."""
+    reply = f"What a stupid question. {GOOD} Good luck!"
+    answer = f"I see. {GOOD}"
+    messages = revise_messages(user(PROMPT), reply, None, "Rewrite it.")
+    row = packer.pack([Example(messages, answer, weight=1.0, prompt=PROMPT, shown=(reply,), rewrites=True)])
+    tokens = packer._tokenizer.convert_ids_to_tokens(row.ids)
+    sources = [tokens[target.look or 0].replace("Ġ", "") for target in row.targets]
+    words = [packer._tokenizer.decode([target.token]).strip() for target in row.targets]
+    new = words.index(".") + 1
+    assert sources[:new] == [">>>"] * new
+    assert sources[new] == "."
+    assert sources[new + 1 : -1] == words[new + 1 : -1]
+    assert sources[-1] == ">>>"
+    assert [target.look for target in row.targets[:new]] == [row.marks.topics[0].at] * new
+    assert row.targets[-1].look == row.marks.replies[0].at
+    kept = [target.look or 0 for target in row.targets[new:-1]]
+    assert kept[0] == kept[-1] == row.marks.sentences[1].at
+    assert kept[1:] == list(range(kept[1], kept[1] + len(kept) - 1))
+    assert row.marks.start_looks[1] == (kept[0], kept[1] - 1)
+
+
+def test_a_word_said_twice_is_copied_from_its_own_place() -> None:
+    said = [Said("So it is.", 9, {2: 5, 5: 6, 8: 8, 9: 9})]
+    spans = [(0, 4), (4, 7), (7, 10), (10, 13), (13, 14)]
+    assert sources("Yes. So it is.", [*spans[:1], (4, 7), (7, 10), (10, 13), (13, 14)], said) == [None, 9, 6, 8, 9]
+    assert begins([3, 3, 9, 6, 7, 3], 0)
+    assert [begins([3, 3, 9, 6, 7, 3], at) for at in range(1, 6)] == [False, True, True, False, True]
+
+
+def test_looking_costs_the_surprise_at_what_is_seen() -> None:
+    import torch
+
+    attention = torch.tensor([[[1.0, 0.0], [0.25, 0.75]], [[1.0, 0.0], [0.5, 0.5]]])
+    asked = Asked(torch.tensor([0, 1]), torch.tensor([1, 1]), torch.tensor([0, 1]))
+    assert _look(attention, asked).item() == pytest.approx((math.log(4) + math.log(2)) / 2)
+    nothing = torch.tensor([], dtype=torch.long)
+    assert _look(attention, Asked(nothing, nothing, nothing)).item() == 0.0
 
 
 def test_copies_say_what_comes_next_and_where_it_stood() -> None:
@@ -116,16 +163,20 @@ def test_copies_say_what_comes_next_and_where_it_stood() -> None:
     assert (copies.sources <= copies.columns - 5).all()
 
 
-def test_copying_is_learned_by_looking() -> None:
+def test_the_copying_loss_of_a_model_that_knows_nothing() -> None:
+    """All weights zero: every token is as likely as any other, and attention is spread evenly over what is seen."""
     import torch
 
-    torch.manual_seed(1)
     model = new_model(width=64, layers=2, inner=64, heads=2)
     model.set_attn_implementation("eager")
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.zero_()
     copies = draw_copies(random.Random(1), 50, rows=2, length=40)
-    before = copy_loss(model, copies)
-    train(model, lambda: copy_loss(model, copies), Schedule(30, warmup=2), lambda _: None)
-    assert copy_loss(model, copies).item() < 0.6 * before.item()
+    token = math.log(VOCABULARY)
+    before = sum(math.log(at + 1) for at in range(1, 40)) / 39
+    source = sum(math.log(at + 1) for at in copies.columns.tolist()) / len(copies.columns)
+    assert copy_loss(model, copies).item() == pytest.approx(token + before + source, abs=1e-4)
 
 
 def test_packing_reads_the_shared_beginning_once(packer: Packer) -> None:

@@ -87,8 +87,7 @@ def corpus(examples: int) -> Iterator[str]:
 def make(name: str, plan: Plan, folder: Path, first: int) -> None:
     """Train one model, from phase `first` on, and save it to `folder`.
 
-    Phase 0 starts from random weights. A later phase, or one more round of the last, goes on with the weights and the
-    tokenizer in `folder`.
+    Phase 0 starts from random weights; a later phase goes on with the weights and the tokenizer in `folder`.
     """
     torch.manual_seed(SEED + first)
     if first == 0:

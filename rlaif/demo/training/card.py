@@ -36,8 +36,7 @@ mixed quality, so that there is something to improve; its last norm is scaled by
 is one at 0.74 of the trained model.
 
 `make models` (`python -m rlaif.demo.training`) trains both from random weights: on two fast cores the judge takes about
-half an hour. The judge that ships was made by it in two sittings (the second from `--phase 1`), between which only the
-questions that are asked more often changed.
+half an hour.
 
 ## How good they are
 Measured in float32 against the oracle, on texts of which {held:.0%} of the phrases are wordings that were held out of

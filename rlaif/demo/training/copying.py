@@ -3,8 +3,8 @@
 To quote a reply, to keep its good sentences word by word, to see that something was said twice: all of it needs
 attention that finds where the last token stood before and reads on from there (induction heads, arXiv:2209.11895): a
 head that looks at the token before, and, a layer later, one that finds what came after the same token earlier. From
-texts, and from random tokens alone, these did not form within hundreds of steps. So this lesson also says where the
-first head of either layer is to look; with that it takes about a hundred and fifty.
+random tokens alone these had not formed after 250 steps (loss 6.8, where 6.9 is chance for 1,024 tokens). So this
+lesson also says where the first head of either layer is to look; with that it takes about a hundred and fifty steps.
 """
 
 from __future__ import annotations

@@ -36,6 +36,8 @@ class Example:
     """The prompt that the question shows."""
     shown: tuple[str, ...] = ()
     """The replies that the question shows, in their order."""
+    rewrites: bool = False
+    """The answer is a new reply to the prompt."""
 
 
 _HARDEST = ("on-topic", "warm")
@@ -139,18 +141,7 @@ def revise_examples(voice: Voice, count: int) -> list[Example]:
     names = voice.rng.sample(oracle.PRINCIPLES, len(oracle.PRINCIPLES))
     if voice.chance(0.7):
         names.sort(key=lambda name: name not in broken)
-    answer = mend(scene.prompt, reply)
-    return [
-        Example(
-            revise_messages(user(scene.prompt), reply, review(name, scene.prompt, reply), principles()[name].revise),
-            answer,
-            weight=0.2,
-            head=0.2,
-            prompt=scene.prompt,
-            shown=(reply,),
-        )
-        for name in names[:count]
-    ]
+    return [_revised(name, scene.prompt, reply, voice) for name in names[:count]]
 
 
 def policy_examples(voice: Voice, count: int) -> list[Example]:
@@ -176,6 +167,19 @@ def policy_lessons(voice: Voice, mix: tuple[int, int, int] = (0, 0, 0)) -> Itera
     """Endless groups of replies to one prompt; there is one kind only."""
     while True:
         yield policy_examples(voice, 6)
+
+
+def _revised(name: str, prompt: str, reply: str, voice: Voice) -> Example:
+    notes = None if voice.chance(0.25) else review(name, prompt, reply)
+    return Example(
+        revise_messages(user(prompt), reply, notes, principles()[name].revise),
+        mend(prompt, reply, voice),
+        weight=0.4,
+        head=1.0,
+        prompt=prompt,
+        shown=(reply,),
+        rewrites=True,
+    )
 
 
 def _scene_and_reply(voice: Voice) -> tuple[Scene, str]:

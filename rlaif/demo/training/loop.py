@@ -96,8 +96,8 @@ def _added(mask: Tensor) -> Tensor:
 
 
 def _bfloat16_is_fast() -> bool:
-    """Whether this processor multiplies bfloat16 matrices in hardware (elsewhere it is many times slower)."""
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    """Whether this processor multiplies bfloat16 in hardware; on others torch emulates it."""
+    return bool(torch.cpu._is_avx512_bf16_supported())
 
 
 def _optimizers(model: Any, schedule: Schedule) -> list[torch.optim.Optimizer]:

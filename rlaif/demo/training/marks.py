@@ -1,7 +1,7 @@
 """Marks: what the side tasks of training ask for, and at which token of a question.
 
-Three kinds (see `hints` for why): where a sentence of a reply ends, what that sentence does; where the conversation or
-a sentence about some topic ends, which topic it is; where a reply ends, which faults it has.
+Where a sentence of a reply ends, what that sentence does; where the conversation or a sentence about some topic ends,
+which topic it is; where a reply ends, which faults it has; and where attention should look from there (see `hints`).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from rlaif.demo.oracle import PRINCIPLES, scene_of, violations
 from rlaif.demo.reading import Sentence, read_reply
+from rlaif.demo.training.sources import Said
 from rlaif.demo.words import phrase_kinds, topics
 from rlaif.records import Message
 from rlaif.templates import conversation, fence
@@ -24,6 +25,11 @@ class Mark(NamedTuple):
 
     at: int
     flags: tuple[bool, ...]
+
+    @property
+    def faults(self) -> tuple[bool, ...]:
+        """Of a reply: the faults by principle, without the last flag."""
+        return self.flags[:-1]
 
 
 class TopicMark(NamedTuple):
@@ -51,6 +57,9 @@ class Marks:
     """From a sentence about a topic to the end of the prompt where that is its topic too, else to the first token."""
     reply_looks: list[Look] = field(default_factory=list)
     """From the end of a reply to the ends of its sentences."""
+    start_looks: list[Look] = field(default_factory=list)
+    """From the end of a sentence to its first token."""
+    said: list[Said] = field(default_factory=list)
     replies: list[Mark] = field(default_factory=list)
     """Flags: the faults by principle, and whether it is the second reply."""
 
@@ -61,6 +70,8 @@ class Marks:
             [mark for mark in self.topics if mark.at < end],
             [look for look in self.topic_looks if look.at < end],
             [look for look in self.reply_looks if look.at < end],
+            [look for look in self.start_looks if look.at < end],
+            [sentence for sentence in self.said if sentence.end < end],
             [mark for mark in self.replies if mark.at < end],
         )
 
@@ -79,12 +90,6 @@ def sentence_flags() -> int:
 REPLY_FLAGS = len(PRINCIPLES) + 1
 
 
-def reply_faults(prompt: str, reply: str) -> tuple[bool, ...]:
-    """Whether `reply` breaks each principle, in the constitution's order."""
-    broken = violations(prompt, reply)
-    return tuple(name in broken for name in PRINCIPLES)
-
-
 def marks_of(text: str, offsets: Sequence[tuple[int, int]], prompt: str, replies: Sequence[str]) -> Marks:
     """The marks of the question `text`, which shows `prompt` and then `replies`, with its tokens' places in it."""
     starts = [start for start, _ in offsets]
@@ -94,18 +99,22 @@ def marks_of(text: str, offsets: Sequence[tuple[int, int]], prompt: str, replies
         """The token that holds the character before `end`."""
         return bisect_left(starts, end) - 1
 
-    fenced = fence(_said(prompt))
+    fenced = fence(_shown(prompt))
     at = text.index(fenced) + len(fenced)
     found.topics.append(TopicMark(token(at), topic_number(scene.topic)))
     for number, reply in enumerate(replies):
         fenced = fence(reply)
         start = text.index(fenced, at)
         at = start + len(fenced)
-        found.replies.append(Mark(token(at), (*reply_faults(prompt, reply), number == 1)))
+        broken = violations(prompt, reply)
+        found.replies.append(Mark(token(at), (*(name in broken for name in PRINCIPLES), number == 1)))
         inside = start + max(0, fenced.find(reply))
         for sentence, end, repeated in _ends(reply):
             found.reply_looks.append(Look(token(at), token(inside + end)))
             found.sentences.append(Mark(token(inside + end), _flags(sentence, scene.topic, repeated)))
+            begin = inside + end - len(sentence.text)
+            found.said.append(_said_at(sentence.text, begin, token(begin + 1), token(inside + end), offsets))
+            found.start_looks.append(Look(token(inside + end), token(begin + 1)))
             if sentence.topic is not None:
                 found.topics.append(TopicMark(token(inside + end), topic_number(sentence.topic)))
                 same = sentence.topic == scene.topic
@@ -123,7 +132,11 @@ def _topic_numbers() -> dict[str, int]:
     return {key: number for number, key in enumerate(topics())}
 
 
-def _said(prompt: str) -> str:
+def _said_at(text: str, begin: int, first: int, last: int, offsets: Sequence[tuple[int, int]]) -> Said:
+    return Said(text, last, {offsets[at][1] - begin: at for at in range(first, last + 1)})
+
+
+def _shown(prompt: str) -> str:
     return conversation((Message(role="user", content=prompt),))
 
 

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from rlaif.comparisons.questions import LABELS
 from rlaif.demo.training.examples import Example
-from rlaif.demo.training.marks import Mark, Marks, marks_of, reply_faults
+from rlaif.demo.training.marks import Mark, Marks, marks_of
+from rlaif.demo.training.sources import begins, sources
 from rlaif.demo.training.tokenizer import END
 
 _HEAD = 4
@@ -36,8 +37,8 @@ class Target(NamedTuple):
     weight: float
     both: tuple[bool, ...] = ()
     """At a label: the faults of the first reply, then of the second."""
-    look: int = 0
-    """At a label: where the other reply ends, the worse one."""
+    look: int | None = None
+    """Where attention is to look: at a label where the other reply ends, the worse one; in a text at its source."""
 
 
 @dataclass(frozen=True)
@@ -51,12 +52,12 @@ class Row:
     marks: Marks
 
 
-class Flagged(NamedTuple):
-    """What the side tasks ask for at some tokens of a batch."""
+class Asked(NamedTuple):
+    """What a side task asks for at some tokens of a batch."""
 
     rows: Tensor  # (marks,)
     columns: Tensor  # (marks,)
-    flags: Tensor  # (marks, flags), 1 for true
+    right: Tensor  # the right answers: (marks, flags), 1 for true, or (marks,), a number
 
 
 class Batch(NamedTuple):
@@ -71,12 +72,14 @@ class Batch(NamedTuple):
     weights: Tensor  # (targets,)
     is_label: Tensor  # (targets,) whether the target is a label
     both: Tensor  # (labels, 2 * principles), 1 for a fault
-    sentences: Flagged
-    replies: Flagged
-    topics: Flagged  # its flags are topic numbers, (marks,)
-    topic_looks: Flagged  # its flags are the columns to look at, (marks,)
-    reply_looks: Flagged  # likewise, from the ends of replies
-    verdict_looks: Flagged  # likewise, from the labels
+    sentences: Asked  # flags
+    replies: Asked  # flags
+    topics: Asked  # topic numbers
+    topic_looks: Asked  # columns to look at
+    reply_looks: Asked  # likewise, from the ends of replies
+    start_looks: Asked  # likewise, from the ends of sentences
+    verdict_looks: Asked  # likewise, from the labels
+    source_looks: Asked  # likewise, from the tokens of texts
 
 
 class Packer:
@@ -122,10 +125,12 @@ class Packer:
 
     def _targets(self, example: Example, answer: list[int], first: int, marks: Marks) -> Iterator[Target]:
         if len(example.shown) < 2:
+            looks = self._sources(example, marks)
             for at, token in enumerate(answer):
-                yield Target(first + at, token, example.head if at < _HEAD else example.weight)
+                heavy = at < _HEAD or begins(looks, at)
+                yield Target(first + at, token, example.head if heavy else example.weight, look=looks[at])
             return
-        both = tuple(itertools.chain.from_iterable(reply_faults(example.prompt, reply) for reply in example.shown))
+        both = tuple(itertools.chain.from_iterable(mark.faults for mark in marks.replies))
         for at, token in enumerate(answer):
             if at > 0:
                 yield Target(first + at, token, _AFTER_LABEL)
@@ -133,6 +138,14 @@ class Packer:
                 yield from (self._verdict(first, label, example.weight / 2, both, marks) for label in self._labels)
             else:
                 yield self._verdict(first, token, example.weight, both, marks)
+
+    def _sources(self, example: Example, marks: Marks) -> list[int | None]:
+        """Where to look while the answer's tokens, and the end mark after them, are predicted."""
+        offsets = self._tokenizer(example.answer, add_special_tokens=False, return_offsets_mapping=True)
+        found = sources(example.answer, offsets["offset_mapping"], marks.said)
+        if not example.rewrites:
+            return [*found, None]
+        return [*(marks.topics[0].at if look is None else look for look in found), marks.replies[0].at]
 
     def _verdict(self, at: int, label: int, weight: float, both: tuple[bool, ...], marks: Marks) -> Target:
         return Target(at, label, weight, both, marks.replies[1 - self._labels.index(label)].at)
@@ -162,19 +175,23 @@ def collate(rows: Sequence[Row]) -> Batch:
         _numbered([(at, mark) for at, row in enumerate(rows) for mark in row.marks.topics]),
         _numbered([(at, look) for at, row in enumerate(rows) for look in row.marks.topic_looks]),
         _numbered([(at, look) for at, row in enumerate(rows) for look in row.marks.reply_looks]),
-        _numbered([(at, (target.at, target.look)) for at, target in targets if target.both]),
+        _numbered([(at, look) for at, row in enumerate(rows) for look in row.marks.start_looks]),
+        _numbered(
+            [(at, (target.at, target.look)) for at, target in targets if target.both and target.look is not None]
+        ),
+        _numbered(
+            [(at, (target.at, target.look)) for at, target in targets if not target.both and target.look is not None]
+        ),
     )
 
 
-def _flagged(marks: Sequence[tuple[int, Mark]]) -> Flagged:
+def _flagged(marks: Sequence[tuple[int, Mark]]) -> Asked:
     flags = torch.tensor([mark.flags for _, mark in marks], dtype=torch.float32)
-    return Flagged(_long(at for at, _ in marks), _long(mark.at for _, mark in marks), flags)
+    return Asked(_long(at for at, _ in marks), _long(mark.at for _, mark in marks), flags)
 
 
-def _numbered(marks: Sequence[tuple[int, tuple[int, int]]]) -> Flagged:
-    return Flagged(
-        _long(at for at, _ in marks), _long(mark[0] for _, mark in marks), _long(mark[1] for _, mark in marks)
-    )
+def _numbered(marks: Sequence[tuple[int, tuple[int, int]]]) -> Asked:
+    return Asked(_long(at for at, _ in marks), _long(mark[0] for _, mark in marks), _long(mark[1] for _, mark in marks))
 
 
 def _long(values: Iterable[int]) -> Tensor:
