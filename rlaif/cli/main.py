@@ -4,55 +4,32 @@ so that `rlaif --help` loads neither torch nor pydantic. All errors are told her
 
 from __future__ import annotations
 
-import importlib
 import sys
-from typing import NoReturn
+from collections.abc import Mapping
+from typing import ClassVar, NoReturn
 
 import click
 
 from rlaif import __version__
+from rlaif.cli.lazy import Entry, LazyGroup
 from rlaif.errors import RlaifError
 
-_COMMANDS = {
-    "demo": ("rlaif.cli.demo", "Run the whole loop offline on the tiny models that ship with the package."),
-    "init": ("rlaif.cli.init", "Make a folder with a run file, a constitution and a few prompts to start from."),
-    "check": ("rlaif.cli.check", "Tell every problem of a run file at once; only the models are probed."),
-    "preview": ("rlaif.cli.preview", "Full transcripts of a few prompts, and what the whole run would cost."),
-    "generate": ("rlaif.cli.runs", "Sample, critique, compare, pair: prompts in, judged preference pairs out."),
-    "sample": ("rlaif.cli.runs", "Only draw the policy's answers."),
-    "critique": ("rlaif.cli.runs", "Only write the judge's critiques of the samples."),
-    "compare": ("rlaif.cli.runs", "Only ask the judge's comparisons."),
-    "pair": ("rlaif.cli.runs", "Derive the pairs again from the answers on disk; no model is asked."),
-    "judge": ("rlaif.cli.judge", "Serve a judge model with vLLM."),
-}
-"""Name -> module that defines a click command of this name, and its line in the overview."""
 
-
-class _Commands(click.Group):
-    """A group whose commands are imported when they are called."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
-        return list(_COMMANDS)
-
-    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:  # noqa: ARG002
-        if name not in _COMMANDS:
-            return None
-        command = getattr(importlib.import_module(_COMMANDS[name][0]), name)
-        assert isinstance(command, click.Command)
-        return command
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args and args[0] not in _COMMANDS and not args[0].startswith("-"):
-            from rlaif.errors import nearest
-
-            raise click.UsageError(f"no command `{args[0]}`; {nearest(args[0], _COMMANDS)}", ctx)
-        return super().resolve_command(ctx, args)
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, text) for name, (_, text) in _COMMANDS.items()])
+class _Commands(LazyGroup):
+    entries: ClassVar[Mapping[str, Entry]] = {
+        "demo": Entry("rlaif.cli.demo", "demo", "Run the whole loop offline on the tiny models of the package."),
+        "init": Entry("rlaif.cli.init", "init", "Make a folder with all that a run needs, to start from."),
+        "constitution": Entry("rlaif.cli.constitution", "constitution", "Write, check, test and diff constitutions."),
+        "check": Entry("rlaif.cli.check", "check", "Tell every problem of a run file; only the models are probed."),
+        "preview": Entry("rlaif.cli.preview", "preview", "Full transcripts of a few prompts, and the cost of the run."),
+        "generate": Entry("rlaif.cli.runs", "generate", "Sample, critique, compare, pair: prompts in, pairs out."),
+        "sample": Entry("rlaif.cli.runs", "sample", "Only draw the policy's answers."),
+        "critique": Entry("rlaif.cli.runs", "critique", "Only write the judge's critiques of the samples."),
+        "compare": Entry("rlaif.cli.runs", "compare", "Only ask the judge's comparisons."),
+        "pair": Entry("rlaif.cli.runs", "pair", "Derive the pairs again from the answers on disk."),
+        "revise": Entry("rlaif.cli.revise", "revise", "Critique and rewrite the samples, for supervised fine-tuning."),
+        "judge": Entry("rlaif.cli.judge", "judge", "Serve a judge model with vLLM."),
+    }
 
 
 @click.command(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
