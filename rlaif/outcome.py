@@ -15,8 +15,9 @@ from pathlib import Path
 from pydantic import JsonValue
 
 from rlaif import __version__
-from rlaif.comparisons.fold import Comparison, Status, fold
+from rlaif.comparisons.fold import Comparison, Status
 from rlaif.comparisons.plan import votes
+from rlaif.comparisons.shares import folded
 from rlaif.preferences.export import write_parquet
 from rlaif.preferences.pairs import Provenance, Standing, pairs, ranking, stand
 from rlaif.records import Judgement, Prompt, Sample, Verdict
@@ -78,8 +79,6 @@ def settle(run: Run, prompt: Prompt, outcome: Outcome) -> Standing:
 
 
 def _comparisons(run: Run, prompt: Prompt, met: Sequence[Meeting], outcome: Outcome) -> list[Comparison]:
-    compare, pair = run.settings.compare, run.settings.pair
-
     def answer_of(key: str) -> Judgement | None:
         judgement = run.judgements.get(key)
         _count_judgement(run, key, judgement, outcome)
@@ -87,15 +86,8 @@ def _comparisons(run: Run, prompt: Prompt, met: Sequence[Meeting], outcome: Outc
 
     questions = run.compare_questions_of(prompt, list(met))
     return [
-        fold(
-            meeting.left.id,
-            meeting.right.id,
-            cast,
-            min_mass=pair.min_label_mass,
-            margin=pair.margin,
-            drop_flips=pair.flips == "drop",
-        )
-        for meeting, cast in votes(met, questions, answer_of, compare)
+        folded(meeting.left.id, meeting.right.id, cast, run.settings.pair)
+        for meeting, cast in votes(met, questions, answer_of, run.settings.compare)
     ]
 
 

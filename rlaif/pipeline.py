@@ -1,4 +1,4 @@
-"""The stages in order: sample, critique, compare, pair. What the commands do, without printing or exiting."""
+"""The stages in order: sample, revise, critique, compare, pair. What the commands do, without printing or exiting."""
 
 from __future__ import annotations
 
@@ -20,12 +20,14 @@ from rlaif.inference.base import Answer, ModelSource, Question
 from rlaif.inference.source import LazyModel
 from rlaif.outcome import Outcome, derive
 from rlaif.records import Sample
+from rlaif.revising import Revised, confirm_questions, critique_questions, derive_revised, revision_questions
+from rlaif.revisions.plan import reviser_principles, revision_record
 from rlaif.run import Run, open_run, require_critiques
 from rlaif.samples.plan import given_samples, sample_record
 from rlaif.settings import RunSettings
 from rlaif.store import R, Table
 
-STAGES = ("sample", "critique", "compare", "pair")
+STAGES = ("sample", "revise", "critique", "compare", "pair")
 
 
 class Watch(Protocol):
@@ -71,6 +73,8 @@ class Report:
     run: Run
     outcome: Outcome | None = None
     """None where the pair stage was not asked for."""
+    revised: Revised | None = None
+    """None where the revise stage was not."""
     tallies: list[Tally] = field(default_factory=list)
     seconds: float = 0.0
 
@@ -88,15 +92,19 @@ async def generate_async(settings: RunSettings, stages: Sequence[str], watch: Wa
     start = time.perf_counter()
     async with _models(settings, watch) as (policy, judge):
         with open_run(settings, policy.name if policy else None, judge.name) as run:
-            critiques = "critique" in stages and (settings.writes_critiques or len(stages) == 1)
-            if critiques:
-                require_critiques(settings, run.constitution)
-            run.unfinish()
+            _require_texts(run, stages)
+            if set(stages) - {"revise"}:  # revisions have a manifest of their own
+                run.unfinish()
             run.read_prompts()
             report = Report(run)
             if "sample" in stages:
                 report.tallies.append(await sample(run, policy, watch))
-            if critiques:
+            if _revises(settings, stages):
+                most = settings.revise.samples if "sample" not in stages else 0
+                report.tallies += await revise(run, policy, judge, watch, draw=most)
+                report.seconds = time.perf_counter() - start
+                report.revised = derive_revised(run, _session(report))
+            if _critiques(settings, stages):
                 report.tallies.append(await critique(run, judge, watch))
             if "compare" in stages:
                 report.tallies.append(await compare(run, judge, watch))
@@ -105,6 +113,22 @@ async def generate_async(settings: RunSettings, stages: Sequence[str], watch: Wa
                 report.outcome = derive(run, _session(report))
                 report.seconds = time.perf_counter() - start
     return report
+
+
+def _critiques(settings: RunSettings, stages: Sequence[str]) -> bool:
+    return "critique" in stages and (settings.writes_critiques or len(stages) == 1)
+
+
+def _revises(settings: RunSettings, stages: Sequence[str]) -> bool:
+    return "revise" in stages and (settings.revise.enabled or len(stages) == 1)
+
+
+def _require_texts(run: Run, stages: Sequence[str]) -> None:
+    """Raise UserError where the constitution lacks texts that the stages need."""
+    if _critiques(run.settings, stages):
+        require_critiques(run.settings, run.constitution)
+    if _revises(run.settings, stages):
+        reviser_principles(run.constitution, run.settings)
 
 
 @contextlib.asynccontextmanager
@@ -122,15 +146,16 @@ async def _models(settings: RunSettings, watch: Watch) -> AsyncIterator[tuple[Mo
                 await source.close()
 
 
-async def sample(run: Run, policy: ModelSource | None, watch: Watch) -> Tally:
-    """Store the given answers and draw the missing ones."""
+async def sample(run: Run, policy: ModelSource | None, watch: Watch, *, most: int | None = None) -> Tally:
+    """Store the given answers and draw the missing ones, of each prompt the first `most`."""
     drawn = run.settings.policy.samples if run.settings.policy else 0
+    drawn = drawn if most is None else min(drawn, most)
     watch.begin("sample", run.prompt_count * drawn)
     given = _store_given(run)
     tally = Tally("sample")
     if policy is not None:
         tally = await ask(
-            run.sample_questions(),
+            run.sample_questions(most),
             policy,
             run.samples,
             sample_record,
@@ -165,6 +190,28 @@ async def critique(run: Run, judge: ModelSource, watch: Watch) -> Tally:
     """Write the missing critiques."""
     watch.begin("critique", 0)
     return await _judged(run, run.critique_questions(), judge, run.critiques, critique_record, "critique", watch)
+
+
+async def revise(run: Run, policy: ModelSource | None, judge: ModelSource, watch: Watch, *, draw: int) -> list[Tally]:
+    """Draw the first `draw` samples if need be, revise the samples round by round, and let the judge compare.
+
+    A round needs the revisions of the one before, so each is two passes over the chains.
+    """
+    tallies = [await sample(run, policy, watch, most=draw)] if draw else []
+    settings = run.settings.revise
+    for number in range(1, settings.rounds + 1):
+        most = run.prompt_count * settings.samples
+        if not settings.skip_critique:
+            watch.begin(stage := f"critique {number}", most)
+            asked = critique_questions(run, number)
+            tallies.append(await _judged(run, asked, judge, run.critiques, critique_record, stage, watch))
+        watch.begin(stage := f"revise {number}", most)
+        asked = revision_questions(run, number)
+        tallies.append(await _judged(run, asked, judge, run.revisions, revision_record, stage, watch))
+    watch.begin("confirm", 0)
+    asked = confirm_questions(run)
+    tallies.append(await _judged(run, asked, judge, run.judgements, judgement, "confirm", watch))
+    return tallies
 
 
 async def compare(run: Run, judge: ModelSource, watch: Watch) -> Tally:

@@ -104,18 +104,46 @@ class Critique(Record):
 
 
 class Revision(Record):
-    """A rewritten answer: what it was made from, and in which round."""
+    """A rewritten reply: what it was made from, and in which round."""
 
     id: str
     prompt: str
+    sample: str
+    """Sample at the beginning of the chain."""
     parent: str
     """Sample or revision that was rewritten."""
     critique: str | None
-    """Critique that it answers."""
+    """Critique that it answers; None where none was asked for."""
     principle: str
     round: int
+    """From 1."""
     judge: str
     text: str
+    """As it came; `rlaif.revisions.guards.spoken` is the reply in it."""
+    finish_reason: str | None = None
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+class Demonstration(Record):
+    """A row of the SFT dataset: a reply to imitate, and where it comes from."""
+
+    id: str
+    prompt: Messages
+    response: Messages
+    source: Literal["revision", "helpful"]
+    round: int | None = None
+    """Round of the revision."""
+    principles: tuple[str, ...] = ()
+    """Principles of the rounds up to this one that changed the reply."""
+    prompt_id: str
+    sample_id: str | None = None
+    """Sample that was revised."""
+    critique_id: str | None = None
+    writer: str | None = None
+    """Model that wrote the reply."""
+    constitution: str | None = None
+    """Name and content hash of the constitution."""
 
 
 class Verdict(StrEnum):

@@ -1,8 +1,9 @@
 """A run folder: its tables, and the plan that its settings make of its prompts.
 
 What each file holds: `run.yaml` the resolved settings, `prompts.jsonl` the prompts as read, `samples.jsonl`,
-`critiques.jsonl`, `judgements.jsonl` the answers of the models (append-only, never edited), `failures.jsonl` questions
-without an answer; derived by `rlaif.outcome`: `rankings.jsonl`, `pairs.jsonl`, `pairs.parquet` and `manifest.json`.
+`critiques.jsonl`, `revisions.jsonl`, `judgements.jsonl` the answers of the models (append-only, never edited),
+`failures.jsonl` questions without an answer; derived by `rlaif.outcome`: `rankings.jsonl`, `pairs.jsonl`,
+`pairs.parquet` and `manifest.json`.
 
 Plans are recomputed, not stored: the question behind every stored answer is rebuilt from prompts, samples, constitution
 and settings, and its hash finds the answer. So only answers to the questions of *these* settings ever count.
@@ -11,22 +12,26 @@ and settings, and its hash finds the answer. So only answers to the questions of
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import NamedTuple
 
-from rlaif.comparisons.plan import Notes, compare_questions
+from rlaif.comparisons.fold import Vote
+from rlaif.comparisons.plan import Notes, compare_questions, votes
 from rlaif.constitution import Constitution, load_constitution
 from rlaif.critiques.plan import critique_question, critique_questions
 from rlaif.errors import UserError
 from rlaif.inference.base import Question
-from rlaif.records import Critique, Failure, Judgement, Prompt, Sample
+from rlaif.records import Critique, Failure, Judgement, Prompt, Revision, Sample
 from rlaif.runfile import save_run
 from rlaif.samples.inputs import Oddities, read_prompts
 from rlaif.samples.meetings import Criterion, Meeting, criteria_of, meetings
 from rlaif.samples.plan import given_samples, sample_questions
 from rlaif.settings import RunSettings
 from rlaif.store import Table, lock_folder, read_records, write_records
+from rlaif.yamlfile import load_yaml
 
 
 @dataclass
@@ -38,6 +43,7 @@ class Run:
     folder: Path
     samples: Table[Sample]
     critiques: Table[Critique]
+    revisions: Table[Revision]
     judgements: Table[Judgement]
     failures: Table[Failure]
     policy_name: str | None
@@ -50,9 +56,9 @@ class Run:
     """Pairs of samples that meet if all answers of a prompt differ."""
 
     @property
-    def tables(self) -> tuple[Table[Sample], Table[Critique], Table[Judgement], Table[Failure]]:
-        """The four journals."""
-        return self.samples, self.critiques, self.judgements, self.failures
+    def tables(self) -> tuple[Table[Sample], Table[Critique], Table[Revision], Table[Judgement], Table[Failure]]:
+        """The journals."""
+        return self.samples, self.critiques, self.revisions, self.judgements, self.failures
 
     @property
     def criteria(self) -> tuple[Criterion, ...]:
@@ -87,10 +93,10 @@ class Run:
         """The prompts of the plan, streamed."""
         return read_records(self.folder / "prompts.jsonl", Prompt)
 
-    def sample_questions(self) -> Iterator[Question]:
-        """Every question of the sample stage."""
+    def sample_questions(self, most: int | None = None) -> Iterator[Question]:
+        """Every question of the sample stage, or only the first `most` of each prompt."""
         for prompt in self.prompts():
-            yield from self.drawn_questions(prompt)
+            yield from self.drawn_questions(prompt)[:most]
 
     def drawn_questions(self, prompt: Prompt) -> list[Question]:
         """The questions that draw one prompt's samples."""
@@ -124,6 +130,14 @@ class Run:
         notes = self._notes(prompt) if compare.critique else None
         return list(compare_questions(prompt, met, compare, self.judge_name, notes))
 
+    def votes_of(self, prompt: Prompt, met: list[Meeting]) -> Iterator[tuple[Meeting, list[Vote]]]:
+        """What the answers on disk say about each of a prompt's meetings."""
+        return votes(met, self.compare_questions_of(prompt, met), self.judgements.get, self.settings.compare)
+
+    def under(self, constitution: Constitution) -> Run:
+        """The same prompts and tables, planned under another constitution."""
+        return replace(self, constitution=constitution)
+
     def _notes(self, prompt: Prompt) -> Notes:
         settings, chars = self.settings.critique, self.settings.compare.max_chars
         known: dict[tuple[str, str], str | None] = {}
@@ -138,9 +152,9 @@ class Run:
 
         return notes
 
-    def unfinish(self) -> None:
-        """Take the manifest away: its presence means that the run is finished."""
-        (self.folder / "manifest.json").unlink(missing_ok=True)
+    def unfinish(self, manifest: str = "manifest.json") -> None:
+        """Take a manifest away: its presence means that what it tells of is finished."""
+        (self.folder / manifest).unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -150,21 +164,71 @@ def open_run(settings: RunSettings, policy_name: str | None, judge_name: str) ->
     Raises UserError where another process writes there, or where the folder cannot be written.
     """
     constitution = load_constitution(settings.constitution)
-    folder = settings.folder
-    with lock_folder(folder), contextlib.ExitStack() as stack:
+    with lock_folder(settings.folder):
+        save_run(settings, settings.folder / "run.yaml")
+        with _tables(settings, constitution, policy_name, judge_name) as run:
+            yield run
+
+
+class Making(NamedTuple):
+    """What the manifest of a finished run says that it was made with."""
+
+    policy: str | None
+    judge: str
+    constitution: str
+    """Name of the constitution."""
+    hash: str
+    """Its content hash."""
+
+
+def read_making(folder: Path) -> Making:
+    """Who made a finished run. Raises UserError where there is none in `folder`."""
+    path = folder / "manifest.json"
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        constitution = manifest["constitution"]
+        return Making(manifest["policy"], manifest["judge"], constitution["name"], constitution["hash"])
+    except OSError:
+        known = (folder / "run.yaml").is_file()
+        mend = f"`rlaif generate {folder / 'run.yaml'}` goes on with it" if known else "give a folder that a run wrote"
+        raise UserError("there is no finished run here", where=folder, mend=mend) from None
+    except (ValueError, KeyError, TypeError):
+        mend = f"`rlaif pair {folder / 'run.yaml'}` writes it again"
+        raise UserError("this is not the manifest of a run", where=path, mend=mend) from None
+
+
+@contextlib.contextmanager
+def reopen_run(folder: Path, constitution: Constitution | None = None) -> Iterator[Run]:
+    """Lock and open a finished run as it stands: its settings and derived files are left alone, and no model is loaded.
+
+    It is planned under `constitution`, or else under the file that its settings name, which may have changed since.
+    """
+    making = read_making(folder)
+    settings = load_yaml(folder / "run.yaml", RunSettings).model_copy(update={"output": str(folder)})
+    planned = constitution or load_constitution(settings.constitution)
+    with lock_folder(folder), _tables(settings, planned, making.policy, making.judge) as run:
+        yield run
+
+
+@contextlib.contextmanager
+def _tables(
+    settings: RunSettings, constitution: Constitution, policy_name: str | None, judge_name: str
+) -> Iterator[Run]:
+    """The run of a folder that this process has locked."""
+    with contextlib.ExitStack() as stack:
 
         def table(name: str, record: type) -> Table:  # type: ignore[type-arg]
-            opened: Table = Table(folder / name, record)  # type: ignore[type-arg]
+            opened: Table = Table(settings.folder / name, record)  # type: ignore[type-arg]
             stack.callback(opened.close)
             return opened
 
-        save_run(settings, folder / "run.yaml")
         yield Run(
             settings,
             constitution,
-            folder,
+            settings.folder,
             samples=table("samples.jsonl", Sample),
             critiques=table("critiques.jsonl", Critique),
+            revisions=table("revisions.jsonl", Revision),
             judgements=table("judgements.jsonl", Judgement),
             failures=table("failures.jsonl", Failure),
             policy_name=policy_name,

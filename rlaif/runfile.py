@@ -20,7 +20,13 @@ from rlaif.settings import RunSettings
 from rlaif.store import write_text
 from rlaif.yamlfile import Source, find_problems, read_yaml, validate
 
-_PATHS = (("constitution",), ("prompts", "path"), ("policy", "model"), ("judge", "model"))
+_PATHS = (
+    ("constitution",),
+    ("prompts", "path"),
+    ("revise", "helpful", "path"),
+    ("policy", "model"),
+    ("judge", "model"),
+)
 """Settings that may be paths."""
 
 
@@ -32,8 +38,8 @@ class Setting(NamedTuple):
 
     @property
     def flag(self) -> str:
-        """`--policy-samples`; the prompts' path is plain `--prompts`."""
-        words = self.path[:1] if self.path == ("prompts", "path") else self.path
+        """`--policy-samples`; a `path` is plain `--prompts`."""
+        words = self.path[:-1] if self.path[-1] == "path" else self.path
         return "--" + "-".join(words).replace("_", "-")
 
     @property
@@ -58,7 +64,7 @@ def _is_group(annotation: object) -> bool:
 
 def read_run(path: Path, flags: Mapping[tuple[str, ...], str] | None = None) -> Source:
     """The settings as they stand after flags and environment, not yet validated."""
-    source = _short_prompts(read_yaml(path))
+    source = _long_form(_long_form(read_yaml(path), ("prompts",)), ("revise", "helpful"))
     base = path.resolve().parent
     for setting in _PATHS:
         source = _absolute(source, setting, base)
@@ -102,14 +108,16 @@ def _overridden(source: Source, path: tuple[str, ...], value: str, where: str) -
     return _absolute(source, path, Path.cwd()) if path in _PATHS else source
 
 
-def _short_prompts(source: Source) -> Source:
+def _long_form(source: Source, path: tuple[str, ...]) -> Source:
     """`prompts: FILE` as `prompts: {path: FILE}`, so that flags can add to it."""
-    prompts = source.data.get("prompts") if isinstance(source.data, dict) else None
-    if not isinstance(prompts, str):
+    value = source.data
+    for key in path:
+        value = value.get(key) if isinstance(value, dict) else None
+    if not isinstance(value, str):
         return source
-    place = source.place(("prompts",))
-    long = source.with_value(("prompts",), {"path": prompts}, place.where)
-    return Source(long.data, long.where, {**long.places, ("prompts",): place}, long.faults)
+    place = source.place(path)
+    long = source.with_value(path, {"path": value}, place.where)
+    return Source(long.data, long.where, {**long.places, path: place}, long.faults)
 
 
 def _absolute(source: Source, path: tuple[str, ...], base: Path) -> Source:

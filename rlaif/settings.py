@@ -135,6 +135,47 @@ class PairSettings(Record):
     """Most pairs of one prompt, widest first (`all` and `revised`)."""
 
 
+class ReviseSettings(Record):
+    """Critique and revision in rounds, for supervised fine-tuning (SL-CAI, arXiv:2212.08073, section 3)."""
+
+    enabled: bool = False
+    """Revise in `rlaif generate` too; `rlaif revise` always does."""
+    rounds: int = Field(2, ge=1, le=4)
+    """Critiques and revisions of a sample, one after another; each goes by a principle drawn anew."""
+    samples: int = Field(1, ge=1)
+    """Samples of every prompt that are revised, the first ones."""
+    skip_critique: bool = False
+    """Ask for revisions at once, without a critique."""
+    shots: int = Field(0, ge=0)
+    """Examples of the principle shown to the judge first, as turns (with a critique: those that have a `why`)."""
+    temperature: float = Field(1.0, ge=0)
+    """Sampling temperature of revisions; critiques have their own."""
+    top_p: float = Field(1.0, gt=0, le=1)
+    """Nucleus sampling: 1 keeps every token."""
+    max_tokens: int = Field(512, ge=1)
+    """Most tokens of a revision."""
+    seed: int = 0
+    """Another seed draws other principles and other revisions."""
+    principles: Literal["each", "all", "one"] = "each"
+    """How the judge compares a revision with its original, as in `compare.principles`."""
+    sft_rounds: tuple[int, ...] = ()
+    """Rounds after which a reply becomes an SFT row; none given takes all."""
+    helpful: PromptSettings | None = None
+    """Prompts with answers to mix into the SFT dataset as they are; `path` and `responses` as in `prompts`."""
+
+    @field_validator("helpful", mode="before")
+    @classmethod
+    def _short_form(cls, value: JsonValue) -> JsonValue:
+        return {"path": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _known_rounds(self) -> ReviseSettings:
+        for number in self.sft_rounds:
+            if not 1 <= number <= self.rounds:
+                raise ValueError(f"`sft_rounds` names round {number}, and there are {self.rounds}: 1 to {self.rounds}")
+        return self
+
+
 class RunSettings(Record):
     """One run of `rlaif generate`."""
 
@@ -145,6 +186,7 @@ class RunSettings(Record):
     judge: JudgeSettings
     critique: CritiqueSettings = CritiqueSettings()
     compare: CompareSettings = CompareSettings()
+    revise: ReviseSettings = ReviseSettings()
     pair: PairSettings = PairSettings()
     output: str = Field(min_length=1)
     """Run folder, relative to the working directory."""

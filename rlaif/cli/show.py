@@ -111,6 +111,7 @@ def show_report(report: Report) -> None:
 
 def _counts(report: Report) -> list[tuple[str, str]]:
     rows = [(f"{tally.stage}: asked now", f"{tally.asked:,} ({tally.seconds:.1f} s)") for tally in report.tallies]
+    rows += _revised(report)
     outcome = report.outcome
     if outcome is None:
         return rows + [(f"{t.stage}: failed", f"{kind} {n:,}") for t in report.tallies for kind, n in t.failed.items()]
@@ -134,6 +135,28 @@ def _counts(report: Report) -> list[tuple[str, str]]:
         ("seconds", f"{report.seconds:.1f}"),
     ]  # fmt: skip
     return rows
+
+
+def _revised(report: Report) -> list[tuple[str, str]]:
+    made = report.revised
+    if made is None:
+        return []
+    count = made.counts
+    confirmed = count["confirmed"] / count["changed"] if count["changed"] else 0.0
+    rest = {
+        "original_preferred": count["refuted"],
+        "ties": count["judged_tie"],
+        "flips_left_out": count["judged_flip"],
+        "without_a_label": count["judged_unparsed"] + count["judged_failed"],
+    }
+    return [
+        ("revisions", _with(made.uses.total(), **made.uses)),
+        ("replies changed", f"{count['changed']:,} of {count['chains']:,}"),
+        ("revision preferred", f"{_with(count['confirmed'], **rest)}: the judge confirms {confirmed:.0%}"),
+        ("SFT rows", _with(count["sft_rows"] + count["helpful_rows"], helpful=count["helpful_rows"])),
+        ("revised pairs", f"{count['pairs']:,}"),
+        ("revise failures", _with(made.failures.total(), **made.failures)),
+    ]
 
 
 def _with(total: int, **parts: int) -> str:

@@ -3,16 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
-from rlaif.critiques.questions import critique_messages
+from rlaif.critiques.questions import Shot, critique_messages
 from rlaif.inference.base import Answer, Question
 from rlaif.records import Critique, Prompt, Sample, Sampling
-from rlaif.samples.meetings import Criterion, Meeting
+from rlaif.samples.meetings import Meeting
 from rlaif.settings import CritiqueSettings
 
 
+class Reviewed(Protocol):
+    """What a sample is reviewed under: a criterion or a principle."""
+
+    @property
+    def id(self) -> str:
+        """Written into the critique."""
+        ...
+
+    @property
+    def critique(self) -> str | None:
+        """The request to the reviewer."""
+        ...
+
+
 def critique_question(
-    prompt: Prompt, sample: Sample, criterion: Criterion, settings: CritiqueSettings, judge: str, *, max_chars: int
+    prompt: Prompt,
+    sample: Sample,
+    criterion: Reviewed,
+    settings: CritiqueSettings,
+    judge: str,
+    *,
+    max_chars: int,
+    shots: Sequence[Shot] = (),
 ) -> Question:
     """The question behind the critique of one sample under one criterion, which must have a request for it."""
     request = criterion.critique
@@ -20,7 +42,7 @@ def critique_question(
     return Question(
         "critique",
         judge,
-        critique_messages(prompt.messages, sample.text, request, max_chars=max_chars),
+        critique_messages(prompt.messages, sample.text, request, max_chars=max_chars, shots=shots),
         Sampling(max_tokens=settings.max_tokens, temperature=settings.temperature),
         about={"prompt": prompt.id, "sample": sample.id, "principle": criterion.id},
     )

@@ -13,7 +13,7 @@ import hashlib
 import math
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, TypeVar
 
 from rlaif.comparisons.questions import joint_question
 from rlaif.constitution import Constitution
@@ -87,12 +87,30 @@ def distinct_samples(samples: Sequence[Sample]) -> list[Sample]:
     return list(first.values())
 
 
-def draw(criteria: Sequence[Criterion], pair: tuple[str, str]) -> Criterion:
-    """One criterion for a pair of sample ids, with probability proportional to its weight, whatever the pair's order.
+class Weighted(Protocol):
+    """Something to draw: a criterion or a principle."""
 
+    @property
+    def id(self) -> str:
+        """Its name, from which its bids are hashed."""
+        ...
+
+    @property
+    def weight(self) -> float:
+        """Its share in the draw."""
+        ...
+
+
+W = TypeVar("W", bound=Weighted)
+
+
+def draw(criteria: Sequence[W], key: tuple[str, ...]) -> W:
+    """One of the criteria for a pair of sample ids, or another key, with probability proportional to its weight.
+
+    The order of the key's parts does not matter.
     Each bids an exponential waiting time with its weight as the rate, from the hash of the pair and its own id.
     """
-    own = _hash(*sorted(pair))
+    own = _hash(*sorted(key))
     best, lowest = 0, math.inf
     for at, (name, mean) in enumerate(_bidders(tuple((c.id, c.weight) for c in criteria))):
         # The finalizer of SplitMix64 (Steele et al. 2014) scrambles the two hashes in a tenth of the time of a third.

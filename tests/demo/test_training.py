@@ -20,7 +20,7 @@ from rlaif.demo.training.marks import Marks, sentence_kinds
 from rlaif.demo.training.models import new_model
 from rlaif.demo.training.muon import orthogonal
 from rlaif.demo.training.packing import BLANK, Asked, Packer, _blanked, batches, collate
-from rlaif.demo.training.sources import Said, begins, sources
+from rlaif.demo.training.sources import Said, Source, decides, sources
 from rlaif.demo.training.tokenizer import VOCABULARY, load_tokenizer
 from rlaif.demo.words import topics
 from rlaif.resources import shipped_model
@@ -122,27 +122,26 @@ def test_every_word_of_a_revision_has_its_source(packer: Packer) -> None:
     messages = revise_messages(user(PROMPT), reply, None, "Rewrite it.")
     row = packer.pack([Example(messages, answer, weight=1.0, prompt=PROMPT, shown=(reply,), rewrites=True)])
     tokens = packer._tokenizer.convert_ids_to_tokens(row.ids)
-    sources = [tokens[target.look or 0].replace("Ġ", "") for target in row.targets]
-    words = [packer._tokenizer.decode([target.token]).strip() for target in row.targets]
+    words = packer._tokenizer.convert_ids_to_tokens([target.token for target in row.targets])
+    found = [target.source or Source("new", -1) for target in row.targets]
     new = words.index(".") + 1
-    assert sources[:new] == [">>>"] * new
-    assert sources[new] == "."
-    assert sources[new + 1 : -1] == words[new + 1 : -1]
-    assert sources[-1] == ">>>"
-    assert [target.look for target in row.targets[:new]] == [row.marks.topics[0].at] * new
-    assert row.targets[-1].look == row.marks.replies[0].at
-    kept = [target.look or 0 for target in row.targets[new:-1]]
-    assert kept[0] == kept[-1] == row.marks.sentences[1].at
-    assert kept[1:] == list(range(kept[1], kept[1] + len(kept) - 1))
-    assert row.marks.start_looks[1] == (kept[0], kept[1] - 1)
+    assert found[:new] == [Source("new", row.marks.topics[0].at)] * new
+    assert found[new] == Source("begun", row.marks.sentences[1].at)
+    assert found[-1] == Source("begun", row.marks.replies[0].at)
+    assert {source.kind for source in found[new + 1 : -1]} == {"copied"}
+    assert [tokens[source.at] for source in found[new + 1 : -1]] == words[new + 1 : -1]
+    assert found[-2].at == row.marks.sentences[1].at
+    assert row.marks.start_looks[1] == (found[-2].at, found[new + 1].at - 1)
 
 
-def test_a_word_said_twice_is_copied_from_its_own_place() -> None:
+def test_a_quotation_is_copied_and_what_stands_around_it_is_not() -> None:
     said = [Said("So it is.", 9, {2: 5, 5: 6, 8: 8, 9: 9})]
-    spans = [(0, 4), (4, 7), (7, 10), (10, 13), (13, 14)]
-    assert sources("Yes. So it is.", [*spans[:1], (4, 7), (7, 10), (10, 13), (13, 14)], said) == [None, 9, 6, 8, 9]
-    assert begins([3, 3, 9, 6, 7, 3], 0)
-    assert [begins([3, 3, 9, 6, 7, 3], at) for at in range(1, 6)] == [False, True, True, False, True]
+    spans = [(0, 4), (4, 7), (7, 10), (10, 13), (13, 14), (14, 16)]
+    found = sources("Yes. So it is...", spans, said)
+    copied = [Source("copied", at) for at in (6, 8, 9)]
+    assert found == [None, Source("begun", 9), *copied, None]
+    assert [decides(found, at) for at in range(6)] == [False, True, True, False, False, True]
+    assert sources("No. It is so....", spans, said) == [None] * 6
 
 
 def test_looking_costs_the_surprise_at_what_is_seen() -> None:

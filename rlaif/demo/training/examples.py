@@ -135,13 +135,19 @@ def critique_examples(voice: Voice, count: int) -> list[Example]:
 
 
 def revise_examples(voice: Voice, count: int) -> list[Example]:
-    """One reply rewritten under `count` principles, mostly such as it breaks."""
+    """One reply rewritten under a principle, mostly one that it breaks, in up to `count` wordings."""
     scene, reply = _scene_and_reply(voice)
     broken = oracle.violations(scene.prompt, reply)
     names = voice.rng.sample(oracle.PRINCIPLES, len(oracle.PRINCIPLES))
     if voice.chance(0.7):
         names.sort(key=lambda name: name not in broken)
-    return [_revised(name, scene.prompt, reply, voice) for name in names[:count]]
+    notes = None if voice.chance(0.25) else review(names[0], scene.prompt, reply)
+    asked = revise_messages(user(scene.prompt), reply, notes, principles()[names[0]].revise)
+    answers = {mend(scene.prompt, reply, voice) for _ in range(count)}
+    return [
+        Example(asked, answer, weight=0.4, head=3.0, prompt=scene.prompt, shown=(reply,), rewrites=True)
+        for answer in sorted(answers)
+    ]
 
 
 def policy_examples(voice: Voice, count: int) -> list[Example]:
@@ -160,26 +166,13 @@ def judge_lessons(voice: Voice, mix: tuple[int, int, int] = (55, 20, 25)) -> Ite
         elif kind == "critique":
             yield critique_examples(voice, 4)
         else:
-            yield revise_examples(voice, 2)
+            yield revise_examples(voice, 4)
 
 
 def policy_lessons(voice: Voice, mix: tuple[int, int, int] = (0, 0, 0)) -> Iterator[list[Example]]:  # noqa: ARG001
     """Endless groups of replies to one prompt; there is one kind only."""
     while True:
         yield policy_examples(voice, 6)
-
-
-def _revised(name: str, prompt: str, reply: str, voice: Voice) -> Example:
-    notes = None if voice.chance(0.25) else review(name, prompt, reply)
-    return Example(
-        revise_messages(user(prompt), reply, notes, principles()[name].revise),
-        mend(prompt, reply, voice),
-        weight=0.4,
-        head=1.0,
-        prompt=prompt,
-        shown=(reply,),
-        rewrites=True,
-    )
 
 
 def _scene_and_reply(voice: Voice) -> tuple[Scene, str]:

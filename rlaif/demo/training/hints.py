@@ -39,6 +39,7 @@ class Hints(nn.Module):
         self.sentences = _head(width, sentence_flags())
         self.replies = _head(width, REPLY_FLAGS)
         self.labels = _head(width, 2 * len(PRINCIPLES))
+        self.beginnings = _head(width, width)
 
     def forward(self, batch: Batch, states: States, attentions: States, vocabulary: Any) -> Tensor:
         """The side tasks' loss."""
@@ -50,13 +51,23 @@ class Hints(nn.Module):
         loss = loss + _loss(self.sentences, states[2], batch.sentences, flags)
         loss = loss + _loss(self.replies, states[3], batch.replies, flags)
         loss = loss + _loss(self.labels, states[4], labels, flags)
+        loss = loss + 0.5 * self._beginnings_loss(batch, states[3], vocabulary)
         # Head 0 of the second layer is taken: it copies (see `copying`).
         loss = loss + _look(attentions[1][:, 1], batch.topic_looks)
         loss = loss + 0.5 * _look(attentions[2][:, 0], batch.reply_looks)
         loss = loss + 0.5 * _look(attentions[2][:, 2], batch.start_looks)
         for deep in (2, 3):
-            loss = loss + 0.5 * _look(attentions[deep][:, 1], batch.source_looks)
+            loss = loss + 0.5 * _look(attentions[deep][:, 1], batch.copied_looks)
+            loss = loss + 0.5 * _look(attentions[deep][:, 3], batch.new_looks)
+        loss = loss + 0.5 * _look(attentions[3][:, 2], batch.begun_looks)
         return loss + 0.5 * _look(attentions[3][:, 0], batch.verdict_looks)
+
+    def _beginnings_loss(self, batch: Batch, states: Tensor, vocabulary: Any) -> Tensor:
+        """Where a sentence ends, with which token it began."""
+        ends = batch.start_looks
+        begun = batch.ids[ends.rows, ends.right] if len(ends.rows) else ends.right
+        asked = Asked(ends.rows, ends.columns, begun)
+        return _loss(nn.Sequential(self.beginnings, vocabulary), states, asked, functional.cross_entropy)
 
 
 def _head(width: int, count: int) -> nn.Module:

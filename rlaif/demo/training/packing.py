@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from torch import Tensor
 from rlaif.comparisons.questions import LABELS
 from rlaif.demo.training.examples import Example
 from rlaif.demo.training.marks import Mark, Marks, marks_of
-from rlaif.demo.training.sources import begins, sources
+from rlaif.demo.training.sources import Kind, Source, decides, sources
 from rlaif.demo.training.tokenizer import END
 
 _HEAD = 4
@@ -37,8 +37,10 @@ class Target(NamedTuple):
     weight: float
     both: tuple[bool, ...] = ()
     """At a label: the faults of the first reply, then of the second."""
-    look: int | None = None
-    """Where attention is to look: at a label where the other reply ends, the worse one; in a text at its source."""
+    look: int = 0
+    """At a label: where the other reply ends, the worse one."""
+    source: Source | None = None
+    """Of a token of a text."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,9 @@ class Batch(NamedTuple):
     reply_looks: Asked  # likewise, from the ends of replies
     start_looks: Asked  # likewise, from the ends of sentences
     verdict_looks: Asked  # likewise, from the labels
-    source_looks: Asked  # likewise, from the tokens of texts
+    copied_looks: Asked  # likewise, from the tokens of texts, by the kind of their source
+    begun_looks: Asked
+    new_looks: Asked
 
 
 class Packer:
@@ -125,10 +129,10 @@ class Packer:
 
     def _targets(self, example: Example, answer: list[int], first: int, marks: Marks) -> Iterator[Target]:
         if len(example.shown) < 2:
-            looks = self._sources(example, marks)
+            found = self._sources(example, marks)
             for at, token in enumerate(answer):
-                heavy = at < _HEAD or begins(looks, at)
-                yield Target(first + at, token, example.head if heavy else example.weight, look=looks[at])
+                heavy = at < _HEAD or decides(found, at)
+                yield Target(first + at, token, example.head if heavy else example.weight, source=found[at])
             return
         both = tuple(itertools.chain.from_iterable(mark.faults for mark in marks.replies))
         for at, token in enumerate(answer):
@@ -139,13 +143,14 @@ class Packer:
             else:
                 yield self._verdict(first, token, example.weight, both, marks)
 
-    def _sources(self, example: Example, marks: Marks) -> list[int | None]:
-        """Where to look while the answer's tokens, and the end mark after them, are predicted."""
+    def _sources(self, example: Example, marks: Marks) -> list[Source | None]:
+        """Of the answer's tokens, and of the end mark after them."""
         offsets = self._tokenizer(example.answer, add_special_tokens=False, return_offsets_mapping=True)
         found = sources(example.answer, offsets["offset_mapping"], marks.said)
         if not example.rewrites:
             return [*found, None]
-        return [*(marks.topics[0].at if look is None else look for look in found), marks.replies[0].at]
+        new = Source("new", marks.topics[0].at)
+        return [*(source or new for source in found), Source("begun", marks.replies[0].at)]
 
     def _verdict(self, at: int, label: int, weight: float, both: tuple[bool, ...], marks: Marks) -> Target:
         return Target(at, label, weight, both, marks.replies[1 - self._labels.index(label)].at)
@@ -176,12 +181,8 @@ def collate(rows: Sequence[Row]) -> Batch:
         _numbered([(at, look) for at, row in enumerate(rows) for look in row.marks.topic_looks]),
         _numbered([(at, look) for at, row in enumerate(rows) for look in row.marks.reply_looks]),
         _numbered([(at, look) for at, row in enumerate(rows) for look in row.marks.start_looks]),
-        _numbered(
-            [(at, (target.at, target.look)) for at, target in targets if target.both and target.look is not None]
-        ),
-        _numbered(
-            [(at, (target.at, target.look)) for at, target in targets if not target.both and target.look is not None]
-        ),
+        _numbered([(at, (target.at, target.look)) for at, target in targets if target.both]),
+        *(_sourced(targets, kind) for kind in get_args(Kind)),
     )
 
 
@@ -192,6 +193,11 @@ def _flagged(marks: Sequence[tuple[int, Mark]]) -> Asked:
 
 def _numbered(marks: Sequence[tuple[int, tuple[int, int]]]) -> Asked:
     return Asked(_long(at for at, _ in marks), _long(mark[0] for _, mark in marks), _long(mark[1] for _, mark in marks))
+
+
+def _sourced(targets: Sequence[tuple[int, Target]], kind: Kind) -> Asked:
+    known = [(at, target.at, target.source) for at, target in targets if target.source is not None]
+    return _numbered([(row, (at, source.at)) for row, at, source in known if source.kind == kind])
 
 
 def _long(values: Iterable[int]) -> Tensor:

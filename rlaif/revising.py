@@ -1,0 +1,201 @@
+"""The revise stage of a run: its questions round by round, and what the chains come to.
+
+Files, beside those of `rlaif.run`: `revisions.jsonl` the revisions as they came; derived, written whole or not at all:
+`sft.jsonl` the demonstrations, `revised_pairs.jsonl` and `.parquet` the revisions against their originals as the judge
+sees them, and `revised.json` the counts, last. A revision is not assumed to be better than its original: the judge
+compares the two like any other pair, and may prefer the original.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from pydantic import JsonValue
+
+from rlaif import __version__
+from rlaif.comparisons.fold import Comparison, Status
+from rlaif.comparisons.plan import compare_questions, votes
+from rlaif.comparisons.shares import folded
+from rlaif.errors import UserError
+from rlaif.inference.base import Question
+from rlaif.preferences.export import write_parquet
+from rlaif.preferences.pairs import Provenance, pairs, stand
+from rlaif.records import Demonstration, Prompt, Record, Sample
+from rlaif.revisions.plan import Known, Step, chain, reviser_principles
+from rlaif.revisions.sft import helpful_rows, rows
+from rlaif.run import Run
+from rlaif.samples.inputs import Oddities, read_prompts
+from rlaif.samples.meetings import Meeting, criteria_of, distinct_samples, meetings
+from rlaif.settings import CompareSettings
+from rlaif.store import record_writer, write_json
+
+
+class Chain(NamedTuple):
+    """A sample and its rounds, as far as they are on disk."""
+
+    sample: Sample
+    steps: tuple[Step, ...]
+
+    @property
+    def final(self) -> Sample:
+        """The reply at its end; the sample itself where nothing usable came."""
+        return next((step.reply for step in reversed(self.steps) if step.reply is not None), self.sample)
+
+
+@dataclass
+class Revised:
+    """The counts of the revise stage, over all the sessions that made it."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    uses: Counter[str] = field(default_factory=Counter)
+    """Revisions by what they are good for (see `Use`)."""
+    principles: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
+    """The same for every principle."""
+    failures: Counter[str] = field(default_factory=Counter)
+    """Questions without an answer, as `stage: reason`."""
+
+
+def chains(run: Run, prompt: Prompt) -> list[Chain]:
+    """The chains of one prompt: of its first samples, blank and repeated ones left out."""
+    principles = reviser_principles(run.constitution, run.settings)
+    known = Known(run.critiques.get, run.revisions.get)
+    first = run.samples_of(prompt)[: run.settings.revise.samples]
+    return [
+        Chain(sample, tuple(chain(prompt, sample, principles, run.settings, run.judge_name, known)))
+        for sample in distinct_samples(first)
+    ]
+
+
+def steps_of_round(run: Run, number: int) -> Iterator[Step]:
+    """That round of every chain that has come so far."""
+    for prompt in run.prompts():
+        for each in chains(run, prompt):
+            yield from each.steps[number - 1 : number]
+
+
+def critique_questions(run: Run, number: int) -> Iterator[Question]:
+    """The critiques of a round."""
+    return (step.critique_question for step in steps_of_round(run, number) if step.critique_question is not None)
+
+
+def revision_questions(run: Run, number: int) -> Iterator[Question]:
+    """The revisions of a round, as far as their critiques are there."""
+    return (step.revision_question for step in steps_of_round(run, number) if step.revision_question is not None)
+
+
+def confirm_questions(run: Run) -> Iterator[Question]:
+    """Every final revision against its original, for the judge."""
+    for prompt in run.prompts():
+        for each in chains(run, prompt):
+            yield from _compared(run, prompt, each)[1]
+
+
+def _compared(run: Run, prompt: Prompt, each: Chain) -> tuple[list[Meeting], list[Question]]:
+    """The meeting of a chain's end with its beginning, none where they are the same, and the judge's questions."""
+    compare = _compare_settings(run)
+    criteria = criteria_of(run.constitution, compare.principles)
+    met = meetings([each.sample, each.final], criteria, compare) if each.final != each.sample else []
+    return met, list(compare_questions(prompt, met, compare, run.judge_name))
+
+
+def _compare_settings(run: Run) -> CompareSettings:
+    """As samples are compared, but by `revise.principles`, and without critiques: those are spent on the revision."""
+    return run.settings.compare.model_copy(update={"principles": run.settings.revise.principles, "critique": False})
+
+
+def judged(run: Run, prompt: Prompt, each: Chain) -> Comparison | None:
+    """What the judge says about a chain's original (left) and its end; None where nothing was revised."""
+    met, questions = _compared(run, prompt, each)
+    for meeting, cast in votes(met, questions, run.judgements.get, _compare_settings(run)):
+        return folded(meeting.left.id, meeting.right.id, cast, run.settings.pair)
+    return None
+
+
+def derive_revised(run: Run, sessions: JsonValue = None) -> Revised:
+    """Write the SFT dataset and the judged pairs of everything on disk, and the counts last."""
+    run.unfinish("revised.json")
+    made = Revised()
+    constitution = f"{run.constitution.name}@{run.constitution.hash[:12]}"
+    with (
+        record_writer(run.folder / "sft.jsonl") as write_row,
+        record_writer(run.folder / "revised_pairs.jsonl") as write_pair,
+    ):
+        for prompt in run.prompts():
+            for each in chains(run, prompt):
+                _count_chain(run, each, made)
+                for row in rows(prompt, each.steps, run.settings.revise.sft_rounds, constitution):
+                    write_row(row)
+                    made.counts["sft_rows"] += 1
+                _pair_up(run, prompt, each, made, constitution, write_pair)
+        for row in _helpful(run):
+            write_row(row)
+            made.counts["helpful_rows"] += 1
+    write_parquet(run.folder / "revised_pairs.jsonl", run.folder / "revised_pairs.parquet")
+    write_json(run.folder / "revised.json", _manifest(run, made, sessions))
+    return made
+
+
+def _count_chain(run: Run, each: Chain, made: Revised) -> None:
+    made.counts.update(chains=1, changed=each.final != each.sample)
+    for step in each.steps:
+        if step.use is not None:
+            made.uses[step.use.value] += 1
+            made.principles[step.principle.id][step.use.value] += 1
+            continue
+        question = step.revision_question or step.critique_question
+        failure = None if question is None else run.failures.get(question.id)
+        stage = f"revise {step.round}" if step.revision_question else f"critique {step.round}"
+        made.failures[f"{stage}: {failure.reason if failure else 'not asked yet'}"] += 1
+
+
+def _pair_up(
+    run: Run, prompt: Prompt, each: Chain, made: Revised, constitution: str, write: Callable[[Record], None]
+) -> None:
+    comparison = judged(run, prompt, each)
+    if comparison is None:
+        return
+    if comparison.status is Status.LABELLED:
+        made.counts["confirmed" if comparison.logit < 0 else "refuted"] += 1
+    else:
+        made.counts[f"judged_{comparison.status.value}"] += 1
+    made.counts["flipped"] += comparison.flip
+    standing = stand(prompt, [each.sample, each.final], [comparison])
+    select = run.settings.pair.model_copy(update={"select": "all"})
+    for pair in pairs(standing, select, _compare_settings(run), Provenance(run.judge_name, constitution)):
+        write(pair)
+        made.counts["pairs"] += 1
+
+
+def _helpful(run: Run) -> Iterator[Demonstration]:
+    wanted = run.settings.revise.helpful
+    if wanted is None:
+        return
+    found, count = Oddities(), 0
+    for prompt in read_prompts(
+        wanted.path, column=wanted.column, responses=wanted.responses, limit=wanted.limit, oddities=found
+    ):
+        for row in helpful_rows(prompt):
+            count += 1
+            yield row
+    if not count:
+        mend = "name their column in `revise.helpful.responses`, or give `messages` that end in an answer"
+        raise UserError("holds prompts and no answers", where=wanted.path, mend=mend)
+
+
+def _manifest(run: Run, made: Revised, sessions: JsonValue) -> JsonValue:
+    return {
+        "made_by": f"rlaif {__version__}",
+        "schema": 1,
+        "constitution": {"name": run.constitution.name, "hash": run.constitution.hash},
+        "judge": run.judge_name,
+        "policy": run.policy_name,
+        "settings": run.settings.revise.model_dump(mode="json", exclude_none=True),
+        "counts": {name: int(count) for name, count in sorted(made.counts.items())},
+        "uses": dict(made.uses),
+        "principles": {name: dict(counts) for name, counts in made.principles.items()},
+        "failures": dict(made.failures),
+        "session": sessions,
+    }
