@@ -139,6 +139,7 @@ class Demonstration(Record):
     prompt_id: str
     sample_id: str | None = None
     """Sample that was revised."""
+    revision_id: str | None = None
     critique_id: str | None = None
     writer: str | None = None
     """Model that wrote the reply."""

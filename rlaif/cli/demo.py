@@ -9,7 +9,7 @@ import click
 from rlaif.cli.show import show_report, watch
 from rlaif.cli.transcript import Story, read_story, show_transcript
 from rlaif.constitution import load_constitution
-from rlaif.demo.agreement import by_principle, of_pairs
+from rlaif.demo.agreement import by_principle, confirmed, of_pairs, violation_rates
 from rlaif.pipeline import generate
 from rlaif.records import Prompt
 from rlaif.resources import resource
@@ -19,6 +19,7 @@ from rlaif.settings import (
     JudgeSettings,
     PolicySettings,
     PromptSettings,
+    ReviseSettings,
     RunSettings,
 )
 
@@ -39,7 +40,7 @@ def demo(output: str, prompts: int) -> None:
         click.echo(f"  {principle.id:<18} {principle.compare}")
     click.echo(
         f"\n{prompts} prompts, 4 replies each by `demo-policy`; `demo-judge` reviews every reply under every "
-        "principle and compares every two of them in both orders.\n"
+        "principle, compares every two of them in both orders, and rewrites each twice, after a critique.\n"
     )
     with watch() as told:
         report = generate(settings, watch=told)
@@ -49,6 +50,7 @@ def demo(output: str, prompts: int) -> None:
     click.secho("\nThe run in numbers\n", bold=True)
     show_report(report)
     _show_agreement(story)
+    _show_revisions(story)
     _show_files(settings.folder)
 
 
@@ -60,6 +62,7 @@ def _settings(output: str, prompts: int) -> RunSettings:
         judge=JudgeSettings(model="demo-judge"),
         critique=CritiqueSettings(enabled=True, max_tokens=48),
         compare=CompareSettings(principles="each"),
+        revise=ReviseSettings(enabled=True, samples=4, temperature=0.3, max_tokens=96),
         output=output,
     )
 
@@ -83,6 +86,19 @@ def _show_agreement(story: Story) -> None:
     click.echo(f"  {'the pairs':<18} `chosen` is the oracle's choice too in {pairs}")
 
 
+def _show_revisions(story: Story) -> None:
+    prompts = {prompt.id: prompt for prompt in story.prompts}
+    revised = [each for chain in story.revisions.values() for each in chain]
+    usable = {row.revision_id for row in story.demonstrations if row.revision_id is not None}
+    rates = violation_rates(prompts, story.samples, revised, usable)
+    click.secho("\nReplies that break some principle, by the oracle\n", bold=True)
+    click.echo(f"  {'as sampled':<18} {rates[0]:.0%} of {len(story.revisions):,}")
+    for number, rate in enumerate(rates[1:], start=1):
+        click.echo(f"  {f'after round {number}':<18} {rate:.0%}")
+    score = confirmed(prompts, story.samples, story.demonstrations, story.revised_pairs)
+    click.echo(f"  {'the judge':<18} confirms {score} revisions that the oracle calls better")
+
+
 def _show_files(folder: Path) -> None:
     click.secho("\nWhere everything is\n", bold=True)
     for name, what in (
@@ -90,6 +106,8 @@ def _show_files(folder: Path) -> None:
         ("judgements.jsonl", "every judge call, raw"),
         ("rankings.jsonl", "the replies of every prompt, ranked"),
         ("samples.jsonl", "the policy's replies"),
+        ("sft.jsonl", "revised replies to imitate: prompt, response, provenance"),
+        ("revised_pairs.jsonl", "revisions against their originals, as the judge sees them"),
         ("critiques.jsonl", "the judge's notes on them"),
         ("manifest.json", "what it was made from, and all counts"),
     ):

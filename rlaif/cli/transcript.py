@@ -13,7 +13,19 @@ from pathlib import Path
 
 import click
 
-from rlaif.records import Critique, Judgement, PreferencePair, Prompt, Ranking, Sample, Settled
+from rlaif.records import (
+    Critique,
+    Demonstration,
+    Judgement,
+    PreferencePair,
+    Prompt,
+    Ranking,
+    Revision,
+    Sample,
+    Settled,
+)
+from rlaif.revisions.guards import spoken
+from rlaif.revisions.plan import as_sample
 from rlaif.store import read_records
 
 
@@ -26,7 +38,11 @@ class Story:
     samples: dict[str, Sample]
     judgements: dict[str, Judgement]
     critiques: dict[str, list[Critique]] = field(default_factory=lambda: defaultdict(list))
-    """By sample."""
+    """By sample or revision."""
+    revisions: dict[str, list[Revision]] = field(default_factory=lambda: defaultdict(list))
+    """By sample, in the order of their rounds."""
+    demonstrations: list[Demonstration] = field(default_factory=list)
+    revised_pairs: list[PreferencePair] = field(default_factory=list)
     pairs: dict[str, list[PreferencePair]] = field(default_factory=lambda: defaultdict(list))
     """By prompt."""
 
@@ -43,7 +59,17 @@ def read_story(folder: Path) -> Story:
         story.critiques[critique.sample].append(critique)
     for pair in read_records(folder / "pairs.jsonl", PreferencePair):
         story.pairs[pair.prompt_id].append(pair)
+    if (folder / "revised.json").exists():
+        _read_revisions(folder, story)
     return story
+
+
+def _read_revisions(folder: Path, story: Story) -> None:
+    for revision in sorted(read_records(folder / "revisions.jsonl", Revision), key=lambda each: each.round):
+        story.revisions[revision.sample].append(revision)
+        story.samples[revision.id] = as_sample(revision, story.samples[revision.sample], spoken(revision.text))
+    story.demonstrations += read_records(folder / "sft.jsonl", Demonstration)
+    story.revised_pairs += read_records(folder / "revised_pairs.jsonl", PreferencePair)
 
 
 def show_transcript(story: Story, prompt: Prompt, *, brief: bool = False) -> None:
@@ -59,6 +85,7 @@ def show_transcript(story: Story, prompt: Prompt, *, brief: bool = False) -> Non
         click.echo(_indented(f"{names[each.sample]}  rank {each.rank}, strength {each.strength:+.2f}: {sample.text}"))
         for critique in story.critiques[each.sample]:
             click.echo(_indented(f"critique ({critique.principle}): {critique.text}", 6))
+        _show_revisions(story, sample)
     if not ranking.samples:
         click.echo(_indented("(fewer than two different replies: nothing to compare)"))
     click.secho("Verdicts", bold=True)
@@ -73,6 +100,19 @@ def show_transcript(story: Story, prompt: Prompt, *, brief: bool = False) -> Non
         click.echo(_indented(f"chosen {chosen}, rejected {rejected}, probability {pair.probability:.3f}"))
     if not story.pairs[prompt.id]:
         click.echo(_indented("none"))
+
+
+def _show_revisions(story: Story, sample: Sample) -> None:
+    for revision in story.revisions[sample.id]:
+        if revision.parent != sample.id:
+            for critique in story.critiques[revision.parent]:
+                if critique.id == revision.critique:
+                    click.echo(_indented(f"critique ({critique.principle}): {critique.text}", 6))
+        click.echo(_indented(f"revision {revision.round} ({revision.principle}): {spoken(revision.text)}", 6))
+    for pair in story.revised_pairs:
+        if sample.id in (pair.chosen_id, pair.rejected_id):
+            better = "the reply itself" if pair.chosen_id == sample.id else "the revision"
+            click.echo(_indented(f"the judge prefers {better}, probability {pair.probability:.3f}", 6))
 
 
 def _made_a_pair(settled: Settled, pairs: Iterable[PreferencePair]) -> bool:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
-from rlaif.demo.oracle import prefer, prefer_overall
+from rlaif.demo.oracle import prefer, prefer_overall, violations
 from rlaif.demo.reading import read_reply
-from rlaif.records import Judgement, PreferencePair, Prompt, Sample
+from rlaif.records import Demonstration, Judgement, PreferencePair, Prompt, Revision, Sample
 
 GARBLED = "(garbled reply)"
 """Instead of a principle's id: comparisons with a reply that is not made of this world's sentences."""
@@ -55,6 +55,52 @@ def by_principle(
             garbled = any(read_reply(text).malformed is not None for text in texts)
             scores[GARBLED if garbled else principle].add((logit > 0) == (wanted == 1.0))
     return dict(scores)
+
+
+def violation_rates(
+    prompts: Mapping[str, Prompt], samples: Mapping[str, Sample], revised: Iterable[Revision], usable: Collection[str]
+) -> list[float]:
+    """Share of revised samples that break some principle, by the oracle: as they were, and after each round.
+
+    `usable` are the ids of the revisions that count; elsewhere a reply stays as it was.
+    """
+    chains: dict[str, dict[int, str]] = defaultdict(dict)
+    for each in revised:
+        chains[each.sample][each.round] = each.id
+    rounds = max((number for chain in chains.values() for number in chain), default=0)
+    now = {sample: sample for sample in chains}
+    rates = [_violating(prompts, samples, now.values())]
+    for number in range(1, rounds + 1):
+        for sample, chain in chains.items():
+            if chain.get(number) in usable:
+                now[sample] = chain[number]
+        rates.append(_violating(prompts, samples, now.values()))
+    return rates
+
+
+def _violating(prompts: Mapping[str, Prompt], samples: Mapping[str, Sample], replies: Collection[str]) -> float:
+    broken = [
+        bool(violations(prompts[samples[each].prompt].messages[-1].content, samples[each].text)) for each in replies
+    ]
+    return sum(broken) / len(broken) if broken else 0.0
+
+
+def confirmed(
+    prompts: Mapping[str, Prompt],
+    samples: Mapping[str, Sample],
+    rows: Iterable[Demonstration],
+    pairs: Iterable[PreferencePair],
+) -> Score:
+    """How often the judge prefers a chain's last revision to the original, where the oracle does."""
+    chosen = {pair.chosen_id for pair in pairs}
+    by_round = sorted(rows, key=lambda row: row.round or 0)
+    last = {row.sample_id: row for row in by_round if row.sample_id is not None}
+    score = Score()
+    for sample, row in last.items():
+        prompt = prompts[row.prompt_id].messages[-1].content
+        if prefer_overall(prompt, row.response[0].content, samples[sample].text) == 1.0:
+            score.add(row.revision_id in chosen)
+    return score
 
 
 def of_pairs(pairs: Iterable[PreferencePair]) -> Score:

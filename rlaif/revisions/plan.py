@@ -82,12 +82,12 @@ def chain(
         text = spoken(revision.text)
         parent = Parent(reply.text, notes, principle.revise or "", prompt.messages[-1].content)
         use = use_of(text, parent, revision.finish_reason)
-        after = _as_sample(revision, sample, text) if use is Use.REVISED else reply
+        after = as_sample(revision, sample, text) if use is Use.REVISED else reply
         yield Step(number, principle, reply, asked, question, revision, use, after)
         reply = after
 
 
-def _as_sample(revision: Revision, sample: Sample, text: str) -> Sample:
+def as_sample(revision: Revision, sample: Sample, text: str) -> Sample:
     """A usable revision as one more reply to the prompt."""
     return Sample(
         id=revision.id,

@@ -35,6 +35,7 @@ def rows(prompt: Prompt, steps: Sequence[Step], rounds: Sequence[int], constitut
             principles=tuple(each.principle.id for each in made),
             prompt_id=prompt.id,
             sample_id=revision.sample,
+            revision_id=revision.id,
             critique_id=revision.critique,
             writer=revision.judge,
             constitution=constitution,

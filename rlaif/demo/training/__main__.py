@@ -61,8 +61,8 @@ PLANS = {
         {"width": 192, "layers": 4, "inner": 512, "heads": 4, "head": 64},
         Schedule(170, learning_rate=0.01, matrix_rate=0.02, warmup=20),
         (
-            Phase((45, 38, 17), Schedule(2400, learning_rate=2e-3, matrix_rate=0.012), text=0.05),
-            Phase((45, 25, 30), Schedule(1300, learning_rate=1.5e-3, matrix_rate=0.01), 0.02, joined=0.35, blank=0.1),
+            Phase((44, 24, 32), Schedule(2400, learning_rate=2e-3, matrix_rate=0.012), text=0.05),
+            Phase((40, 20, 40), Schedule(1500, learning_rate=1.5e-3, matrix_rate=0.01), 0.02, joined=0.35, blank=0.1),
         ),
     ),
     "policy": Plan(

@@ -1,0 +1,213 @@
+"""`rlaif constitution test`: every principle's examples put to a judge."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+    from rlaif.plainwords import Where
+    from rlaif.settings import CompareSettings, JudgeSettings, PairSettings
+    from rlaif.trials import Result, Trial, Trials
+
+_STYLES = {"pass": "green", "fail": "red", "flip": "yellow", "no verdict": "magenta"}
+
+
+@click.command()
+@click.argument("constitution", metavar="NAME|FILE")
+@click.option("--judge", metavar="MODEL", help="A shipped name, a folder, a hub name, or the name on the server.")
+@click.option("--base-url", metavar="URL", help="OpenAI-compatible server that has the judge.")
+@click.option("--api-key-env", metavar="NAME", help="Environment variable that holds the server's API key.")
+@click.option("--launch", type=click.Choice(["vllm"]), help="Start `vllm serve` for the tests, and stop it afterwards.")
+@click.option(
+    "--run",
+    "run_file",
+    metavar="RUN.yaml",
+    type=click.Path(path_type=Path),
+    help="Take judge and thresholds from a run file instead.",
+)
+@click.option("--principle", "only", metavar="ID", multiple=True, help="Only this principle; may be given repeatedly.")
+@click.option(
+    "--answers",
+    default="runs/constitution-tests",
+    show_default=True,
+    metavar="DIR",
+    type=click.Path(path_type=Path),
+    help="Where the judge's answers are kept, to be asked only once.",
+)
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["table", "json"]),
+    default="table",
+    show_default=True,
+    help="How the results are told.",
+)
+def test(
+    constitution: str,
+    judge: str | None,
+    base_url: str | None,
+    api_key_env: str | None,
+    launch: str | None,
+    run_file: Path | None,
+    only: tuple[str, ...],
+    answers: Path,
+    form: str,
+) -> None:
+    """Unit tests for principles: does the judge decide their examples as their author did?
+
+    Each example is asked under its principle alone and in both orders, in the words in which a run asks. Exit code 0
+    where all pass, 1 where any fails, flips (the orders disagree) or has no verdict.
+
+    An edited principle asks its own examples again, and no other's.
+    """
+    import json
+
+    given = {"model": judge, "base_url": base_url, "api_key_env": api_key_env, "launch": launch}
+    settings = _settings({key: value for key, value in given.items() if value is not None}, run_file)
+    trials = _tried(constitution, settings, answers, only)
+    if form == "json":
+        click.echo(json.dumps(_document(constitution, trials), ensure_ascii=False, indent=2))
+    else:
+        _show(trials)
+    raise SystemExit(0 if trials.passed else 1)
+
+
+def _settings(
+    given: dict[str, Any], run_file: Path | None
+) -> tuple[JudgeSettings, CompareSettings | None, PairSettings | None]:
+    """Judge and thresholds by the flags, or by the run file."""
+    from rlaif.runfile import load_run
+    from rlaif.settings import JudgeSettings
+    from rlaif.yamlfile import Place, Source, validate
+
+    if run_file is not None:
+        if given:
+            raise click.UsageError("--run takes the judge from the run file: leave out the judge's own flags")
+        run = load_run(run_file)
+        return run.judge, run.compare, run.pair
+    if "model" not in given:
+        raise click.UsageError("name the judge with --judge MODEL, or take it from a run file with --run RUN.yaml")
+    flags = {"model": "--judge", "base_url": "--base-url", "api_key_env": "--api-key-env", "launch": "--launch"}
+    places: dict[Where, Place] = {(key,): Place(flag) for key, flag in flags.items()}
+    return validate(Source(given, "the judge's flags", places), JudgeSettings), None, None
+
+
+def _tried(
+    name: str,
+    settings: tuple[JudgeSettings, CompareSettings | None, PairSettings | None],
+    answers: Path,
+    only: tuple[str, ...],
+) -> Trials:
+    import asyncio
+
+    from rlaif.cli.show import watch
+    from rlaif.comparisons.questions import LABELS
+    from rlaif.constitution import load_constitution
+    from rlaif.inference.source import LazyModel
+    from rlaif.trials import run_trials
+
+    judge, compare, pair = settings
+    loaded = load_constitution(name)
+
+    async def tried() -> Trials:
+        with watch() as told:
+            source = LazyModel(judge, log=answers / "judge.log", labels=LABELS, say=told.note)
+            chosen = [each for each in loaded.principles if not only or each.id in only]
+            told.begin("test", 2 * sum(len(each.examples) for each in chosen))
+            try:
+                trials = await run_trials(
+                    loaded, source, answers, only=only, compare=compare, pair=pair, progress=told.progress
+                )
+            finally:
+                await source.close()
+            told.end(trials.tally)
+        return trials
+
+    return asyncio.run(tried())
+
+
+def _show(trials: Trials) -> None:
+    from rlaif.cli.tables import decimal, print_table, short
+
+    print_table(
+        ("principle", "prompt", "P(better)", "1st", "2nd", "result"),
+        [
+            (
+                each.principle,
+                short(each.example.prompt),
+                decimal(each.probability),
+                decimal(each.orders[0]),
+                decimal(each.orders[1]),
+                _coloured(each.result),
+            )
+            for each in trials.trials
+        ],
+        right=("P(better)", "1st", "2nd"),
+        cut=("prompt",),
+    )
+    for each in trials.trials:
+        if not each.passed:
+            _show_failure(each)
+    click.echo()
+    for name in trials.tested:
+        tried = trials.of(name)
+        click.echo(f"{name}: {sum(each.passed for each in tried)}/{len(tried)}")
+    if trials.untested:
+        click.echo(f"Without examples: {', '.join(trials.untested)}")
+    passed = sum(each.passed for each in trials.trials)
+    click.echo(f"{passed} of {len(trials.trials)} examples pass with {trials.judge}")
+    tally = trials.tally
+    click.echo(f"{tally.asked} questions asked now ({tally.seconds:.1f} s), {tally.known} on disk already")
+
+
+def _coloured(result: Result) -> Text:
+    from rich.text import Text
+
+    return Text(result.value, style=_STYLES[result.value])
+
+
+def _show_failure(trial: Trial) -> None:
+    """What the judge should have seen, in full."""
+    example = trial.example
+    because = f" ({trial.reason})" if trial.reason else ""
+    click.echo(f"\n{trial.result.value}{because}: {trial.principle}, example {trial.number}")
+    for name, text in (("prompt", example.prompt), ("better", example.better), ("worse", example.worse)):
+        click.echo(f"  {name:<7} {text}")
+    if example.why:
+        click.echo(f"  {'why':<7} {example.why}")
+
+
+def _document(name: str, trials: Trials) -> dict[str, Any]:
+    return {
+        "constitution": name,
+        "judge": trials.judge,
+        "passed": sum(each.passed for each in trials.trials),
+        "total": len(trials.trials),
+        "asked": trials.tally.asked,
+        "on_disk": trials.tally.known,
+        "failed": dict(trials.tally.failed),
+        "without_examples": list(trials.untested),
+        "principles": [
+            {
+                "id": principle,
+                "passed": sum(each.passed for each in trials.of(principle)),
+                "total": len(trials.of(principle)),
+                "examples": [
+                    {
+                        **each.example.model_dump(exclude_none=True),
+                        "result": each.result.value,
+                        "probability": each.probability,
+                        "orders": list(each.orders),
+                        **({"reason": each.reason} if each.reason else {}),
+                    }
+                    for each in trials.of(principle)
+                ],
+            }
+            for principle in trials.tested
+        ],
+    }

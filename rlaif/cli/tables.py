@@ -1,0 +1,66 @@
+"""Tables and shortened texts for the terminal. What people and models wrote is never read as markup."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+
+_WIDEST = 10_000
+"""Characters of a line that any table fits in."""
+
+
+def short(text: str, most: int = 60) -> str:
+    """One line of at most `most` characters."""
+    line = " ".join(text.split())
+    return line if len(line) <= most else line[: most - 1].rstrip() + "…"
+
+
+def percent(share: float | None) -> str:
+    """A share for people; a dash where there is none."""
+    return "-" if share is None else f"{share:.0%}"
+
+
+def decimal(value: float | None) -> str:
+    """A probability for people; a dash where there is none."""
+    return "-" if value is None else f"{value:.2f}"
+
+
+def print_table(
+    columns: Sequence[str],
+    rows: Iterable[Sequence[str | Text]],
+    *,
+    right: Sequence[str] = (),
+    cut: Sequence[str] = (),
+    folded: Sequence[str] = (),
+) -> None:
+    """Print a table to standard output, as wide as the terminal, or wider where it cannot be narrower.
+
+    The columns `right` are set to the right. Where the room is short, the columns `cut` lose the ends of their texts
+    and the columns `folded` break them over lines; with any of the latter there is a line between two rows.
+    """
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1), show_lines=bool(folded))
+    for name in columns:
+        rigid = name not in (*cut, *folded)
+        table.add_column(name, justify="right" if name in right else "left", no_wrap=rigid, overflow="fold")
+    for row in rows:
+        table.add_row(*(_cut(cell) if name in cut else cell for name, cell in zip(columns, row, strict=True)))
+    console = Console(markup=False, highlight=False, emoji=False)
+    least = console.measure(table, options=console.options.update(max_width=_WIDEST)).minimum
+    console.width = max(console.width, least)
+    console.print(table)
+
+
+def _cut(cell: str | Text) -> Text:
+    from rich.text import Text
+
+    cut = Text(cell) if isinstance(cell, str) else cell
+    cut.no_wrap, cut.overflow = True, "ellipsis"
+    return cut

@@ -1,0 +1,217 @@
+"""Unit tests of principles: does a judge decide each principle's examples the way their author did?
+
+An example is one comparison, asked in both orders under its principle alone, in the words in which a run asks. Answers
+are kept by content id: to test an edited principle asks only that principle's questions.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from rlaif.comparisons.fold import Comparison, Status, Vote, first_logit, sigmoid
+from rlaif.comparisons.plan import compare_questions, votes
+from rlaif.comparisons.shares import folded
+from rlaif.comparisons.verdict import judgement
+from rlaif.constitution import Constitution, Example, Principle
+from rlaif.errors import UserError, nearest
+from rlaif.inference.ask import Progress, Tally, ask
+from rlaif.inference.base import ModelSource, Question
+from rlaif.records import Failure, Judgement, Message, Prompt, Sample, content_id
+from rlaif.samples.inputs import prompt_id
+from rlaif.samples.meetings import Criterion, Meeting
+from rlaif.settings import CompareSettings, PairSettings
+from rlaif.store import Table, lock_folder
+
+_AUTHOR = "example"
+"""Policy name of the replies in a constitution."""
+
+
+class Result(StrEnum):
+    """What became of an example."""
+
+    PASS = "pass"
+    FAIL = "fail"
+    """The judge prefers the worse reply, or is closer to one half than a tie may be."""
+    FLIP = "flip"
+    """The two orders disagree."""
+    NO_VERDICT = "no verdict"
+    """A call failed, or said neither label."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One example and what the judge said to it."""
+
+    principle: str
+    number: int
+    """Which of the principle's examples, from 1."""
+    example: Example
+    result: Result
+    probability: float | None
+    """Probability that `better` is better, both orders folded."""
+    orders: tuple[float | None, float | None]
+    """The same by each order alone: with `better` shown first, and shown second."""
+    reason: str = ""
+    """Why there is no verdict."""
+
+    @property
+    def passed(self) -> bool:
+        """Whether the judge agrees with the author."""
+        return self.result is Result.PASS
+
+
+@dataclass(frozen=True)
+class Trials:
+    """All examples that were tried, in the order of the constitution."""
+
+    judge: str
+    trials: tuple[Trial, ...]
+    untested: tuple[str, ...]
+    """Principles without examples."""
+    tally: Tally
+    """How many questions were asked now, and how many answers were on disk."""
+
+    @property
+    def passed(self) -> bool:
+        """Whether every example passed."""
+        return all(trial.passed for trial in self.trials)
+
+    def of(self, principle: str) -> list[Trial]:
+        """The trials of one principle."""
+        return [trial for trial in self.trials if trial.principle == principle]
+
+    @property
+    def tested(self) -> tuple[str, ...]:
+        """Principles with examples."""
+        return tuple(dict.fromkeys(trial.principle for trial in self.trials))
+
+
+@dataclass(frozen=True, slots=True)
+class _Case:
+    """An example as the compare stage sees it: a prompt whose two samples meet."""
+
+    number: int
+    example: Example
+    prompt: Prompt
+    meeting: Meeting
+    questions: Sequence[Question]
+
+
+async def run_trials(
+    constitution: Constitution,
+    judge: ModelSource,
+    folder: Path,
+    *,
+    only: Sequence[str] = (),
+    compare: CompareSettings | None = None,
+    pair: PairSettings | None = None,
+    progress: Progress | None = None,
+) -> Trials:
+    """Put the examples of a constitution (of the principles `only`) to a judge; the answers are kept in `folder`.
+
+    `compare` and `pair` say where replies are cut and what counts as a tie or an unreadable verdict. Raises UserError
+    where there is nothing to try, and ModelError when the judge cannot go on.
+    """
+    compare, pair = compare or CompareSettings(), pair or PairSettings()
+    principles = _chosen(constitution, only)
+    cases = [case for principle in principles for case in _cases(principle, judge.name, compare)]
+    with (
+        lock_folder(folder),
+        contextlib.closing(Table(folder / "judgements.jsonl", Judgement)) as answers,
+        contextlib.closing(Table(folder / "failures.jsonl", Failure)) as failures,
+    ):
+        questions = (question for case in cases for question in case.questions)
+        tally = await ask(questions, judge, answers, judgement, failures, stage="test", progress=progress)
+        trials = tuple(_trial(case, answers, failures, compare, pair) for case in cases)
+    untested = tuple(principle.id for principle in principles if not principle.examples)
+    return Trials(judge.name, trials, untested, tally)
+
+
+def _chosen(constitution: Constitution, only: Sequence[str]) -> list[Principle]:
+    """The principles to test. Raises UserError where one is unknown, or where there is no example at all."""
+    known = [principle.id for principle in constitution.principles]
+    for name in only:
+        if name not in known:
+            raise UserError(f"`{constitution.name}` has no principle `{name}`", mend=nearest(name, known))
+    chosen = [principle for principle in constitution.principles if not only or principle.id in only]
+    if not any(principle.examples for principle in chosen):
+        names = ", ".join(f"`{name}`" for name in only)
+        what = f"no examples under {names}" if only else "no principle has an example"
+        raise UserError(what, where=constitution.name, mend="give it `examples`, each a prompt, `better` and `worse`")
+    return chosen
+
+
+def _cases(principle: Principle, judge: str, compare: CompareSettings) -> Iterator[_Case]:
+    criterion = Criterion(principle.id, principle.weight, principle.compare, principle.critique)
+    both = compare.model_copy(update={"orders": "both"})
+    for number, example in enumerate(principle.examples, start=1):
+        messages = (Message(role="user", content=example.prompt),)
+        prompt = Prompt(id=prompt_id(messages), messages=messages, source=_AUTHOR)
+        better, worse = (_sample(prompt, at, text) for at, text in enumerate((example.better, example.worse)))
+        meeting = Meeting(better, worse, (criterion,))
+        yield _Case(number, example, prompt, meeting, list(compare_questions(prompt, [meeting], both, judge)))
+
+
+def _sample(prompt: Prompt, index: int, text: str) -> Sample:
+    return Sample(
+        id=content_id(_AUTHOR, prompt.id, index, text), prompt=prompt.id, index=index, text=text, policy=_AUTHOR
+    )
+
+
+def _trial(
+    case: _Case, answers: Table[Judgement], failures: Table[Failure], compare: CompareSettings, pair: PairSettings
+) -> Trial:
+    better, worse, (criterion,) = case.meeting
+    both = compare.model_copy(update={"orders": "both"})
+    ((_, cast),) = votes([case.meeting], case.questions, answers.get, both)
+    strict = pair.model_copy(update={"flips": "drop"})
+    comparison = folded(better.id, worse.id, cast, strict)
+    result = _result(comparison)
+    silent = result is Result.NO_VERDICT
+    return Trial(
+        criterion.id,
+        case.number,
+        case.example,
+        result,
+        None if silent else comparison.probability,
+        _orders(cast[0], pair.min_label_mass),
+        _reason(case, answers, failures, pair.min_label_mass) if silent else "",
+    )
+
+
+def _result(comparison: Comparison) -> Result:
+    if comparison.status in (Status.UNPARSED, Status.FAILED):
+        return Result.NO_VERDICT
+    if comparison.status is Status.FLIP:
+        return Result.FLIP
+    return Result.PASS if comparison.status is Status.LABELLED and comparison.logit > 0 else Result.FAIL
+
+
+def _orders(vote: Vote, min_mass: float) -> tuple[float | None, float | None]:
+    def better(judged: Judgement | None, sign: float) -> float | None:
+        logit = None if judged is None else first_logit(judged, min_mass=min_mass)
+        return None if logit is None else sigmoid(sign * logit)
+
+    return better(vote.forward, 1.0), better(vote.backward, -1.0)
+
+
+def _reason(case: _Case, answers: Table[Judgement], failures: Table[Failure], min_mass: float) -> str:
+    """What kept the first question without a label from having one."""
+    for question in case.questions:
+        answer = answers.get(question.id)
+        if answer is None:
+            failure = failures.get(question.id)
+            return failure.reason if failure else "not asked"
+        if first_logit(answer, min_mass=min_mass) is None:
+            return _unreadable(answer)
+    return ""
+
+
+def _unreadable(answer: Judgement) -> str:
+    if answer.label_mass is None:
+        return f"neither label in {answer.text[:40]!r}"
+    return f"label mass {answer.label_mass:.2f}"
