@@ -29,7 +29,7 @@ from rlaif.revisions.sft import helpful_rows, rows
 from rlaif.run import Run
 from rlaif.samples.inputs import Oddities, read_prompts
 from rlaif.samples.meetings import Meeting, criteria_of, distinct_samples, meetings
-from rlaif.settings import CompareSettings
+from rlaif.settings import CompareSettings, RunSettings
 from rlaif.store import record_writer, write_json
 
 
@@ -130,7 +130,7 @@ def derive_revised(run: Run, sessions: JsonValue = None) -> Revised:
                     write_row(row)
                     made.counts["sft_rows"] += 1
                 _pair_up(run, prompt, each, made, constitution, write_pair)
-        for row in _helpful(run):
+        for row in helpful_demonstrations(run.settings):
             write_row(row)
             made.counts["helpful_rows"] += 1
     write_parquet(run.folder / "revised_pairs.jsonl", run.folder / "revised_pairs.parquet")
@@ -169,8 +169,9 @@ def _pair_up(
         made.counts["pairs"] += 1
 
 
-def _helpful(run: Run) -> Iterator[Demonstration]:
-    wanted = run.settings.revise.helpful
+def helpful_demonstrations(settings: RunSettings) -> Iterator[Demonstration]:
+    """The answers that `revise.helpful` mixes in. Raises UserError where its file has none."""
+    wanted = settings.revise.helpful
     if wanted is None:
         return
     found, count = Oddities(), 0

@@ -88,14 +88,14 @@ def validate(source: Source, model_type: type[Model]) -> Model:
     return model_type.model_validate(source.data)
 
 
-def refuse(found: list[UserError]) -> None:
-    """Raise the first of `found`, saying how many more there are; none, no error."""
+def refuse(found: list[UserError], listing: str = "rlaif check") -> None:
+    """Raise the first of `found`, saying how many more there are and what lists them; none, no error."""
     if not found:
         return
     first, more = found[0], len(found) - 1
     if not more:
         raise first
-    rest = f"and {more} more: `rlaif check` lists them all"
+    rest = f"and {more} more: `{listing}` lists them all"
     mend = f"{first.mend}; {rest}" if first.mend else rest
     raise UserError(first.what, where=first.where, line=first.line, mend=mend) from first
 

@@ -61,6 +61,29 @@ def test_the_demo_example_runs(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_the_demo_example_revises(tmp_path: Path) -> None:
+    result = rlaif("revise", ROOT / "examples/demo.yaml", "--prompts-limit", 3, "--output", tmp_path / "run")
+    assert result.returncode == 0, result.stderr
+    assert len(lines(tmp_path / "run/revisions.jsonl")) == 6
+    assert lines(tmp_path / "run/sft.jsonl")
+
+
+@pytest.mark.server
+def test_real_dialogues_are_revised_on_a_real_server(vllm: Served, tmp_path: Path) -> None:
+    """Critiques and revisions are texts drawn by the server; what they say means nothing here."""
+    if not HH.exists():
+        pytest.skip("the shared data is not here")
+    flags = ("--prompts", HH, "--prompts-limit", 8, "--judge-base-url", vllm.base_url, "--output", tmp_path / "run")
+    result = rlaif("revise", ROOT / "examples/hh-rlhf.yaml", *flags, timeout=300)
+    assert result.returncode == 0, result.stderr
+    made = json.loads((tmp_path / "run/revised.json").read_text())
+    assert made["counts"]["chains"] == 8
+    assert sum(made["uses"].values()) + sum(made["failures"].values()) == 16
+    again = rlaif("revise", ROOT / "examples/hh-rlhf.yaml", *flags, timeout=300)
+    assert "confirm: 0 answered" in again.stderr
+
+
+@pytest.mark.slow
 def test_a_new_project_runs_as_it_is(tmp_path: Path) -> None:
     assert rlaif("init", "mine", cwd=tmp_path).returncode == 0
     checked = rlaif("check", "mine/run.yaml", cwd=tmp_path)
@@ -75,7 +98,7 @@ def test_the_demo_command_shows_what_it_promises(tmp_path: Path) -> None:
     result = rlaif("demo", "--output", tmp_path / "demo", "--prompts", 6, timeout=300)
     assert result.returncode == 0, result.stderr
     for shown in ("The constitution `demo`", "Replies, best first", "critique (", "P(A) = ", "comparisons labelled",
-                  "The judge against the oracle", "pairs.jsonl"):  # fmt: skip
+                  "The judge against the oracle", "after round 2", "confirms", "pairs.jsonl"):  # fmt: skip
         assert shown in result.stdout, shown
 
 

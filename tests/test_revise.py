@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -12,7 +14,8 @@ from rlaif.errors import ModelError, UserError
 from rlaif.pipeline import Report, generate
 from rlaif.runfile import load_run
 from tests.fakes import FakeServer, Trouble, unit
-from tests.support import lines, rlaif, write_run
+from tests.support import command, environment, lines, rlaif, write_run
+from tests.test_kill import PROBES
 
 
 def revise(path: Path, **flags: str) -> Report:
@@ -182,3 +185,33 @@ def test_the_command_with_its_flags(tmp_path: Path) -> None:
         wrong = rlaif("revise", path, "--revise-sft-rounds", "[3]")
         assert wrong.returncode == 2
         assert "names round 3, and there are 2" in wrong.stderr
+
+
+@pytest.mark.slow
+def test_kills_change_nothing(tmp_path: Path) -> None:
+    """kill -9 at ten moments of the run; what is on disk is never asked again, and the end is the same."""
+    steady, shaken = tmp_path / "steady", tmp_path / "shaken"
+    steady.mkdir()
+    shaken.mkdir()
+    settings = {"revise": {"principles": "one", "samples": 2}}
+    with FakeServer() as fake:
+        assert rlaif("revise", write_run(steady, fake.url, **settings)).returncode == 0
+        questions = len(fake.drawn)
+    with FakeServer(delay=0.03, batch=False) as fake:
+        path = write_run(shaken, fake.url, policy={"concurrency": 2}, judge={"concurrency": 2}, **settings)
+        cut_short = 0
+        for _ in range(10):
+            until = fake.drawn.total() + questions // 10
+            process = subprocess.Popen(command("revise", path), env=environment(), stderr=subprocess.DEVNULL,
+                                       stdout=subprocess.DEVNULL)  # fmt: skip
+            while fake.drawn.total() < until and process.poll() is None:
+                time.sleep(0.005)
+            process.kill()
+            cut_short += process.wait() == -9
+        assert cut_short >= 7, "most runs ended before they were killed"
+        assert rlaif("revise", path).returncode == 0
+        assert len(fake.drawn) == questions
+        lost = fake.drawn.total() - questions - 10 * len(PROBES)
+        assert lost <= 10 * 2, "at most what was under way at each kill was asked again"
+    for name in ("sft.jsonl", "revised_pairs.jsonl"):
+        assert (shaken / "run" / name).read_bytes() == (steady / "run" / name).read_bytes()

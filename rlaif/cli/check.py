@@ -26,6 +26,7 @@ def check(run_file: Path, flags: dict[tuple[str, ...], str], offline: bool) -> N
         settings = load_run(run_file, flags)
         found += _constitution_problems(settings)
         found += _prompt_problems(settings)
+        found += _helpful_problems(settings)
         if not offline:
             found += asyncio.run(_model_problems(settings))
     for problem in found:
@@ -38,6 +39,7 @@ def check(run_file: Path, flags: dict[tuple[str, ...], str], offline: bool) -> N
 
 def _constitution_problems(settings: RunSettings) -> list[UserError]:
     from rlaif.constitution import constitution_problems, load_constitution
+    from rlaif.revisions.plan import reviser_principles
     from rlaif.run import require_critiques
 
     found = constitution_problems(settings.constitution)
@@ -47,6 +49,11 @@ def _constitution_problems(settings: RunSettings) -> list[UserError]:
         try:
             if settings.writes_critiques:
                 require_critiques(settings, constitution)
+            if settings.revise.enabled:
+                drawn = reviser_principles(constitution, settings)
+                left_out = [each.id for each in constitution.principles if each not in drawn]
+                if left_out:
+                    click.echo(f"note: no round of `revise` draws {', '.join(left_out)}, which lack the texts for it")
         except UserError as error:
             found = [error]
     return found
@@ -71,6 +78,18 @@ def _prompt_problems(settings: RunSettings) -> list[UserError]:
     if settings.policy is None and not given:
         mend = "set `policy`, or name the column of the answers in `prompts.responses`"
         return [UserError("no `policy`, and no answers in the input", where=wanted.path, mend=mend)]
+    return []
+
+
+def _helpful_problems(settings: RunSettings) -> list[UserError]:
+    from rlaif.revising import helpful_demonstrations
+
+    try:
+        count = sum(1 for _ in helpful_demonstrations(settings))
+    except UserError as error:
+        return [error]
+    if count:
+        click.echo(f"helpful answers for the SFT dataset: {count:,}")
     return []
 
 

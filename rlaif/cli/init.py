@@ -39,6 +39,11 @@ pair:
   margin: 0.05                    # closer to one half than this is a tie
   flips: drop                     # drop | soft
 
+revise:                           # for `rlaif revise`; `enabled: true` does it in `generate` too
+  rounds: 2                       # critique and revision, up to 4 times; each round draws its principle
+  temperature: 0.3
+  max_tokens: 128
+
 output: runs/first
 """
 
@@ -49,6 +54,7 @@ output: runs/first
 def init(folder: Path, constitution: str) -> None:
     """Make FOLDER with a run file, a constitution and a few prompts; it runs as it is, on the tiny models."""
     from rlaif.constitution import find_constitution
+    from rlaif.constitution.schema import SCHEMA_FILE
 
     source = find_constitution(constitution)
     prompts = "demo" if constitution == "demo" else "everyday"
@@ -63,7 +69,11 @@ def init(folder: Path, constitution: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         for name, path in files.items():
             shutil.copyfile(path, folder / name)
+        if not (folder / SCHEMA_FILE).exists():  # for editors: the constitution's first line points to it
+            shutil.copyfile(resource("constitutions") / SCHEMA_FILE, folder / SCHEMA_FILE)
         (folder / "run.yaml").write_text(_RUN_FILE, encoding="utf-8")
     except OSError as error:
         raise UserError(f"cannot write: {error.strerror}", where=folder, mend="choose another folder") from error
-    click.echo(f"Made {folder}/run.yaml, constitution.yaml and prompts.jsonl. Next: rlaif generate {folder}/run.yaml")
+    click.echo(
+        f"Made {folder}/run.yaml, constitution.yaml (with its schema) and prompts.jsonl. Next: rlaif generate {folder}/run.yaml"
+    )

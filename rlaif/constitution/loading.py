@@ -39,7 +39,7 @@ def load_constitution(name_or_path: str | Path, relative_to: str | Path | None =
     """A constitution by shipped name or path. Raises UserError on the first mistake, with file and line."""
     path = find_constitution(name_or_path, relative_to)
     source = yamlfile.read_yaml(path)
-    yamlfile.refuse(_problems(source))
+    yamlfile.refuse(_problems(source), "rlaif constitution check")
     return Constitution.model_validate(source.data)
 
 

@@ -22,8 +22,11 @@ class Example(Record):
     """A case that the principle should decide one way: a unit test for it, and a help for its readers."""
 
     prompt: Text
+    """What the user says."""
     better: Text
+    """The reply that the principle should prefer."""
     worse: Text
+    """The reply that it should not."""
     why: Text | None = None
     """What makes the one better under this principle."""
 
@@ -57,8 +60,11 @@ class Constitution(Record):
     """The principles that a judge goes by."""
 
     name: Text
+    """Written into every pair, with the hash."""
     description: Text | None = None
+    """What it is for, in a sentence; no judge sees it."""
     principles: tuple[Principle, ...] = Field(min_length=1)
+    """At least one; by default each pair of replies is judged by one of them, drawn at random."""
 
     @model_validator(mode="after")
     def _unique_ids(self) -> Constitution:

@@ -1,0 +1,157 @@
+"""`rlaif constitution list`, `show`, `new` and `schema`: what there is, what is in it, and a file to start from."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from rlaif.constitution import Constitution, Principle
+
+
+@click.command("list")
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+def list_(as_json: bool) -> None:
+    """List the constitutions that ship with the package."""
+    from rlaif.constitution import load_constitution, shipped_constitutions
+
+    rows = [_row(load_constitution(path), path) for path in shipped_constitutions().values()]
+    if as_json:
+        click.echo(json.dumps(rows, indent=2, ensure_ascii=False))
+        return
+    for row in rows:
+        parts = _part(row["critiques_and_revises"], row["principles"])
+        counts = f"{row['principles']} principles ({parts}), {row['examples']} examples"
+        click.echo(f"{row['name']}: {counts}\n  {row['description']}")
+
+
+def _row(constitution: Constitution, path: Path) -> dict[str, Any]:
+    principles = constitution.principles
+    return {
+        "name": path.stem,
+        "file": str(path),
+        "description": constitution.description or "",
+        "principles": len(principles),
+        "critiques_and_revises": sum(bool(one.critique and one.revise) for one in principles),
+        "examples": sum(len(one.examples) for one in principles),
+    }
+
+
+def _part(number: int, whole: int) -> str:
+    which = {0: "none", whole: "all"}.get(number, f"{number}")
+    return f"{which} with critique and revision"
+
+
+@click.command()
+@click.argument("constitution", metavar="NAME|FILE")
+@click.option("--full", is_flag=True, help="All texts and examples instead of the table.")
+@click.option("--json", "as_json", is_flag=True, help="Everything as JSON, with the hash that is written into pairs.")
+def show(constitution: str, full: bool, as_json: bool) -> None:
+    """Show the principles of a constitution as a table."""
+    from rlaif.constitution import load_constitution
+
+    loaded = load_constitution(constitution)
+    if as_json:
+        content = loaded.model_dump(mode="json")
+        whole = {"name": content.pop("name"), "hash": loaded.hash, **content}
+        click.echo(json.dumps(whole, indent=2, ensure_ascii=False))
+        return
+    click.echo(f"{loaded.name}{f': {loaded.description}' if loaded.description else ''}")
+    click.echo(f"{_count(len(loaded.principles), 'principle')}, hash {loaded.hash}\n")
+    if full:
+        click.echo("\n\n".join(_told(principle) for principle in loaded.principles))
+    else:
+        _table(loaded)
+
+
+def _table(constitution: Constitution) -> None:
+    """A row a principle: tags below the id, so that the question keeps some room on a narrow terminal."""
+    from rlaif.cli.tables import print_table
+
+    rows = [
+        (
+            "\n".join((one.id, *([f"({', '.join(one.tags)})"] if one.tags else []))),
+            f"{one.weight:g}",
+            " ".join(one.compare.split()),
+            "\n".join(key for key in ("critique", "revise") if getattr(one, key)) or "-",
+            str(len(one.examples)),
+        )
+        for one in constitution.principles
+    ]
+    columns = ("id (tags)", "weight", "compare", "has", "examples")
+    print_table(columns, rows, right=("weight", "examples"), folded=("compare",))
+
+
+def _told(principle: Principle) -> str:
+    """All of a principle as a paragraph of indented texts."""
+    tags = f"; {', '.join(principle.tags)}" if principle.tags else ""
+    lines = [click.style(f"{principle.id}  (weight {principle.weight:g}{tags})", bold=True)]
+    for key in ("compare", "critique", "revise"):
+        lines += _wrapped(key, getattr(principle, key), indent="  ")
+    for number, example in enumerate(principle.examples, start=1):
+        lines.append(f"  example {number}")
+        for key in ("prompt", "better", "worse", "why"):
+            lines += _wrapped(key, getattr(example, key), indent="    ")
+    return "\n".join(lines)
+
+
+def _wrapped(key: str, text: str | None, indent: str) -> list[str]:
+    import shutil
+    import textwrap
+
+    if text is None:
+        return []
+    width = max(shutil.get_terminal_size((100, 24)).columns - len(indent) - 10, 40)
+    parts = [part for line in text.splitlines() for part in (textwrap.wrap(line, width) or [""])]
+    return [f"{indent}{key if at == 0 else '':<10}{part}".rstrip() for at, part in enumerate(parts)]
+
+
+@click.command()
+@click.option("-o", "--output", type=click.Path(path_type=Path), metavar="FILE", help="Write it there.")
+def new(output: Path | None) -> None:
+    """Write a commented constitution to start from: valid as it is, with every key explained.
+
+    It goes to standard output, or to FILE, together with the JSON Schema that gives editors completion and checks.
+    """
+    from rlaif.constitution.schema import MODELINE, SCHEMA_FILE, schema_text
+    from rlaif.constitution.starter import STARTER
+
+    if output is None:
+        click.echo(STARTER, nl=False)
+        return
+    schema_file = output.with_name(SCHEMA_FILE)
+    with_schema = not schema_file.exists()
+    write_new(output, f"{MODELINE}\n{STARTER}")
+    if with_schema:
+        write_new(schema_file, schema_text())
+    beside = f" and {schema_file}" if with_schema else ""
+    click.echo(f"Made {output}{beside}. Next: rlaif constitution check {output}")
+
+
+def write_new(path: Path, text: str, *, force: bool = False) -> None:
+    """Write a file that must not exist yet, unless forced. Raises UserError where that cannot be done."""
+    from rlaif.errors import UserError
+
+    try:
+        with path.open("w" if force else "x", encoding="utf-8", newline="\n") as file:
+            file.write(text)
+    except FileExistsError:
+        mend = "choose another name, or move it away"
+        raise UserError("already there", where=path, mend=mend) from None
+    except OSError as error:
+        raise UserError(f"cannot write: {error.strerror}", where=path, mend="choose another place") from error
+
+
+@click.command()
+def schema() -> None:
+    """Print the JSON Schema of constitution files, for editors and other tools."""
+    from rlaif.constitution.schema import schema_text
+
+    click.echo(schema_text(), nl=False)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
