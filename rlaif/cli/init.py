@@ -74,6 +74,5 @@ def init(folder: Path, constitution: str) -> None:
         (folder / "run.yaml").write_text(_RUN_FILE, encoding="utf-8")
     except OSError as error:
         raise UserError(f"cannot write: {error.strerror}", where=folder, mend="choose another folder") from error
-    click.echo(
-        f"Made {folder}/run.yaml, constitution.yaml (with its schema) and prompts.jsonl. Next: rlaif generate {folder}/run.yaml"
-    )
+    made = "run.yaml, constitution.yaml (with its schema) and prompts.jsonl"
+    click.echo(f"Made {folder}/{made}. Next: rlaif generate {folder}/run.yaml")
