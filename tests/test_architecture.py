@@ -22,6 +22,7 @@ LAYERS = [
     ("inference",),
     ("comparisons", "samples", "critiques", "preferences", "revisions"),
     ("run", "revising", "outcome", "trials", "impact", "coverage"),
+    ("evaluation",),
     ("demo",),
     ("pipeline",),
     ("cli", "__main__"),

@@ -1,0 +1,1 @@
+"""Evaluation: how good a judge, a reward model or a policy is, beside trivial baselines, with intervals."""

@@ -1,0 +1,112 @@
+"""Numbers about predictions of which of two replies is better. Pure functions of plain sequences.
+
+A prediction about a gold pair is told by `logits` or `probabilities` *of the right reply*: above zero, or one half, it
+is right.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from rlaif.comparisons.fold import sigmoid
+
+Statistic = Callable[[Sequence[float]], float]
+
+
+class Interval(NamedTuple):
+    """A value with its 95% interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.1%} ({self.low:.1%} to {self.high:.1%})"
+
+
+def mean(values: Sequence[float]) -> float:
+    """The mean; NaN of nothing."""
+    return math.fsum(values) / len(values) if values else math.nan
+
+
+def bootstrap(
+    values: Sequence[float], statistic: Statistic = mean, *, resamples: int = 1000, seed: int = 0
+) -> Interval:
+    """A statistic with its percentile bootstrap interval (Efron 1979): each value is one independent unit."""
+    if not values:
+        return Interval(math.nan, math.nan, math.nan)
+    draw = random.Random(seed).choices
+    drawn = sorted(statistic(draw(values, k=len(values))) for _ in range(resamples))
+    return Interval(statistic(values), _quantile(drawn, 0.025), _quantile(drawn, 0.975))
+
+
+def _quantile(ordered: Sequence[float], share: float) -> float:
+    """By linear interpolation between the order statistics."""
+    place = share * (len(ordered) - 1)
+    low = math.floor(place)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (place - low) * (ordered[high] - ordered[low])
+
+
+def hits(logits: Sequence[float]) -> list[float]:
+    """1 for a right prediction, 0 for a wrong one, one half for a tie."""
+    return [0.5 if logit == 0 else float(logit > 0) for logit in logits]
+
+
+def brier(probabilities: Sequence[float]) -> float:
+    """Mean squared distance to the truth: 0 is perfect, 0.25 is what always saying one half gets (Brier 1950)."""
+    return mean([(1 - probability) ** 2 for probability in probabilities])
+
+
+def log_loss(logits: Sequence[float]) -> float:
+    """Mean negative log-likelihood in nats; always saying one half gets ln 2."""
+    return mean([math.log1p(math.exp(-abs(logit))) + max(0.0, -logit) for logit in logits])
+
+
+class Bin(NamedTuple):
+    """Predictions of like confidence."""
+
+    confidence: float
+    """Mean probability of the reply that was called better."""
+    accuracy: float
+    """Share in which it was."""
+    count: int
+
+
+def reliability(probabilities: Sequence[float], bins: int = 10) -> list[Bin]:
+    """Predictions in bins of equal mass by confidence, least confident first (Nixon et al. 2019, arXiv:1904.01685).
+
+    Confidence is the probability of the reply that was called better, so it is at least one half; at exactly one half
+    neither was, and half of it counts as right.
+    """
+    said = sorted((max(p, 1 - p), 0.5 if p == 0.5 else float(p > 0.5)) for p in probabilities)
+    bins = min(bins, len(said))
+    edges = [round(at * len(said) / bins) for at in range(bins + 1)] if bins else []
+    parts = [said[start:end] for start, end in zip(edges, edges[1:], strict=False)]
+    return [Bin(mean([c for c, _ in part]), mean([right for _, right in part]), len(part)) for part in parts if part]
+
+
+def calibration_error(probabilities: Sequence[float], bins: int = 10) -> float:
+    """Expected calibration error over bins of equal mass: the mean distance of confidence and accuracy."""
+    found = reliability(probabilities, bins)
+    return mean([abs(each.confidence - each.accuracy) for each in found for _ in range(each.count)])
+
+
+def fit_temperature(logits: Sequence[float], *, low: float = 0.05, high: float = 20.0) -> float:
+    """The temperature T that makes `sigmoid(logit / T)` most likely (Guo et al. 2017, arXiv:1706.04599).
+
+    The loss is convex in 1/T; where every prediction is right, or more are wrong than right by their logits, the best
+    T is infinite or zero, and the bound is returned.
+    """
+
+    def slope(inverse: float) -> float:
+        return mean([-logit * sigmoid(-logit * inverse) for logit in logits])
+
+    least, most = 1 / high, 1 / low
+    for _ in range(60):
+        middle = (least + most) / 2
+        least, most = (middle, most) if slope(middle) < 0 else (least, middle)
+    return 1 / ((least + most) / 2)
