@@ -6,6 +6,7 @@ is right.
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 from collections.abc import Callable, Sequence
@@ -73,7 +74,7 @@ class Bin(NamedTuple):
     """Mean probability of the reply that was called better."""
     accuracy: float
     """Share in which it was."""
-    count: int
+    size: int
 
 
 def reliability(probabilities: Sequence[float], bins: int = 10) -> list[Bin]:
@@ -85,14 +86,14 @@ def reliability(probabilities: Sequence[float], bins: int = 10) -> list[Bin]:
     said = sorted((max(p, 1 - p), 0.5 if p == 0.5 else float(p > 0.5)) for p in probabilities)
     bins = min(bins, len(said))
     edges = [round(at * len(said) / bins) for at in range(bins + 1)] if bins else []
-    parts = [said[start:end] for start, end in zip(edges, edges[1:], strict=False)]
+    parts = [said[start:end] for start, end in itertools.pairwise(edges)]
     return [Bin(mean([c for c, _ in part]), mean([right for _, right in part]), len(part)) for part in parts if part]
 
 
 def calibration_error(probabilities: Sequence[float], bins: int = 10) -> float:
     """Expected calibration error over bins of equal mass: the mean distance of confidence and accuracy."""
     found = reliability(probabilities, bins)
-    return mean([abs(each.confidence - each.accuracy) for each in found for _ in range(each.count)])
+    return mean([abs(each.confidence - each.accuracy) for each in found for _ in range(each.size)])
 
 
 def fit_temperature(logits: Sequence[float], *, low: float = 0.05, high: float = 20.0) -> float:

@@ -49,7 +49,7 @@ def test_bins_have_equal_mass() -> None:
     found = reliability([0.9, 0.4, 0.7, 0.8], bins=2)
     assert found == [Bin(pytest.approx(0.65), 0.5, 2), Bin(pytest.approx(0.85), 1.0, 2)]
     assert calibration_error([0.9, 0.4, 0.7, 0.8], bins=2) == pytest.approx((0.15 + 0.15) / 2)
-    assert [each.count for each in reliability([0.9] * 7, bins=3)] == [2, 3, 2]
+    assert [each.size for each in reliability([0.9] * 7, bins=3)] == [2, 3, 2]
     assert reliability([], bins=3) == []
 
 
