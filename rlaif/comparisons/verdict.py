@@ -3,27 +3,10 @@
 from __future__ import annotations
 
 import math
-import re
 
-from rlaif.comparisons.questions import LABELS
+from rlaif.comparisons.reading import parse_verdict
 from rlaif.inference.base import Answer, Question
 from rlaif.records import Judgement, Verdict
-
-_FIRST, _SECOND = LABELS
-_WORDS = {_FIRST: Verdict.FIRST, _SECOND: Verdict.SECOND, "TIE": Verdict.TIE}
-# "Verdict: A", "the answer is **B**": the greedy head finds the last one, and the word after it must be on the menu.
-_STATED = re.compile(r"(?is).*\b(?:verdict|answer)\b\s*(?:is)?\s*[:=]?[\s*_`\"'(\[]*(\w+)")
-_BARE = re.compile(r"(?is)[\s*_`\"'(\[]*(?:(?:reply|response|option)\s+)?(\w+)[\s*_`\"')\].:]*")
-
-
-def parse_verdict(text: str) -> Verdict:
-    """Read a text verdict: a reply that is only a label, or the last stated one ("verdict: A").
-
-    The word is checked after the match: an off-menu last verdict is `unparsed`; it never falls back to an earlier one,
-    and no letter is ever picked out of prose.
-    """
-    match = _BARE.fullmatch(text) or _STATED.match(text)
-    return _WORDS.get(match[1].upper(), Verdict.UNPARSED) if match else Verdict.UNPARSED
 
 
 def label_mass(logprobs: tuple[float, float]) -> float:

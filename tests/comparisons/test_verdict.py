@@ -4,33 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from rlaif.comparisons.verdict import judgement, label_mass, parse_verdict
+from rlaif.comparisons.verdict import judgement, label_mass
 from rlaif.inference.base import Answer, Question
 from rlaif.records import Message, Sampling, Verdict
-
-
-@pytest.mark.parametrize(
-    ("text", "verdict"),
-    [
-        ("A", "first"),
-        (" b.", "second"),
-        ("**B**", "second"),
-        ("(A)", "first"),
-        ("Reply A", "first"),
-        ("Verdict: A", "first"),
-        ("The answer is B.", "second"),
-        ("Verdict: A ... on reflection, verdict: B", "second"),
-        ("Verdict: tie", "tie"),
-        ("A good reply would be kinder.", "unparsed"),
-        ("Both are fine.", "unparsed"),
-        ("Verdict: A ... verdict: neither", "unparsed"),
-        ("Verdict: Apples", "unparsed"),
-        ("", "unparsed"),
-        ("AB", "unparsed"),
-    ],
-)
-def test_the_last_stated_verdict_or_none(text: str, verdict: str) -> None:
-    assert parse_verdict(text) == Verdict(verdict)
 
 
 def test_label_mass_is_the_sum_of_both_probabilities() -> None:
