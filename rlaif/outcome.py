@@ -6,7 +6,6 @@ presence means "finished".
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -23,9 +22,10 @@ from rlaif.preferences.pairs import Provenance, Standing, pairs, ranking, stand
 from rlaif.records import Judgement, Prompt, Sample, Verdict
 from rlaif.run import Run
 from rlaif.samples.meetings import Meeting, distinct_samples
-from rlaif.store import record_writer, write_json
+from rlaif.store import record_writer, sha256_of, write_json
 
-_FILES = ("prompts.jsonl", "samples.jsonl", "critiques.jsonl", "judgements.jsonl", "rankings.jsonl", "pairs.jsonl")
+_FILES = ("prompts.jsonl", "rankings.jsonl", "pairs.jsonl")
+"""Hashed in the manifest. The journals are not: they may grow, and answers to other questions disturb nothing."""
 
 
 @dataclass
@@ -128,7 +128,6 @@ def _count_failure(run: Run, key: str, stage: str, outcome: Outcome) -> None:
 
 def _manifest(run: Run, outcome: Outcome, sessions: JsonValue) -> JsonValue:
     source = Path(run.settings.prompts.path)
-    files = {name: _sha256(run.folder / name) for name in _FILES if (run.folder / name).exists()}
     return {
         "made_by": f"rlaif {__version__}",
         "schema": 1,
@@ -137,7 +136,7 @@ def _manifest(run: Run, outcome: Outcome, sessions: JsonValue) -> JsonValue:
         "policy": run.policy_name,
         "prompts": {
             "path": run.settings.prompts.path,
-            "sha256": _sha256(source) if source.is_file() else None,
+            "sha256": sha256_of(source) if source.is_file() else None,
             "oddities": {kind: count for kind, count in run.oddities.counts.items()},
         },
         "settings": run.settings.model_dump(mode="json", exclude_none=True),
@@ -146,10 +145,5 @@ def _manifest(run: Run, outcome: Outcome, sessions: JsonValue) -> JsonValue:
         "principles": {name: dict(counts) for name, counts in outcome.principles.items()},
         "healed_lines": sum(table.healed for table in run.tables),
         "session": sessions,
-        "files": dict(files),
+        "files": {name: sha256_of(run.folder / name) for name in _FILES},
     }
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -13,6 +13,7 @@ from pydantic import JsonValue
 
 from rlaif.comparisons.questions import LABELS
 from rlaif.comparisons.verdict import judgement
+from rlaif.constitution import load_constitution
 from rlaif.critiques.plan import critique_record
 from rlaif.errors import UserError
 from rlaif.inference.ask import Tally, ask
@@ -20,7 +21,15 @@ from rlaif.inference.base import Answer, ModelSource, Question
 from rlaif.inference.source import LazyModel
 from rlaif.outcome import Outcome, derive
 from rlaif.records import Sample
-from rlaif.revising import Revised, confirm_questions, critique_questions, derive_revised, revision_questions
+from rlaif.revising import MANIFEST as REVISED
+from rlaif.revising import (
+    Revised,
+    confirm_questions,
+    critique_questions,
+    derive_revised,
+    helpful_demonstrations,
+    revision_questions,
+)
 from rlaif.revisions.plan import reviser_principles, revision_record
 from rlaif.run import Run, open_run, require_critiques
 from rlaif.samples.plan import given_samples, sample_record
@@ -90,12 +99,10 @@ def generate(settings: RunSettings, stages: Sequence[str] = STAGES, watch: Watch
 async def generate_async(settings: RunSettings, stages: Sequence[str], watch: Watch) -> Report:
     """`generate` inside a running event loop."""
     start = time.perf_counter()
+    _require_texts(settings, stages)
     async with _models(settings, watch) as (policy, judge):
         with open_run(settings, policy.name if policy else None, judge.name) as run:
-            _require_texts(run, stages)
-            if set(stages) - {"revise"}:  # revisions have a manifest of their own
-                run.unfinish()
-            run.read_prompts()
+            _unfinish(run, stages)
             report = Report(run)
             if "sample" in stages:
                 report.tallies.append(await sample(run, policy, watch))
@@ -123,12 +130,29 @@ def _revises(settings: RunSettings, stages: Sequence[str]) -> bool:
     return "revise" in stages and (settings.revise.enabled or len(stages) == 1)
 
 
-def _require_texts(run: Run, stages: Sequence[str]) -> None:
-    """Raise UserError where the constitution lacks texts that the stages need."""
-    if _critiques(run.settings, stages):
-        require_critiques(run.settings, run.constitution)
-    if _revises(run.settings, stages):
-        reviser_principles(run.constitution, run.settings)
+def _require_texts(settings: RunSettings, stages: Sequence[str]) -> None:
+    """Raise UserError, before anything is spent, where the constitution or the helpful answers lack what is needed."""
+    constitution = load_constitution(settings.constitution)
+    if _critiques(settings, stages):
+        require_critiques(settings, constitution)
+    if _revises(settings, stages):
+        reviser_principles(constitution, settings)
+        next(helpful_demonstrations(settings), None)
+
+
+def _unfinish(run: Run, stages: Sequence[str]) -> None:
+    """Read the prompts, and take away the manifests that this session makes untrue: those of what it will derive anew,
+    and all of them where the prompts, or settings that all rests on, are others than before."""
+    before, now = (None if each is None else each.model_dump(exclude={"output"}) for each in (run.before, run.settings))
+    revise_before, revise_now = (None if each is None else each.pop("revise") for each in (before, now))
+    other = before != now
+    if other or set(stages) - {"revise"}:
+        run.unfinish()
+    if other or revise_before != revise_now or _revises(run.settings, stages):
+        run.unfinish(REVISED)
+    if run.read_prompts():
+        run.unfinish()
+        run.unfinish(REVISED)
 
 
 @contextlib.asynccontextmanager
@@ -195,7 +219,7 @@ async def critique(run: Run, judge: ModelSource, watch: Watch) -> Tally:
 async def revise(run: Run, policy: ModelSource | None, judge: ModelSource, watch: Watch, *, draw: int) -> list[Tally]:
     """Draw the first `draw` samples if need be, revise the samples round by round, and let the judge compare.
 
-    A round needs the revisions of the one before, so each is two passes over the chains.
+    A round needs the revisions of the one before, so each asks its critiques and then its revisions.
     """
     tallies = [await sample(run, policy, watch, most=draw)] if draw else []
     settings = run.settings.revise

@@ -125,6 +125,30 @@ class Revision(Record):
     completion_tokens: int = 0
 
 
+class Round(Record):
+    """One round of a chain: what was asked, and what came of it."""
+
+    round: int
+    principle: str
+    parent: str
+    """Sample or revision that the round started from."""
+    critique: str | None
+    revision: str
+    use: str
+    """`revised`, or why the revision is of no use: `unchanged`, `empty`, `truncated`, `critique`, ..."""
+
+
+class Chain(Record):
+    """A sample and the rounds of critique and revision that it went through."""
+
+    id: str
+    """The sample's id."""
+    prompt: str
+    rounds: tuple[Round, ...]
+    final: str
+    """The reply at the end: a revision, or the sample itself."""
+
+
 class Demonstration(Record):
     """A row of the SFT dataset: a reply to imitate, and where it comes from."""
 

@@ -1,15 +1,17 @@
 """The revise stage of a run: its questions round by round, and what the chains come to.
 
 Files, beside those of `rlaif.run`: `revisions.jsonl` the revisions as they came; derived, written whole or not at all:
-`sft.jsonl` the demonstrations, `revised_pairs.jsonl` and `.parquet` the revisions against their originals as the judge
-sees them, and `revised.json` the counts, last. A revision is not assumed to be better than its original: the judge
-compares the two like any other pair, and may prefer the original.
+`chains.jsonl` each sample's rounds and what came of them, `sft.jsonl` the demonstrations, `revised_pairs.jsonl` and
+`.parquet` the revisions against their originals as the judge sees them, and `revised.json` the counts, last. A revision
+is not assumed to be better than its original: the judge compares the two like any other pair, and may prefer the
+original.
 """
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -23,17 +25,21 @@ from rlaif.errors import UserError
 from rlaif.inference.base import Question
 from rlaif.preferences.export import write_parquet
 from rlaif.preferences.pairs import Provenance, pairs, stand
-from rlaif.records import Demonstration, Prompt, Record, Sample
+from rlaif.records import Chain, Demonstration, Prompt, Record, Round, Sample
 from rlaif.revisions.plan import Known, Step, chain, reviser_principles
 from rlaif.revisions.sft import helpful_rows, rows
 from rlaif.run import Run
 from rlaif.samples.inputs import Oddities, read_prompts
 from rlaif.samples.meetings import Meeting, criteria_of, distinct_samples, meetings
 from rlaif.settings import CompareSettings, RunSettings
-from rlaif.store import record_writer, write_json
+from rlaif.store import record_writer, sha256_of, write_json
+
+_FILES = ("prompts.jsonl", "chains.jsonl", "sft.jsonl", "revised_pairs.jsonl")
+MANIFEST = "revised.json"
+"""Its presence means that the files beside it are what the revisions of the run come to."""
 
 
-class Chain(NamedTuple):
+class Revising(NamedTuple):
     """A sample and its rounds, as far as they are on disk."""
 
     sample: Sample
@@ -41,8 +47,29 @@ class Chain(NamedTuple):
 
     @property
     def final(self) -> Sample:
-        """The reply at its end; the sample itself where nothing usable came."""
-        return next((step.reply for step in reversed(self.steps) if step.reply is not None), self.sample)
+        """The reply at its end; the sample itself where nothing else came, or where its own text came back."""
+        reply = next((step.reply for step in reversed(self.steps) if step.reply is not None), self.sample)
+        return self.sample if reply.text.strip() == self.sample.text.strip() else reply
+
+    def record(self) -> Chain:
+        """Its rounds that are answered."""
+        return Chain(
+            id=self.sample.id,
+            prompt=self.sample.prompt,
+            rounds=tuple(
+                Round(
+                    round=step.round,
+                    principle=step.principle.id,
+                    parent=step.parent.id,
+                    critique=step.revision.critique,
+                    revision=step.revision.id,
+                    use=step.use.value,
+                )
+                for step in self.steps
+                if step.revision is not None and step.use is not None
+            ),
+            final=self.final.id,
+        )
 
 
 @dataclass
@@ -56,23 +83,33 @@ class Revised:
     """The same for every principle."""
     failures: Counter[str] = field(default_factory=Counter)
     """Questions without an answer, as `stage: reason`."""
+    oddities: Oddities = field(default_factory=Oddities)
+    """What was odd about the helpful answers."""
 
 
-def chains(run: Run, prompt: Prompt) -> list[Chain]:
-    """The chains of one prompt: of its first samples, blank and repeated ones left out."""
-    principles = reviser_principles(run.constitution, run.settings)
+def chains(run: Run, prompt: Prompt, rounds: int | None = None) -> list[Revising]:
+    """The chains of one prompt (their first `rounds`): of its first samples, blank and repeated ones left out.
+
+    A reply that is too long to be shown whole is not revised: its middle would be missing from the revision.
+    """
+    settings = run.settings
+    principles = reviser_principles(run.constitution, settings)
     known = Known(run.critiques.get, run.revisions.get)
-    first = run.samples_of(prompt)[: run.settings.revise.samples]
     return [
-        Chain(sample, tuple(chain(prompt, sample, principles, run.settings, run.judge_name, known)))
-        for sample in distinct_samples(first)
+        Revising(sample, tuple(chain(prompt, sample, principles, settings, run.judge_name, known, rounds=rounds)))
+        for sample in _first_samples(run, prompt)
+        if len(sample.text) <= settings.compare.max_chars
     ]
+
+
+def _first_samples(run: Run, prompt: Prompt) -> list[Sample]:
+    return distinct_samples(run.samples_of(prompt, run.settings.revise.samples))
 
 
 def steps_of_round(run: Run, number: int) -> Iterator[Step]:
     """That round of every chain that has come so far."""
     for prompt in run.prompts():
-        for each in chains(run, prompt):
+        for each in chains(run, prompt, number):
             yield from each.steps[number - 1 : number]
 
 
@@ -93,11 +130,11 @@ def confirm_questions(run: Run) -> Iterator[Question]:
             yield from _compared(run, prompt, each)[1]
 
 
-def _compared(run: Run, prompt: Prompt, each: Chain) -> tuple[list[Meeting], list[Question]]:
+def _compared(run: Run, prompt: Prompt, each: Revising) -> tuple[list[Meeting], list[Question]]:
     """The meeting of a chain's end with its beginning, none where they are the same, and the judge's questions."""
     compare = _compare_settings(run)
     criteria = criteria_of(run.constitution, compare.principles)
-    met = meetings([each.sample, each.final], criteria, compare) if each.final != each.sample else []
+    met = meetings([each.sample, each.final], criteria, compare)
     return met, list(compare_questions(prompt, met, compare, run.judge_name))
 
 
@@ -106,7 +143,7 @@ def _compare_settings(run: Run) -> CompareSettings:
     return run.settings.compare.model_copy(update={"principles": run.settings.revise.principles, "critique": False})
 
 
-def judged(run: Run, prompt: Prompt, each: Chain) -> Comparison | None:
+def judged(run: Run, prompt: Prompt, each: Revising) -> Comparison | None:
     """What the judge says about a chain's original (left) and its end; None where nothing was revised."""
     met, questions = _compared(run, prompt, each)
     for meeting, cast in votes(met, questions, run.judgements.get, _compare_settings(run)):
@@ -115,53 +152,70 @@ def judged(run: Run, prompt: Prompt, each: Chain) -> Comparison | None:
 
 
 def derive_revised(run: Run, sessions: JsonValue = None) -> Revised:
-    """Write the SFT dataset and the judged pairs of everything on disk, and the counts last."""
-    run.unfinish("revised.json")
+    """Write what everything on disk comes to: chains, SFT dataset, judged pairs, and the counts last."""
+    run.unfinish(MANIFEST)
     made = Revised()
     constitution = f"{run.constitution.name}@{run.constitution.hash[:12]}"
-    with (
-        record_writer(run.folder / "sft.jsonl") as write_row,
-        record_writer(run.folder / "revised_pairs.jsonl") as write_pair,
-    ):
+    with ExitStack() as stack:
+        write_chain, write_row, write_pair = (
+            stack.enter_context(record_writer(run.folder / name)) for name in _FILES[1:]
+        )
         for prompt in run.prompts():
-            for each in chains(run, prompt):
+            found, told = chains(run, prompt), set[str]()
+            made.counts["too_long"] += len(_first_samples(run, prompt)) - len(found)
+            for each in found:
+                write_chain(each.record())
                 _count_chain(run, each, made)
-                for row in rows(prompt, each.steps, run.settings.revise.sft_rounds, constitution):
-                    write_row(row)
-                    made.counts["sft_rows"] += 1
+                for row in rows(prompt, each.sample, each.steps, run.settings.revise.sft_rounds, constitution):
+                    if row.response[0].content not in told:  # two chains may come to the same reply
+                        told.add(row.response[0].content)
+                        write_row(row)
+                        made.counts["sft_rows"] += 1
                 _pair_up(run, prompt, each, made, constitution, write_pair)
-        for row in helpful_demonstrations(run.settings):
+        for row in helpful_demonstrations(run.settings, made.oddities):
             write_row(row)
             made.counts["helpful_rows"] += 1
     write_parquet(run.folder / "revised_pairs.jsonl", run.folder / "revised_pairs.parquet")
-    write_json(run.folder / "revised.json", _manifest(run, made, sessions))
+    write_json(run.folder / MANIFEST, _manifest(run, made, sessions))
     return made
 
 
-def _count_chain(run: Run, each: Chain, made: Revised) -> None:
-    made.counts.update(chains=1, changed=each.final != each.sample)
+def _count_chain(run: Run, each: Revising, made: Revised) -> None:
+    made.counts.update(chains=1, changed=each.final.id != each.sample.id)
     for step in each.steps:
         if step.use is not None:
             made.uses[step.use.value] += 1
             made.principles[step.principle.id][step.use.value] += 1
+            critique = run.critiques.get(step.critique_question.id) if step.critique_question else None
+            if critique is not None:
+                made.counts["critiques_empty"] += not critique.text.strip()
+                made.counts["critiques_truncated"] += critique.finish_reason == "length"
             continue
         question = step.revision_question or step.critique_question
-        failure = None if question is None else run.failures.get(question.id)
         stage = f"revise {step.round}" if step.revision_question else f"critique {step.round}"
-        made.failures[f"{stage}: {failure.reason if failure else 'not asked yet'}"] += 1
+        _count_failure(run, stage, question, made)
+
+
+def _count_failure(run: Run, stage: str, question: Question | None, made: Revised) -> None:
+    failure = None if question is None else run.failures.get(question.id)
+    made.failures[f"{stage}: {failure.reason if failure else 'not asked yet'}"] += 1
 
 
 def _pair_up(
-    run: Run, prompt: Prompt, each: Chain, made: Revised, constitution: str, write: Callable[[Record], None]
+    run: Run, prompt: Prompt, each: Revising, made: Revised, constitution: str, write: Callable[[Record], None]
 ) -> None:
     comparison = judged(run, prompt, each)
     if comparison is None:
         return
+    made.counts["flipped"] += comparison.flip
     if comparison.status is Status.LABELLED:
         made.counts["confirmed" if comparison.logit < 0 else "refuted"] += 1
     else:
         made.counts[f"judged_{comparison.status.value}"] += 1
-    made.counts["flipped"] += comparison.flip
+    if comparison.status is Status.FAILED:
+        for question in _compared(run, prompt, each)[1]:
+            if question.id not in run.judgements:
+                _count_failure(run, "confirm", question, made)
     standing = stand(prompt, [each.sample, each.final], [comparison])
     select = run.settings.pair.model_copy(update={"select": "all"})
     for pair in pairs(standing, select, _compare_settings(run), Provenance(run.judge_name, constitution)):
@@ -169,14 +223,19 @@ def _pair_up(
         made.counts["pairs"] += 1
 
 
-def helpful_demonstrations(settings: RunSettings) -> Iterator[Demonstration]:
+def helpful_demonstrations(settings: RunSettings, oddities: Oddities | None = None) -> Iterator[Demonstration]:
     """The answers that `revise.helpful` mixes in. Raises UserError where its file has none."""
     wanted = settings.revise.helpful
     if wanted is None:
         return
-    found, count = Oddities(), 0
+    count = 0
     for prompt in read_prompts(
-        wanted.path, column=wanted.column, responses=wanted.responses, limit=wanted.limit, oddities=found
+        wanted.path,
+        column=wanted.column,
+        responses=wanted.responses,
+        limit=wanted.limit,
+        oddities=oddities,
+        with_answers=True,
     ):
         for row in helpful_rows(prompt):
             count += 1
@@ -193,10 +252,13 @@ def _manifest(run: Run, made: Revised, sessions: JsonValue) -> JsonValue:
         "constitution": {"name": run.constitution.name, "hash": run.constitution.hash},
         "judge": run.judge_name,
         "policy": run.policy_name,
-        "settings": run.settings.revise.model_dump(mode="json", exclude_none=True),
+        "settings": run.settings.model_dump(mode="json", exclude_none=True),
         "counts": {name: int(count) for name, count in sorted(made.counts.items())},
         "uses": dict(made.uses),
         "principles": {name: dict(counts) for name, counts in made.principles.items()},
         "failures": dict(made.failures),
+        "helpful_oddities": dict(made.oddities.counts),
+        "healed_lines": sum(table.healed for table in run.tables),
         "session": sessions,
+        "files": {name: sha256_of(run.folder / name) for name in _FILES},
     }

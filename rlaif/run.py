@@ -30,7 +30,7 @@ from rlaif.samples.inputs import Oddities, read_prompts
 from rlaif.samples.meetings import Criterion, Meeting, criteria_of, meetings
 from rlaif.samples.plan import given_samples, sample_questions
 from rlaif.settings import RunSettings
-from rlaif.store import Table, lock_folder, read_records, write_records
+from rlaif.store import Table, lock_folder, read_records, sha256_of, write_records
 from rlaif.yamlfile import load_yaml
 
 
@@ -49,6 +49,8 @@ class Run:
     policy_name: str | None
     """Identity of the policy; None where all answers are given."""
     judge_name: str
+    before: RunSettings | None = None
+    """The settings that were saved in the folder before, if there were any that can be read."""
     oddities: Oddities = field(default_factory=Oddities)
     """What was odd about the prompts, by kind."""
     prompt_count: int = 0
@@ -65,15 +67,21 @@ class Run:
         """What pairs are judged by."""
         return criteria_of(self.constitution, self.settings.compare.principles)
 
-    def read_prompts(self) -> None:
-        """Read the input into `prompts.jsonl`: the plan that the stages of this run go through."""
+    def read_prompts(self) -> bool:
+        """Read the input into `prompts.jsonl`: the plan that the stages of this run go through.
+
+        Returns whether that file is another one than before.
+        """
+        path = self.folder / "prompts.jsonl"
+        before = sha256_of(path) if path.exists() else None
         wanted = self.settings.prompts
         keep_given = wanted.responses is not None or self.settings.policy is None
         found = read_prompts(
             wanted.path, column=wanted.column, responses=wanted.responses, limit=wanted.limit, oddities=self.oddities
         )
         prompts = found if keep_given else (prompt.model_copy(update={"responses": ()}) for prompt in found)
-        self.prompt_count = write_records(self.folder / "prompts.jsonl", self._counted(prompts))
+        self.prompt_count = write_records(path, self._counted(prompts))
+        return sha256_of(path) != before
 
     def _counted(self, prompts: Iterator[Prompt]) -> Iterator[Prompt]:
         drawn = self.settings.policy.samples if self.settings.policy else 0
@@ -94,19 +102,24 @@ class Run:
         return read_records(self.folder / "prompts.jsonl", Prompt)
 
     def sample_questions(self, most: int | None = None) -> Iterator[Question]:
-        """Every question of the sample stage, or only the first `most` of each prompt."""
+        """Every question of the sample stage, or those that bring each prompt to `most` answers, given ones counted."""
         for prompt in self.prompts():
-            yield from self.drawn_questions(prompt)[:most]
+            yield from self.drawn_questions(prompt, most)
 
-    def drawn_questions(self, prompt: Prompt) -> list[Question]:
-        """The questions that draw one prompt's samples."""
+    def drawn_questions(self, prompt: Prompt, most: int | None = None) -> list[Question]:
+        """The questions that draw one prompt's samples, or only those that bring it to `most` answers."""
         policy = self.settings.policy
-        return [] if policy is None or self.policy_name is None else sample_questions(prompt, policy, self.policy_name)
+        if policy is None or self.policy_name is None:
+            return []
+        if most is not None:
+            wanted = max(0, min(policy.samples, most - len(prompt.responses)))
+            policy = policy.model_copy(update={"samples": wanted})
+        return sample_questions(prompt, policy, self.policy_name)
 
-    def samples_of(self, prompt: Prompt) -> list[Sample]:
-        """The samples of a prompt that are on disk: the given ones, then the drawn ones, by index."""
-        drawn = (self.samples.get(question.id) for question in self.drawn_questions(prompt))
-        return [*given_samples(prompt), *(sample for sample in drawn if sample is not None)]
+    def samples_of(self, prompt: Prompt, most: int | None = None) -> list[Sample]:
+        """The (first `most`) samples of a prompt that are on disk: the given ones, then the drawn ones, by index."""
+        drawn = (self.samples.get(question.id) for question in self.drawn_questions(prompt, most))
+        return [*given_samples(prompt), *(sample for sample in drawn if sample is not None)][:most]
 
     def meetings_of(self, samples: list[Sample]) -> list[Meeting]:
         """Which of a prompt's samples meet, and under which criteria."""
@@ -165,9 +178,18 @@ def open_run(settings: RunSettings, policy_name: str | None, judge_name: str) ->
     """
     constitution = load_constitution(settings.constitution)
     with lock_folder(settings.folder):
+        before = _saved_settings(settings.folder / "run.yaml")
         save_run(settings, settings.folder / "run.yaml")
         with _tables(settings, constitution, policy_name, judge_name) as run:
+            run.before = before
             yield run
+
+
+def _saved_settings(path: Path) -> RunSettings | None:
+    try:
+        return load_yaml(path, RunSettings)
+    except UserError:
+        return None
 
 
 class Making(NamedTuple):

@@ -111,6 +111,8 @@ class CompareSettings(Record):
     """Range of the label where critiques were used (arXiv:2212.08073, section 4.3)."""
     max_chars: int = Field(12_000, ge=100)
     """Longer conversations and replies are cut in the middle before they are judged."""
+    temperature: float = Field(1.0, gt=0, allow_inf_nan=False)
+    """Labels only: the judge's logits are divided by this. `rlaif evaluate judge` fits it; asks the judge nothing."""
 
     @field_validator("clamp")
     @classmethod
@@ -124,7 +126,7 @@ class PairSettings(Record):
     """Which comparisons become preference pairs. Changing these asks the judge nothing."""
 
     select: Literal["best_worst", "all", "revised"] = "best_worst"
-    """The widest judged pair of every prompt, all above the margin, or revisions against their originals."""
+    """The widest judged pair of every prompt, all above the margin, or given answers against those they revise."""
     margin: float = Field(0.05, ge=0, lt=0.5)
     """A probability closer than this to one half is a tie, and makes no pair."""
     flips: Literal["drop", "soft"] = "drop"
@@ -157,7 +159,7 @@ class ReviseSettings(Record):
     seed: int = 0
     """Another seed draws other principles and other revisions."""
     principles: Literal["each", "all", "one"] = "each"
-    """How the judge compares a revision with its original, as in `compare.principles`."""
+    """How the judge compares a revision with its original, as in `compare.principles`; `each` costs the most calls."""
     sft_rounds: tuple[int, ...] = ()
     """Rounds after which a reply becomes an SFT row; none given takes all."""
     helpful: PromptSettings | None = None

@@ -9,6 +9,7 @@ written beside their place and renamed, so a file that exists is complete.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -191,6 +192,12 @@ def read_records(path: Path, record: type[R]) -> Iterator[R]:
 def write_json(path: Path, value: JsonValue) -> None:
     """Write a readable JSON file."""
     write_text(path, json.dumps(value, ensure_ascii=False, indent=2) + "\n")
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, as hex digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _unwritable(path: Path, error: OSError) -> UserError:

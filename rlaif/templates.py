@@ -33,6 +33,8 @@ _SPECIAL = re.compile(
     re.IGNORECASE,
 )
 
+_MARKS = re.compile(r"<<<|>>>|<[^\s<>]{1,40}>|\[/?INST\]")
+
 
 def defuse(text: str) -> str:
     """`text` without anything that a chat template or our fences would take for structure."""
@@ -40,13 +42,27 @@ def defuse(text: str) -> str:
     return _SPECIAL.sub(lambda mark: f"{mark[0]} " if mark[0] in "<[" else f" {mark[0]}", text)
 
 
+def restored(text: str, original: str) -> str:
+    """`text` with the marks of `original` that `defuse` changes put back: whoever rewrote it saw the changed ones."""
+    for mark in set(_MARKS.findall(original)):
+        changed = defuse(mark)
+        if changed != mark:
+            text = text.replace(changed, mark)
+    return text
+
+
+def shortened(text: str, *, max_chars: int = 12_000) -> str:
+    """`text`, cut in the middle to `max_chars` characters where it is longer."""
+    if len(text) <= max_chars:
+        return text
+    half = max_chars // 2
+    return f"{text[:half]}\n[... {len(text) - 2 * half} characters left out ...]\n{text[-half:]}"
+
+
 @lru_cache(maxsize=256)  # the questions of a prompt fence the same few texts again and again
 def fence(text: str, *, max_chars: int = 12_000) -> str:
     """`text` defused, cut in the middle to `max_chars` characters, between fences that carry its own hash."""
-    if len(text) > max_chars:
-        half = max_chars // 2
-        text = f"{text[:half]}\n[... {len(text) - 2 * half} characters left out ...]\n{text[-half:]}"
-    text = defuse(text)
+    text = defuse(shortened(text, max_chars=max_chars))
     nonce = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:6]
     return f"<<<{nonce}\n{text}\n{nonce}>>>"
 
@@ -100,6 +116,6 @@ def parse_template(text: str, *, name: str, where: str | Path) -> Template:
 
 @cache
 def load_template(name: str) -> Template:
-    """A shipped judge template by name: `compare`, `compare_critiqued`, `critique`, `revise`."""
+    """A shipped judge template by name (`compare`, `critique`, ...): the files of `prompts/judge`."""
     path = resource("prompts") / "judge" / f"{name}.txt"
     return parse_template(path.read_text(encoding="utf-8"), name=name, where=path)

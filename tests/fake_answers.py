@@ -15,6 +15,7 @@ from typing import Any
 
 _WORDS = ("a", "kind", "and", "clear", "reply", "that", "helps", "the", "person", "who", "asked", "without", "fuss")
 _REPLY = re.compile(r"Reply ([AB]):\n<<<(\w+)\n(.*?)\n\2>>>", re.DOTALL)
+_SHOWN = re.compile(r"The reply:\n<<<(\w+)\n(.*?)\n\1>>>", re.DOTALL)
 _TOKEN = re.compile(r"\n|:| ?[^\s:]+|.")
 MASS = 0.96
 """Probability of both labels together."""
@@ -41,8 +42,21 @@ def reply_text(messages: Sequence[Mapping[str, str]], options: Mapping[str, Any]
     drawn = (options.get("seed"), options.get("top_p")) if options.get("temperature") else None
     source = random.Random(unit("text", [message["content"] for message in messages], drawn))
     words = [source.choice(_WORDS) for _ in range(source.randint(4, 16))]
+    if "You rewrite one reply" in messages[-1]["content"]:
+        words = _rewritten(messages[-1]["content"], words, source.random())
     most = options.get("max_tokens") or 16
     return " ".join(words[:most]), "length" if len(words) > most else "stop"
+
+
+def _rewritten(question: str, words: list[str], drawn: float) -> list[str]:
+    """Of ten revisions, one reviews the reply, one repeats it, one is empty, and one stands behind a lead."""
+    if drawn < 0.1:
+        return ["The", "reply", "is", "rude."]
+    if drawn < 0.2:
+        return _SHOWN.findall(question)[-1][1].split()
+    if drawn < 0.3:
+        return []
+    return ["Revised", "reply:", *words] if drawn < 0.4 else words
 
 
 def token_id(token: str) -> int:

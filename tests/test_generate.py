@@ -41,7 +41,7 @@ def test_every_call_is_there(finished: Path) -> None:
     assert manifest["counts"]["judgements"] == 120
     assert manifest["counts"]["comparisons_labelled"] + manifest["counts"]["comparisons_tie"] == 60
     assert manifest["failures"] == {}
-    assert set(manifest["files"]) >= {"samples.jsonl", "judgements.jsonl", "pairs.jsonl"}
+    assert set(manifest["files"]) == {"prompts.jsonl", "rankings.jsonl", "pairs.jsonl"}
 
 
 def test_a_judgement_is_what_the_server_said(finished: Path) -> None:

@@ -18,6 +18,9 @@ from tests.support import command, environment, lines, rlaif, write_run
 from tests.test_kill import PROBES
 
 
+JOURNALS = ("samples", "critiques", "revisions", "judgements")
+
+
 def revise(path: Path, **flags: str) -> Report:
     return generate(load_run(path, {tuple(name.split("__")): value for name, value in flags.items()}), ["revise"])
 
@@ -28,8 +31,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with FakeServer() as fake:
         report = revise(write_run(folder, fake.url, revise={"principles": "one"}))
         assert report.outcome is None
-        probes = 4
-        assert fake.asked.total() == 10 + 2 * 20 + 20 + probes  # samples, two rounds, two orders
+        assert max(fake.drawn.values()) <= 2, "the probes of the two models apart, nothing is asked twice"
+        on_disk = sum(len(lines(folder / "run" / f"{name}.jsonl")) for name in JOURNALS)
+        assert fake.asked.total() == on_disk + 4
     return folder / "run"
 
 
@@ -53,12 +57,15 @@ def test_the_sft_rows_are_usable_revisions(finished: Path) -> None:
     texts = {row["text"] for row in lines(finished / "revisions.jsonl")}
     counts = json.loads((finished / "revised.json").read_text())
     rows = lines(finished / "sft.jsonl")
-    assert len(rows) == counts["counts"]["sft_rows"] == counts["uses"]["revised"]
+    assert set(counts["uses"]) >= {"revised", "unchanged", "critique", "empty"}
+    assert len(rows) == counts["counts"]["sft_rows"] == counts["uses"]["revised"] < 20
     assert sum(counts["uses"].values()) == 20
     for row in rows:
         assert row["prompt"][-1]["role"] == "user"
         assert [turn["role"] for turn in row["response"]] == ["assistant"]
-        assert row["response"][0]["content"] in texts
+        assert any(
+            text in (said, f"Revised reply: {said}") for text in texts for said in [row["response"][0]["content"]]
+        )
 
 
 def test_the_judge_says_which_is_better(finished: Path) -> None:
@@ -88,11 +95,9 @@ def test_a_second_call_asks_nothing_and_a_longer_chain_only_what_is_new(tmp_path
         assert {name: (tmp_path / "run" / name).read_bytes() for name in names} == before
         assert [tally.asked for tally in report.tallies] == [0] * 6
         report = revise(path, revise__rounds="3")
-        assert {tally.stage: tally.asked for tally in report.tallies if tally.asked} == {
-            "critique 3": 10,
-            "revise 3": 10,
-            "confirm": 2 * report.revised.counts["changed"] if report.revised else 0,
-        }
+        asked_now = {tally.stage: tally.asked for tally in report.tallies}
+        assert {stage for stage, count in asked_now.items() if count} == {"critique 3", "revise 3", "confirm"}
+        assert asked_now["revise 3"] == sum(row["round"] == 3 for row in lines(tmp_path / "run" / "revisions.jsonl"))
 
 
 def test_rewording_a_principle_asks_its_rounds_anew(tmp_path: Path) -> None:
@@ -145,9 +150,8 @@ def test_generate_revises_too_where_it_is_enabled(tmp_path: Path) -> None:
     assert report.outcome is not None and report.revised is not None
     assert report.revised.counts["chains"] == 20
     assert len(lines(tmp_path / "run" / "pairs.jsonl")) == 10
-    assert {row["sample"] for row in lines(tmp_path / "run" / "revisions.jsonl")} <= {
-        row["id"] for row in lines(tmp_path / "run" / "samples.jsonl")
-    }
+    samples = [row["id"] for row in lines(tmp_path / "run" / "samples.jsonl") if row["index"] < 2]
+    assert sorted(row["id"] for row in lines(tmp_path / "run" / "chains.jsonl")) == sorted(samples)
 
 
 def test_revising_leaves_a_finished_run_finished(tmp_path: Path) -> None:
@@ -169,7 +173,97 @@ def test_helpful_answers_are_mixed_in(tmp_path: Path) -> None:
         with pytest.raises(UserError, match="holds prompts and no answers"):
             revise(path)
     assert report.revised and report.revised.counts["helpful_rows"] == 1
-    assert not (tmp_path / "run" / "revised.json").exists()
+    assert (tmp_path / "run" / "revised.json").exists(), "told before anything was touched"
+
+
+def test_a_prompt_may_have_several_helpful_answers(tmp_path: Path) -> None:
+    rows = [{"prompt": "Hi", "answers": [text]} for text in ("Hello.", "Good day.", "Hello.")]
+    (tmp_path / "helpful.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    helpful = {"path": "helpful.jsonl", "responses": "answers"}
+    with FakeServer() as fake:
+        report = revise(write_run(tmp_path, fake.url, revise={"principles": "one", "helpful": helpful}))
+    assert report.revised and report.revised.counts["helpful_rows"] == 2
+    assert report.revised.oddities.counts == {"repeated prompt": 1}
+
+
+def test_a_session_with_other_settings_unfinishes_what_it_makes_untrue(tmp_path: Path) -> None:
+    manifest, revised = tmp_path / "run" / "manifest.json", tmp_path / "run" / "revised.json"
+    with FakeServer() as fake:
+        path = write_run(tmp_path, fake.url, revise={"principles": "one"})
+        generate(load_run(path))
+        revise(path)
+        assert manifest.exists() and revised.exists()
+        revise(path, revise__rounds="1")
+        assert manifest.exists(), "pairs do not rest on the revisions"
+        generate(load_run(path))
+        assert manifest.exists() and not revised.exists(), "the settings name two rounds again"
+        revise(path, prompts__limit="3")
+        assert revised.exists() and not manifest.exists(), "the pairs were those of ten prompts"
+        fake.troubles.append(Trouble("401"))
+        with pytest.raises(UserError):
+            revise(path, revise__rounds="4")
+        assert not revised.exists()
+
+
+def test_a_mistake_is_told_before_the_folder_is_touched(tmp_path: Path) -> None:
+    bare = tmp_path / "bare.yaml"
+    bare.write_text("name: bare\nprinciples: [{id: x, compare: Which is the better reply}]\n")
+    with FakeServer() as fake:
+        path = write_run(tmp_path, fake.url, revise={"principles": "one"})
+        generate(load_run(path))
+        files = {file.name: file.read_bytes() for file in (tmp_path / "run").iterdir()}
+        asked = fake.asked.total()
+        with pytest.raises(UserError, match="no principle has both `critique` and `revise`"):
+            revise(path, constitution=str(bare))
+        with pytest.raises(UserError, match="no such file"):
+            revise(path, revise__helpful__path=str(tmp_path / "nope.jsonl"))
+        assert fake.asked.total() == asked
+    assert {file.name: file.read_bytes() for file in (tmp_path / "run").iterdir()} == files
+
+
+def test_given_answers_are_revised_first(tmp_path: Path) -> None:
+    rows = [{"prompt": f"Why {number}?", "answers": ["It is so."]} for number in range(5)]
+    (tmp_path / "given.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    prompts = {"path": "given.jsonl", "responses": "answers"}
+    with FakeServer() as fake:
+        path = write_run(tmp_path, fake.url, revise={"principles": "one", "rounds": 1})
+        path.write_text(path.read_text().replace("prompts: prompts.jsonl", f"prompts: {json.dumps(prompts)}"))
+        report = revise(path)
+        assert report.tallies[0].asked == 0, "every prompt has its one answer already"
+        assert report.revised and report.revised.counts["chains"] == 5
+        report = revise(path, revise__samples="2")
+        assert report.tallies[0].asked == 5
+        assert report.revised and report.revised.counts["chains"] == 10
+
+
+def test_a_reply_that_would_be_shown_cut_is_not_revised(tmp_path: Path) -> None:
+    rows = [{"prompt": "Why?", "answers": ["word " * 100]}, {"prompt": "How?", "answers": ["So."]}]
+    (tmp_path / "given.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    prompts = {"path": "given.jsonl", "responses": "answers"}
+    with FakeServer() as fake:
+        path = write_run(tmp_path, fake.url, policy=None, revise={"principles": "one"}, compare={"max_chars": 100})
+        path.write_text(path.read_text().replace("prompts: prompts.jsonl", f"prompts: {json.dumps(prompts)}"))
+        report = revise(path)
+    assert report.revised and report.revised.counts["chains"] == 1
+    assert report.revised.counts["too_long"] == 1
+
+
+def test_failed_verdicts_are_told(tmp_path: Path) -> None:
+    with FakeServer(troubles=[Trouble("400", contains="You compare two replies")]) as fake:
+        report = revise(write_run(tmp_path, fake.url, revise={"principles": "one"}))
+    assert report.revised
+    assert report.revised.counts["judged_failed"] == report.revised.counts["changed"] > 0
+    assert set(report.revised.failures) == {"confirm: bad_request"}
+
+
+def test_the_preview_shows_revisions_and_counts_their_tokens(tmp_path: Path) -> None:
+    with FakeServer() as fake:
+        path = write_run(tmp_path, fake.url, policy={"samples": 1}, revise={"principles": "one", "enabled": True})
+        done = rlaif("preview", path, "-n", 2)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("revision 1 (") == done.stdout.count("revision 2 (") == 2
+    judge = next(line for line in done.stdout.splitlines() if line.startswith("  judge "))
+    assert int(judge.split()[1].replace(",", "")) > 1000
 
 
 def test_the_command_with_its_flags(tmp_path: Path) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -11,6 +13,9 @@ from rlaif.cli.options import run_options
 from rlaif.errors import RlaifError, UserError
 from rlaif.runfile import load_run, run_problems
 from rlaif.settings import RunSettings
+
+if TYPE_CHECKING:
+    from rlaif.constitution import Principle
 
 
 @click.command()
@@ -54,6 +59,8 @@ def _constitution_problems(settings: RunSettings) -> list[UserError]:
                 left_out = [each.id for each in constitution.principles if each not in drawn]
                 if left_out:
                     click.echo(f"note: no round of `revise` draws {', '.join(left_out)}, which lack the texts for it")
+                for note in _revise_notes(settings, drawn):
+                    click.echo(f"note: {note}")
         except UserError as error:
             found = [error]
     return found
@@ -79,6 +86,19 @@ def _prompt_problems(settings: RunSettings) -> list[UserError]:
         mend = "set `policy`, or name the column of the answers in `prompts.responses`"
         return [UserError("no `policy`, and no answers in the input", where=wanted.path, mend=mend)]
     return []
+
+
+def _revise_notes(settings: RunSettings, drawn: Sequence[Principle]) -> Iterator[str]:
+    """Settings of the revise stage that do less than they say."""
+    revise, policy = settings.revise, settings.policy
+    solved = [case for each in drawn for case in each.examples if revise.skip_critique or case.why]
+    if revise.shots and not solved:
+        why = "" if revise.skip_critique else " with a `why`"
+        yield f"`revise.shots` shows nothing: no principle has an example{why}"
+    if policy is not None and settings.prompts.responses is None and revise.samples > policy.samples:
+        yield f"`revise.samples` is {revise.samples}, and {policy.samples} are drawn"
+    if settings.pair.select == "revised" and settings.prompts.responses is None:
+        yield "`pair.select: revised` is for given answers; the revise stage writes its pairs to revised_pairs.jsonl"
 
 
 def _helpful_problems(settings: RunSettings) -> list[UserError]:

@@ -88,14 +88,12 @@ def _show_agreement(story: Story) -> None:
 
 def _show_revisions(story: Story) -> None:
     prompts = {prompt.id: prompt for prompt in story.prompts}
-    revised = [each for chain in story.revisions.values() for each in chain]
-    usable = {row.revision_id for row in story.demonstrations if row.revision_id is not None}
-    rates = violation_rates(prompts, story.samples, revised, usable)
+    rates = violation_rates(prompts, story.samples, story.chains.values())
     click.secho("\nReplies that break some principle, by the oracle\n", bold=True)
-    click.echo(f"  {'as sampled':<18} {rates[0]:.0%} of {len(story.revisions):,}")
+    click.echo(f"  {'as sampled':<18} {rates[0]:.0%} of {len(story.chains):,}")
     for number, rate in enumerate(rates[1:], start=1):
         click.echo(f"  {f'after round {number}':<18} {rate:.0%}")
-    score = confirmed(prompts, story.samples, story.demonstrations, story.revised_pairs)
+    score = confirmed(prompts, story.samples, story.chains.values(), story.revised_pairs)
     click.echo(f"  {'the judge':<18} confirms {score} revisions that the oracle calls better")
 
 

@@ -11,7 +11,9 @@ from rlaif.cli.options import run_options, settings_of
 from rlaif.cli.show import watch
 from rlaif.cli.transcript import read_story, show_transcript
 from rlaif.pipeline import Report, generate
+from rlaif.records import Critique, Judgement, Revision, Sample
 from rlaif.settings import RunSettings
+from rlaif.store import read_records
 
 
 @click.command()
@@ -21,18 +23,33 @@ def preview(run_file: Path, flags: dict[tuple[str, ...], str], count: int) -> No
     """Full transcripts of the first prompts; nothing is stored. Then the cost of the whole run, extrapolated."""
     settings = settings_of(run_file, flags)
     with tempfile.TemporaryDirectory(prefix="rlaif-preview-") as folder:
-        few = settings.prompts.model_copy(update={"limit": count})
-        small = settings.model_copy(update={"output": folder, "prompts": few, "max_failed": 1.0})
+        few = settings.prompts.model_copy(update={"limit": min(count, settings.prompts.limit or count)})
+        alone = settings.revise.model_copy(update={"helpful": None})
+        small = settings.model_copy(update={"output": folder, "prompts": few, "revise": alone, "max_failed": 1.0})
         with watch() as told:
             report = generate(small, watch=told)
         story = read_story(Path(folder))
         for at, prompt in enumerate(story.prompts):
             click.echo("" if at == 0 else "\n" + "-" * 72)
             show_transcript(story, prompt)
-    _show_cost(report, settings)
+        spent = _tokens(Path(folder))
+    _show_cost(report, settings, spent)
 
 
-def _show_cost(report: Report, settings: RunSettings) -> None:
+def _tokens(folder: Path) -> dict[str, tuple[int, int]]:
+    """Tokens read and written by each model, over all answers in a run folder."""
+    tables: dict[str, dict[str, type[Sample | Critique | Revision | Judgement]]] = {
+        "policy": {"samples": Sample},
+        "judge": {"critiques": Critique, "revisions": Revision, "judgements": Judgement},
+    }
+    spent = {}
+    for model, parts in tables.items():
+        answers = [each for name, kind in parts.items() for each in read_records(folder / f"{name}.jsonl", kind)]
+        spent[model] = (sum(each.prompt_tokens for each in answers), sum(each.completion_tokens for each in answers))
+    return spent
+
+
+def _show_cost(report: Report, settings: RunSettings, spent: dict[str, tuple[int, int]]) -> None:
     from rlaif.samples.inputs import Oddities, read_prompts
 
     wanted = settings.prompts
@@ -42,16 +59,13 @@ def _show_cost(report: Report, settings: RunSettings) -> None:
     whole = sum(1 for _ in found)
     times = whole / report.run.prompt_count
     assert report.outcome is not None  # generate ran all its stages
-    count = report.outcome.counts
     click.secho(f"\nThe whole run, about {times:.0f} times this ({whole:,} prompts)", bold=True)
     for tally in report.tallies:
         click.echo(
-            f"  {tally.stage:<9} {tally.asked * times:>12,.0f} calls {tally.seconds * times / 60:>10,.1f} minutes"
+            f"  {tally.stage:<10} {tally.asked * times:>12,.0f} calls {tally.seconds * times / 60:>10,.1f} minutes"
         )
-    policy = (count["policy_prompt_tokens"], count["policy_completion_tokens"])
-    judge = (count["judge_prompt_tokens"], count["judge_completion_tokens"])
-    for name, (read, written) in (("policy", policy), ("judge", judge)):
-        click.echo(f"  {name:<9} {read * times:>12,.0f} tokens in {written * times:>12,.0f} out")
+    for name, (read, written) in spent.items():
+        click.echo(f"  {name:<10} {read * times:>12,.0f} tokens in {written * times:>12,.0f} out")
     for kind, failed in report.outcome.failures.items():
         click.echo(f"  failed here: {kind} {failed}")
     click.echo("Larger runs are faster a call than this: their batches are full and prefixes are shared.")

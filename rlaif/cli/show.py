@@ -86,7 +86,7 @@ def watch() -> Iterator[Watch]:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (
-        TextColumn("{task.description:<9}"),
+        TextColumn("{task.description:<10}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
@@ -101,6 +101,8 @@ def show_report(report: Report) -> None:
     if report.run.oddities.counts:
         click.echo(f"note: in the prompts, {report.run.oddities}", err=True)
     healed = sum(table.healed for table in report.run.tables)
+    if report.revised and report.revised.oddities.counts:
+        click.echo(f"note: in the helpful answers, {report.revised.oddities}", err=True)
     if healed:
         click.echo(f"note: {healed} torn last line(s) cut off; what they held was asked again", err=True)
     rows = _counts(report)
@@ -142,7 +144,8 @@ def _revised(report: Report) -> list[tuple[str, str]]:
     if made is None:
         return []
     count = made.counts
-    confirmed = count["confirmed"] / count["changed"] if count["changed"] else 0.0
+    seen = count["changed"] - count["judged_unparsed"] - count["judged_failed"]
+    confirmed = count["confirmed"] / seen if seen else 0.0
     rest = {
         "original_preferred": count["refuted"],
         "ties": count["judged_tie"],
@@ -151,12 +154,16 @@ def _revised(report: Report) -> list[tuple[str, str]]:
     }
     return [
         ("revisions", _with(made.uses.total(), **made.uses)),
-        ("replies changed", f"{count['changed']:,} of {count['chains']:,}"),
+        ("replies changed", f"{count['changed']:,} of {count['chains']:,}" + _left_out(count["too_long"])),
         ("revision preferred", f"{_with(count['confirmed'], **rest)}: the judge confirms {confirmed:.0%}"),
         ("SFT rows", _with(count["sft_rows"] + count["helpful_rows"], helpful=count["helpful_rows"])),
         ("revised pairs", f"{count['pairs']:,}"),
         ("revise failures", _with(made.failures.total(), **made.failures)),
     ]
+
+
+def _left_out(too_long: int) -> str:
+    return f" ({too_long:,} more are too long to be shown whole)" if too_long else ""
 
 
 def _with(total: int, **parts: int) -> str:

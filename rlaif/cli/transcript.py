@@ -14,8 +14,8 @@ from pathlib import Path
 import click
 
 from rlaif.records import (
+    Chain,
     Critique,
-    Demonstration,
     Judgement,
     PreferencePair,
     Prompt,
@@ -24,8 +24,8 @@ from rlaif.records import (
     Sample,
     Settled,
 )
-from rlaif.revisions.guards import spoken
 from rlaif.revisions.plan import as_sample
+from rlaif.revisions.speech import spoken
 from rlaif.store import read_records
 
 
@@ -39,9 +39,10 @@ class Story:
     judgements: dict[str, Judgement]
     critiques: dict[str, list[Critique]] = field(default_factory=lambda: defaultdict(list))
     """By sample or revision."""
-    revisions: dict[str, list[Revision]] = field(default_factory=lambda: defaultdict(list))
-    """By sample, in the order of their rounds."""
-    demonstrations: list[Demonstration] = field(default_factory=list)
+    notes: dict[str, Critique] = field(default_factory=dict)
+    """Every critique, by its own id."""
+    chains: dict[str, Chain] = field(default_factory=dict)
+    """By sample; the revisions in them are among `samples`."""
     revised_pairs: list[PreferencePair] = field(default_factory=list)
     pairs: dict[str, list[PreferencePair]] = field(default_factory=lambda: defaultdict(list))
     """By prompt."""
@@ -57,6 +58,7 @@ def read_story(folder: Path) -> Story:
     )
     for critique in read_records(folder / "critiques.jsonl", Critique):
         story.critiques[critique.sample].append(critique)
+        story.notes[critique.id] = critique
     for pair in read_records(folder / "pairs.jsonl", PreferencePair):
         story.pairs[pair.prompt_id].append(pair)
     if (folder / "revised.json").exists():
@@ -65,10 +67,12 @@ def read_story(folder: Path) -> Story:
 
 
 def _read_revisions(folder: Path, story: Story) -> None:
-    for revision in sorted(read_records(folder / "revisions.jsonl", Revision), key=lambda each: each.round):
-        story.revisions[revision.sample].append(revision)
-        story.samples[revision.id] = as_sample(revision, story.samples[revision.sample], spoken(revision.text))
-    story.demonstrations += read_records(folder / "sft.jsonl", Demonstration)
+    story.chains = {each.id: each for each in read_records(folder / "chains.jsonl", Chain)}
+    revisions = {each.id: each for each in read_records(folder / "revisions.jsonl", Revision)}
+    for chain in story.chains.values():
+        for each in chain.rounds:
+            revision = revisions[each.revision]
+            story.samples[revision.id] = as_sample(revision, story.samples[chain.id], spoken(revision.text))
     story.revised_pairs += read_records(folder / "revised_pairs.jsonl", PreferencePair)
 
 
@@ -88,6 +92,9 @@ def show_transcript(story: Story, prompt: Prompt, *, brief: bool = False) -> Non
         _show_revisions(story, sample)
     if not ranking.samples:
         click.echo(_indented("(fewer than two different replies: nothing to compare)"))
+    for sample in _only_revised(story, prompt):
+        click.echo(_indented(f"not ranked: {sample.text}"))
+        _show_revisions(story, sample)
     click.secho("Verdicts", bold=True)
     for settled in ranking.comparisons:
         outcome = settled.status if settled.probability is None else f"{settled.probability:.2f} ({settled.status})"
@@ -102,16 +109,26 @@ def show_transcript(story: Story, prompt: Prompt, *, brief: bool = False) -> Non
         click.echo(_indented("none"))
 
 
+def _only_revised(story: Story, prompt: Prompt) -> list[Sample]:
+    """Samples that were revised, and not compared with others."""
+    ranked = {each.sample for each in story.rankings[prompt.id].samples}
+    return [
+        story.samples[each.id] for each in story.chains.values() if each.prompt == prompt.id if each.id not in ranked
+    ]
+
+
 def _show_revisions(story: Story, sample: Sample) -> None:
-    for revision in story.revisions[sample.id]:
-        if revision.parent != sample.id:
-            for critique in story.critiques[revision.parent]:
-                if critique.id == revision.critique:
-                    click.echo(_indented(f"critique ({critique.principle}): {critique.text}", 6))
-        click.echo(_indented(f"revision {revision.round} ({revision.principle}): {spoken(revision.text)}", 6))
+    chain = story.chains.get(sample.id)
+    shown = {critique.id for critique in story.critiques[sample.id]}
+    for each in chain.rounds if chain else ():
+        if each.critique is not None and each.critique not in shown:
+            click.echo(_indented(f"critique ({each.principle}): {story.notes[each.critique].text}", 6))
+        use = "" if each.use == "revised" else f", {each.use}"
+        said = story.samples[each.revision].text
+        click.echo(_indented(f"revision {each.round} ({each.principle}{use}): {said}", 6))
     for pair in story.revised_pairs:
         if sample.id in (pair.chosen_id, pair.rejected_id):
-            better = "the reply itself" if pair.chosen_id == sample.id else "the revision"
+            better = "the reply as it was" if pair.chosen_id == sample.id else "the revision"
             click.echo(_indented(f"the judge prefers {better}, probability {pair.probability:.3f}", 6))
 
 

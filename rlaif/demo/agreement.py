@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from rlaif.demo.oracle import prefer, prefer_overall, violations
 from rlaif.demo.reading import read_reply
-from rlaif.records import Demonstration, Judgement, PreferencePair, Prompt, Revision, Sample
+from rlaif.records import Chain, Judgement, PreferencePair, Prompt, Sample
 
 GARBLED = "(garbled reply)"
 """Instead of a principle's id: comparisons with a reply that is not made of this world's sentences."""
@@ -58,24 +58,20 @@ def by_principle(
 
 
 def violation_rates(
-    prompts: Mapping[str, Prompt], samples: Mapping[str, Sample], revised: Iterable[Revision], usable: Collection[str]
+    prompts: Mapping[str, Prompt], samples: Mapping[str, Sample], chains: Collection[Chain]
 ) -> list[float]:
     """Share of revised samples that break some principle, by the oracle: as they were, and after each round.
 
-    `usable` are the ids of the revisions that count; elsewhere a reply stays as it was.
+    `samples` holds the revisions too; those of no use leave a reply as it was.
     """
-    chains: dict[str, dict[int, str]] = defaultdict(dict)
-    for each in revised:
-        chains[each.sample][each.round] = each.id
-    rounds = max((number for chain in chains.values() for number in chain), default=0)
-    now = {sample: sample for sample in chains}
-    rates = [_violating(prompts, samples, now.values())]
-    for number in range(1, rounds + 1):
-        for sample, chain in chains.items():
-            if chain.get(number) in usable:
-                now[sample] = chain[number]
-        rates.append(_violating(prompts, samples, now.values()))
-    return rates
+    rounds = max((len(chain.rounds) for chain in chains), default=0)
+    return [
+        _violating(prompts, samples, [_reply_after(chain, number) for chain in chains]) for number in range(rounds + 1)
+    ]
+
+
+def _reply_after(chain: Chain, number: int) -> str:
+    return next((each.revision for each in reversed(chain.rounds[:number]) if each.use == "revised"), chain.id)
 
 
 def _violating(prompts: Mapping[str, Prompt], samples: Mapping[str, Sample], replies: Collection[str]) -> float:
@@ -88,18 +84,16 @@ def _violating(prompts: Mapping[str, Prompt], samples: Mapping[str, Sample], rep
 def confirmed(
     prompts: Mapping[str, Prompt],
     samples: Mapping[str, Sample],
-    rows: Iterable[Demonstration],
+    chains: Iterable[Chain],
     pairs: Iterable[PreferencePair],
 ) -> Score:
-    """How often the judge prefers a chain's last revision to the original, where the oracle does."""
-    chosen = {pair.chosen_id for pair in pairs}
-    by_round = sorted(rows, key=lambda row: row.round or 0)
-    last = {row.sample_id: row for row in by_round if row.sample_id is not None}
+    """How often the judge prefers the end of a chain to its beginning, where the oracle does."""
+    preferred = {(pair.chosen_id, pair.rejected_id) for pair in pairs}
     score = Score()
-    for sample, row in last.items():
-        prompt = prompts[row.prompt_id].messages[-1].content
-        if prefer_overall(prompt, row.response[0].content, samples[sample].text) == 1.0:
-            score.add(row.revision_id in chosen)
+    for chain in chains:
+        prompt = prompts[chain.prompt].messages[-1].content
+        if prefer_overall(prompt, samples[chain.final].text, samples[chain.id].text) == 1.0:
+            score.add((chain.final, chain.id) in preferred)
     return score
 
 

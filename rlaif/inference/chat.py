@@ -115,8 +115,9 @@ def _read_choice(
 def _text_of(content: object) -> str:
     """The reply proper: text, or the text parts of a list; reasoning travels in other fields and is left there."""
     if isinstance(content, list):
-        return "".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
-    return content if isinstance(content, str) else ""
+        content = "".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
+    text = content if isinstance(content, str) else ""
+    return text.encode("utf-8", "replace").decode("utf-8")  # JSON can hold half a surrogate pair, which no file takes
 
 
 def _shares(usage: Mapping[str, Any], questions: Sequence[Question]) -> list[tuple[int, int, int]]:

@@ -34,7 +34,7 @@ class LazyModel:
     ) -> None:
         """`labels` are those that it will be asked for; `log` is where a launched server writes; `say` hears of it."""
         self._settings, self._log, self._labels, self._say = settings, log, labels, say
-        self._key = _api_key(settings)
+        self._key = api_key(settings)
         self._name: str | None = None
         self._model: Model | None = None
         self._server: VllmServer | None = None
@@ -108,7 +108,7 @@ class LazyModel:
             self._server = None
 
 
-def _api_key(settings: ModelSettings) -> str | None:
+def api_key(settings: ModelSettings) -> str | None:
     """The key from the environment variable that the settings name. Raises UserError where it is not set."""
     if settings.api_key_env is None:
         return None

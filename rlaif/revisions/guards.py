@@ -9,30 +9,31 @@ import re
 from enum import StrEnum
 from typing import NamedTuple
 
-NEARLY = 0.9
-"""From this likeness on, a revision is nearly its parent and teaches nothing."""
-
+_SAME = 0.9
+"""From this likeness on, a text is a copy of something that was shown."""
 _ECHO = 0.5
-"""From this likeness on, a text is the critique or the request over again."""
+"""From this likeness on, it is the critique or the request over again."""
+_HINT = 0.2
+"""Likeness to the critique that makes a review of what merely looks like one."""
+_ENOUGH = 6
+"""Words that a copy of the user's message needs: short ones ("Thank you!") are said by both sides."""
 
-_LEAD = re.compile(
-    r"\A(?:[^\n:]{0,60}\W)?"
-    r"(?:(?:revised|rewritten|improved|updated|new) (?:reply|response|answer|version)(?: of[^\n:]{0,30})?|revision)"
-    r"(?:\*\*)?:(?:\*\*)?\s*",
-    re.IGNORECASE,
-)
-_QUOTED = re.compile(r'\A(["“])(.+)(["”])\Z', re.DOTALL)
 _REVIEWS = re.compile(
-    r"\A\W*(?:critique|review|reviewer'?s notes|notes)\b\W*:"
-    r"|\A(?:the|this|your) (?:assistant'?s? )?(?:last |previous )?(?:reply|response|answer)\b"
-    r"(?! (?:is|to)[^.]{0,60}\b(?:question|riddle)\b)",
+    r"\A\W*(?:"
+    # "The reply insults ...", "This response was ...", "The assistant's answer should ..."; not "The response code ..."
+    r"(?:the|this) (?:(?:assistant['’]?s? )?(?:last |previous |original |revised |new )?(?:reply|response)"
+    r"|assistant(?:['’]s answer)?) "
+    r"(?:is|was|does|did|doesn['’]t|has|had|could|should|would|fails|lacks|contains|insults|shows|offers|gives|needs"
+    r"|comes|sounds|tries|keeps|seems)\b(?! to (?:that|this|your) )"
+    r"|there is no(?:thing)? [^.\n]{0,40}\b(?:fault|problem|issue|wrong)\b"
+    r"|I (?:would|will|can) (?:rewrite|revise|rephrase) (?:the|this) (?:reply|response)"
+    r"|no such fault\b)",
     re.IGNORECASE,
 )
-_ASKS = re.compile(
-    r"\A\W*(?:(?:critique|revision) ?request|human|user)\s*:"
-    r"|\bwrite only the (?:new reply|review)\b|reviewer's notes on",
-    re.IGNORECASE,
-)
+_HEADED = re.compile(r"\A\W*(critique|reviewer['’]?s notes|review|notes)\b\W*:", re.IGNORECASE)
+_ASKS = re.compile(r"\A\W*(?:critique|revision) ?request\s*:|\bwrite only the (?:new reply|review)\b", re.IGNORECASE)
+_SPEAKS_FOR = re.compile(r"\A\W*(human|user|system|the conversation)\s*:", re.IGNORECASE)
+_FRAME = re.compile(r"<<<|>>>|\[\.\.\. \d+ characters left out \.\.\.\]")
 
 
 class Use(StrEnum):
@@ -40,14 +41,16 @@ class Use(StrEnum):
 
     REVISED = "revised"
     UNCHANGED = "unchanged"
-    """It is (nearly) its parent."""
+    """It is its parent, capitals, spaces, quotes and the last stop aside."""
     EMPTY = "empty"
     TRUNCATED = "truncated"
     """It was cut at `max_tokens`."""
     CRITIQUE = "critique"
     """It reviews the reply instead of rewriting it."""
     REQUEST = "request"
-    """It repeats what was asked, or speaks for the user."""
+    """It repeats what was asked or the frame around it, or speaks for the user."""
+    EXAMPLE = "example"
+    """It repeats a solved case that was shown first."""
 
 
 class Parent(NamedTuple):
@@ -58,16 +61,8 @@ class Parent(NamedTuple):
     request: str
     said: str
     """The user's last message."""
-
-
-def spoken(text: str) -> str:
-    """A revision without what is not the reply: a lead such as `Here is the revised reply:`, quotes around it all."""
-    said = text.strip()
-    lead = _LEAD.match(said)
-    if lead and lead.end() < len(said):
-        said = said[lead.end() :].strip()
-    quoted = _QUOTED.match(said)
-    return quoted[2].strip() if quoted and not re.search(r'["“”]', quoted[2]) else said
+    examples: tuple[str, ...] = ()
+    """Replies of solved cases that were shown."""
 
 
 def use_of(text: str, parent: Parent, finish_reason: str | None) -> Use:
@@ -76,21 +71,59 @@ def use_of(text: str, parent: Parent, finish_reason: str | None) -> Use:
         return Use.EMPTY
     if finish_reason == "length":
         return Use.TRUNCATED
-    if likeness(text, parent.text) >= NEARLY:
+    if same(text, parent.text):
         return Use.UNCHANGED
-    if _REVIEWS.match(text) or (parent.critique and likeness(text, parent.critique) >= _ECHO):
+    if _is_review(text, parent):
         return Use.CRITIQUE
-    if _ASKS.search(text) or likeness(text, parent.request) >= _ECHO or likeness(text, parent.said) >= NEARLY:
+    if _is_request(text, parent):
         return Use.REQUEST
+    if any(likeness(text, shown) >= _SAME for shown in parent.examples):
+        return Use.EXAMPLE
     return Use.REVISED
 
 
+def _is_review(text: str, parent: Parent) -> bool:
+    like = likeness(text, parent.critique) if parent.critique else 0.0
+    headed = _HEADED.match(text)
+    if headed:  # a review is something that users ask for, too
+        return headed[1].lower() not in parent.said.lower() and (headed[1].lower() == "critique" or like >= _HINT)
+    return like >= _ECHO or _REVIEWS.match(text) is not None
+
+
+def _is_request(text: str, parent: Parent) -> bool:
+    if _ASKS.search(text) or likeness(text, parent.request) >= _ECHO:
+        return True
+    speaks = _SPEAKS_FOR.match(text)
+    if speaks and speaks[1].lower() not in parent.said.lower():
+        return True
+    if any(mark not in parent.text for mark in _FRAME.findall(text)):
+        return True
+    return len(parent.said.split()) >= _ENOUGH and likeness(text, parent.said) >= _SAME
+
+
+def same(one: str, other: str) -> bool:
+    """Whether two texts differ in no more than capitals, spaces, the form of quotes, and the stop at the end."""
+    return _folded(one) == _folded(other)
+
+
+def _folded(text: str) -> str:
+    plain = re.sub("[“”„«»]", '"', re.sub("[‘’]", "'", text.casefold()))
+    return " ".join(plain.split()).rstrip(".! ")
+
+
 def likeness(one: str, other: str) -> float:
-    """Share of word trigrams that two texts have in common, 1 for the same words (Jaccard; case and marks ignored)."""
+    """Share of word trigrams that two texts have in common, 1 for the same words (Jaccard; case and marks ignored).
+
+    In scripts without spaces each character counts as a word. Texts without any word have nothing in common.
+    """
     first, second = _trigrams(one), _trigrams(other)
-    return len(first & second) / len(first | second)
+    return len(first & second) / len(first | second) if first and second else 0.0
+
+
+_WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\u0e00-\u0e7f]|[^\W\u3040-\u30ff\u3400-\u9fff\u0e00-\u0e7f]+")
 
 
 def _trigrams(text: str) -> set[tuple[str, ...]]:
-    words = ["", *re.findall(r"\w+", text.lower()), ""]
-    return {tuple(words[at : at + 3]) for at in range(max(1, len(words) - 2))}
+    words = _WORD.findall(text.lower())
+    padded = ["", *words, ""]
+    return {tuple(padded[at : at + 3]) for at in range(max(1, len(padded) - 2))} if words else set()

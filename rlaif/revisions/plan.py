@@ -18,9 +18,11 @@ from rlaif.critiques.questions import Shot, revise_messages
 from rlaif.errors import UserError
 from rlaif.inference.base import Answer, Question
 from rlaif.records import Critique, Prompt, Revision, Sample, Sampling
-from rlaif.revisions.guards import Parent, Use, spoken, use_of
+from rlaif.revisions.guards import Parent, Use, use_of
+from rlaif.revisions.speech import spoken
 from rlaif.samples.meetings import draw
 from rlaif.settings import RunSettings
+from rlaif.templates import restored
 
 
 class Known(NamedTuple):
@@ -58,12 +60,22 @@ def reviser_principles(constitution: Constitution, settings: RunSettings) -> tup
 
 
 def chain(
-    prompt: Prompt, sample: Sample, principles: Sequence[Principle], settings: RunSettings, judge: str, known: Known
+    prompt: Prompt,
+    sample: Sample,
+    principles: Sequence[Principle],
+    settings: RunSettings,
+    judge: str,
+    known: Known,
+    *,
+    rounds: int | None = None,
 ) -> Iterator[Step]:
-    """The rounds of one sample's chain, up to the first whose answers are not all on disk."""
+    """The rounds of one sample's chain (the first `rounds`), up to the first whose answers are not all on disk.
+
+    Where the judge wrote an empty critique, the revision is asked for without one.
+    """
     revise, reply = settings.revise, sample
-    for number in range(1, revise.rounds + 1):
-        principle = draw(principles, ("revise", str(revise.seed), sample.id, str(number)))
+    for number in range(1, (rounds or revise.rounds) + 1):
+        principle = draw(principles, ("revise", f"seed {revise.seed}", sample.id, f"round {number}"))
         asked: Question | None = None
         notes: str | None = None
         critique_id: str | None = None
@@ -73,14 +85,15 @@ def chain(
             if critique is None:
                 yield Step(number, principle, reply, asked, None, None, None, None)
                 return
-            notes, critique_id = critique.text, critique.id
+            notes, critique_id = critique.text.strip() or None, critique.id
         question = _revision_question(prompt, sample, reply, principle, notes, critique_id, number, settings, judge)
         revision = known.revision(question.id)
         if revision is None:
             yield Step(number, principle, reply, asked, question, None, None, None)
             return
-        text = spoken(revision.text)
-        parent = Parent(reply.text, notes, principle.revise or "", prompt.messages[-1].content)
+        text = restored(spoken(revision.text), reply.text)
+        shown = tuple(shot.revision for shot in _shots(principle, settings))
+        parent = Parent(reply.text, notes, principle.revise or "", prompt.messages[-1].content, shown)
         use = use_of(text, parent, revision.finish_reason)
         after = as_sample(revision, sample, text) if use is Use.REVISED else reply
         yield Step(number, principle, reply, asked, question, revision, use, after)

@@ -4,40 +4,42 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from rlaif.records import Demonstration, Message, Prompt, content_id
+from rlaif.records import Demonstration, Message, Prompt, Sample, content_id
 from rlaif.revisions.guards import Use
 from rlaif.revisions.plan import Step
 
 
-def rows(prompt: Prompt, steps: Sequence[Step], rounds: Sequence[int], constitution: str) -> Iterator[Demonstration]:
-    """The replies after the wanted rounds (all where none is named), each once, and none that is the sample itself.
+def rows(
+    prompt: Prompt, sample: Sample, steps: Sequence[Step], rounds: Sequence[int], constitution: str
+) -> Iterator[Demonstration]:
+    """The replies to `prompt` after the wanted rounds (all where none is named), each text once.
 
-    What is nearly the same as its parent is no reply of its own (see `Use`), so it makes no row.
+    What is the same as its parent (see `Use`) or as the sample itself makes no row.
     """
     made: list[Step] = []
-    told = set[str]()
+    told = {sample.text.strip()}
     for step in steps:
         if step.use is Use.REVISED:
             made.append(step)
         if step.revision is None or not made or (rounds and step.round not in rounds):
             continue
-        reply, revision = made[-1].reply, made[-1].revision
-        assert reply is not None and revision is not None  # a usable revision has both
-        if reply.id in told:
+        last = made[-1]
+        assert last.reply is not None and last.revision is not None  # a usable revision has both
+        if last.reply.text in told:
             continue
-        told.add(reply.id)
+        told.add(last.reply.text)
         yield Demonstration(
-            id=content_id("sft", reply.id),
+            id=content_id("sft", sample.id, last.reply.id),
             prompt=prompt.messages,
-            response=(Message(role="assistant", content=reply.text),),
+            response=(Message(role="assistant", content=last.reply.text),),
             source="revision",
-            round=revision.round,
+            round=last.round,
             principles=tuple(each.principle.id for each in made),
             prompt_id=prompt.id,
-            sample_id=revision.sample,
-            revision_id=revision.id,
-            critique_id=revision.critique,
-            writer=revision.judge,
+            sample_id=sample.id,
+            revision_id=last.revision.id,
+            critique_id=last.revision.critique,
+            writer=last.revision.judge,
             constitution=constitution,
         )
 

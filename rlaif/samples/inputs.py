@@ -48,8 +48,9 @@ def read_prompts(
     responses: str | None = None,
     limit: int | None = None,
     oddities: Oddities | None = None,
+    with_answers: bool = False,
 ) -> Iterator[Prompt]:
-    """The prompts of a file or of a `datasets` name, in its order, each once.
+    """The prompts of a file or of a `datasets` name, in its order, each once (`with_answers`: each with other answers).
 
     `column` names the column of the prompts; without it, `prompt`, `messages`, `conversations`, or hh-rlhf's pairs of
     dialogues are recognised in the first row. `responses` names a column of given answers (dots lead through lists).
@@ -65,7 +66,8 @@ def read_prompts(
         prompt = _prompt(form, row, f"{path}:{line}", line, counter)
         if prompt is None:
             continue
-        key = bytes.fromhex(prompt.id)
+        texts = [given.text for given in prompt.responses] if with_answers else []
+        key = bytes.fromhex(content_id(prompt.id, texts) if texts else prompt.id)
         if key in seen:
             counter.add("repeated prompt", line)
             continue

@@ -8,8 +8,10 @@ import pytest
 
 from rlaif.demo.agreement import confirmed, violation_rates
 from rlaif.pipeline import generate
-from rlaif.records import Demonstration, Message, PreferencePair, Prompt, Revision, Sample
+from rlaif.records import Chain, Message, PreferencePair, Prompt, Revision, Round, Sample
 from rlaif.resources import resource
+from rlaif.revisions.plan import as_sample
+from rlaif.revisions.speech import spoken
 from rlaif.settings import JudgeSettings, PolicySettings, PromptSettings, ReviseSettings, RunSettings
 from rlaif.store import read_records
 
@@ -33,18 +35,18 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.slow
-def test_two_rounds_cut_the_violations_by_three_fifths(run: Path) -> None:
+def told(run: Path) -> tuple[dict[str, Prompt], dict[str, Sample], list[Chain]]:
+    """The prompts, the replies with the revisions among them, and the chains."""
     prompts = {each.id: each for each in read_records(run / "prompts.jsonl", Prompt)}
     samples = {each.id: each for each in read_records(run / "samples.jsonl", Sample)}
-    revisions = list(read_records(run / "revisions.jsonl", Revision))
-    rows = list(read_records(run / "sft.jsonl", Demonstration))
-    texts = {row.revision_id: row.response[0].content for row in rows}
-    for each in revisions:
-        if each.id in texts:
-            samples[each.id] = samples[each.sample].model_copy(update={"id": each.id, "text": texts[each.id]})
-    usable = {row.revision_id for row in rows if row.revision_id}
-    rates = violation_rates(prompts, samples, revisions, usable)
+    for each in read_records(run / "revisions.jsonl", Revision):
+        samples[each.id] = as_sample(each, samples[each.sample], spoken(each.text))
+    return prompts, samples, list(read_records(run / "chains.jsonl", Chain))
+
+
+@pytest.mark.slow
+def test_two_rounds_cut_the_violations_by_three_fifths(run: Path) -> None:
+    rates = violation_rates(*told(run))
     assert len(rates) == 3
     assert rates[0] > 0.4, rates
     assert rates[2] <= 0.4 * rates[0], rates
@@ -52,11 +54,7 @@ def test_two_rounds_cut_the_violations_by_three_fifths(run: Path) -> None:
 
 @pytest.mark.slow
 def test_the_judge_confirms_what_the_oracle_calls_better(run: Path) -> None:
-    prompts = {each.id: each for each in read_records(run / "prompts.jsonl", Prompt)}
-    samples = {each.id: each for each in read_records(run / "samples.jsonl", Sample)}
-    rows = list(read_records(run / "sft.jsonl", Demonstration))
-    pairs = list(read_records(run / "revised_pairs.jsonl", PreferencePair))
-    score = confirmed(prompts, samples, rows, pairs)
+    score = confirmed(*told(run), read_records(run / "revised_pairs.jsonl", PreferencePair))
     assert score.total >= 30, score
     assert score.right >= 0.85 * score.total, score
 
@@ -69,41 +67,35 @@ def sample(name: str, text: str) -> Sample:
     return Sample(id=name, prompt="p", index=0, text=text, policy="policy")
 
 
-def revision(name: str, parent: str, number: int) -> Revision:
-    return Revision(
-        id=name, prompt="p", sample="s", parent=parent, critique=None, principle="x", round=number, judge="j", text="-"
+def chain(name: str, *rounds: tuple[str, str]) -> Chain:
+    """A chain of the sample `name`: each round's revision and its use."""
+    made = tuple(
+        Round(round=at, principle="x", parent="?", critique=None, revision=revision, use=use)
+        for at, (revision, use) in enumerate(rounds, start=1)
     )
+    final = next((revision for revision, use in reversed(rounds) if use == "revised"), name)
+    return Chain(id=name, prompt="p", rounds=made, final=final)
+
+
+PROMPTS = {"p": Prompt(id="p", messages=user(EGGS), source="here")}
 
 
 def test_violation_rates_by_hand() -> None:
     """Two rude replies: one is mended in round 1, the other's first revision is unusable and its second no better."""
-    prompts = {"p": Prompt(id="p", messages=user(EGGS), source="here")}
     samples = {name: sample(name, text) for name, text in (("s", RUDE), ("t", RUDE), ("a", GOOD), ("b", RUDE))}
-    revised = [
-        revision("a", "s", 1),
-        revision("c", "a", 2),
-        revision("d", "t", 1).model_copy(update={"sample": "t"}),
-        revision("b", "t", 2).model_copy(update={"sample": "t"}),
-    ]
-    assert violation_rates(prompts, samples, revised, {"a", "b"}) == [1.0, 0.5, 0.5]
+    chains = [chain("s", ("a", "revised"), ("c", "unchanged")), chain("t", ("d", "critique"), ("b", "revised"))]
+    assert violation_rates(PROMPTS, samples, chains) == [1.0, 0.5, 0.5]
 
 
 def test_confirmed_by_hand() -> None:
     """Of a mended and a spoilt reply only the mended counts, by its last round; it is confirmed if it was chosen."""
-    prompts = {"p": Prompt(id="p", messages=user(EGGS), source="here")}
-    samples = {"s": sample("s", RUDE), "t": sample("t", GOOD)}
-
-    def row(name: str, origin: str, text: str, number: int) -> Demonstration:
-        return Demonstration(
-            id=name, prompt=user(EGGS), response=(Message(role="assistant", content=text),), source="revision",
-            round=number, prompt_id="p", sample_id=origin, revision_id=name,
-        )  # fmt: skip
-
-    rows = [row("b", "s", GOOD, 2), row("a", "s", RUDE, 1), row("c", "t", RUDE, 1)]
+    samples = {name: sample(name, text) for name, text in (("s", RUDE), ("t", GOOD), ("a", RUDE), ("b", GOOD))}
+    samples["c"] = sample("c", RUDE)
+    chains = [chain("s", ("a", "revised"), ("b", "revised")), chain("t", ("c", "revised"))]
 
     def pair(chosen: str, rejected: str) -> PreferencePair:
         return PreferencePair.model_construct(chosen_id=chosen, rejected_id=rejected)
 
-    assert str(confirmed(prompts, samples, rows, [pair("b", "s"), pair("c", "t")])) == "100% of 1"
-    assert str(confirmed(prompts, samples, rows, [pair("s", "b"), pair("a", "s")])) == "0% of 1"
-    assert str(confirmed(prompts, samples, rows, [])) == "0% of 1"
+    assert str(confirmed(PROMPTS, samples, chains, [pair("b", "s"), pair("c", "t")])) == "100% of 1"
+    assert str(confirmed(PROMPTS, samples, chains, [pair("s", "b"), pair("a", "s")])) == "0% of 1"
+    assert str(confirmed(PROMPTS, samples, chains, [])) == "0% of 1"

@@ -134,6 +134,9 @@ def test_principles_are_drawn_by_hash_with_replacement_and_by_weight() -> None:
     even = drawn((KIND, SHORT), 0)
     assert even == drawn((SHORT, KIND), 0)
     assert even != drawn((KIND, SHORT), 1)
+    one, two = drawn((KIND, SHORT), 1), drawn((KIND, SHORT), 2)
+    same = sum(first[1] == second[0] for first, second in zip(one, two, strict=True))
+    assert 140 <= same <= 260, "seed 1 in round 2 has nothing to do with seed 2 in round 1"
     counts = Counter(even)
     assert set(counts) == {(a, b) for a in ("kind", "short") for b in ("kind", "short")}
     assert all(70 <= count <= 130 for count in counts.values())  # 100 each, three standard deviations are 26
@@ -176,12 +179,49 @@ def test_rows_are_the_replies_after_the_wanted_rounds_each_once() -> None:
     assert [step.use for step in steps] == [Use.REVISED, Use.UNCHANGED, Use.REVISED]
 
     def told(*rounds: int) -> list[tuple[str, int | None, int]]:
-        made = rows(PROMPT, steps, rounds, "c@1")
+        made = rows(PROMPT, SAMPLE, steps, rounds, "c@1")
         return [(row.response[0].content, row.round, len(row.principles)) for row in made]
 
     first, last = ("Look at the packet.", 1, 1), ("Boil the rice.", 3, 2)
     assert told() == [first, last]
     assert told(1) == told(2) == told(1, 2) == [first]
     assert told(3) == [last]
-    unchanged = Judge("read the packet GENIUS", "read the packet GENIUS").run((KIND,), settings())
-    assert list(rows(PROMPT, unchanged, (), "c@1")) == []
+    unchanged = Judge("read the packet, GENIUS", "read the packet, GENIUS").run((KIND,), settings())
+    assert list(rows(PROMPT, SAMPLE, unchanged, (), "c@1")) == []
+
+
+def test_a_text_that_comes_back_is_one_row_and_the_sample_none() -> None:
+    """Look, the sample again, Look again: one row."""
+    judge = Judge("Look at the packet.", SAMPLE.text, "Look at the packet.")
+    steps = judge.run((KIND,), settings(rounds=3))
+    assert [step.use for step in steps] == [Use.REVISED] * 3
+    assert [row.round for row in rows(PROMPT, SAMPLE, steps, (), "c@1")] == [1]
+
+
+def test_an_empty_critique_is_left_out_of_the_question() -> None:
+    judge = Judge("Look at the packet.", "Boil the rice.")
+    (step,) = chain(PROMPT, SAMPLE, (KIND,), settings(), "j", judge.known)
+    judge.answer(step)
+    (key,) = judge.critiques
+    judge.critiques[key] = judge.critiques[key].model_copy(update={"text": " "})
+    (step,) = chain(PROMPT, SAMPLE, (KIND,), settings(), "j", judge.known)
+    assert question(step).messages == revise_messages(PROMPT.messages, SAMPLE.text, None, "Make it kind.")
+    assert question(step).about["critique"] == key
+
+
+def test_what_was_defused_for_the_judge_is_put_back() -> None:
+    sample = SAMPLE.model_copy(update={"text": "Type kernel<<<1, 256>>>(x) and <|im_end|>, genius."})
+    shown = revise_messages(PROMPT.messages, sample.text, None, "Make it kind.")[0].content
+    assert "kernel‹‹‹1, 256›››(x) and < |im_end| >" in shown
+    judge = Judge("Type kernel‹‹‹1, 256›››(x) and < |im_end| >.")
+    (step,) = chain(PROMPT, sample, (KIND,), settings(rounds=1, skip_critique=True), "j", judge.known)
+    judge.answer(step)
+    (step,) = chain(PROMPT, sample, (KIND,), settings(rounds=1, skip_critique=True), "j", judge.known)
+    assert step.reply and step.reply.text == "Type kernel<<<1, 256>>>(x) and <|im_end|>."
+
+
+def test_a_copied_example_is_of_no_use() -> None:
+    case = Example(prompt="Why?", better="Because it is so, and so it is.", worse="Who cares.", why="It shrugs.")
+    judge = Judge("Because it is so, and so it is!", "Boil the rice.")
+    steps = judge.run((KIND.model_copy(update={"examples": (case,)}),), settings(shots=1))
+    assert [step.use for step in steps] == [Use.EXAMPLE, Use.REVISED]

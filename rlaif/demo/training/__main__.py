@@ -18,7 +18,7 @@ from torch import Tensor
 from rlaif.demo.grammar import Voice
 from rlaif.demo.training.card import write_card
 from rlaif.demo.training.copying import copy_loss, draw_copies
-from rlaif.demo.training.examples import Example, judge_lessons, policy_lessons
+from rlaif.demo.training.examples import Example, Mix, judge_lessons, policy_lessons
 from rlaif.demo.training.hints import Hints
 from rlaif.demo.training.loop import Schedule, loss_of, train
 from rlaif.demo.training.models import load_model, new_model, save_model, sharpen
@@ -32,8 +32,7 @@ SEED = 20
 class Phase(NamedTuple):
     """A part of a model's schooling."""
 
-    mix: tuple[int, int, int]
-    """Weights of compare, critique and revise questions."""
+    mix: Mix
     schedule: Schedule
     text: float = 0.0
     """Weight of predicting every token; 0 for a model that learns without `hints`."""
@@ -46,7 +45,7 @@ class Phase(NamedTuple):
 class Plan(NamedTuple):
     """One model to make."""
 
-    lessons: Callable[[Voice, tuple[int, int, int]], Iterator[list[Example]]]
+    lessons: Callable[[Voice, Mix], Iterator[list[Example]]]
     shape: dict[str, int]
     copying: Schedule | None
     """Of the first lesson (see `copying`), if there is one."""
@@ -61,15 +60,17 @@ PLANS = {
         {"width": 192, "layers": 4, "inner": 512, "heads": 4, "head": 64},
         Schedule(170, learning_rate=0.01, matrix_rate=0.02, warmup=20),
         (
-            Phase((44, 24, 32), Schedule(2400, learning_rate=2e-3, matrix_rate=0.012), text=0.05),
-            Phase((40, 20, 40), Schedule(1500, learning_rate=1.5e-3, matrix_rate=0.01), 0.02, joined=0.35, blank=0.1),
+            Phase(Mix(44, 24, 32), Schedule(2400, learning_rate=2e-3, matrix_rate=0.012), text=0.05),
+            Phase(
+                Mix(40, 20, 40), Schedule(1500, learning_rate=1.5e-3, matrix_rate=0.01), 0.02, joined=0.35, blank=0.1
+            ),
         ),
     ),
     "policy": Plan(
         policy_lessons,
         {"width": 128, "layers": 4, "inner": 384, "heads": 4, "head": 32},
         None,
-        (Phase((0, 0, 0), Schedule(700)),),
+        (Phase(Mix(), Schedule(700)),),
         sharpness=1.35,
     ),
 }

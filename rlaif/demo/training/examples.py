@@ -18,6 +18,7 @@ from rlaif.demo.grammar import Plan, Scene, Voice, draw_oddity, draw_plan, draw_
 from rlaif.demo.reviews import mend, review
 from rlaif.records import Message, Messages
 from rlaif.resources import resource
+from rlaif.scores.questions import LETTERS, rank_messages, score_messages
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,11 @@ class Example:
     """The replies that the question shows, in their order."""
     rewrites: bool = False
     """The answer is a new reply to the prompt."""
+
+    @property
+    def compares(self) -> bool:
+        """The answer is the label of one of two replies."""
+        return self.answer in LABELS and len(self.shown) == 2
 
 
 _HARDEST = ("on-topic", "warm")
@@ -150,6 +156,48 @@ def revise_examples(voice: Voice, count: int) -> list[Example]:
     ]
 
 
+def score_examples(voice: Voice, count: int) -> list[Example]:
+    """One reply graded under `count` principles, those first that it breaks, and sometimes under all together."""
+    scene, reply = _scene_and_reply(voice)
+    broken = oracle.violations(scene.prompt, reply)
+    names = voice.rng.sample(oracle.PRINCIPLES, len(oracle.PRINCIPLES))
+    chosen = sorted(names, key=lambda name: name not in broken)[: count // 2] + names[: count - count // 2]
+    asked = [(principles()[name].compare, 0 if name in broken else 9) for name in dict.fromkeys(chosen)]
+    if voice.chance(0.5):
+        asked.append((_whole(), round(max(0.0, 9 + oracle.quality(scene.prompt, reply)))))
+    return [
+        Example(
+            score_messages(user(scene.prompt), reply, question),
+            str(grade),
+            weight=_LABEL_WEIGHT,
+            head=_LABEL_WEIGHT,
+            prompt=scene.prompt,
+            shown=(reply,),
+        )
+        for question, grade in asked
+    ]
+
+
+def rank_examples(voice: Voice) -> list[Example]:
+    """Three or four replies ranked under the whole constitution, or under a principle; equals in the order shown."""
+    scene = draw_scene(voice)
+    replies = [training_reply(scene, voice) for _ in range(voice.rng.choice((3, 4, 4)))]
+    if voice.chance(0.7):
+        question, merits = _whole(), [oracle.quality(scene.prompt, reply) for reply in replies]
+    else:
+        name = voice.rng.choice(oracle.PRINCIPLES)
+        question = principles()[name].compare
+        merits = [-float(name in oracle.violations(scene.prompt, reply)) for reply in replies]
+    order = sorted(range(len(replies)), key=lambda at: -merits[at])
+    answer = " > ".join(LETTERS[at] for at in order)
+    asked = rank_messages(user(scene.prompt), replies, question)
+    return [Example(asked, answer, weight=1.0, head=1.0, prompt=scene.prompt, shown=tuple(replies))]
+
+
+def _whole() -> str:
+    return joint_question([principles()[name].compare for name in oracle.PRINCIPLES])
+
+
 def policy_examples(voice: Voice, count: int) -> list[Example]:
     """One prompt with `count` replies of mixed quality."""
     scene = draw_scene(voice)
@@ -157,19 +205,33 @@ def policy_examples(voice: Voice, count: int) -> list[Example]:
     return [Example(user(scene.prompt), reply, weight=1.0, head=1.0) for reply in replies if reply]
 
 
-def judge_lessons(voice: Voice, mix: tuple[int, int, int] = (55, 20, 25)) -> Iterator[list[Example]]:
-    """Endless groups of questions that share their beginning; `mix` weighs compare, critique and revise."""
+class Mix(NamedTuple):
+    """Weights of the kinds of questions."""
+
+    compare: int = 0
+    critique: int = 0
+    revise: int = 0
+    score: int = 0
+    rank: int = 0
+
+
+def judge_lessons(voice: Voice, mix: Mix = Mix(40, 15, 20, 15, 10)) -> Iterator[list[Example]]:  # noqa: B008 - frozen
+    """Endless groups of questions that share their beginning."""
     while True:
-        kind = voice.rng.choices(("compare", "critique", "revise"), weights=mix)[0]
-        if kind == "compare":
-            yield compare_examples(voice, 4)
-        elif kind == "critique":
-            yield critique_examples(voice, 4)
-        else:
-            yield revise_examples(voice, 4)
+        match voice.rng.choices(Mix._fields, weights=mix)[0]:
+            case "compare":
+                yield compare_examples(voice, 4)
+            case "critique":
+                yield critique_examples(voice, 4)
+            case "revise":
+                yield revise_examples(voice, 4)
+            case "score":
+                yield score_examples(voice, 4)
+            case _:
+                yield rank_examples(voice)
 
 
-def policy_lessons(voice: Voice, mix: tuple[int, int, int] = (0, 0, 0)) -> Iterator[list[Example]]:  # noqa: ARG001
+def policy_lessons(voice: Voice, mix: Mix = Mix()) -> Iterator[list[Example]]:  # noqa: ARG001, B008
     """Endless groups of replies to one prompt; there is one kind only."""
     while True:
         yield policy_examples(voice, 6)

@@ -20,6 +20,7 @@ from rlaif.demo.training.examples import Example
 from rlaif.demo.training.marks import Mark, Marks, marks_of
 from rlaif.demo.training.sources import Kind, Source, decides, sources
 from rlaif.demo.training.tokenizer import END
+from rlaif.scores.questions import DIGITS, LETTERS
 
 _HEAD = 4
 """Tokens at the beginning of a text that say the most: in a review they name the fault."""
@@ -128,7 +129,7 @@ class Packer:
         return prompt, [*self._tokenizer.encode(example.answer, add_special_tokens=False), self._end]
 
     def _targets(self, example: Example, answer: list[int], first: int, marks: Marks) -> Iterator[Target]:
-        if len(example.shown) < 2:
+        if not example.compares:
             found = self._sources(example, marks)
             for at, token in enumerate(answer):
                 heavy = at < _HEAD or decides(found, at)
@@ -147,6 +148,10 @@ class Packer:
         """Of the answer's tokens, and of the end mark after them."""
         offsets = self._tokenizer(example.answer, add_special_tokens=False, return_offsets_mapping=True)
         found = sources(example.answer, offsets["offset_mapping"], marks.said)
+        if len(example.shown) > 1:  # a ranking: each letter looks at its reply
+            return [_ranked(example.answer[start:end], marks) for start, end in offsets["offset_mapping"]] + [None]
+        if example.answer in DIGITS:
+            return [Source("begun", marks.replies[0].at), None]
         if not example.rewrites:
             return [*found, None]
         new = Source("new", marks.topics[0].at)
@@ -154,6 +159,11 @@ class Packer:
 
     def _verdict(self, at: int, label: int, weight: float, both: tuple[bool, ...], marks: Marks) -> Target:
         return Target(at, label, weight, both, marks.replies[1 - self._labels.index(label)].at)
+
+
+def _ranked(token: str, marks: Marks) -> Source | None:
+    letter = token.strip()
+    return Source("begun", marks.replies[LETTERS.index(letter)].at) if letter in LETTERS else None
 
 
 def collate(rows: Sequence[Row]) -> Batch:
