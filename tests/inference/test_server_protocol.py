@@ -166,3 +166,12 @@ def test_another_label_set_gets_its_own_tokens() -> None:
     (found,) = with_server(numbers, run)
     assert found.logprobs == (-1.0, -2.0)
     assert vllm.paths.count("/tokenize") == 2
+
+
+def test_half_a_surrogate_pair_is_taken_out() -> None:
+    """JSON can write one, and no UTF-8 file can hold it."""
+    half = {"index": 0, "finish_reason": "stop", "message": {"content": "Good \ud83d luck"}}
+    body = json.dumps({"choices": [half], "usage": {}}).encode("ascii")
+    fake = FakeVllm(lambda _: httpx.Response(200, content=body, headers={"content-type": "application/json"}))
+    (answer,) = ask(fake, [text_question()])
+    assert answer.text == "Good ? luck"
