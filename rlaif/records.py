@@ -203,6 +203,45 @@ class Judgement(Record):
     completion_tokens: int = 0
 
 
+class Score(Record):
+    """One judge call that graded one sample, raw and never edited."""
+
+    id: str
+    prompt: str
+    sample: str
+    principle: str
+    """Principle id, or `*` for the whole constitution."""
+    judge: str
+    value: float | None
+    """Expected grade from 0 to 9 over the digits' probabilities, or the digit of a text answer; None if unreadable."""
+    logprobs: tuple[float, ...] | None = None
+    """Natural-log probabilities of the digits 0 to 9; none for a text answer."""
+    label_mass: float | None = None
+    """Probability of all digits together."""
+    text: str = ""
+    """The judge's reply as it came."""
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+
+
+class Order(Record):
+    """One judge call that ranked several samples of a prompt, raw and never edited."""
+
+    id: str
+    prompt: str
+    shown: tuple[str, ...]
+    """Samples in the order in which they were shown."""
+    ranking: tuple[str, ...] | None
+    """Samples from best to worst; None if the answer was not readable."""
+    principle: str
+    judge: str
+    text: str
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+
+
 class Failure(Record):
     """A question that got no answer in one run; asked again by the next."""
 

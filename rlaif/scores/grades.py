@@ -1,0 +1,96 @@
+"""Grades: the question about one sample, its answer as a record, and what two grades say about a pair."""
+
+from __future__ import annotations
+
+import math
+import re
+
+from rlaif.comparisons.reading import without_thinking
+from rlaif.inference.base import Answer, Question
+from rlaif.records import Prompt, Sample, Sampling, Score
+from rlaif.samples.meetings import Criterion
+from rlaif.scores.questions import DIGITS, score_messages
+
+_ONE_TOKEN = Sampling(max_tokens=1)
+_DRESS = r"[\s*_`\"'()\[\]#>.:]*"
+_SAID = re.compile(
+    rf"{_DRESS}(?:(?:grade|score|answer|rating)\b{_DRESS}(?:is\b)?{_DRESS})?([0-9])(?:\s*/\s*9)?{_DRESS}", re.IGNORECASE
+)
+
+
+def score_question(prompt: Prompt, sample: Sample, criterion: Criterion, judge: str, *, max_chars: int) -> Question:
+    """The question behind the grade of one sample under one criterion."""
+    return Question(
+        "score",
+        judge,
+        score_messages(prompt.messages, sample.text, criterion.compare, max_chars=max_chars),
+        _ONE_TOKEN,
+        labels=DIGITS,
+        about={"prompt": prompt.id, "sample": sample.id, "principle": criterion.id},
+    )
+
+
+def score_record(question: Question, answer: Answer) -> Score:
+    """The record of one grade."""
+    value, mass = _expected(answer.logprobs) if answer.logprobs else (parse_grade(answer.text), None)
+    return Score(
+        id=question.id,
+        prompt=str(question.about["prompt"]),
+        sample=str(question.about["sample"]),
+        principle=str(question.about["principle"]),
+        judge=question.model,
+        value=value,
+        logprobs=answer.logprobs,
+        label_mass=mass,
+        text=answer.text,
+        prompt_tokens=answer.prompt_tokens,
+        cached_tokens=answer.cached_tokens,
+        completion_tokens=answer.completion_tokens,
+    )
+
+
+def parse_grade(text: str) -> float | None:
+    """The digit of an answer in words: alone, after `grade:` and the like, or so on its last line; else None."""
+    said = without_thinking(text).strip()
+    last = said.splitlines()[-1] if said else ""
+    match = _SAID.fullmatch(said) or _SAID.fullmatch(last)
+    return float(match[1]) if match else None
+
+
+def _expected(logprobs: tuple[float, ...]) -> tuple[float, float]:
+    """The expectation over the digits, renormalised to them (arXiv:2309.00267, section 2.2.2), and their mass."""
+    chances = [math.exp(each) for each in logprobs]
+    mass = math.fsum(chances)
+    value = math.fsum(digit * chance for digit, chance in enumerate(chances)) / mass if mass else math.nan
+    return value, min(1.0, mass)
+
+
+def readable(score: Score | None, *, min_mass: float) -> bool:
+    """Whether a grade can be counted."""
+    if score is None or score.value is None or math.isnan(score.value):
+        return False
+    return score.label_mass is None or score.label_mass >= min_mass
+
+
+def grade_logit(left: Score, right: Score, *, most: float = 30.0) -> float:
+    """Log-odds that the left sample has the higher grade, if each grade is drawn from the judge's own distribution.
+
+    Equal grades count half for either side, so two samples with the same distribution are at even odds. For grades in
+    words, which have no distribution, it is 0.99 for the higher one.
+    """
+    if left.logprobs is None or right.logprobs is None:
+        gap = (left.value or 0.0) - (right.value or 0.0)
+        return math.copysign(math.log(99), gap) if gap else 0.0
+    ours, theirs = (_normalised(score.logprobs or ()) for score in (left, right))
+    win = math.fsum(a * b for at, a in enumerate(ours) for b in theirs[:at])
+    lose = math.fsum(a * b for at, b in enumerate(theirs) for a in ours[:at])
+    tie = max(0.0, 1.0 - win - lose) / 2
+    odds = (win + tie) / (lose + tie) if lose + tie else math.inf
+    return max(-most, min(most, math.log(odds) if odds else -math.inf))
+
+
+def _normalised(logprobs: tuple[float, ...]) -> list[float]:
+    top = max(logprobs)
+    chances = [math.exp(each - top) for each in logprobs]
+    whole = math.fsum(chances)
+    return [chance / whole for chance in chances]
