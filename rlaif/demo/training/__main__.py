@@ -62,7 +62,18 @@ PLANS = {
         (
             Phase(Mix(44, 24, 32), Schedule(2400, learning_rate=2e-3, matrix_rate=0.012), text=0.05),
             Phase(
-                Mix(40, 20, 40), Schedule(1500, learning_rate=1.5e-3, matrix_rate=0.01), 0.02, joined=0.35, blank=0.1
+                Mix(40, 20, 40),
+                Schedule(1500, learning_rate=1.5e-3, matrix_rate=0.01),
+                0.02,
+                joined=0.35,
+                blank=0.1,
+            ),
+            Phase(
+                Mix(30, 10, 20, score=20, rank=20),
+                Schedule(1200, learning_rate=1.5e-3, matrix_rate=0.01),
+                0.02,
+                joined=0.35,
+                blank=0.1,
             ),
         ),
     ),
