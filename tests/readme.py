@@ -79,6 +79,7 @@ def fits(shown: Sequence[str], printed: Sequence[str]) -> bool:
 def plain(line: str) -> str:
     """A line without what differs from one machine to the next: numbers, ids, and the spacing that they cause."""
     line = re.sub(r"@[0-9a-f]{8,}|\b[0-9a-f]{32}\b", "@", line)
+    line = re.sub(r" \([^()]*\d[^()]*\)", "", line)  # counts by kind: a kind may be missing elsewhere
     return " ".join(re.sub(r"[-+]?\d[\d,.]*", "#", re.sub(r"[─━]+", "-", line)).split())
 
 

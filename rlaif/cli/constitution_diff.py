@@ -125,7 +125,8 @@ def _show_changes(changed: Changes, old: Constitution, new: Constitution) -> Non
         click.secho(f"\n{_heading(change)}", bold=True)
         for wording in change.wordings:
             _show_wording(wording)
-    click.echo(f"\n{len(changed.principles)} principles changed, {changed.same} did not")
+    count = len(changed.principles)
+    click.echo(f"\n{count} principle{'s' if count != 1 else ''} changed, {changed.same} did not")
 
 
 def _heading(change: Change) -> str:
