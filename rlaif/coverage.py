@@ -114,7 +114,7 @@ def covered(run: Run, *, edited: bool = False) -> Coverage:
     compare = run.settings.compare
     counting = Counting([criterion.id for criterion in run.criteria], run.settings.pair)
     for prompt in run.prompts():
-        for meeting, votes in run.votes_of(prompt, run.meetings_of(run.samples_of(prompt))):
+        for meeting, votes in run.votes_of(prompt, run.meetings_of(prompt, run.samples_of(prompt))):
             counting.add(meeting.left.id, meeting.right.id, votes)
     return Coverage(
         constitution=run.constitution.name,

@@ -150,7 +150,7 @@ def _meetings(both: Plans) -> Iterator[tuple[Prompt, Sequence[list[Meeting]]]]:
     """Every prompt, and who meets under the old and under the new constitution: the same pairs, by other criteria."""
     for prompt in both[0].prompts():
         samples = both[0].samples_of(prompt)
-        yield prompt, [run.meetings_of(samples) for run in both]
+        yield prompt, [run.meetings_of(prompt, samples) for run in both]
 
 
 def _critiques_of(both: Plans, prompt: Prompt, met: Sequence[list[Meeting]]) -> list[Question]:

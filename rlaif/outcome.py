@@ -17,9 +17,12 @@ from rlaif import __version__
 from rlaif.comparisons.fold import Comparison, Status
 from rlaif.comparisons.plan import votes
 from rlaif.comparisons.shares import folded
+from rlaif.grading import comparisons as graded_comparisons
+from rlaif.grading import rank_questions_of, score_questions_of
 from rlaif.preferences.export import write_parquet
 from rlaif.preferences.pairs import Provenance, Standing, pairs, ranking, stand
-from rlaif.records import Judgement, Prompt, Sample, Verdict
+from rlaif.records import Judgement, Prompt, Sample, Score, Verdict
+from rlaif.resources import resource
 from rlaif.run import Run
 from rlaif.samples.meetings import Meeting, distinct_samples
 from rlaif.store import record_writer, sha256_of, write_json
@@ -67,8 +70,10 @@ def settle(run: Run, prompt: Prompt, outcome: Outcome) -> Standing:
     """One prompt's samples, compared and ranked by the answers on disk; everything is counted into `outcome`."""
     samples = run.samples_of(prompt)
     _count_samples(run, prompt, samples, outcome)
-    met = run.meetings_of(samples)
-    comparisons = _comparisons(run, prompt, met, outcome)
+    met = run.meetings_of(prompt, samples)
+    graded = run.settings.compare.method in ("score", "rank")
+    comparisons = graded_comparisons(run, prompt, met) if graded else _comparisons(run, prompt, met, outcome)
+    _count_grades(run, prompt, outcome)
     for each in comparisons:
         outcome.counts[f"comparisons_{each.status.value}"] += 1
         outcome.counts["comparisons_flipped"] += each.flip
@@ -89,6 +94,25 @@ def _comparisons(run: Run, prompt: Prompt, met: Sequence[Meeting], outcome: Outc
         folded(meeting.left.id, meeting.right.id, cast, run.settings.pair)
         for meeting, cast in votes(met, questions, answer_of, run.settings.compare)
     ]
+
+
+def _count_grades(run: Run, prompt: Prompt, outcome: Outcome) -> None:
+    for stage, asked, table in (
+        ("score", score_questions_of(run, prompt), run.scores),
+        ("rank", rank_questions_of(run, prompt), run.orders),
+    ):
+        for question in asked:
+            answer = table.get(question.id)
+            if answer is None:
+                _count_failure(run, question.id, stage, outcome)
+                continue
+            unread = answer.value is None if isinstance(answer, Score) else answer.ranking is None
+            outcome.counts.update({f"{stage}s": 1, f"{stage}s_unparsed": unread})
+            outcome.counts.update(
+                judge_prompt_tokens=answer.prompt_tokens,
+                judge_cached_tokens=answer.cached_tokens,
+                judge_completion_tokens=answer.completion_tokens,
+            )
 
 
 def _count_samples(run: Run, prompt: Prompt, samples: Sequence[Sample], outcome: Outcome) -> None:
@@ -134,6 +158,7 @@ def _manifest(run: Run, outcome: Outcome, sessions: JsonValue) -> JsonValue:
         "constitution": {"name": run.constitution.name, "hash": run.constitution.hash},
         "judge": run.judge_name,
         "policy": run.policy_name,
+        "templates": {path.stem: sha256_of(path) for path in sorted((resource("prompts") / "judge").glob("*.txt"))},
         "prompts": {
             "path": run.settings.prompts.path,
             "sha256": sha256_of(source) if source.is_file() else None,

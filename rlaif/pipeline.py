@@ -16,6 +16,7 @@ from rlaif.comparisons.verdict import judgement
 from rlaif.constitution import load_constitution
 from rlaif.critiques.plan import critique_record
 from rlaif.errors import UserError
+from rlaif.grading import rank_questions, score_questions
 from rlaif.inference.ask import Tally, ask
 from rlaif.inference.base import Answer, ModelSource, Question
 from rlaif.inference.source import LazyModel
@@ -33,6 +34,8 @@ from rlaif.revising import (
 from rlaif.revisions.plan import reviser_principles, revision_record
 from rlaif.run import Run, open_run, require_critiques
 from rlaif.samples.plan import given_samples, sample_record
+from rlaif.scores.grades import score_record
+from rlaif.scores.orders import order_record
 from rlaif.settings import RunSettings
 from rlaif.store import R, Table
 
@@ -111,9 +114,11 @@ async def generate_async(settings: RunSettings, stages: Sequence[str], watch: Wa
                 report.tallies += await revise(run, policy, judge, watch, draw=most)
                 report.seconds = time.perf_counter() - start
                 report.revised = derive_revised(run, _session(report))
+            if {"critique", "compare"} & set(stages):
+                report.tallies += await grade(run, judge, watch)
             if _critiques(settings, stages):
                 report.tallies.append(await critique(run, judge, watch))
-            if "compare" in stages:
+            if "compare" in stages and settings.compare.method in ("pairwise", "tournament"):
                 report.tallies.append(await compare(run, judge, watch))
             report.seconds = time.perf_counter() - start
             if "pair" in stages:
@@ -236,6 +241,18 @@ async def revise(run: Run, policy: ModelSource | None, judge: ModelSource, watch
     asked = confirm_questions(run)
     tallies.append(await _judged(run, asked, judge, run.judgements, judgement, "confirm", watch))
     return tallies
+
+
+async def grade(run: Run, judge: ModelSource, watch: Watch) -> list[Tally]:
+    """Ask the missing grades and rankings, where the way of judging wants any; a tournament chooses by its grades."""
+    method = run.settings.compare.method
+    if method in ("score", "tournament"):
+        watch.begin("score", 0)
+        return [await _judged(run, score_questions(run), judge, run.scores, score_record, "score", watch)]
+    if method == "rank":
+        watch.begin("rank", 0)
+        return [await _judged(run, rank_questions(run), judge, run.orders, order_record, "rank", watch)]
+    return []
 
 
 async def compare(run: Run, judge: ModelSource, watch: Watch) -> Tally:

@@ -25,8 +25,9 @@ from rlaif.errors import UserError
 from rlaif.inference.base import Question
 from rlaif.preferences.export import write_parquet
 from rlaif.preferences.pairs import Provenance, pairs, stand
-from rlaif.records import Chain, Demonstration, Prompt, Record, Round, Sample
+from rlaif.records import Prompt, Record, Sample
 from rlaif.revisions.plan import Known, Step, chain, reviser_principles
+from rlaif.revisions.records import Chain, Demonstration, Round
 from rlaif.revisions.sft import helpful_rows, rows
 from rlaif.run import Run
 from rlaif.samples.inputs import Oddities, read_prompts

@@ -16,7 +16,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from rlaif.comparisons.fold import Vote
 from rlaif.comparisons.plan import Notes, compare_questions, votes
@@ -24,11 +24,12 @@ from rlaif.constitution import Constitution, load_constitution
 from rlaif.critiques.plan import critique_question, critique_questions
 from rlaif.errors import UserError
 from rlaif.inference.base import Question
-from rlaif.records import Critique, Failure, Judgement, Prompt, Revision, Sample
+from rlaif.records import Critique, Failure, Judgement, Order, Prompt, Revision, Sample, Score
 from rlaif.runfile import save_run
 from rlaif.samples.inputs import Oddities, read_prompts
-from rlaif.samples.meetings import Criterion, Meeting, criteria_of, meetings
+from rlaif.samples.meetings import Criterion, Meeting, criteria_of, distinct_samples, meetings
 from rlaif.samples.plan import given_samples, sample_questions
+from rlaif.scores.grades import FINALISTS, finalists, score_question
 from rlaif.settings import RunSettings
 from rlaif.store import Table, lock_folder, read_records, sha256_of, write_records
 from rlaif.yamlfile import load_yaml
@@ -45,6 +46,8 @@ class Run:
     critiques: Table[Critique]
     revisions: Table[Revision]
     judgements: Table[Judgement]
+    scores: Table[Score]
+    orders: Table[Order]
     failures: Table[Failure]
     policy_name: str | None
     """Identity of the policy; None where all answers are given."""
@@ -58,9 +61,10 @@ class Run:
     """Pairs of samples that meet if all answers of a prompt differ."""
 
     @property
-    def tables(self) -> tuple[Table[Sample], Table[Critique], Table[Revision], Table[Judgement], Table[Failure]]:
+    def tables(self) -> tuple[Table[Any], ...]:
         """The journals."""
-        return self.samples, self.critiques, self.revisions, self.judgements, self.failures
+        answers = self.samples, self.critiques, self.revisions, self.judgements, self.scores, self.orders
+        return *answers, self.failures
 
     @property
     def criteria(self) -> tuple[Criterion, ...]:
@@ -121,21 +125,35 @@ class Run:
         drawn = (self.samples.get(question.id) for question in self.drawn_questions(prompt, most))
         return [*given_samples(prompt), *(sample for sample in drawn if sample is not None)][:most]
 
-    def meetings_of(self, samples: list[Sample]) -> list[Meeting]:
+    def meetings_of(self, prompt: Prompt, samples: list[Sample]) -> list[Meeting]:
         """Which of a prompt's samples meet, and under which criteria."""
+        if self.settings.compare.method == "tournament":
+            samples = finalists(distinct_samples(samples), lambda each: self.scores.get(self._final(prompt, each).id))
         return meetings(samples, self.criteria, self.settings.compare)
+
+    def final_questions(self, prompt: Prompt, samples: list[Sample]) -> list[Question]:
+        """The grades by which a tournament chooses its finalists; none where all can meet."""
+        distinct = distinct_samples(samples)
+        return [self._final(prompt, each) for each in distinct] if len(distinct) > 2 * FINALISTS else []
+
+    def _final(self, prompt: Prompt, sample: Sample) -> Question:
+        return self.score_question(prompt, sample, criteria_of(self.constitution, "all")[0])
+
+    def score_question(self, prompt: Prompt, sample: Sample, criterion: Criterion) -> Question:
+        """The question behind the grade of one sample."""
+        return score_question(prompt, sample, criterion, self.judge_name, max_chars=self.settings.compare.max_chars)
 
     def critique_questions(self) -> Iterator[Question]:
         """Every question of the critique stage, as far as there are samples."""
         for prompt in self.prompts():
-            met = self.meetings_of(self.samples_of(prompt))
+            met = self.meetings_of(prompt, self.samples_of(prompt))
             chars = self.settings.compare.max_chars
             yield from critique_questions(prompt, met, self.settings.critique, self.judge_name, max_chars=chars)
 
     def compare_questions(self) -> Iterator[Question]:
         """Every question of the compare stage, as far as there are samples (and critiques, where they are shown)."""
         for prompt in self.prompts():
-            yield from self.compare_questions_of(prompt, self.meetings_of(self.samples_of(prompt)))
+            yield from self.compare_questions_of(prompt, self.meetings_of(prompt, self.samples_of(prompt)))
 
     def compare_questions_of(self, prompt: Prompt, met: list[Meeting]) -> list[Question]:
         """The ordered questions of one prompt."""
@@ -239,8 +257,8 @@ def _tables(
     """The run of a folder that this process has locked."""
     with contextlib.ExitStack() as stack:
 
-        def table(name: str, record: type) -> Table:  # type: ignore[type-arg]
-            opened: Table = Table(settings.folder / name, record)  # type: ignore[type-arg]
+        def table(name: str, record: type, *, create: bool = True) -> Table:  # type: ignore[type-arg]
+            opened: Table = Table(settings.folder / name, record, create=create)  # type: ignore[type-arg]
             stack.callback(opened.close)
             return opened
 
@@ -252,6 +270,8 @@ def _tables(
             critiques=table("critiques.jsonl", Critique),
             revisions=table("revisions.jsonl", Revision),
             judgements=table("judgements.jsonl", Judgement),
+            scores=table("scores.jsonl", Score, create=False),
+            orders=table("orders.jsonl", Order, create=False),
             failures=table("failures.jsonl", Failure),
             policy_name=policy_name,
             judge_name=judge_name,

@@ -99,6 +99,10 @@ class CritiqueSettings(Record):
 class CompareSettings(Record):
     """Which samples meet, and how the judge is asked."""
 
+    method: Literal["pairwise", "score", "rank", "tournament"] = "pairwise"
+    """Pairs side by side; each sample graded alone; all in one list; or graded, and the best and worst in pairs."""
+    shuffles: int = Field(2, ge=1, le=20)
+    """Orders in which `rank` shows a list; every second one is the one before turned round."""
     principles: Literal["one", "each", "all"] = "one"
     """`one` drawn a pair (as in the paper), `each` on its own (weighted mean), or `all` in one question."""
     orders: Literal["both", "random"] = "both"

@@ -30,24 +30,35 @@ _ID = slice(len(_HEAD), len(_HEAD) + 32)
 class Table(Generic[R]):
     """One JSONL file of records with an `id` of 32 hex digits as their first field."""
 
-    def __init__(self, path: Path, record: type[R]) -> None:
-        """Open or create the table at `path`; the caller holds the folder's lock (see `lock_folder`)."""
+    def __init__(self, path: Path, record: type[R], *, create: bool = True) -> None:
+        """Open or create the table at `path`; the caller holds the folder's lock (see `lock_folder`).
+
+        Without `create`, the file is only made when something is written.
+        """
         self.path, self.record = path, record
         self.healed = 0
         """Torn last lines that were cut off on open: 0 or 1."""
-        try:
-            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
-        except OSError as error:
-            raise _unwritable(path, error) from error
         self._index: dict[bytes, int] = {}
         self._end = 0
-        self._load()
+        self._file: int | None = None
+        if create or path.exists():
+            self._open()
+            self._load()
+
+    def _open(self) -> int:
+        """The open file; made if need be."""
+        if self._file is None:
+            try:
+                self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+            except OSError as error:
+                raise _unwritable(self.path, error) from error
+        return self._file
 
     def _load(self) -> None:
         with self.path.open("rb") as lines:
             for number, line in enumerate(lines, start=1):
                 if not line.endswith(b"\n"):
-                    os.ftruncate(self._file, self._end)
+                    os.ftruncate(self._open(), self._end)
                     self.healed = 1
                     break
                 if not (line.startswith(_HEAD) and line.endswith(b"}\n")):
@@ -77,7 +88,7 @@ class Table(Generic[R]):
         data = b"".join(lines)
         try:
             while data:
-                data = data[os.write(self._file, data) :]
+                data = data[os.write(self._open(), data) :]
         except OSError as error:
             raise _unwritable(self.path, error) from error
         self._end = offset
@@ -89,7 +100,7 @@ class Table(Generic[R]):
 
     def _read(self, offset: int) -> R:
         size = 2048
-        while b"\n" not in (data := os.pread(self._file, size, offset)):
+        while b"\n" not in (data := os.pread(self._open(), size, offset)):
             size *= 4
         return self._parse(data[: data.index(b"\n")], offset)
 
@@ -109,8 +120,9 @@ class Table(Generic[R]):
 
     def close(self) -> None:
         """Flush to the disk and close."""
-        os.fsync(self._file)
-        os.close(self._file)
+        if self._file is not None:
+            os.fsync(self._file)
+            os.close(self._file)
 
 
 @contextlib.contextmanager

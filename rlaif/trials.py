@@ -193,7 +193,7 @@ def _result(comparison: Comparison) -> Result:
 
 def _orders(vote: Vote, min_mass: float) -> tuple[float | None, float | None]:
     def better(judged: Judgement | None, sign: float) -> float | None:
-        logit = None if judged is None else first_logit(judged, min_mass=min_mass)
+        logit = None if judged is None else first_logit(judged, min_mass=min_mass, temperature=vote.temperature)
         return None if logit is None else sigmoid(sign * logit)
 
     return better(vote.forward, 1.0), better(vote.backward, -1.0)

@@ -21,7 +21,7 @@ LAYERS = [
     ("constitution", "settings", "runfile"),
     ("inference",),
     ("comparisons", "samples", "critiques", "preferences", "revisions", "scores"),
-    ("run", "revising", "outcome", "trials", "impact", "coverage", "data"),
+    ("run", "grading", "revising", "outcome", "trials", "impact", "coverage", "data"),
     ("evaluation",),
     ("demo",),
     ("pipeline",),

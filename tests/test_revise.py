@@ -17,7 +17,6 @@ from tests.fakes import FakeServer, Trouble, unit
 from tests.support import command, environment, lines, rlaif, write_run
 from tests.test_kill import PROBES
 
-
 JOURNALS = ("samples", "critiques", "revisions", "judgements")
 
 

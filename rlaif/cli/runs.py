@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from rlaif.cli.options import run_options, settings_of
 from rlaif.cli.show import show_report, watch
+
+if TYPE_CHECKING:
+    from rlaif.settings import RunSettings
 
 Flags = dict[tuple[str, ...], str]
 
@@ -19,9 +23,26 @@ def _run(run_file: Path, flags: Flags, stages: Sequence[str]) -> None:
     from rlaif.pipeline import generate as run_stages
 
     settings = settings_of(run_file, flags)
+    if {"compare", "pair"} <= set(stages):
+        _warn_of_judge(run_file, settings)
     with watch() as told:
         report = run_stages(settings, stages, told)
     show_report(report)
+
+
+def _warn_of_judge(run_file: Path, settings: RunSettings) -> None:
+    """A line on standard error where nobody has measured the judge of these labels, or where it did badly."""
+    from rlaif.constitution import load_constitution
+    from rlaif.evaluation.verdict import FOLDER, known_verdict
+    from rlaif.inference.source import LazyModel
+
+    name = LazyModel(settings.judge, log=settings.folder / "judge.log").name
+    found = known_verdict(name, load_constitution(settings.constitution).hash)
+    if found is None:
+        how = f"`rlaif evaluate judge --run {run_file} --gold FILE` does"
+        click.echo(f"note: {FOLDER} has no evaluation of {name} by this constitution; {how} one", err=True)
+    elif found.level != "fit":
+        click.echo(f"note: by its evaluation in {FOLDER}, the judge {name} is {found}", err=True)
 
 
 @click.command(epilog=_PRECEDENCE)

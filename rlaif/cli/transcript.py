@@ -14,7 +14,6 @@ from pathlib import Path
 import click
 
 from rlaif.records import (
-    Chain,
     Critique,
     Judgement,
     PreferencePair,
@@ -25,6 +24,7 @@ from rlaif.records import (
     Settled,
 )
 from rlaif.revisions.plan import as_sample
+from rlaif.revisions.records import Chain
 from rlaif.revisions.speech import spoken
 from rlaif.store import read_records
 

@@ -44,6 +44,8 @@ class Vote:
     backward: Judgement | None
     wanted: tuple[bool, bool] = (True, True)
     """Which orders were asked at all (`orders: random` asks one)."""
+    temperature: float = 1.0
+    """What its logits are divided by (`compare.temperature`)."""
 
     @property
     def asked(self) -> list[Judgement | None]:
@@ -66,6 +68,8 @@ class Comparison:
     flips: tuple[str, ...] = ()
     """Principles whose own two orders disagree."""
     judgements: tuple[str, ...] = ()
+    orders: tuple[float, ...] = ()
+    """The log-odds by each order that was asked: with `left` first, and with it second. Their mean is `logit`."""
 
     @property
     def probability(self) -> float:
@@ -78,17 +82,20 @@ def sigmoid(x: float) -> float:
     return 1 / (1 + math.exp(-x)) if x >= 0 else math.exp(x) / (1 + math.exp(x))
 
 
-def first_logit(judgement: Judgement, *, min_mass: float) -> float | None:
-    """Log-odds that the sample in the first slot is better, or None where the judgement has no label."""
+def first_logit(judgement: Judgement, *, min_mass: float, temperature: float = 1.0) -> float | None:
+    """Log-odds that the sample in the first slot is better, or None where the judgement has no label.
+
+    They are divided by `temperature` (Guo et al. 2017, arXiv:1706.04599) after the cut, those of text verdicts too.
+    """
     if judgement.logprobs is None:
         sign = {Verdict.FIRST: 1.0, Verdict.SECOND: -1.0, Verdict.TIE: 0.0}.get(judgement.verdict)
-        return None if sign is None else sign * HARD_LOGIT
+        return None if sign is None else sign * HARD_LOGIT / temperature
     if judgement.label_mass is None or judgement.label_mass < min_mass:
         return None
     first, second = judgement.logprobs
     if math.isnan(first) or math.isnan(second) or first == second == -math.inf:
         return None
-    return max(-_MOST, min(_MOST, first - second))
+    return max(-_MOST, min(_MOST, first - second)) / temperature
 
 
 def fold(
@@ -125,6 +132,7 @@ def fold(
         principles=tuple(vote.principle for vote, _ in read),
         flips=tuple(vote.principle for vote, logits in read if _disagree(logits)),
         judgements=ids,
+        orders=tuple(orders),
     )
 
 
@@ -134,7 +142,7 @@ def _left_logits(vote: Vote, min_mass: float) -> list[float]:
     for judgement, sign in ((vote.forward, 1.0), (vote.backward, -1.0)):
         if judgement is None:
             continue
-        logit = first_logit(judgement, min_mass=min_mass)
+        logit = first_logit(judgement, min_mass=min_mass, temperature=vote.temperature)
         if logit is None:
             return []
         logits.append(sign * logit)

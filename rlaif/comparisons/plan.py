@@ -18,11 +18,18 @@ Notes = Callable[[Sample, Criterion], str | None]
 
 
 def compare_questions(
-    prompt: Prompt, met: Sequence[Meeting], settings: CompareSettings, judge: str, notes: Notes | None = None
+    prompt: Prompt,
+    met: Sequence[Meeting],
+    settings: CompareSettings,
+    judge: str,
+    notes: Notes | None = None,
+    *,
+    fenced: bool = True,
 ) -> Iterator[Question]:
     """The questions of one prompt, in an order that serves the prefix cache: equal first replies follow each other.
 
-    With `notes`, a question that lacks a critique is left out: it cannot be asked yet.
+    With `notes`, a question that lacks a critique is left out: it cannot be asked yet. `fenced` as in
+    `compare_messages`.
     """
     shown = [
         (first, second, criterion)
@@ -48,6 +55,7 @@ def compare_questions(
                 criterion.compare,
                 critiques=critiques,
                 max_chars=settings.max_chars,
+                fenced=fenced,
             ),
             _ONE_TOKEN,
             labels=LABELS,
@@ -89,6 +97,7 @@ def votes(
                     answer(left, right, criterion),
                     answer(right, left, criterion),
                     wanted=((left.id, right.id) in shown, (right.id, left.id) in shown),
+                    temperature=settings.temperature,
                 )
                 for criterion in meeting.criteria
             ],

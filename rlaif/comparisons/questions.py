@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rlaif.records import Messages
-from rlaif.templates import conversation, fence, load_template
+from rlaif.templates import conversation, fence, load_template, shortened
 
 LABELS = ("A", "B")
 """What the judge may answer: the first reply, or the second."""
@@ -23,15 +23,18 @@ def compare_messages(
     *,
     critiques: tuple[str, str] | None = None,
     max_chars: int = 12_000,
+    fenced: bool = True,
 ) -> Messages:
     """Ask which of two replies is better under `question` (a principle's `compare` text, or `joint_question`'s).
 
     With `critiques`, the notes on the first and on the second reply stand between the replies and the question.
+    Without `fenced`, the replies stand there as they are: only to measure what the fences are good for.
     """
+    shown = fence if fenced else shortened
     parts = {
         "conversation": fence(conversation(prompt), max_chars=max_chars),
-        "first": fence(first, max_chars=max_chars),
-        "second": fence(second, max_chars=max_chars),
+        "first": shown(first, max_chars=max_chars),
+        "second": shown(second, max_chars=max_chars),
         "question": question,
     }
     if critiques is None:

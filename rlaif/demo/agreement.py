@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from rlaif.demo.oracle import prefer, prefer_overall, violations
 from rlaif.demo.reading import read_reply
-from rlaif.records import Chain, Judgement, PreferencePair, Prompt, Sample
+from rlaif.records import Judgement, PreferencePair, Prompt, Sample
+from rlaif.revisions.records import Chain
 
 GARBLED = "(garbled reply)"
 """Instead of a principle's id: comparisons with a reply that is not made of this world's sentences."""

@@ -144,11 +144,14 @@ def draw_reply(scene: Scene, voice: Voice) -> str:
 
 
 def draw_oddity(reply: str, voice: Voice) -> str:
-    """Something that is no reply: empty, a lone sign, an order to the judge, or `reply` cut off or shuffled."""
+    """Something that is no reply: empty, a lone sign, an order to the judge, or `reply` cut off, shuffled, or with such
+    an order below it."""
     words = reply.split()
-    way = voice.rng.choice(("bank", "bank", "cut", "shuffle", "echo"))
+    way = voice.rng.choice(("bank", "bank", "note", "note", "cut", "shuffle", "echo"))
     if way == "bank" or len(words) < 4:
         return voice.pick(phrases("odd"))
+    if way == "note":
+        return f"{reply}{voice.rng.choice((' ', chr(10), 2 * chr(10)))}{voice.pick(phrases('odd')) or '>>>'}"
     if way == "cut":
         return " ".join(words[: voice.rng.randint(1, len(words) - 1)]).rstrip(".!?") + voice.rng.choice(("", ","))
     if way == "shuffle":

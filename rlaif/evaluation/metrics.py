@@ -81,9 +81,13 @@ def reliability(probabilities: Sequence[float], bins: int = 10) -> list[Bin]:
     """Predictions in bins of equal mass by confidence, least confident first (Nixon et al. 2019, arXiv:1904.01685).
 
     Confidence is the probability of the reply that was called better, so it is at least one half; at exactly one half
-    neither was, and half of it counts as right.
+    neither was, and half of it counts as right. Where predictions of one confidence fall into several bins, each counts
+    with the share of them that was right: which of them go where is chance.
     """
-    said = sorted((max(p, 1 - p), 0.5 if p == 0.5 else float(p > 0.5)) for p in probabilities)
+    groups: dict[float, list[float]] = {}
+    for p in probabilities:  # rounded, as 1 - p is
+        groups.setdefault(round(max(p, 1 - p), 12), []).append(0.5 if p == 0.5 else float(p > 0.5))
+    said = [(confidence, mean(right)) for confidence, right in sorted(groups.items()) for _ in right]
     bins = min(bins, len(said))
     edges = [round(at * len(said) / bins) for at in range(bins + 1)] if bins else []
     parts = [said[start:end] for start, end in itertools.pairwise(edges)]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from rlaif.records import Demonstration, Message, Prompt, Sample, content_id
+from rlaif.records import Message, Prompt, Sample, content_id
 from rlaif.revisions.guards import Use
 from rlaif.revisions.plan import Step
+from rlaif.revisions.records import Demonstration
 
 
 def rows(

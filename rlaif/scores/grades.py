@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable, Sequence
 
 from rlaif.comparisons.reading import without_thinking
 from rlaif.inference.base import Answer, Question
@@ -87,6 +88,26 @@ def grade_logit(left: Score, right: Score, *, most: float = 30.0) -> float:
     tie = max(0.0, 1.0 - win - lose) / 2
     odds = (win + tie) / (lose + tie) if lose + tie else math.inf
     return max(-most, min(most, math.log(odds) if odds else -math.inf))
+
+
+FINALISTS = 2
+"""Samples at either end that a tournament compares."""
+
+
+def finalists(samples: Sequence[Sample], score_of: Callable[[Sample], Score | None]) -> list[Sample]:
+    """The two best and the two worst by grade, in their own order; all of up to four, none while a grade is missing.
+
+    What cannot be read has the lowest grade: it is compared before it is believed.
+    """
+    if len(samples) <= 2 * FINALISTS:
+        return list(samples)
+    scores = {sample.id: score_of(sample) for sample in samples}
+    if None in scores.values():
+        return []
+    values = {key: score.value if readable(score, min_mass=0.0) else -1.0 for key, score in scores.items() if score}
+    ranked = sorted(samples, key=lambda sample: (-(values[sample.id] or 0.0), sample.index))
+    chosen = {sample.id for sample in (*ranked[:FINALISTS], *ranked[-FINALISTS:])}
+    return [sample for sample in samples if sample.id in chosen]
 
 
 def _normalised(logprobs: tuple[float, ...]) -> list[float]:

@@ -16,6 +16,7 @@ PARTS = {
     "client_cpu": "client CPU per verdict, beside httpx",
     "verdict_cpu": "CPU per verdict of a whole `rlaif compare`",
     "planning": "starting again on a full table",
+    "doctor": "`rlaif data check` on a million rows",
     "vllm": "verdicts per second and prefix cache on a real vLLM server",
 }
 

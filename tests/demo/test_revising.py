@@ -8,9 +8,10 @@ import pytest
 
 from rlaif.demo.agreement import confirmed, violation_rates
 from rlaif.pipeline import generate
-from rlaif.records import Chain, Message, PreferencePair, Prompt, Revision, Round, Sample
+from rlaif.records import Message, PreferencePair, Prompt, Revision, Sample
 from rlaif.resources import resource
 from rlaif.revisions.plan import as_sample
+from rlaif.revisions.records import Chain, Round
 from rlaif.revisions.speech import spoken
 from rlaif.settings import JudgeSettings, PolicySettings, PromptSettings, ReviseSettings, RunSettings
 from rlaif.store import read_records

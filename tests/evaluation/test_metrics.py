@@ -53,6 +53,13 @@ def test_bins_have_equal_mass() -> None:
     assert reliability([], bins=3) == []
 
 
+def test_equal_confidences_in_several_bins_are_equally_right() -> None:
+    """Three right and one wrong, all at 0.8: each of two bins is right in 0.75, wherever the wrong one is put."""
+    for said in ([0.8, 0.8, 0.8, 0.2], [0.2, 0.8, 0.8, 0.8]):
+        assert reliability(said, bins=2) == [Bin(pytest.approx(0.8), 0.75, 2)] * 2
+        assert calibration_error(said, bins=2) == pytest.approx(0.05)
+
+
 def test_a_perfectly_calibrated_judge_has_no_error() -> None:
     rng = random.Random(1)
     said = [rng.random() for _ in range(20000)]

@@ -69,8 +69,8 @@ PLANS = {
                 blank=0.1,
             ),
             Phase(
-                Mix(30, 10, 20, score=20, rank=20),
-                Schedule(1200, learning_rate=1.5e-3, matrix_rate=0.01),
+                Mix(40, 8, 14, score=18, rank=20),
+                Schedule(1300, learning_rate=1.5e-3, matrix_rate=0.01),
                 0.02,
                 joined=0.35,
                 blank=0.1,

@@ -191,7 +191,7 @@ def rank_examples(voice: Voice) -> list[Example]:
     order = sorted(range(len(replies)), key=lambda at: -merits[at])
     answer = " > ".join(LETTERS[at] for at in order)
     asked = rank_messages(user(scene.prompt), replies, question)
-    return [Example(asked, answer, weight=1.0, head=1.0, prompt=scene.prompt, shown=tuple(replies))]
+    return [Example(asked, answer, weight=2.0, head=2.0, prompt=scene.prompt, shown=tuple(replies))]
 
 
 def _whole() -> str:

@@ -1,0 +1,155 @@
+"""The card of an exported dataset, the README.md that the hub shows: what made the labels, and what is odd in them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from rlaif import __version__
+from rlaif.data.export import Exported, Form
+from rlaif.data.files import FileKind
+from rlaif.data.report import Report
+from rlaif.resources import resource
+
+_SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
+_USES = {
+    "trl": "TRL's DPOTrainer and RewardTrainer take the rows as they are. They read `prompt`, `chosen` and `rejected`.",
+    "openrlhf": "For OpenRLHF, with `--data.apply_chat_template`; `chosen` and `rejected` are its default keys.",
+    "kto": "One reply a row, for KTO: TRL's KTOTrainer takes the rows as they are.",
+}
+_COUNTS = (
+    ("prompts", "prompts"), ("samples", "replies drawn"), ("judgements", "judge calls"),
+    ("judgements_unparsed", "judge calls without a verdict"), ("judgements_low_mass", "judge calls off the menu"),
+    ("comparisons_labelled", "comparisons with a label"), ("comparisons_tie", "ties"),
+    ("comparisons_flipped", "comparisons whose two orders disagreed"), ("pairs", "pairs"),
+)  # fmt: skip
+Manifest = Mapping[str, Any]
+
+
+def manifest_of(source: str | Path) -> Manifest | None:
+    """The manifest of the run that made a pairs file, None where there is none or the file has changed since."""
+    file = Path(source)
+    beside = file.parent / "manifest.json"
+    pairs = file.with_name("pairs.jsonl")
+    if file.stem != "pairs" or not (beside.is_file() and pairs.is_file()):
+        return None
+    try:
+        manifest = json.loads(beside.read_text(encoding="utf-8"))
+        known = manifest["files"]["pairs.jsonl"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    with pairs.open("rb") as content:
+        same = hashlib.file_digest(content, "sha256").hexdigest() == known
+    return manifest if same else None
+
+
+def card(report: Report, exported: Exported, manifest: Manifest | None, form: Form, kind: FileKind, name: str) -> str:
+    """The card of a dataset that was made of the file in `report`."""
+    parts = [_head(exported, form, kind, name), f"# {name}", _USES[form], _rows(exported, form)]
+    if manifest is not None:
+        parts += ["## How the labels were made", _provenance(manifest), _counts(manifest)]
+    parts += ["## What was measured", "\n".join(_measured(report)), _about(manifest)]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _head(exported: Exported, form: Form, kind: FileKind, name: str) -> str:
+    import yaml
+
+    total = sum(exported.rows.values())
+    size = next((label for most, label in _SIZES if total < most), "n>1M")
+    files = [{"split": split, "path": f"{split}.{kind}"} for split, rows in exported.rows.items() if rows]
+    head = {
+        "pretty_name": name,
+        "license": "unknown",
+        "tags": [
+            "preference",
+            "kto" if form == "kto" else "dpo",
+            "rlaif",
+            *([] if form == "kto" else ["reward-model"]),
+        ],
+        "size_categories": [size],
+        "configs": [{"config_name": "default", "data_files": files}],
+    }
+    text: str = yaml.safe_dump(head, sort_keys=False, allow_unicode=True)
+    return f"---\n# Put your licence here before you publish.\n{text}---"
+
+
+def _rows(exported: Exported, form: Form) -> str:
+    told = ", ".join(f"{rows:,} {split}" for split, rows in exported.rows.items() if rows)
+    text = f"Rows: {told}."
+    if exported.rows["test"]:
+        text += " The split is by prompt: no prompt stands in both."
+    if exported.left_out:
+        left = ", ".join(f"{count:,} {rule}" for rule, count in exported.left_out.most_common())
+        text += f" Left out of the source: {left}."
+    if form != "kto":
+        text += (
+            "\n\n`probability`, where there is one, is the judge's probability that `chosen` is better, `label_margin`"
+            " how far it is above one half. Trainers do not read them. (A column `margin` would be read as a margin of"
+            " rewards, which is another scale.)"
+        )
+    return text
+
+
+def _provenance(manifest: Manifest) -> str:
+    constitution = manifest.get("constitution") or {}
+    settings = manifest.get("settings") or {}
+    compare = settings.get("compare") or {}
+    rows = [
+        ("constitution", f"{constitution.get('name')}, hash `{constitution.get('hash')}`"),
+        ("judge", f"`{manifest.get('judge')}`"),
+        ("policy", f"`{manifest.get('policy')}`"),
+        ("principles a pair", compare.get("principles")),
+        ("orders", compare.get("orders")),
+        ("made by", manifest.get("made_by")),
+        *_templates(compare, str(manifest.get("made_by"))),
+    ]
+    return "| | |\n|---|---|\n" + "\n".join(f"| {name} | {_cell(value)} |" for name, value in rows)
+
+
+def _templates(compare: Mapping[str, Any], made_by: str) -> Iterator[tuple[str, str]]:
+    """The hashes of the judge templates behind the labels; only where the run was made by this version."""
+    if made_by != f"rlaif {__version__}":
+        return
+    for name in ("compare_critiqued", "critique") if compare.get("critique") else ("compare",):
+        content = (resource("prompts") / "judge" / f"{name}.txt").read_bytes()
+        yield f"template `{name}.txt`", f"sha256 `{hashlib.sha256(content).hexdigest()}`"
+
+
+def _counts(manifest: Manifest) -> str:
+    counts = manifest.get("counts") or {}
+    rows = [(label, counts[name]) for name, label in _COUNTS if isinstance(counts.get(name), int)]
+    rows += [(f"failed: {reason}", count) for reason, count in (manifest.get("failures") or {}).items()]
+    return "| | |\n|---|---|\n" + "\n".join(f"| {_cell(label)} | {count:,} |" for label, count in rows) if rows else ""
+
+
+def _measured(report: Report) -> Iterator[str]:
+    """Known biases and defects of the source file, as the doctor found them."""
+    if (lengths := report.lengths) is not None:
+        longer = (
+            "" if lengths.chosen_longer is None else f"chosen is longer in {lengths.chosen_longer:.1%} of the pairs; "
+        )
+        effect = "" if lengths.effect_size is None else f"Cohen's d of log length {lengths.effect_size:+.2f}; "
+        yield f"- Length: {longer}{effect}length alone as a reward has AUC {lengths.auc:.3f}."
+    if (labels := report.labels) is not None and labels.entropy is not None:
+        yield f"- Soft labels: mean entropy {labels.entropy:.2f} bits, {labels.certain or 0:.1%} exactly 0 or 1."
+    if labels is not None and labels.desirable is not None:
+        yield f"- Desirable replies: {labels.desirable:.1%}."
+    if (refusals := report.refusals) is not None:
+        shares = f"{refusals.chosen:.1%} of the chosen, {refusals.rejected:.1%} of the rejected replies"
+        yield f"- Open as refusals in English: {shares}."
+    for finding in report.findings:
+        often = f"{finding.count:,} of {report.rows:,} rows: " if finding.lines else ""
+        yield f"- {finding.level}, `{finding.rule}`: {often}{finding.what}."
+
+
+def _about(manifest: Manifest | None) -> str:
+    text = f"Measured on the source file by `rlaif data check`, exported by `rlaif data export` ({__version__})."
+    return text if manifest is None else f"{text} The labels are a model's judgement, not people's."
+
+
+def _cell(value: object) -> str:
+    return str(value).replace("|", "\\|").replace("\n", " ")

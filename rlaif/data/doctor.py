@@ -1,0 +1,161 @@
+"""The doctor for preference data: one pass over a file, and everything that would spoil a training on it.
+
+Memory holds 32 bytes a row to find repeated rows, 208 a prompt to find similar ones, and histograms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from rlaif.data.columns import Kinds, name_findings
+from rlaif.data.labels import LabelSums, RefusalSums, label_finding, refusal_finding
+from rlaif.data.lengths import LengthSums, length_finding
+from rlaif.data.neighbours import MOST, Neighbours
+from rlaif.data.overlap import EvaluationSet
+from rlaif.data.repeats import Repeats
+from rlaif.data.report import Finding, Report
+from rlaif.data.rules import Tally, about_file, in_order
+from rlaif.data.shapes import Reading, Shape, read, recognise
+from rlaif.data.texts import check_texts
+from rlaif.data.tokens import Limit, truncation_finding
+from rlaif.data.turns import UnreadableValueError
+from rlaif.errors import UserError
+from rlaif.samples.rows import read_rows
+
+Told = Callable[[int], None]
+"""Takes the number of rows read so far, every thousand rows."""
+
+_STEP = 1000
+_TRIED = 20
+"""Rows that the shape is looked for in, for the first may lack a value."""
+
+
+def examine(
+    path: str | Path,
+    *,
+    against: Sequence[str] = (),
+    tokenizer: str | None = None,
+    max_length: int | None = None,
+    limit: int | None = None,
+    told: Told | None = None,
+) -> Report:
+    """Read a file, or a `datasets` name, and tell what is wrong with it.
+
+    `against` names evaluation sets that it should not overlap with. With `max_length` the rows that it cuts are
+    counted, by `tokenizer` or, without one, estimated. `limit` reads only so many rows. Raises UserError where a file
+    cannot be read.
+    """
+    cut = None if max_length is None else Limit(max_length, tokenizer)
+    visit = _Visit(cut, [EvaluationSet(each) for each in against])
+    for line, row in read_rows(path):
+        visit.see(line, row)
+        if told is not None and visit.rows % _STEP == 0:
+            told(visit.rows)
+        if visit.rows == limit:
+            break
+    if not visit.rows:
+        raise UserError("holds no rows", where=path)
+    return visit.report(str(path))
+
+
+class _Visit:
+    """Everything that is gathered on the way through one file."""
+
+    def __init__(self, cut: Limit | None, evaluations: Sequence[EvaluationSet]) -> None:
+        self.rows = 0
+        self._usable = self._chosen = self._rejected = 0
+        self._shape: Shape | None = None
+        self._columns: tuple[str, ...] = ()
+        self._waiting: list[tuple[int, object]] = []
+        self._tally, self._kinds = Tally(), Kinds()
+        self._repeats, self._neighbours = Repeats(), Neighbours()
+        self._lengths, self._labels, self._refusals = LengthSums(), LabelSums(), RefusalSums()
+        self._cut, self._evaluations = cut, evaluations
+
+    def see(self, line: int, row: object) -> None:
+        """Take one row in; the first few wait until the shape of the file is known."""
+        self.rows += 1
+        if self._shape is not None:
+            self._read(line, row, self._shape)
+            return
+        if self.rows == 1 and isinstance(row, dict):
+            self._columns = tuple(str(name) for name in row)
+        if self.rows > _TRIED:
+            return
+        self._waiting.append((line, row))
+        self._shape = recognise(row)
+        if self._shape is not None:
+            for waiting in self._waiting:
+                self._read(*waiting, self._shape)
+
+    def _read(self, line: int, row: object, shape: Shape) -> None:
+        broken: set[str] = set()
+        if isinstance(row, dict):
+            self._kinds.add(row, line, shape.columns.values(), self._tally)
+        try:
+            reading = read(row, shape)
+        except UnreadableValueError as odd:
+            broken.add(str(odd))
+        else:
+            broken |= reading.odd
+            self._weigh(line, reading, broken)
+        for rule in broken:
+            self._tally.add(rule, line)
+
+    def _weigh(self, line: int, reading: Reading, broken: set[str]) -> None:
+        chosen, rejected = reading.chosen, reading.rejected
+        self._usable += 1
+        self._chosen += chosen is not None
+        self._rejected += rejected is not None
+        check_texts(reading, broken.add)
+        self._labels.add(reading, broken.add)
+        self._refusals.add(reading)
+        self._lengths.add(
+            None if chosen is None else len(chosen.strip()), None if rejected is None else len(rejected.strip())
+        )
+        key = self._repeats.add(line, reading)
+        self._neighbours.add(len(self._repeats.lines) - 1, key, reading.prompt)
+        if self._cut is not None:
+            self._cut.add(reading)
+        if self._evaluations and any([each.meets(reading) for each in self._evaluations]):
+            broken.add("eval-overlap")
+
+    def report(self, path: str) -> Report:
+        """What it all comes to."""
+        self._repeats.find(self._tally)
+        near = [self._repeats.lines[row] for row in self._neighbours.find()]
+        self._tally.add_many("near-prompt", len(near), near)
+        lengths, labels = self._lengths.result(), self._labels.result()
+        refusals = self._refusals.result(self._chosen, self._rejected) if self._usable else None
+        truncation = None if self._cut is None else self._cut.result()
+        measured = (
+            length_finding(lengths, self._usable),
+            label_finding(labels),
+            refusal_finding(refusals, self._usable) if refusals is not None else None,
+            truncation_finding(truncation, self._usable),
+            self._skipped(),
+        )
+        findings = [*name_findings(self._shape, self._columns, self.rows), *self._tally.findings(self.rows)]
+        ordered = in_order(findings + [finding for finding in measured if finding is not None])
+        return Report(
+            path=path,
+            shape=None if self._shape is None else self._shape.kind,
+            columns=self._columns,
+            rows=self.rows,
+            usable=self._usable,
+            worst=ordered[0].level if ordered else None,
+            findings=ordered,
+            lengths=lengths,
+            labels=labels,
+            refusals=refusals,
+            truncation=truncation,
+            overlaps=tuple(each.result() for each in self._evaluations),
+        )
+
+    def _skipped(self) -> Finding | None:
+        """That not all prompts were searched for near-duplicates."""
+        if not self._neighbours.skipped:
+            return None
+        what = f"near-duplicate prompts were looked for among the first {MOST:,} prompts only"
+        return about_file("note", "searched-in-part", self._neighbours.skipped, what, "check the rest by itself")

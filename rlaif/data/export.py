@@ -1,0 +1,186 @@
+"""Preference data in the forms that trainers read: TRL, OpenRLHF, and the unpaired one of KTO.
+
+trl        `prompt`, `chosen`, `rejected` as message lists: TRL's explicit-prompt conversational preferences
+openrlhf   `chosen`, `rejected` as whole conversations, its default keys (with `--data.apply_chat_template`)
+kto        `prompt`, `completion`, `label`: every pair is two rows
+
+The soft label stands in `probability` and its distance from one half in `label_margin`. Neither trainer reads these. A
+column called `margin` would be read by both: they take it off the difference of the two rewards, which is on another
+scale. Rows of one prompt go to one split, drawn by the hash of the prompt.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from rlaif.data.files import FileKind, Row, RowFile
+from rlaif.data.repeats import hashed
+from rlaif.data.shapes import Reading, Shape, read, recognise
+from rlaif.data.texts import check_texts
+from rlaif.data.turns import Turns, UnreadableValueError
+from rlaif.errors import UserError
+from rlaif.records import Message, content_id
+from rlaif.samples.rows import read_rows
+
+Form = Literal["trl", "openrlhf", "kto"]
+
+LEFT_OUT = frozenset({
+    "missing", "type", "unknown-role", "role-order", "empty-prompt", "empty-reply", "identical", "no-shared-prompt",
+    "prompt-mismatch", "probability-range", "label-type", "half-character", "several-turns", "tied-ratings", "unrated",
+})  # fmt: skip
+"""Rules of the doctor; a row that breaks one of them is not exported."""
+
+_TRIED = 20
+_COLUMNS: dict[Form, tuple[str, ...]] = {
+    "trl": ("prompt", "chosen", "rejected"),
+    "openrlhf": ("chosen", "rejected"),
+    "kto": ("prompt", "completion", "label"),
+}
+_SOFT = ("probability", "label_margin")
+
+
+@dataclass
+class Exported:
+    """What went into a dataset, and what did not."""
+
+    rows: dict[str, int] = field(default_factory=lambda: {"train": 0, "test": 0})
+    left_out: Counter[str] = field(default_factory=Counter)
+    """Rows by the rule that they break, `margin` for those below the asked margin."""
+    pairs: int = 0
+    """Pairs that were read and not left out; of a KTO dataset each is two rows, equal ones once."""
+
+
+def export_rows(
+    source: str | Path,
+    folder: Path,
+    form: Form,
+    *,
+    soft: bool,
+    kind: FileKind = "parquet",
+    margin: float = 0.0,
+    split: float = 0.0,
+    told: Callable[[int], None] | None = None,
+) -> Exported:
+    """Write `train` and, with a `split` above 0, `test` into `folder`, which holds nothing else yet.
+
+    With `soft` the rows keep their soft labels. `margin` leaves out pairs whose soft label is nearer to one half.
+    Raises UserError where nothing can be exported.
+    """
+    counts = Exported()
+    columns = _COLUMNS[form] + (_SOFT if soft and form != "kto" else ())
+    names = ("train", "test") if split > 0 else ("train",)
+    with contextlib.ExitStack() as stack:
+        files = {name: stack.enter_context(RowFile(folder / f"{name}.{kind}", columns)) for name in names}
+        for prompt, row in _rows(source, form, margin, counts, told):
+            name = "test" if int(prompt[:8], 16) < split * 2**32 else "train"
+            files[name].add(row)
+            counts.rows[name] += 1
+    if not sum(counts.rows.values()):
+        why = ", ".join(f"{count:,} {rule}" for rule, count in counts.left_out.most_common(3)) or "it is empty"
+        raise UserError(f"no row can be exported ({why})", where=source, mend=f"see `rlaif data check {source}`")
+    for name in names:
+        if not counts.rows[name]:
+            raise UserError(f"`{name}` would be empty", where=source, mend="give another --split, or none")
+    return counts
+
+
+def _rows(
+    source: str | Path, form: Form, margin: float, counts: Exported, told: Callable[[int], None] | None
+) -> Iterator[tuple[str, Row]]:
+    """Each row to write, with the id of its prompt."""
+    shape, seen, number = None, _Seen(), 0
+    for number, (line, row) in enumerate(read_rows(source), start=1):
+        if told is not None and number % 1000 == 0:
+            told(number)
+        shape = shape or recognise(row)
+        if shape is None:
+            if number >= _TRIED:
+                break
+            counts.left_out["type"] += 1
+            continue
+        if shape.kind == "unpaired" and form != "kto":
+            raise UserError("the rows are single replies, not pairs", where=source, line=line, mend="use --format kto")
+        reading = _sound(row, shape, margin, counts)
+        if reading is not None:
+            counts.pairs += reading.chosen is not None and reading.rejected is not None
+            yield from _written(reading, form, seen)
+    if shape is None and number:
+        raise UserError("no preference data of a known shape", where=source, mend=f"see `rlaif data check {source}`")
+
+
+def _sound(row: object, shape: Shape, margin: float, counts: Exported) -> Reading | None:
+    """The row as it was read, or None where it is left out (and counted)."""
+    try:
+        reading = read(row, shape)
+    except UnreadableValueError as odd:
+        counts.left_out[str(odd)] += 1
+        return None
+    broken = set(reading.odd)
+    check_texts(reading, broken.add)
+    reading.probability = _probability(reading.probability, broken)
+    reason = next(iter(sorted(broken & LEFT_OUT)), None)
+    if reason is None and reading.probability is not None and abs(reading.probability - 0.5) < margin:
+        reason = "margin"
+    if reason is not None:
+        counts.left_out[reason] += 1
+        return None
+    return reading
+
+
+def _probability(value: object, broken: set[str]) -> float | None:
+    if value is None or value == "":
+        return None
+    try:
+        number = float(value)  # type: ignore[arg-type]  # what is no number is told below
+    except (TypeError, ValueError):
+        number = -1.0
+    if isinstance(value, bool) or not 0 <= number <= 1:
+        broken.add("probability-range")
+    return number
+
+
+class _Seen:
+    """Unpaired rows that were written, for a reply that stands in several pairs is one row."""
+
+    def __init__(self) -> None:
+        self._keys: set[int] = set()
+
+    def new(self, *parts: object) -> bool:
+        key = hashed(repr(parts))
+        found = key in self._keys
+        self._keys.add(key)
+        return not found
+
+
+def _written(reading: Reading, form: Form, seen: _Seen) -> Iterator[tuple[str, Row]]:
+    prompt = _messages(reading.prompt)
+    key = content_id(prompt)
+    sides = [(text, good) for text, good in ((reading.chosen, True), (reading.rejected, False)) if text is not None]
+    if form == "kto":
+        for text, good in sides:
+            if seen.new(key, text, good):
+                yield key, {"prompt": prompt, "completion": _answer(text), "label": good}
+        return
+    chosen, rejected = (_answer(text) for text, _ in sides)
+    if form == "openrlhf":
+        row: Row = {"chosen": prompt + chosen, "rejected": prompt + rejected}
+    else:
+        row = {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+    if reading.probability is not None:
+        assert isinstance(reading.probability, float)
+        row |= {"probability": reading.probability, "label_margin": reading.probability - 0.5}
+    yield key, row
+
+
+def _messages(turns: Turns) -> list[dict[str, str]]:
+    """Plain messages, checked by the record that the pipeline's own prompts are made of: equal prompts, equal id."""
+    return [Message.model_validate({"role": turn.role, "content": turn.content}).model_dump() for turn in turns]
+
+
+def _answer(text: str) -> list[dict[str, str]]:
+    return [{"role": "assistant", "content": text}]

@@ -1,0 +1,114 @@
+"""The rules of the doctor: how bad breaking one is, what it means, and how to mend it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from rlaif.data.report import LEVELS, Finding, Level
+
+_MOST_LINES = 10
+
+
+class Rule(NamedTuple):
+    """One thing that can be wrong with a row."""
+
+    level: Level
+    what: str
+    mend: str
+    note_up_to: float = 0.0
+    """Up to this share of the rows it is only a note."""
+
+
+_DROP = "leave these rows out (`rlaif data export` does)"
+_EXPORT = "`rlaif data export FILE --format trl -o DIR` writes one form"
+
+RULES: dict[str, Rule] = {
+    "missing": Rule("error", "a value is missing", "fill it in, or leave these rows out (`rlaif data export` does)"),
+    "type": Rule("error", "a prompt or a reply is neither a text nor a list of messages", _DROP),
+    "unknown-role": Rule("error", "a message has a role other than system, user, assistant",
+                         "rename the role, or leave these rows out; most chat templates refuse others"),
+    "role-order": Rule("error", "the roles do not alternate, or the user does not have the last word before the reply",
+                       "join turns of one speaker, or leave these rows out; chat templates refuse them"),
+    "empty-prompt": Rule("error", "the prompt, or a user's turn in it, is blank", _DROP),
+    "empty-reply": Rule("error", "a reply is blank", _DROP),
+    "identical": Rule("error", "chosen and rejected are the same text: nothing to learn", _DROP),
+    "contradictory": Rule("error", "another row has the same prompt with chosen and rejected the other way round",
+                          "keep one of them, or neither"),
+    "no-shared-prompt": Rule("error", "chosen and rejected share no prompt",
+                             "give the prompt in a column `prompt`, or whole dialogues that begin alike"),
+    "prompt-mismatch": Rule("error", "a reply's dialogue is not the prompt's",
+                            "one prompt a row, the same on both sides"),
+    "probability-range": Rule("error", "`probability` is not a number between 0 and 1", "it is P(chosen is better)"),
+    "label-type": Rule("error", "`label` is neither true nor false", "write booleans"),
+    "messages-as-text": Rule("error", "messages are written into a text as JSON: a trainer would learn the JSON",
+                             f"{_EXPORT}, or store lists (JSONL, Parquet)"),
+    "half-character": Rule("error", "half a surrogate pair, which no tokenizer takes", "encode the text again"),
+    "mixed-types": Rule("error", "a column holds values of different kinds: loaders and trainers break on it",
+                        "one kind of value a column"),
+    "near-identical": Rule("warning", "chosen and rejected are nearly the same text (arXiv:2410.08847: pairs like that "
+                           "push down the chosen reply too)", "leave these rows out, or ask for other replies"),
+    "duplicate-row": Rule("warning", "the same prompt, chosen and rejected stood in a row before", "keep one of them"),
+    "prompt-in-reply": Rule("warning", "a reply holds its whole prompt", "cut the prompt off the reply"),
+    "next-turn": Rule("warning", "a reply goes on into the next turn: it holds the marker of a user's turn",
+                      "cut the reply at the marker; a model would learn to speak for the user"),
+    "several-turns": Rule("warning", "a reply is several turns: the dialogues part early, or it speaks for the user",
+                          "cut it after its first turn, or leave these rows out"),
+    "forms": Rule("warning", "texts and message lists are mixed, or replies repeat the prompt: trainers that join "
+                  "prompt and reply (TRL) break or read the prompt twice", _EXPORT),
+    "probability-side": Rule("warning", "`probability` is below 0.5: the label says that rejected is better",
+                             "swap chosen and rejected, or mend the label"),
+    "score-side": Rule("warning", "the rejected reply has the higher score", "swap them, or mend the scores"),
+    "label-half": Rule("warning", "`probability` is exactly 0.5: no preference at all",
+                       "leave these rows out (`rlaif data export --margin` does)"),
+    "garbled": Rule("warning", "replacement characters or text decoded with the wrong encoding",
+                    "read the source as UTF-8 again"),
+    "other-types": Rule("warning", "a column beside the data holds values of different kinds: loaders may refuse it",
+                        "one kind of value a column, or drop it"),
+    "unrated": Rule("warning", "fewer than two rated completions", "rate them, or leave these rows out"),
+    "eval-overlap": Rule("warning", "the row shares 13 words in a row with an evaluation set, or its whole prompt",
+                         "leave these rows out, or report the evaluation without them"),
+    "near-prompt": Rule("warning", "the prompt is nearly the same as an earlier one",
+                        "few distinct prompts teach few things; thin them out", note_up_to=0.1),
+    "repeated-prompt": Rule("note", "the prompt stood in a row before", "keep all rows of a prompt in one split"),
+    "tied-ratings": Rule("note", "all completions are rated the same: no pair", "they are left out of a training set"),
+}  # fmt: skip
+"""Rules about rows. Those about the whole file are made where they are measured."""
+
+
+class Tally:
+    """Counts the rows that break each rule, and keeps the first few lines."""
+
+    def __init__(self) -> None:
+        self._counts: dict[str, int] = {}
+        self._lines: dict[str, list[int]] = {}
+
+    def add(self, rule: str, line: int) -> None:
+        """Count one row."""
+        self.add_many(rule, 1, [line])
+
+    def add_many(self, rule: str, count: int, lines: list[int]) -> None:
+        """Count several rows, of which `lines` are the first."""
+        if not count:
+            return
+        self._counts[rule] = self._counts.get(rule, 0) + count
+        kept = self._lines.setdefault(rule, [])
+        kept.extend(lines[: _MOST_LINES - len(kept)])
+
+    def findings(self, rows: int) -> Iterator[Finding]:
+        """What was counted, `rows` being all that were read."""
+        for name, count in self._counts.items():
+            rule, share = RULES[name], count / max(rows, 1)
+            level = "note" if share <= rule.note_up_to else rule.level
+            lines = tuple(self._lines[name])
+            yield Finding(level=level, rule=name, count=count, share=share, lines=lines, what=rule.what, mend=rule.mend)
+
+
+def about_file(level: Level, rule: str, rows: int, what: str, mend: str) -> Finding:
+    """A finding about the file as a whole, measured on `rows` rows."""
+    return Finding(level=level, rule=rule, count=rows, share=1.0, lines=(), what=what, mend=mend)
+
+
+def in_order(findings: list[Finding]) -> tuple[Finding, ...]:
+    """The worst first; of one level, the most frequent first."""
+    return tuple(sorted(findings, key=lambda each: (LEVELS.index(each.level), -each.count, each.rule)))

@@ -1,0 +1,102 @@
+"""Turns of a conversation as they stand in foreign data: any role, any order. What is odd is named, not mended."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import NamedTuple
+
+from rlaif.samples.transcripts import is_transcript, parse_transcript
+
+Odd = Callable[[str], None]
+"""Takes the name of a rule that the row breaks."""
+
+ROLES = {
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "human": "user",
+    "prompter": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "model": "assistant",
+    "bot": "assistant",
+}
+
+
+class Turn(NamedTuple):
+    """One turn; an unknown role stands as it was written."""
+
+    role: str
+    content: str
+
+
+Turns = tuple[Turn, ...]
+
+
+class UnreadableValueError(Exception):
+    """A value that is no text and no conversation; the text is the rule that it breaks."""
+
+
+def turns_of(value: object, role: str, odd: Odd) -> Turns:
+    """The turns of a text (one turn of `role`), of a dialogue in a text, or of a list of messages.
+
+    Raises UnreadableValueError where there are none.
+    """
+    if value is None:
+        raise UnreadableValueError("missing")
+    if isinstance(value, str):
+        return _of_text(value, role, odd)
+    if isinstance(value, dict):
+        value = [value]
+    if not isinstance(value, list):
+        raise UnreadableValueError("type")
+    if not value:
+        raise UnreadableValueError("empty-prompt" if role == "user" else "empty-reply")
+    return tuple(_turn(item, odd) for item in value)
+
+
+def _of_text(text: str, role: str, odd: Odd) -> Turns:
+    if text.startswith("[{") and (messages := _serialised(text)) is not None:
+        odd("messages-as-text")
+        return tuple(_turn(item, odd) for item in messages)
+    if is_transcript(text):
+        return tuple(Turn(turn.role, turn.content) for turn in parse_transcript(text))
+    return (Turn(role, text),)
+
+
+def _serialised(text: str) -> list[object] | None:
+    """Messages that were written into a text as JSON, as tables without nested columns force people to."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    found = isinstance(value, list) and all(
+        isinstance(item, dict) and ("role" in item or "from" in item) for item in value
+    )
+    return value if found else None
+
+
+def _turn(item: object, odd: Odd) -> Turn:
+    if not isinstance(item, dict):
+        raise UnreadableValueError("type")
+    named = str(item.get("role", item.get("from")))
+    role = ROLES.get(named.lower(), named)
+    if role not in ("system", "user", "assistant"):
+        odd("unknown-role")
+    return Turn(role, _content(item.get("content", item.get("value"))))
+
+
+def _content(value: object) -> str:
+    """A message's text: plain, or in the parts that some chat formats cut it into."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list) and all(isinstance(part, dict) and isinstance(part.get("text"), str) for part in value):
+        return "".join(part["text"] for part in value)
+    raise UnreadableValueError("missing" if value is None else "type")
+
+
+def ordered(prompt: Turns) -> bool:
+    """Whether a system turn stands first only, user and assistant alternate, and the last word is the user's."""
+    said = prompt[1:] if prompt and prompt[0].role == "system" else prompt
+    return len(said) % 2 == 1 and all(turn.role == ("assistant" if at % 2 else "user") for at, turn in enumerate(said))

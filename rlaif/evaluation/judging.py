@@ -1,0 +1,258 @@
+"""The evaluation of a judge on gold pairs: plan, ask what is missing, append; then measure, decide, write.
+
+In the folder: `judgements.jsonl` and `failures.jsonl`, the answers of all judges that were evaluated there; and for
+every judge and constitution a report (`NAME.json`, written last), what was said about each pair (`NAME.pairs.jsonl`)
+and plots. Answers are found by content id: a second call asks nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+from rlaif import __version__
+from rlaif.comparisons.verdict import judgement
+from rlaif.constitution import Constitution
+from rlaif.evaluation.canaries import chosen_cases, count_probes, count_wins, probes
+from rlaif.evaluation.gold import read_gold
+from rlaif.evaluation.judged import Case, JudgedPair, cases, judged_pair, questions_of
+from rlaif.evaluation.measures import measure
+from rlaif.evaluation.report import About, Cost, JudgeReport
+from rlaif.evaluation.verdict import decide, known_report, report_stem
+from rlaif.inference.ask import Tally, ask
+from rlaif.inference.base import ModelSource, Question
+from rlaif.records import Failure, Judgement
+from rlaif.samples.inputs import Oddities
+from rlaif.settings import CompareSettings, PairSettings
+from rlaif.store import Table, lock_folder, write_records, write_text
+
+
+class Watch(Protocol):
+    """Who is told how far an evaluation is."""
+
+    def begin(self, stage: str, most: int) -> None:
+        """`stage` begins; it has at most `most` questions."""
+        ...
+
+    def progress(self, tally: Tally) -> None:
+        """Some more questions were answered."""
+        ...
+
+    def end(self, tally: Tally) -> None:
+        """The stage is done."""
+        ...
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What to put to a judge."""
+
+    gold: str
+    """File or `datasets` name."""
+    constitution: Constitution
+    compare: CompareSettings = field(default_factory=CompareSettings)
+    pair: PairSettings = field(default_factory=PairSettings)
+    column: str | None = None
+    limit: int | None = None
+    canary_pairs: int = 20
+    """Gold pairs that the canaries meet; 0 for none."""
+    max_failed: float = 0.5
+    """Stop when more than this share of the questions failed."""
+
+    def cases(self, oddities: Oddities | None = None) -> Iterator[Case]:
+        """The gold pairs, streamed."""
+        pairs = read_gold(self.gold, column=self.column, limit=self.limit, oddities=oddities)
+        return cases(pairs, self.constitution, self.compare)
+
+
+class Evaluated(NamedTuple):
+    """A finished evaluation."""
+
+    report: JudgeReport
+    path: Path
+    """Of the report."""
+    tallies: tuple[Tally, ...]
+    """What was asked now."""
+
+
+@dataclass
+class _Tables:
+    answers: Table[Judgement]
+    failures: Table[Failure]
+
+
+@dataclass
+class _Plan:
+    """What a first pass over the gold pairs finds; its mistakes are told before anything is asked."""
+
+    questions: int = 0
+    canaries: list[Case] = field(default_factory=list)
+    oddities: Oddities = field(default_factory=Oddities)
+
+
+async def evaluate_judge(
+    wanted: Evaluation, judge: ModelSource, folder: Path, *, watch: Watch, plots: bool = True
+) -> Evaluated:
+    """Measure a judge on gold pairs, and write what was found into `folder`.
+
+    Raises UserError for the user's mistakes and ModelError when the judge cannot go on; a second call resumes.
+    """
+    plan = _planned(wanted, judge.name)
+    with (
+        lock_folder(folder),
+        contextlib.closing(Table(folder / "judgements.jsonl", Judgement)) as answers,
+        contextlib.closing(Table(folder / "failures.jsonl", Failure)) as failures,
+    ):
+        tables = _Tables(answers, failures)
+        asked = (q for case in wanted.cases() for q in questions_of(case, wanted.compare, judge.name))
+        tally = await _asked("judge", asked, plan.questions, judge, tables, wanted, watch)
+        tallies = [tally]
+        if plan.canaries:
+            asked = (q for probe in probes(plan.canaries) for q in probe.questions(wanted.compare, judge.name))
+            most = 2 * count_probes(len(plan.canaries)) * _criteria(plan.canaries)
+            tallies.append(await _asked("canaries", asked, most, judge, tables, wanted, watch))
+        path = folder / f"{report_stem(judge.name, wanted.constitution.hash)}.json"
+        report, judged = _report(wanted, judge.name, plan, tables, tally, folder)
+        write_records(path.with_suffix(".pairs.jsonl"), judged)
+        if plots:
+            from rlaif.evaluation.plots import write_plots
+
+            write_plots(report, path.with_suffix(""))
+        write_text(path, report.model_dump_json(indent=2) + "\n")
+    return Evaluated(report, path, tuple(tallies))
+
+
+def _planned(wanted: Evaluation, judge: str) -> _Plan:
+    plan = _Plan()
+
+    def counted() -> Iterator[Case]:
+        for case in wanted.cases(plan.oddities):
+            plan.questions += len(questions_of(case, wanted.compare, judge))
+            yield case
+
+    plan.canaries = chosen_cases(counted(), max(wanted.canary_pairs, 1))[: wanted.canary_pairs]
+    return plan
+
+
+def _criteria(found: Sequence[Case]) -> int:
+    return max(len(case.meeting.criteria) for case in found)
+
+
+async def _asked(
+    stage: str,
+    questions: Iterable[Question],
+    most: int,
+    judge: ModelSource,
+    tables: _Tables,
+    wanted: Evaluation,
+    watch: Watch,
+) -> Tally:
+    watch.begin(stage, most)
+    tally = await ask(
+        questions,
+        judge,
+        tables.answers,
+        judgement,
+        tables.failures,
+        stage=stage,
+        max_failed=wanted.max_failed,
+        progress=watch.progress,
+    )
+    watch.end(tally)
+    return tally
+
+
+def _report(
+    wanted: Evaluation, judge: str, plan: _Plan, tables: _Tables, tally: Tally, folder: Path
+) -> tuple[JudgeReport, list[JudgedPair]]:
+    read = _Reading(wanted, judge, tables)
+    judged = list(read.judged())
+    gold = _sha256(Path(wanted.gold))
+    seconds = _known_seconds(known_report(judge, wanted.constitution.hash, folder), wanted.gold, gold)
+    measures = measure(
+        judged,
+        wanted.pair,
+        canaries=count_wins(probes(plan.canaries), tables.answers.get, wanted.compare, wanted.pair, judge),
+        cost=read.cost(tally, sum(each.labelled for each in judged), seconds),
+        failures=dict(read.failures),
+        temperature=wanted.compare.temperature,
+    )
+    report = JudgeReport(
+        made_by=f"rlaif {__version__}",
+        about=About(
+            judge=judge,
+            constitution=wanted.constitution.name,
+            constitution_hash=wanted.constitution.hash,
+            gold=wanted.gold,
+            gold_sha256=gold,
+            oddities=plan.oddities.counts,
+            compare=wanted.compare.model_dump(mode="json"),
+            pair=wanted.pair.model_dump(mode="json"),
+        ),
+        verdict=decide(measures),
+        measures=measures,
+    )
+    return report, judged
+
+
+class _Reading:
+    """Reads the answers back, and counts on the way what they cost."""
+
+    def __init__(self, wanted: Evaluation, judge: str, tables: _Tables) -> None:
+        self._wanted, self._judge, self._tables = wanted, judge, tables
+        self.failures: Counter[str] = Counter()
+        self._spent: Counter[str] = Counter()
+
+    def judged(self) -> Iterator[JudgedPair]:
+        """What was said about every gold pair."""
+        compare, pair = self._wanted.compare, self._wanted.pair
+        for case in self._wanted.cases():
+            yield judged_pair(case, questions_of(case, compare, self._judge), self._answer, compare, pair)
+
+    def _answer(self, key: str) -> Judgement | None:
+        found = self._tables.answers.get(key)
+        if found is None:
+            failure = self._tables.failures.get(key)
+            self.failures[failure.reason if failure else "not asked"] += 1
+            return None
+        self._spent.update(
+            calls=1, prompt=found.prompt_tokens, cached=found.cached_tokens, completion=found.completion_tokens
+        )
+        return found
+
+    def cost(self, tally: Tally, labels: int, known_seconds: float | None) -> Cost:
+        """What the answers took; the time as measured now, or when they were asked."""
+        spent = self._spent
+
+        def per_1000(total: float) -> float | None:
+            return 1000 * total / labels if labels else None
+
+        timed = per_1000(tally.seconds / tally.asked * spent["calls"]) if tally.asked else known_seconds
+        return Cost(
+            calls=spent["calls"],
+            prompt_tokens=spent["prompt"],
+            cached_tokens=spent["cached"],
+            completion_tokens=spent["completion"],
+            calls_per_1000=per_1000(spent["calls"]),
+            prompt_tokens_per_1000=per_1000(spent["prompt"]),
+            seconds_per_1000=timed,
+        )
+
+
+def _known_seconds(earlier: JudgeReport | None, gold: str, sha256: str | None) -> float | None:
+    """The time that an earlier report on the same pairs tells of."""
+    if earlier is None or (earlier.about.gold, earlier.about.gold_sha256) != (gold, sha256):
+        return None
+    return earlier.measures.cost.seconds_per_1000
+
+
+def _sha256(path: Path) -> str | None:
+    if not path.is_file():
+        return None
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
