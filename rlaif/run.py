@@ -245,6 +245,9 @@ def reopen_run(folder: Path, constitution: Constitution | None = None) -> Iterat
     """
     making = read_making(folder)
     settings = load_yaml(folder / "run.yaml", RunSettings).model_copy(update={"output": str(folder)})
+    if settings.compare.method in ("score", "rank"):
+        what = f"this run was judged by `{settings.compare.method}`, and this looks at pairs shown in both orders"
+        raise UserError(what, where=folder, mend="generate it with `compare.method: pairwise` or `tournament`")
     planned = constitution or load_constitution(settings.constitution)
     with lock_folder(folder), _tables(settings, planned, making.policy, making.judge) as run:
         yield run

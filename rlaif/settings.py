@@ -118,6 +118,12 @@ class CompareSettings(Record):
     temperature: float = Field(1.0, gt=0, allow_inf_nan=False)
     """Labels only: the judge's logits are divided by this. `rlaif evaluate judge` fits it; asks the judge nothing."""
 
+    @model_validator(mode="after")
+    def _critiques_in_pairs(self) -> CompareSettings:
+        if self.critique and self.method in ("score", "rank"):
+            raise ValueError(f"`compare.critique` goes with pairs, and `method` is {self.method}: remove one of them")
+        return self
+
     @field_validator("clamp")
     @classmethod
     def _is_range(cls, clamp: tuple[float, float]) -> tuple[float, float]:

@@ -16,6 +16,7 @@ from typing import Any
 _WORDS = ("a", "kind", "and", "clear", "reply", "that", "helps", "the", "person", "who", "asked", "without", "fuss")
 _REPLY = re.compile(r"Reply ([AB]):\n<<<(\w+)\n(.*?)\n\2>>>", re.DOTALL)
 _SHOWN = re.compile(r"The reply:\n<<<(\w+)\n(.*?)\n\1>>>", re.DOTALL)
+_ANY_REPLY = re.compile(r"(?:The reply|Reply [A-J]):\n<<<(\w+)\n(.*?)\n\1>>>", re.DOTALL)
 _TOKEN = re.compile(r"\n|:| ?[^\s:]+|.")
 MASS = 0.96
 """Probability of both labels together."""
@@ -79,14 +80,38 @@ def choice(at: int, talk: Sequence[Mapping[str, str]], body: Mapping[str, Any], 
         text = "A" if first_share(talk) >= 0.5 else "B"
         if body.get("logprobs") and logprobs:
             made["logprobs"] = {"content": [_label_entry(talk, body)]}
+    elif "Answer with one digit" in talk[-1]["content"] or "nothing else: 0, 1" in talk[-1]["content"]:
+        merit = (_merits(talk) or [0.5])[0]
+        text = str(round(9 * merit))
+        if body.get("logprobs") and logprobs:
+            made["logprobs"] = {"content": [_entry(_digits(merit), body)]}
+    elif "letters of all replies" in talk[-1]["content"]:
+        merits = _merits(talk)
+        text = " > ".join("ABCDEFGHIJ"[at] for at in sorted(range(len(merits)), key=lambda at: -merits[at]))
     made["message"] = {"role": "assistant", "content": text}
     return made
+
+
+def _merits(talk: Sequence[Mapping[str, str]]) -> list[float]:
+    """The merit of each reply that a question shows."""
+    return [unit("merit", reply) for _, reply in _ANY_REPLY.findall(talk[-1]["content"])]
+
+
+def _digits(merit: float) -> dict[str, float]:
+    """Log-probabilities of the digits: a bell around 9 times the merit."""
+    bell = [math.exp(-((digit - 9 * merit) ** 2) / 2) for digit in range(10)]
+    return {str(digit): math.log(MASS * height / sum(bell)) for digit, height in enumerate(bell)}
 
 
 def _label_entry(talk: Sequence[Mapping[str, str]], body: Mapping[str, Any]) -> dict[str, Any]:
     share = first_share(talk)
     likely = {"A": 0.75 * share, " A": 0.25 * share, "B": 0.75 * (1 - share), " B": 0.25 * (1 - share)}
     values = {token: math.log(MASS * chance) for token, chance in likely.items()}
+    return _entry(values, body)
+
+
+def _entry(values: dict[str, float], body: Mapping[str, Any]) -> dict[str, Any]:
+    """The first token's log-probabilities as a server lists them."""
     values["The"] = math.log((1 - MASS) / 2)
     if wanted := body.get("logprob_token_ids"):
         values = {f"token_id:{token_id(t)}": v for t, v in values.items() if token_id(t) in wanted}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import math
 import re
 from collections.abc import Iterable, Sequence
 
@@ -53,14 +54,19 @@ def order_questions(
 
 
 def shuffled(samples: Sequence[Sample], count: int) -> list[list[Sample]]:
-    """`count` orders of the samples, drawn by hash; every second one is the one before it turned round.
+    """`count` different orders of the samples (all there are, of few), drawn by hash; every second one is the one
+    before it turned round.
 
     A list and its reverse together put every sample as early as late, which cancels a steady preference for a place.
     """
     orders: list[list[Sample]] = []
-    for number in range((count + 1) // 2):
-        drawn = sorted(samples, key=lambda each: _hash(str(number), each.id))
-        orders += [drawn, drawn[::-1]]
+    count = min(count, math.factorial(len(samples)))
+    number = 0
+    while len(orders) < count:
+        drawn = sorted(samples, key=lambda each, number=number: _hash(str(number), each.id))  # type: ignore[misc]
+        number += 1
+        if drawn not in orders:
+            orders += [drawn, drawn[::-1]]
     return orders[:count]
 
 

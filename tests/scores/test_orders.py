@@ -47,6 +47,8 @@ def test_shuffles_come_with_their_reverse() -> None:
     assert one != other
     assert shuffled(SAMPLES[::-1], 4) == [one, back, other, again]
     assert shuffled(SAMPLES, 3) == [one, back, other]
+    assert len(shuffled(SAMPLES[:2], 20)) == 2
+    assert len({tuple(each.id for each in order) for order in shuffled(SAMPLES, 24)}) == 24
 
 
 def test_letters_are_joined_by_what_was_shown() -> None:
