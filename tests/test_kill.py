@@ -117,7 +117,7 @@ def test_two_writers_are_refused(tmp_path: Path) -> None:
 def test_ctrl_c_stops_cleanly_and_resumes(tmp_path: Path) -> None:
     import signal
 
-    with FakeServer(delay=0.1, batch=False) as fake:
+    with FakeServer(delay=0.4, batch=False) as fake:
         few = ["How do I get home?", "How do I get away?"]
         run_file = write_run(tmp_path, fake.url, prompts=few, judge={"concurrency": 2}, policy={"concurrency": 1})
         process = subprocess.Popen(command("generate", run_file), env=environment(), stderr=subprocess.PIPE, text=True)

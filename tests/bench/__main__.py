@@ -17,6 +17,7 @@ PARTS = {
     "verdict_cpu": "CPU per verdict of a whole `rlaif compare`",
     "planning": "starting again on a full table",
     "doctor": "`rlaif data check` on a million rows",
+    "efficiency": "what each way of judging gets right, and by how many calls",
     "vllm": "verdicts per second and prefix cache on a real vLLM server",
 }
 

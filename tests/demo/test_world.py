@@ -94,7 +94,7 @@ def test_critiques_name_the_fault(reviewed: measure.Reviewed) -> None:
 @pytest.mark.slow
 def test_most_revisions_mend_the_fault(reviewed: measure.Reviewed) -> None:
     """In held-out wordings, in which a policy never speaks; `test_revising` asks more of revisions of real samples."""
-    assert reviewed.revisions_better >= 0.7, reviewed
+    assert reviewed.revisions_better >= 0.6, reviewed
 
 
 @pytest.mark.slow
