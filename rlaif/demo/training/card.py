@@ -17,7 +17,7 @@ They exist so that the whole loop runs offline, in seconds, against a known trut
 
 | | demo-judge | demo-policy |
 |---|---|---|
-| task | compare (A or B), critique, revise, in the shipped judge templates | answer, well or badly |
+| task | compare (A or B), critique, revise, grade, rank, in the shipped judge templates | answer, well or badly |
 | architecture | Llama | Llama |
 | parameters | {judge_parameters:,} | {policy_parameters:,} |
 | layers x width | {judge_shape} | {policy_shape} |
@@ -27,8 +27,8 @@ They exist so that the whole loop runs offline, in seconds, against a known trut
 
 ## How they were made
 All texts come from the grammar in `rlaif/demo`; no other data, and no other model, had a part in it. The judge learns
-the oracle's answers to questions worded by `compare_messages`, `critique_messages` and `revise_messages` under the
-eight principles of `constitutions/demo.yaml`; where two replies are equally good it learns to give A and B one half
+the oracle's answers to questions in the shipped templates (compare, critique, revise, score, rank) under the eight
+principles of `constitutions/demo.yaml`; where two replies are equally good it learns to give A and B one half
 each. Before any text it learns to copy random tokens (`rlaif.demo.training.copying`). While it learns from texts,
 heads on its layers name the topics, the sentences and the faults of what it reads, and one attention head a layer is
 told where to look (`rlaif.demo.training.hints`); the heads are thrown away afterwards. The policy learns replies of
@@ -36,7 +36,7 @@ mixed quality, so that there is something to improve; its last norm is scaled by
 is one at 0.74 of the trained model.
 
 `make models` (`python -m rlaif.demo.training`) trains both from random weights: on two fast cores the judge takes about
-half an hour.
+three quarters of an hour.
 
 ## How good they are
 Measured in float32 against the oracle, on texts of which {held:.0%} of the phrases are wordings that were held out of
