@@ -21,12 +21,12 @@ from rlaif.comparisons.shares import folded, moves, shares
 from rlaif.comparisons.verdict import judgement
 from rlaif.constitution import Constitution
 from rlaif.constitution.changes import Changes, changes
-from rlaif.critiques.plan import critique_questions, critique_record
+from rlaif.critiques.plan import critique_questions, critique_record, require_critiques
 from rlaif.errors import UserError
 from rlaif.inference.ask import Progress, Tally, ask
 from rlaif.inference.base import Answer, ModelSource, Question
 from rlaif.records import Prompt
-from rlaif.run import Run, require_critiques
+from rlaif.run import Run
 from rlaif.samples.meetings import WHOLE, Meeting
 from rlaif.store import R, Table
 from rlaif.templates import conversation

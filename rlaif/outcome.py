@@ -14,9 +14,10 @@ from pathlib import Path
 from pydantic import JsonValue
 
 from rlaif import __version__
+from rlaif.comparisons.agreement import Agreement, Counting
 from rlaif.comparisons.fold import Comparison, Status
+from rlaif.comparisons.panel import Ballot, elect
 from rlaif.comparisons.plan import votes
-from rlaif.comparisons.shares import folded
 from rlaif.grading import comparisons as graded_comparisons
 from rlaif.grading import rank_questions_of, score_questions_of
 from rlaif.preferences.export import write_parquet
@@ -40,6 +41,8 @@ class Outcome:
     """Questions without an answer, as `stage: reason`."""
     principles: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
     """For every principle: `labels` that it counts in, and `flips` of its own two orders."""
+    panel: Counting | None = None
+    """How the judges of a panel agree."""
 
 
 def derive(run: Run, sessions: JsonValue = None) -> Outcome:
@@ -48,8 +51,9 @@ def derive(run: Run, sessions: JsonValue = None) -> Outcome:
     `sessions` goes into the manifest as it is: what the stages did this time.
     """
     run.unfinish()
-    outcome = Outcome()
-    provenance = Provenance(run.judge_name, f"{run.constitution.name}@{run.constitution.hash[:12]}")
+    names = [name for name, _ in run.judges]
+    outcome = Outcome(panel=Counting(names) if len(names) > 1 else None)
+    provenance = Provenance(" + ".join(names), f"{run.constitution.name}@{run.constitution.hash[:12]}")
     with (
         record_writer(run.folder / "rankings.jsonl") as write_ranking,
         record_writer(run.folder / "pairs.jsonl") as write_pair,
@@ -89,11 +93,18 @@ def _comparisons(run: Run, prompt: Prompt, met: Sequence[Meeting], outcome: Outc
         _count_judgement(run, key, judgement, outcome)
         return judgement
 
-    questions = run.compare_questions_of(prompt, list(met))
-    return [
-        folded(meeting.left.id, meeting.right.id, cast, run.settings.pair)
-        for meeting, cast in votes(met, questions, answer_of, run.settings.compare)
-    ]
+    settings, found = run.settings, []
+    cast = []
+    for name, judge in run.judges:
+        questions = run.compare_questions_of(prompt, list(met), name)
+        own = votes(met, questions, answer_of, settings.compared_by(judge))
+        cast.append([Ballot(judge.weight, said) for _, said in own])
+    for meeting, *ballots in zip(met, *cast, strict=True):
+        election = elect(meeting.left.id, meeting.right.id, ballots, settings.pair)
+        found.append(election.panel)
+        if outcome.panel is not None:
+            outcome.panel.add(election.panel, election.owns)
+    return found
 
 
 def _count_grades(run: Run, prompt: Prompt, outcome: Outcome) -> None:
@@ -150,13 +161,36 @@ def _count_failure(run: Run, key: str, stage: str, outcome: Outcome) -> None:
     outcome.failures[f"{stage}: {failure.reason if failure else 'not asked yet'}"] += 1
 
 
+def _panel(run: Run, found: Agreement) -> JsonValue:
+    judges: list[JsonValue] = [
+        {
+            "judge": part.judge,
+            "weight": judge.weight,
+            "temperature": judge.temperature,
+            "agrees": part.agrees,
+            "opposes": part.opposes,
+            "abstains": part.abstains,
+            "flips": part.flips,
+        }
+        for judge, part in zip(run.settings.judges, found.judges, strict=True)
+    ]
+    two = len(judges) == 2
+    return {
+        "judges": judges,
+        "comparisons": found.comparisons,
+        "cohen_kappa" if two else "krippendorff_alpha": found.kappa if two else found.alpha,
+        "correlation": found.correlation,
+        "effective_judges": found.effective,
+    }
+
+
 def _manifest(run: Run, outcome: Outcome, sessions: JsonValue) -> JsonValue:
     source = Path(run.settings.prompts.path)
     return {
         "made_by": f"rlaif {__version__}",
         "schema": 1,
         "constitution": {"name": run.constitution.name, "hash": run.constitution.hash},
-        "judge": run.judge_name,
+        "judge": " + ".join(name for name, _ in run.judges),
         "policy": run.policy_name,
         "templates": {path.stem: sha256_of(path) for path in sorted((resource("prompts") / "judge").glob("*.txt"))},
         "prompts": {
@@ -164,10 +198,11 @@ def _manifest(run: Run, outcome: Outcome, sessions: JsonValue) -> JsonValue:
             "sha256": sha256_of(source) if source.is_file() else None,
             "oddities": {kind: count for kind, count in run.oddities.counts.items()},
         },
-        "settings": run.settings.model_dump(mode="json", exclude_none=True),
+        "settings": run.settings.plain(),
         "counts": dict(sorted((name, int(count)) for name, count in outcome.counts.items())),
         "failures": dict(outcome.failures),
         "principles": {name: dict(counts) for name, counts in outcome.principles.items()},
+        **({} if outcome.panel is None else {"panel": _panel(run, outcome.panel.result())}),
         "healed_lines": sum(table.healed for table in run.tables),
         "session": sessions,
         "files": {name: sha256_of(run.folder / name) for name in _FILES},

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from pydantic import JsonValue
 
-from rlaif.comparisons.questions import LABELS
 from rlaif.comparisons.verdict import judgement
 from rlaif.constitution import load_constitution
-from rlaif.critiques.plan import critique_record
+from rlaif.critiques.plan import critique_record, require_critiques
 from rlaif.errors import UserError
 from rlaif.grading import rank_questions, score_questions
 from rlaif.inference.ask import Tally, ask
 from rlaif.inference.base import Answer, ModelSource, Question
-from rlaif.inference.source import LazyModel
+from rlaif.models import opened_models
 from rlaif.outcome import Outcome, derive
 from rlaif.records import Sample
 from rlaif.revising import MANIFEST as REVISED
@@ -32,7 +30,7 @@ from rlaif.revising import (
     revision_questions,
 )
 from rlaif.revisions.plan import reviser_principles, revision_record
-from rlaif.run import Run, open_run, require_critiques
+from rlaif.run import Run, open_run
 from rlaif.samples.plan import given_samples, sample_record
 from rlaif.scores.grades import score_record
 from rlaif.scores.orders import order_record
@@ -103,8 +101,9 @@ async def generate_async(settings: RunSettings, stages: Sequence[str], watch: Wa
     """`generate` inside a running event loop."""
     start = time.perf_counter()
     _require_texts(settings, stages)
-    async with _models(settings, watch) as (policy, judge):
-        with open_run(settings, policy.name if policy else None, judge.name) as run:
+    async with opened_models(settings, watch.note) as (policy, judge, panel):
+        names = tuple(each.name for each in panel)
+        with open_run(settings, policy.name if policy else None, judge.name, names) as run:
             _unfinish(run, stages)
             report = Report(run)
             if "sample" in stages:
@@ -119,7 +118,7 @@ async def generate_async(settings: RunSettings, stages: Sequence[str], watch: Wa
             if _critiques(settings, stages):
                 report.tallies.append(await critique(run, judge, watch))
             if "compare" in stages and settings.compare.method in ("pairwise", "tournament"):
-                report.tallies.append(await compare(run, judge, watch))
+                report.tallies += await compare(run, [judge, *panel], watch)
             report.seconds = time.perf_counter() - start
             if "pair" in stages:
                 report.outcome = derive(run, _session(report))
@@ -158,21 +157,6 @@ def _unfinish(run: Run, stages: Sequence[str]) -> None:
     if run.read_prompts():
         run.unfinish()
         run.unfinish(REVISED)
-
-
-@contextlib.asynccontextmanager
-async def _models(settings: RunSettings, watch: Watch) -> AsyncIterator[tuple[ModelSource | None, ModelSource]]:
-    """The run's policy (if it draws any samples) and judge, closed at the end however it comes."""
-    judge = LazyModel(settings.judge, log=settings.folder / "judge.log", labels=LABELS, say=watch.note)
-    policy = None
-    if settings.policy is not None:
-        policy = LazyModel(settings.policy, log=settings.folder / "policy.log", say=watch.note)
-    try:
-        yield policy, judge
-    finally:
-        for source in (policy, judge):
-            if source is not None:
-                await source.close()
 
 
 async def sample(run: Run, policy: ModelSource | None, watch: Watch, *, most: int | None = None) -> Tally:
@@ -255,10 +239,17 @@ async def grade(run: Run, judge: ModelSource, watch: Watch) -> list[Tally]:
     return []
 
 
-async def compare(run: Run, judge: ModelSource, watch: Watch) -> Tally:
-    """Ask the missing ordered comparisons."""
-    watch.begin("compare", run.most_comparisons)
-    return await _judged(run, run.compare_questions(), judge, run.judgements, judgement, "compare", watch)
+async def compare(run: Run, judges: Sequence[ModelSource], watch: Watch) -> list[Tally]:
+    """Ask each judge its missing ordered comparisons, one judge after the other."""
+    tallies = []
+    for judge in judges:
+        stage = "compare" if judge is judges[0] else f"compare by {judge.name}"
+        watch.begin(stage, run.most_comparisons)
+        asked = run.compare_questions(judge.name)
+        tallies.append(await _judged(run, asked, judge, run.judgements, judgement, stage, watch))
+        if len(judges) > 1:
+            await judge.close()  # its memory, or its server, makes room for the next one
+    return tallies
 
 
 async def _judged(

@@ -140,8 +140,10 @@ def _compared(run: Run, prompt: Prompt, each: Revising) -> tuple[list[Meeting], 
 
 
 def _compare_settings(run: Run) -> CompareSettings:
-    """As samples are compared, but by `revise.principles`, and without critiques: those are spent on the revision."""
-    return run.settings.compare.model_copy(update={"principles": run.settings.revise.principles, "critique": False})
+    """As samples are compared, but by `revise.principles`, without critiques (those are spent on the revision), and by
+    the judge alone, whose revision it may be."""
+    compare = run.settings.compared_by(run.settings.judge)
+    return compare.model_copy(update={"principles": run.settings.revise.principles, "critique": False})
 
 
 def judged(run: Run, prompt: Prompt, each: Revising) -> Comparison | None:
@@ -253,7 +255,7 @@ def _manifest(run: Run, made: Revised, sessions: JsonValue) -> JsonValue:
         "constitution": {"name": run.constitution.name, "hash": run.constitution.hash},
         "judge": run.judge_name,
         "policy": run.policy_name,
-        "settings": run.settings.model_dump(mode="json", exclude_none=True),
+        "settings": run.settings.plain(),
         "counts": {name: int(count) for name, count in sorted(made.counts.items())},
         "uses": dict(made.uses),
         "principles": {name: dict(counts) for name, counts in made.principles.items()},

@@ -30,7 +30,7 @@ from rlaif.samples.inputs import Oddities, read_prompts
 from rlaif.samples.meetings import Criterion, Meeting, criteria_of, distinct_samples, meetings
 from rlaif.samples.plan import given_samples, sample_questions
 from rlaif.scores.grades import FINALISTS, finalists, score_question
-from rlaif.settings import RunSettings
+from rlaif.settings import JudgeSettings, RunSettings
 from rlaif.store import Table, lock_folder, read_records, sha256_of, write_records
 from rlaif.yamlfile import load_yaml
 
@@ -52,6 +52,9 @@ class Run:
     policy_name: str | None
     """Identity of the policy; None where all answers are given."""
     judge_name: str
+    """Identity of the judge, or of a panel's first one."""
+    panel_names: tuple[str, ...] = ()
+    """Those of a panel's other judges."""
     before: RunSettings | None = None
     """The settings that were saved in the folder before, if there were any that can be read."""
     oddities: Oddities = field(default_factory=Oddities)
@@ -65,6 +68,11 @@ class Run:
         """The journals."""
         answers = self.samples, self.critiques, self.revisions, self.judgements, self.scores, self.orders
         return *answers, self.failures
+
+    @property
+    def judges(self) -> tuple[tuple[str, JudgeSettings], ...]:
+        """Every judge that compares, by its identity."""
+        return tuple(zip((self.judge_name, *self.panel_names), self.settings.judges, strict=True))
 
     @property
     def criteria(self) -> tuple[Criterion, ...]:
@@ -150,20 +158,21 @@ class Run:
             chars = self.settings.compare.max_chars
             yield from critique_questions(prompt, met, self.settings.critique, self.judge_name, max_chars=chars)
 
-    def compare_questions(self) -> Iterator[Question]:
-        """Every question of the compare stage, as far as there are samples (and critiques, where they are shown)."""
+    def compare_questions(self, judge: str | None = None) -> Iterator[Question]:
+        """The compare stage's questions to a judge (or the first) as far as there are samples (and critiques shown)."""
         for prompt in self.prompts():
-            yield from self.compare_questions_of(prompt, self.meetings_of(prompt, self.samples_of(prompt)))
+            yield from self.compare_questions_of(prompt, self.meetings_of(prompt, self.samples_of(prompt)), judge)
 
-    def compare_questions_of(self, prompt: Prompt, met: list[Meeting]) -> list[Question]:
-        """The ordered questions of one prompt."""
+    def compare_questions_of(self, prompt: Prompt, met: list[Meeting], judge: str | None = None) -> list[Question]:
+        """The ordered questions of one prompt to a judge, or to the first; the judges of a panel read the same."""
         compare = self.settings.compare
         notes = self._notes(prompt) if compare.critique else None
-        return list(compare_questions(prompt, met, compare, self.judge_name, notes))
+        return list(compare_questions(prompt, met, compare, judge or self.judge_name, notes))
 
     def votes_of(self, prompt: Prompt, met: list[Meeting]) -> Iterator[tuple[Meeting, list[Vote]]]:
-        """What the answers on disk say about each of a prompt's meetings."""
-        return votes(met, self.compare_questions_of(prompt, met), self.judgements.get, self.settings.compare)
+        """What the (first) judge's answers on disk say about each of a prompt's meetings."""
+        compare = self.settings.compared_by(self.settings.judge)
+        return votes(met, self.compare_questions_of(prompt, met), self.judgements.get, compare)
 
     def under(self, constitution: Constitution) -> Run:
         """The same prompts and tables, planned under another constitution."""
@@ -189,7 +198,9 @@ class Run:
 
 
 @contextlib.contextmanager
-def open_run(settings: RunSettings, policy_name: str | None, judge_name: str) -> Iterator[Run]:
+def open_run(
+    settings: RunSettings, policy_name: str | None, judge_name: str, panel_names: tuple[str, ...] = ()
+) -> Iterator[Run]:
     """Lock and open the run folder of `settings`, and save the settings in it.
 
     Raises UserError where another process writes there, or where the folder cannot be written.
@@ -199,7 +210,7 @@ def open_run(settings: RunSettings, policy_name: str | None, judge_name: str) ->
         before = _saved_settings(settings.folder / "run.yaml")
         save_run(settings, settings.folder / "run.yaml")
         with _tables(settings, constitution, policy_name, judge_name) as run:
-            run.before = before
+            run.before, run.panel_names = before, panel_names
             yield run
 
 
@@ -248,6 +259,9 @@ def reopen_run(folder: Path, constitution: Constitution | None = None) -> Iterat
     if settings.compare.method in ("score", "rank"):
         what = f"this run was judged by `{settings.compare.method}`, and this looks at pairs shown in both orders"
         raise UserError(what, where=folder, mend="generate it with `compare.method: pairwise` or `tournament`")
+    if settings.panel:
+        what = f"this run has a panel of {len(settings.judges)} judges, and this looks at one judge's answers"
+        raise UserError(what, where=folder, mend="generate it with one `judge`: its answers are here already")
     planned = constitution or load_constitution(settings.constitution)
     with lock_folder(folder), _tables(settings, planned, making.policy, making.judge) as run:
         yield run
@@ -279,14 +293,3 @@ def _tables(
             policy_name=policy_name,
             judge_name=judge_name,
         )
-
-
-def require_critiques(settings: RunSettings, constitution: Constitution) -> None:
-    """Raise UserError where a principle has no request for the critiques that are to be written under it."""
-    for principle in constitution.principles:
-        if principle.critique is None:
-            raise UserError(
-                f"principle `{principle.id}` has no `critique`, which this run asks for",
-                where=settings.constitution,
-                mend="write one, or set `compare.critique` and `critique.enabled` to false",
-            )

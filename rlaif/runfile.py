@@ -16,8 +16,10 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from rlaif.errors import UserError
+from rlaif.plainwords import Where
 from rlaif.settings import RunSettings
 from rlaif.store import write_text
+from rlaif.yamlcore import dump_yaml
 from rlaif.yamlfile import Source, find_problems, read_yaml, validate
 
 _PATHS = (
@@ -50,7 +52,8 @@ class Setting(NamedTuple):
 
 def settable(model: type[BaseModel] = RunSettings, within: tuple[str, ...] = ()) -> Iterator[Setting]:
     """Every single setting of `model`, groups entered, in the order of the file."""
-    for name, field in model.model_fields.items():
+    for key, field in model.model_fields.items():
+        name = field.alias or key
         group = next((t for t in (field.annotation, *get_args(field.annotation)) if _is_group(t)), None)
         if group is None:
             yield Setting((*within, name), field)
@@ -66,7 +69,7 @@ def read_run(path: Path, flags: Mapping[tuple[str, ...], str] | None = None) -> 
     """The settings as they stand after flags and environment, not yet validated."""
     source = _long_form(_long_form(read_yaml(path), ("prompts",)), ("revise", "helpful"))
     base = path.resolve().parent
-    for setting in _PATHS:
+    for setting in (*_PATHS, *_panel_paths(source)):
         source = _absolute(source, setting, base)
     for each in settable():
         if (value := os.environ.get(each.variable)) is not None:
@@ -91,10 +94,10 @@ def run_problems(path: Path, flags: Mapping[tuple[str, ...], str] | None = None)
 
 def save_run(settings: RunSettings, path: Path) -> None:
     """Write the resolved settings, in a form that can be run again."""
-    data = settings.model_dump(mode="json", exclude_none=True)
+    data = settings.plain()
     data["output"] = str(Path(settings.output).resolve())
     text = "# The resolved settings of this run; `rlaif generate` takes this file too.\n"
-    text += yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
+    text += dump_yaml(data)
     write_text(path, text)
 
 
@@ -103,16 +106,37 @@ def _overridden(source: Source, path: tuple[str, ...], value: str, where: str) -
         parsed = yaml.safe_load(value)
     except yaml.YAMLError:
         parsed = value
+    place = _of_first_judge(source, path)
     # A flag's text is read as YAML only where a list or a mapping is meant: `--judge-model 1e3` stays a name.
-    source = source.with_value(path, parsed if isinstance(parsed, list | dict) else value, where)
-    return _absolute(source, path, Path.cwd()) if path in _PATHS else source
+    source = source.with_value(place, parsed if isinstance(parsed, list | dict) else value, where)
+    return _absolute(source, place, Path.cwd()) if path in _PATHS else source
+
+
+def _panel_paths(source: Source) -> list[Where]:
+    """The settings of a panel's judges that may be paths."""
+    judges = source.data.get("judge") if isinstance(source.data, dict) else None
+    return [("judge", at, "model") for at in range(len(judges))] if isinstance(judges, list) else []
+
+
+def _of_first_judge(source: Source, path: tuple[str, ...]) -> Where:
+    """Where a setting stands: those of the judge, in a panel, at its first judge."""
+    return ("judge", 0, *path[1:]) if path[0] == "judge" and _panel_paths(source) else path
+
+
+def _at(source: Source, path: Where) -> object:
+    """What stands at `path`; None where nothing does."""
+    value = source.data
+    for step in path:
+        if isinstance(value, dict):
+            value = value.get(step)
+        else:
+            value = value[step] if isinstance(value, list) and isinstance(step, int) else None
+    return value
 
 
 def _long_form(source: Source, path: tuple[str, ...]) -> Source:
     """`prompts: FILE` as `prompts: {path: FILE}`, so that flags can add to it."""
-    value = source.data
-    for key in path:
-        value = value.get(key) if isinstance(value, dict) else None
+    value = _at(source, path)
     if not isinstance(value, str):
         return source
     place = source.place(path)
@@ -120,11 +144,9 @@ def _long_form(source: Source, path: tuple[str, ...]) -> Source:
     return Source(long.data, long.where, {**long.places, path: place}, long.faults)
 
 
-def _absolute(source: Source, path: tuple[str, ...], base: Path) -> Source:
+def _absolute(source: Source, path: Where, base: Path) -> Source:
     """A path that exists under `base` made absolute, its place in the file kept; anything else left as it is."""
-    value = source.data
-    for key in path:
-        value = value.get(key) if isinstance(value, dict) else None
+    value = _at(source, path)
     if not isinstance(value, str) or not value or "\0" in value or Path(value).is_absolute():
         return source
     looks_like_path = "/" in value or Path(value).suffix != ""

@@ -8,11 +8,22 @@ environment variable is.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, JsonValue, field_validator, model_validator
+from pydantic import (
+    Field,
+    JsonValue,
+    SerializerFunctionWrapHandler,
+    field_serializer,
+    field_validator,
+    model_validator,
+)
 
+from rlaif.plainwords import located
 from rlaif.records import Record
+
+MOST_JUDGES = 5
+"""Of a panel. Nine judges of seven families were worth about two independent votes (arXiv:2605.29800)."""
 
 
 class ModelSettings(Record):
@@ -69,7 +80,12 @@ class PolicySettings(ModelSettings):
 
 
 class JudgeSettings(ModelSettings):
-    """The model that compares, critiques and revises."""
+    """The model that compares, critiques and revises; of a panel, one of those that compare."""
+
+    weight: float = Field(1.0, gt=0, allow_inf_nan=False)
+    """Share in a panel's label, against the other judges'. Changing it asks nothing."""
+    temperature: float = Field(1.0, gt=0, allow_inf_nan=False)
+    """Calibration: this judge's logits are divided by it, and by `compare.temperature`. Changing it asks nothing."""
 
 
 class PromptSettings(Record):
@@ -195,7 +211,8 @@ class RunSettings(Record):
     """A shipped name, or a path relative to the run file."""
     prompts: PromptSettings
     policy: PolicySettings | None = None
-    judge: JudgeSettings
+    judges: tuple[JudgeSettings, ...] = Field(alias="judge", min_length=1, max_length=MOST_JUDGES)
+    """One judge, or a list of them: a panel, whose first judge also critiques, grades and revises."""
     critique: CritiqueSettings = CritiqueSettings()
     compare: CompareSettings = CompareSettings()
     revise: ReviseSettings = ReviseSettings()
@@ -209,6 +226,51 @@ class RunSettings(Record):
     @classmethod
     def _short_form(cls, value: JsonValue) -> JsonValue:
         return {"path": value} if isinstance(value, str) else value
+
+    @field_validator("judges", mode="before")
+    @classmethod
+    def _one_or_more(cls, value: object) -> object:
+        # A tuple also for a list: the strict look for truth values where numbers belong takes no list from here.
+        return tuple(value) if isinstance(value, list | tuple) else (value,)
+
+    @field_serializer("judges", mode="wrap")
+    def _as_given(self, judges: tuple[JudgeSettings, ...], dump: SerializerFunctionWrapHandler) -> Any:
+        found = dump(judges)
+        return found if len(found) > 1 else found[0]
+
+    @model_validator(mode="after")
+    def _panel_fits(self) -> RunSettings:
+        names = [judge.model for judge in self.judges]
+        taken = [
+            (("judge", at, "model"), f"`{name}` is judge {names.index(name) + 1} of the panel already")
+            for at, name in enumerate(names)
+            if name in names[:at]
+        ]
+        if taken:
+            raise located("RunSettings", taken)
+        if self.panel and self.compare.method in ("score", "rank"):
+            what = f"one judge alone can judge by `{self.compare.method}`: name one, or set `pairwise` or `tournament`"
+            raise located("RunSettings", [(("compare", "method"), what)])
+        return self
+
+    @property
+    def judge(self) -> JudgeSettings:
+        """The judge, or the first of a panel: it also critiques, grades and revises."""
+        return self.judges[0]
+
+    @property
+    def panel(self) -> tuple[JudgeSettings, ...]:
+        """The panel's other judges; none where one judge judges alone."""
+        return self.judges[1:]
+
+    def compared_by(self, judge: JudgeSettings) -> CompareSettings:
+        """How that judge's answers are read: `compare`, with the judge's own calibration in its temperature."""
+        temperature = self.compare.temperature * judge.temperature
+        return self.compare.model_copy(update={"temperature": temperature})
+
+    def plain(self) -> dict[str, JsonValue]:
+        """The settings as plain data that can be read again."""
+        return self.model_dump(mode="json", exclude_none=True, by_alias=True)
 
     @property
     def folder(self) -> Path:

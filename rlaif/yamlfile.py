@@ -8,7 +8,6 @@ may also hold values from flags or the environment; a complaint about one of tho
 from __future__ import annotations
 
 import codecs
-import re
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +18,7 @@ from pydantic import BaseModel
 
 from rlaif.errors import UserError
 from rlaif.plainwords import Where, complaints
+from rlaif.yamlcore import TAG, CoreLoader
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -52,18 +52,23 @@ class Source:
                 return self.places[path[:end]]
         return Place(self.where)
 
-    def with_value(self, path: tuple[str, ...], value: object, where: str) -> Source:
-        """A copy where `value` stands at `path`, written at `where` (a flag, an environment variable)."""
+    def with_value(self, path: Where, value: object, where: str) -> Source:
+        """A copy where `value` stands at `path`, written at `where` (a flag, an environment variable).
+
+        A number in `path` is the index of a list's item that is there.
+        """
         if not isinstance(self.data, dict):
             return self
-        data = top = dict(self.data)
+        data: Any = dict(self.data)
+        top = data
         for at, key in enumerate(path[:-1], start=1):
-            inner = data.get(key)
-            if inner is not None and not isinstance(inner, dict):
-                name = ".".join(path[:at])
+            inner = data.get(key) if isinstance(data, dict) else data[key]
+            wanted: Any = list if isinstance(path[at], int) else dict
+            if inner is not None and not isinstance(inner, wanted):
+                name = ".".join(str(step + 1 if isinstance(step, int) else step) for step in path[:at])
                 file, line = self.place(path[:at])
                 raise UserError(f"`{name}` must be a mapping here", where=file, line=line, mend=f"{where} goes into it")
-            data[key] = data = dict(inner or {})
+            data[key] = data = wanted(inner or ())
         data[path[-1]] = value
         kept = {known: place for known, place in self.places.items() if known[: len(path)] != path}
         return Source(top, self.where, {**kept, path: Place(where)}, self.faults)
@@ -120,7 +125,7 @@ def read_yaml(path: str | Path) -> Source:
 def parse_yaml(text: str, where: str) -> Source:
     """Parse one YAML document. Raises UserError with line and column where it is not YAML."""
     try:
-        node = yaml.compose(text, Loader=_Loader)
+        node = yaml.compose(text, Loader=CoreLoader)
         if node is None:
             raise UserError("the file is empty", where=where)
         builder = _Builder(where)
@@ -193,25 +198,6 @@ def _code(character: object) -> int:
     return character if isinstance(character, int) else ord(str(character)[0])
 
 
-class _Loader(yaml.SafeLoader):
-    """PyYAML's parser with the scalars of YAML 1.2's core schema; it only composes nodes, it constructs nothing."""
-
-
-_TAG = "tag:yaml.org,2002:"
-_SCALARS = {
-    "null": (r"~|null|Null|NULL|", ["~", "n", "N", ""]),
-    "bool": (r"true|True|TRUE|false|False|FALSE", list("tTfF")),
-    "int": (r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", list("-+0123456789")),
-    "float": (
-        r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
-        list("-+.0123456789"),
-    ),
-}
-_Loader.yaml_implicit_resolvers = {}
-for _name, (_pattern, _first) in _SCALARS.items():
-    _Loader.add_implicit_resolver(_TAG + _name, re.compile(rf"(?:{_pattern})\Z"), _first)
-
-
 class _Builder:
     """Turns nodes into plain data, notes the place of every path, and collects what is wrong on the way."""
 
@@ -229,7 +215,7 @@ class _Builder:
         self._guard(node)
         self._open.add(id(node))
         try:
-            if isinstance(node, yaml.CollectionNode) and node.tag not in (f"{_TAG}map", f"{_TAG}seq"):
+            if isinstance(node, yaml.CollectionNode) and node.tag not in (f"{TAG}map", f"{TAG}seq"):
                 self._unknown_tag(node)
             if isinstance(node, yaml.MappingNode):
                 return self._mapping(node, path)
@@ -264,7 +250,7 @@ class _Builder:
         return data
 
     def _scalar(self, node: yaml.Node) -> Hashable:
-        text, kind = str(node.value), node.tag.removeprefix(_TAG)
+        text, kind = str(node.value), node.tag.removeprefix(TAG)
         try:
             match kind:
                 case "str":

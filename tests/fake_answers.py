@@ -1,6 +1,7 @@
 """What the fake server answers: it depends on nothing but the conversation and its sampling.
 
-Of two replies in a compare question it always prefers the same one, in whichever slot it is shown.
+Of two replies in a compare question it always prefers the same one, in whichever slot it is shown: the one of the
+higher merit, by a `Taste` that may be its own.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import math
 import random
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 _WORDS = ("a", "kind", "and", "clear", "reply", "that", "helps", "the", "person", "who", "asked", "without", "fuss")
 _REPLY = re.compile(r"Reply ([AB]):\n<<<(\w+)\n(.*?)\n\2>>>", re.DOTALL)
@@ -20,6 +21,21 @@ _ANY_REPLY = re.compile(r"(?:The reply|Reply [A-J]):\n<<<(\w+)\n(.*?)\n\1>>>", r
 _TOKEN = re.compile(r"\n|:| ?[^\s:]+|.")
 MASS = 0.96
 """Probability of both labels together."""
+
+
+class Taste(NamedTuple):
+    """What a fake judge goes by in compare questions; the usual one goes by merit alone."""
+
+    own: float = 0.0
+    """Share of a second merit in what it prefers, drawn by `seed`."""
+    seed: int = 0
+    contrary: bool = False
+    """It prefers the other reply."""
+    mass: float | None = None
+    """Probability of both labels together, where it is not the usual one."""
+
+
+USUAL = Taste()
 
 
 def unit(*parts: object) -> float:
@@ -31,11 +47,25 @@ def unit(*parts: object) -> float:
 def first_share(messages: Sequence[Mapping[str, str]]) -> float:
     """Probability of "A" against "B" for a conversation: by the two replies if it shows any, else by its hash."""
     text = messages[-1]["content"]
-    replies = {slot: reply for slot, _, reply in _REPLY.findall(text)}
+    replies = _compared(text)
     if len(replies) < 2:
         return 0.05 + 0.9 * unit("share", [message["content"] for message in messages])
     gap = unit("merit", replies["A"]) - unit("merit", replies["B"])
     return 1 / (1 + math.exp(-8 * gap))
+
+
+def tasted_share(messages: Sequence[Mapping[str, str]], taste: Taste) -> float:
+    """The same for a judge of some taste."""
+    share, replies = first_share(messages), _compared(messages[-1]["content"])
+    if taste.own and len(replies) == 2:
+        own = 8 * (unit("merit", taste.seed, replies["A"]) - unit("merit", taste.seed, replies["B"]))
+        share = 1 / (1 + math.exp(-taste.own * own) * (1 / share - 1) ** (1 - taste.own))
+    return 1 - share if taste.contrary else share
+
+
+def _compared(text: str) -> dict[str, str]:
+    """The two replies of a compare question, by their slots."""
+    return {slot: reply for slot, _, reply in _REPLY.findall(text)}
 
 
 def reply_text(messages: Sequence[Mapping[str, str]], options: Mapping[str, Any]) -> tuple[str, str]:
@@ -72,14 +102,16 @@ def tokenized(text: str) -> dict[str, Any]:
     return {"tokens": [token_id(token) for token in tokens], "token_strs": strings}
 
 
-def choice(at: int, talk: Sequence[Mapping[str, str]], body: Mapping[str, Any], logprobs: bool) -> dict[str, Any]:
+def choice(
+    at: int, talk: Sequence[Mapping[str, str]], body: Mapping[str, Any], logprobs: bool, taste: Taste = USUAL
+) -> dict[str, Any]:
     """One choice of a chat completion."""
     text, finish = reply_text(talk, body)
     made: dict[str, Any] = {"index": at, "finish_reason": finish, "logprobs": None}
     if re.search(r"\bA\b.*\bB\b", talk[-1]["content"], re.DOTALL) and body.get("max_tokens", 99) <= 16:
-        text = "A" if first_share(talk) >= 0.5 else "B"
+        text = "A" if tasted_share(talk, taste) >= 0.5 else "B"
         if body.get("logprobs") and logprobs:
-            made["logprobs"] = {"content": [_label_entry(talk, body)]}
+            made["logprobs"] = {"content": [_label_entry(talk, body, taste)]}
     elif "Answer with one digit" in talk[-1]["content"] or "nothing else: 0, 1" in talk[-1]["content"]:
         merit = (_merits(talk) or [0.5])[0]
         text = str(round(9 * merit))
@@ -103,10 +135,11 @@ def _digits(merit: float) -> dict[str, float]:
     return {str(digit): math.log(MASS * height / sum(bell)) for digit, height in enumerate(bell)}
 
 
-def _label_entry(talk: Sequence[Mapping[str, str]], body: Mapping[str, Any]) -> dict[str, Any]:
-    share = first_share(talk)
+def _label_entry(talk: Sequence[Mapping[str, str]], body: Mapping[str, Any], taste: Taste) -> dict[str, Any]:
+    share = tasted_share(talk, taste)
     likely = {"A": 0.75 * share, " A": 0.25 * share, "B": 0.75 * (1 - share), " B": 0.25 * (1 - share)}
-    values = {token: math.log(MASS * chance) for token, chance in likely.items()}
+    mass = MASS if taste.mass is None else taste.mass
+    values = {token: math.log(mass * chance) for token, chance in likely.items()}
     return _entry(values, body)
 
 

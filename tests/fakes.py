@@ -22,9 +22,9 @@ from types import TracebackType
 from typing import Any
 from urllib.parse import urlsplit
 
-from tests.fake_answers import MASS, choice, first_share, tokenized, unit
+from tests.fake_answers import MASS, USUAL, Taste, choice, first_share, tokenized, unit
 
-__all__ = ["MASS", "FakeServer", "Trouble", "first_share", "unit"]
+__all__ = ["MASS", "FakeServer", "Taste", "Trouble", "first_share", "unit"]
 
 
 @dataclass(frozen=True)
@@ -60,10 +60,11 @@ class FakeServer:
         most_at_once: int | None = None,
         port: int = 0,
         seed: int = 0,
+        taste: Taste = USUAL,
     ) -> None:
         self.model, self.batch, self.logprobs, self.troubles = model, batch, logprobs, list(troubles)
         self.delay, self.api_key, self.context, self.most_at_once = delay, api_key, context, most_at_once
-        self.port, self.seed = port, seed
+        self.port, self.seed, self.taste = port, seed, taste
         self.asked: Counter[str] = Counter()
         """Conversations that arrived, by the text of their last message."""
         self.drawn: Counter[tuple[str, int | None]] = Counter()
@@ -180,7 +181,7 @@ class FakeServer:
         if any(len(text) > self.context for text in keys):
             limit = f"This model's maximum context length is {self.context} tokens."
             return await _send(writer, 400, _error(f"{limit} Please reduce the length of the input prompt."))
-        choices = [choice(at, talk, body, self._logprobs_of(kind)) for at, talk in enumerate(talks)]
+        choices = [choice(at, talk, body, self._logprobs_of(kind), self.taste) for at, talk in enumerate(talks)]
         if kind == "shuffled":
             choices.reverse()
         if kind == "short_batch":

@@ -16,12 +16,12 @@ from rlaif.cli.lazy import LazyGroup
 from tests.support import ROOT, command, environment
 
 LAYERS = [
-    ("errors", "resources", "records", "plainwords"),
+    ("errors", "resources", "records", "plainwords", "yamlcore"),
     ("yamlfile", "store", "templates"),
     ("constitution", "settings", "runfile"),
     ("inference",),
     ("comparisons", "samples", "critiques", "preferences", "revisions", "scores"),
-    ("run", "grading", "revising", "outcome", "trials", "impact", "coverage", "data"),
+    ("run", "models", "grading", "revising", "outcome", "trials", "impact", "coverage", "data"),
     ("evaluation",),
     ("demo",),
     ("pipeline",),

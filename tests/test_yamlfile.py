@@ -16,6 +16,7 @@ from rlaif import yamlfile
 from rlaif.errors import UserError
 from rlaif.plainwords import NAME_PATTERN, located
 from rlaif.records import Record
+from rlaif.yamlcore import dump_yaml
 
 
 class Server(Record):
@@ -149,8 +150,16 @@ nested = st.recursive(plain, lambda inner: st.lists(inner) | st.dictionaries(st.
 
 @settings(max_examples=50, deadline=None)
 @given(st.dictionaries(st.text(), nested, min_size=1))
-def test_what_pyyaml_writes_is_read_back(data: dict[str, object]) -> None:
-    assert yamlfile.parse_yaml(yaml.safe_dump(data), "f").data == data
+def test_what_is_written_is_read_back(data: dict[str, object]) -> None:
+    text = dump_yaml(data)
+    assert yamlfile.parse_yaml(text, "f").data == data
+    assert yaml.safe_load(text) == data
+
+
+@pytest.mark.parametrize("text", ["08", "1e5", "0o7", "no", "12:30", "~", "1_000", "=", "0b1", "2020-01-01", ""])
+def test_a_text_stays_a_text_for_every_reader(text: str) -> None:
+    written = dump_yaml({"x": text})
+    assert yamlfile.parse_yaml(written, "f").data == yaml.safe_load(written) == {"x": text}
 
 
 def test_every_path_has_its_line() -> None:

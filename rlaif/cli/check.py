@@ -32,6 +32,7 @@ def check(run_file: Path, flags: dict[tuple[str, ...], str], offline: bool) -> N
         found += _constitution_problems(settings)
         found += _prompt_problems(settings)
         found += _helpful_problems(settings)
+        warn_of_kinship(settings)
         if not offline:
             found += asyncio.run(_model_problems(settings))
     for problem in found:
@@ -44,8 +45,8 @@ def check(run_file: Path, flags: dict[tuple[str, ...], str], offline: bool) -> N
 
 def _constitution_problems(settings: RunSettings) -> list[UserError]:
     from rlaif.constitution import constitution_problems, load_constitution
+    from rlaif.critiques.plan import require_critiques
     from rlaif.revisions.plan import reviser_principles
-    from rlaif.run import require_critiques
 
     found = constitution_problems(settings.constitution)
     if not found:
@@ -113,23 +114,40 @@ def _helpful_problems(settings: RunSettings) -> list[UserError]:
     return []
 
 
+def warn_of_kinship(settings: RunSettings) -> None:
+    """A line on standard error where a judge is of the policy's own family."""
+    from rlaif.inference.family import kinship
+
+    note = kinship(settings.policy.model if settings.policy else None, [each.model for each in settings.judges])
+    if note is not None:
+        click.echo(f"note: {note}", err=True)
+
+
 async def _model_problems(settings: RunSettings) -> list[RlaifError]:
     from rlaif.comparisons.questions import LABELS
     from rlaif.inference.source import LazyModel
+    from rlaif.models import require_different
 
     found: list[RlaifError] = []
-    for role, model in (("policy", settings.policy), ("judge", settings.judge)):
+    names: list[str] = []
+    judges = [(f"judge {at}" if at > 1 else "judge", each) for at, each in enumerate(settings.judges, start=1)]
+    for role, model in (("policy", settings.policy), *judges):
         if model is None:
             continue
-        source = LazyModel(model, labels=LABELS if role == "judge" else (), log=Path(f"{role}.log"))
+        source = LazyModel(model, labels=() if role == "policy" else LABELS, log=Path(f"{role}.log"))
         if model.launch is not None:
             click.echo(f"{role}: {model.model}, not probed (a run starts its server)")
             continue
         try:
             found += [UserError(problem, where=role) for problem in await source.probe()]
             click.echo(f"{role}: {source.name}{f', {source.described}' if source.described else ''}")
+            names += [source.name] if role != "policy" else []
         except RlaifError as error:
             found.append(error)
         finally:
             await source.close()
+    try:
+        require_different(names)
+    except UserError as error:
+        found.append(error)
     return found

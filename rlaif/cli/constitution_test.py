@@ -89,7 +89,7 @@ def _settings(
         if given:
             raise click.UsageError("--run takes the judge from the run file: leave out the judge's own flags")
         run = load_run(run_file)
-        return run.judge, run.compare, run.pair
+        return run.judge, run.compared_by(run.judge), run.pair
     if "model" not in given:
         raise click.UsageError("name the judge with --judge MODEL, or take it from a run file with --run RUN.yaml")
     flags = {"model": "--judge", "base_url": "--base-url", "api_key_env": "--api-key-env", "launch": "--launch"}

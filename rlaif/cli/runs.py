@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from rlaif.cli.check import warn_of_kinship
 from rlaif.cli.options import run_options, settings_of
 from rlaif.cli.show import show_report, watch
 
@@ -24,25 +25,30 @@ def _run(run_file: Path, flags: Flags, stages: Sequence[str]) -> None:
 
     settings = settings_of(run_file, flags)
     if {"compare", "pair"} <= set(stages):
-        _warn_of_judge(run_file, settings)
+        _warn_of_judges(run_file, settings)
     with watch() as told:
         report = run_stages(settings, stages, told)
     show_report(report)
 
 
-def _warn_of_judge(run_file: Path, settings: RunSettings) -> None:
-    """A line on standard error where nobody has measured the judge of these labels, or where it did badly."""
+def _warn_of_judges(run_file: Path, settings: RunSettings) -> None:
+    """Lines on standard error about the judges of these labels: what is known of them, and who is the policy's kin."""
     from rlaif.constitution import load_constitution
     from rlaif.evaluation.verdict import FOLDER, known_verdict
     from rlaif.inference.source import LazyModel
 
-    name = LazyModel(settings.judge, log=settings.folder / "judge.log").name
-    found = known_verdict(name, load_constitution(settings.constitution).hash)
-    if found is None:
-        how = f"`rlaif evaluate judge --run {run_file} --gold FILE` does"
-        click.echo(f"note: {FOLDER} has no evaluation of {name} by this constitution; {how} one", err=True)
-    elif found.level != "fit":
-        click.echo(f"note: by its evaluation in {FOLDER}, the judge {name} is {found}", err=True)
+    constitution = load_constitution(settings.constitution)
+    for judge in settings.judges:
+        name = LazyModel(judge, log=settings.folder / "judge.log").name
+        found = known_verdict(name, constitution.hash)
+        if found is None:
+            server = f" --base-url {judge.base_url}" if judge.base_url else ""
+            how = f"--run {run_file}" if judge is settings.judge else f"--judge {judge.model}{server}"
+            mend = f"`rlaif evaluate judge {how} --gold FILE` does one"
+            click.echo(f"note: {FOLDER} has no evaluation of {name} by this constitution; {mend}", err=True)
+        elif found.level != "fit":
+            click.echo(f"note: by its evaluation in {FOLDER}, the judge {name} is {found}", err=True)
+    warn_of_kinship(settings)
 
 
 @click.command(epilog=_PRECEDENCE)

@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING
 
 import click
 
+from rlaif.cli.tables import decimal
+
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
     from rlaif.inference.ask import Tally
+    from rlaif.outcome import Outcome
     from rlaif.pipeline import Report, Watch
 
 _EVERY = 10.0
@@ -131,11 +134,28 @@ def _counts(report: Report) -> list[tuple[str, str]]:
                                   unparsed=count["comparisons_unparsed"], failed=count["comparisons_failed"])),
         ("failures", _with(outcome.failures.total(), **outcome.failures)),
         ("pairs", _with(count["pairs"], prompts_without=count["prompts_without_pair"])),
+        *_panel(outcome),
         ("policy tokens", _tokens(count["policy_prompt_tokens"], count["policy_completion_tokens"])),
         ("judge tokens", _tokens(count["judge_prompt_tokens"], count["judge_completion_tokens"],
                                  count["judge_cached_tokens"])),
         ("seconds", f"{report.seconds:.1f}"),
     ]  # fmt: skip
+    return rows
+
+
+def _panel(outcome: Outcome) -> list[tuple[str, str]]:
+    if outcome.panel is None:
+        return []
+    found = outcome.panel.result()
+    name, value = ("kappa", found.kappa) if len(found.judges) == 2 else ("alpha", found.alpha)
+    told = f"{name} {decimal(value)} over {found.comparisons:,} comparisons, correlation {decimal(found.correlation)}"
+    worth = (
+        "" if found.effective is None else f": worth {found.effective:.1f} independent judges of {len(found.judges)}"
+    )
+    rows = [("the judges agree", told + worth)]
+    for part in found.judges:
+        labels = f"agrees with {part.agrees:,} labels, opposes {part.opposes:,}, abstains {part.abstains:,}"
+        rows.append((f"  {part.judge}", f"{labels}; its own orders disagree {part.flips:,} times"))
     return rows
 
 

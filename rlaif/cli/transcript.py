@@ -47,6 +47,11 @@ class Story:
     pairs: dict[str, list[PreferencePair]] = field(default_factory=lambda: defaultdict(list))
     """By prompt."""
 
+    @property
+    def judges(self) -> set[str]:
+        """Who compared."""
+        return {each.judge for each in self.judgements.values()}
+
 
 def read_story(folder: Path) -> Story:
     """Everything in a finished run folder."""
@@ -100,7 +105,9 @@ def show_transcript(story: Story, prompt: Prompt, *, brief: bool = False) -> Non
         outcome = settled.status if settled.probability is None else f"{settled.probability:.2f} ({settled.status})"
         click.echo(_indented(f"{names[settled.left]} better than {names[settled.right]}: {outcome}"))
         for key in settled.judgements if not brief or _made_a_pair(settled, story.pairs[prompt.id]) else ():
-            click.echo(_indented(_verdict(story.judgements[key], names), 6))
+            judgement = story.judgements[key]
+            by = f"{judgement.judge}, " if len(story.judges) > 1 else ""
+            click.echo(_indented(by + _verdict(judgement, names), 6))
     click.secho("Pairs", bold=True)
     for pair in story.pairs[prompt.id]:
         chosen, rejected = names[pair.chosen_id], names[pair.rejected_id]

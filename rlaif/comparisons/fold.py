@@ -8,7 +8,7 @@ probabilities, cancels a slot bias that adds to the logit exactly (arXiv:2309.00
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -76,6 +76,11 @@ class Comparison:
         """Probability that `left` is better."""
         return sigmoid(self.logit)
 
+    @property
+    def readable(self) -> bool:
+        """Whether it has a probability: an answer to every question, and a label in every order that was asked."""
+        return self.status not in (Status.UNPARSED, Status.FAILED)
+
 
 def sigmoid(x: float) -> float:
     """The logistic function, without overflow."""
@@ -116,21 +121,16 @@ def fold(
     total = sum(vote.weight for vote, _ in read)
     orders = [sum(vote.weight * logits[at] for vote, logits in read) / total for at in range(len(read[0][1]))]
     logit = sum(orders) / len(orders)
-    flip = _disagree(orders)
-    status = Status.LABELLED
-    if flip and drop_flips:
-        status = Status.FLIP
-    elif abs(sigmoid(logit) - 0.5) < margin or logit == 0:
-        status = Status.TIE
+    flip = disagree(orders)
     return Comparison(
         left,
         right,
-        status,
+        status_of(logit, flip=flip, margin=margin, drop_flips=drop_flips),
         logit=logit,
         flip=flip,
         hard=any(each is not None and each.logprobs is None for vote, _ in read for each in vote.asked),
         principles=tuple(vote.principle for vote, _ in read),
-        flips=tuple(vote.principle for vote, logits in read if _disagree(logits)),
+        flips=tuple(vote.principle for vote, logits in read if disagree(logits)),
         judgements=ids,
         orders=tuple(orders),
     )
@@ -149,5 +149,13 @@ def _left_logits(vote: Vote, min_mass: float) -> list[float]:
     return logits
 
 
-def _disagree(logits: list[float]) -> bool:
+def status_of(logit: float, *, flip: bool, margin: float, drop_flips: bool) -> Status:
+    """What becomes of a pair with these log-odds, whose two orders disagree where `flip` is set."""
+    if flip and drop_flips:
+        return Status.FLIP
+    return Status.TIE if abs(sigmoid(logit) - 0.5) < margin or logit == 0 else Status.LABELLED
+
+
+def disagree(logits: Sequence[float]) -> bool:
+    """Whether one order prefers the left sample, and the other the right one."""
     return min(logits) < 0 < max(logits)

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+from rlaif.constitution import Constitution
 from rlaif.critiques.questions import Shot, critique_messages
+from rlaif.errors import UserError
 from rlaif.inference.base import Answer, Question
 from rlaif.records import Critique, Prompt, Sample, Sampling
 from rlaif.samples.meetings import Meeting
-from rlaif.settings import CritiqueSettings
+from rlaif.settings import CritiqueSettings, RunSettings
 
 
 class Reviewed(Protocol):
@@ -77,3 +79,14 @@ def critique_record(question: Question, answer: Answer) -> Critique:
         prompt_tokens=answer.prompt_tokens,
         completion_tokens=answer.completion_tokens,
     )
+
+
+def require_critiques(settings: RunSettings, constitution: Constitution) -> None:
+    """Raise UserError where a principle has no request for the critiques that are to be written under it."""
+    for principle in constitution.principles:
+        if principle.critique is None:
+            raise UserError(
+                f"principle `{principle.id}` has no `critique`, which this run asks for",
+                where=settings.constitution,
+                mend="write one, or set `compare.critique` and `critique.enabled` to false",
+            )

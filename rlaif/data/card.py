@@ -13,6 +13,7 @@ from rlaif.data.export import Exported, Form
 from rlaif.data.files import FileKind
 from rlaif.data.report import Report
 from rlaif.resources import resource
+from rlaif.yamlcore import dump_yaml
 
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 _USES = {
@@ -56,7 +57,6 @@ def card(report: Report, exported: Exported, manifest: Manifest | None, form: Fo
 
 
 def _head(exported: Exported, form: Form, kind: FileKind, name: str) -> str:
-    import yaml
 
     total = sum(exported.rows.values())
     size = next((label for most, label in _SIZES if total < most), "n>1M")
@@ -73,7 +73,7 @@ def _head(exported: Exported, form: Form, kind: FileKind, name: str) -> str:
         "size_categories": [size],
         "configs": [{"config_name": "default", "data_files": files}],
     }
-    text: str = yaml.safe_dump(head, sort_keys=False, allow_unicode=True)
+    text = dump_yaml(head)
     return f"---\n# Put your licence here before you publish.\n{text}---"
 
 

@@ -1,0 +1,116 @@
+"""How far judges agree: against published examples, and by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from rlaif.comparisons.agreement import Counting, cohen_kappa, coincidences, effective_judges, krippendorff_alpha
+from rlaif.comparisons.fold import Comparison, Status
+
+
+def own(logit: float | None, *, flip: bool = False, status: Status | None = None) -> Comparison:
+    """A judge's own comparison: with these log-odds, or unreadable."""
+    if logit is None:
+        return Comparison("l", "r", status or Status.UNPARSED)
+    tie = abs(1 / (1 + math.exp(-logit)) - 0.5) < 0.05
+    return Comparison("l", "r", status or (Status.TIE if tie else Status.LABELLED), logit=logit, flip=flip)
+
+
+def counted(judges: int, *rows: tuple[float | None, ...], panel: float = 2.0) -> Counting:
+    counting = Counting([f"judge {at}" for at in range(judges)])
+    for row in rows:
+        counting.add(own(panel), [own(logit) for logit in row])
+    return counting
+
+
+def test_kappa_by_hand() -> None:
+    """p_o = 35/50; the first says yes in 25 and the second in 30 of 50, so p_e = 0.5 * 0.6 + 0.5 * 0.4 = 0.5."""
+    table = {("yes", "yes"): 20, ("yes", "no"): 5, ("no", "yes"): 10, ("no", "no"): 15}
+    assert cohen_kappa(table) == pytest.approx(0.4)
+    assert cohen_kappa({("yes", "yes"): 3, ("no", "no"): 1}) == 1
+    assert cohen_kappa({("yes", "yes"): 4}) is None
+    assert cohen_kappa({}) is None
+
+
+def test_alpha_of_the_textbook() -> None:
+    """The example of three coders with missing values that Krippendorff's texts carry: nominal alpha is 0.691."""
+    rows = [
+        "* * * * * 3 4 1 2 1 1 3 3 * 3",
+        "1 * 2 1 3 3 4 3 * * * * * * *",
+        "* * 2 1 3 4 4 * 2 1 1 3 3 * 4",
+    ]
+    table: dict[tuple[str, str], float] = {}
+    for unit in zip(*(row.split() for row in rows), strict=True):
+        for pair, count in coincidences([value for value in unit if value != "*"]).items():
+            table[pair] = table.get(pair, 0.0) + count
+    assert krippendorff_alpha(table) == pytest.approx(0.691, abs=5e-4)
+
+
+def test_alpha_of_equal_values_is_not_defined() -> None:
+    assert krippendorff_alpha({("a", "a"): 6.0}) is None
+    assert krippendorff_alpha({}) is None
+    assert coincidences(["a"]) == {}
+
+
+@pytest.mark.parametrize(
+    ("judges", "correlation", "worth"),
+    [(3, 1.0, 1.0), (3, 0.0, 3.0), (3, 0.5, 1.5), (9, 7 / 16, 2.0), (2, -1.0, 2.0), (3, -1 / 3, 3.0)],
+)
+def test_effective_judges(judges: int, correlation: float, worth: float) -> None:
+    assert effective_judges(judges, correlation) == pytest.approx(worth)
+
+
+def test_two_judges_by_hand() -> None:
+    """Three of four alike; mirrored, each says left in half of its 8 values: p_o = 3/4, p_e = 1/2, kappa = 1/2."""
+    found = counted(2, (1.0, 2.0), (1.0, 2.0), (-1.0, -2.0), (1.0, -2.0)).result()
+    assert found.kappa == pytest.approx(0.5)
+    assert found.alpha is None
+    # sum(xy) = 2 + 2 + 2 - 2, sum(xx) = 4, sum(yy) = 16
+    assert found.correlation == pytest.approx(4 / 8)
+    assert found.effective == pytest.approx(2 / 1.5)
+    assert found.comparisons == 4
+
+
+def test_kappa_keeps_the_two_judges_apart() -> None:
+    """The first says tie twice in four, the second never: p_o = 1/2, p_e = 0.25 * 0.5 + 0.25 * 0.5 = 1/4."""
+    found = counted(2, (0.0, 2.0), (0.0, 2.0), (1.0, 2.0), (-1.0, -2.0)).result()
+    assert found.kappa == pytest.approx((1 / 2 - 1 / 4) / (1 - 1 / 4))
+
+
+def test_nothing_depends_on_which_reply_is_called_left() -> None:
+    rows = ((1.0, 2.0, -1.0), (1.0, -2.0, None), (3.0, 2.0, 0.0), (1.0, 0.5, 2.0))
+    turned = [tuple(None if logit is None else -logit for logit in row) for row in rows[:2]]
+    one, other = counted(3, *rows).result(), counted(3, *turned, *rows[2:]).result()
+    assert (one.alpha, one.correlation) == pytest.approx((other.alpha, other.correlation))
+
+
+def test_alpha_of_three_judges_by_hand() -> None:
+    """Two comparisons: left left right, and left left (the third is silent). Mirrored, there are four units.
+
+    o_LR + o_RL is 2 in the first and in its mirror, so 4; n_L = n_R = 5, n = 10: alpha = 1 - 9 * 4 / 50.
+    """
+    found = counted(3, (1.0, 1.0, -1.0), (1.0, 1.0, None)).result()
+    assert found.alpha == pytest.approx(1 - 9 * 4 / 50)
+    assert found.kappa is None
+    assert found.comparisons == 2
+    # the correlations are 1, -1 (one comparison each with the third) and -1
+    assert found.correlation == pytest.approx(-1 / 3)
+
+
+def test_a_judge_beside_the_panel() -> None:
+    counting = Counting(["a", "b"])
+    counting.add(own(2.0), [own(1.0), own(-1.0, flip=True)])
+    counting.add(own(2.0), [own(0.0), own(None)])
+    counting.add(own(-2.0), [own(-1.0), own(-1.0)])
+    counting.add(own(0.0), [own(1.0), own(-1.0, flip=True)])  # no label: only its flip counts
+    counting.add(own(None, status=Status.FAILED), [own(None, status=Status.FAILED), own(1.0)])
+    a, b = counting.result().judges
+    assert (a.judge, a.agrees, a.opposes, a.abstains, a.flips) == ("a", 2, 0, 1, 0)
+    assert (b.judge, b.agrees, b.opposes, b.abstains, b.flips) == ("b", 1, 1, 1, 2)
+
+
+def test_without_answers_there_is_no_agreement() -> None:
+    found = counted(3, (None, None, 1.0)).result()
+    assert (found.comparisons, found.alpha, found.correlation, found.effective) == (0, None, None, None)
