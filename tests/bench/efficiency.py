@@ -42,14 +42,14 @@ from rlaif.store import read_records  # noqa: E402
 class Skewed:
     """A judge whose A and B logits are made noisy, or lean to the first slot; a `ModelSource` and its model in one."""
 
-    def __init__(self, source: LazyModel, *, noise: float = 0.0, slot: float = 0.0) -> None:
-        self._source, self._noise, self._slot = source, noise, slot
+    def __init__(self, source: LazyModel, number: int, *, noise: float = 0.0, slot: float = 0.0) -> None:
+        self._source, self._number, self._noise, self._slot = source, number, noise, slot
         self._model: Model | None = None
         self.calls = 0
 
     @property
     def name(self) -> str:
-        return f"{self._source.name} noise {self._noise} slot {self._slot}"
+        return f"{self._source.name} {self._number} noise {self._noise} slot {self._slot}"
 
     @property
     def batch_size(self) -> int:
@@ -62,7 +62,7 @@ class Skewed:
         return self._model.concurrency
 
     async def open(self) -> Model:
-        self._model = self._model or await self._source.open()
+        self._model = await self._source.open()
         return self  # type: ignore[return-value]
 
     async def close(self) -> None:
@@ -90,6 +90,7 @@ class Way(NamedTuple):
 
     name: str
     settings: dict[str, object]
+    judges: int = 1
 
 
 WAYS = (
@@ -99,6 +100,7 @@ WAYS = (
     Way("one list, 2 orders", {"method": "rank"}),
     Way("one list, 6 orders", {"method": "rank", "shuffles": 6}),
     Way("tournament", {"method": "tournament"}),
+    Way("panel of three, both orders", {}, judges=3),
 )
 JUDGES = {"as it is": {}, "noise 1": {"noise": 1.0}, "slot 2": {"slot": 2.0}}
 
@@ -144,22 +146,28 @@ async def judged(folder: Path, answers: Path, way: Way, skew: dict[str, float]) 
     settings = RunSettings(
         constitution="demo",
         prompts=PromptSettings(path=str(answers), responses="answers"),
-        judge=JudgeSettings(model="demo-judge"),
+        judge=[JudgeSettings(model=f"judge-{number}") for number in range(way.judges)],
         compare=compared,
         output=str(folder),
     )
-    source = Skewed(LazyModel(settings.judge, log=folder / "judge.log", labels=LABELS), **skew)
-    with open_run(settings, None, source.name) as run:
+    shipped = LazyModel(JudgeSettings(model="demo-judge"), log=folder / "judge.log", labels=LABELS)
+    judges = [Skewed(shipped, number, **skew) for number in range(way.judges)]
+    head, *panel = judges
+    with open_run(settings, None, head.name, tuple(each.name for each in panel)) as run:
         run.read_prompts()
         await sample(run, None, Silent())
-        await grade(run, source, Silent())
+        await grade(run, head, Silent())
         if compared.method in ("pairwise", "tournament"):
-            await compare(run, source, Silent())
+            await compare(run, judges, Silent())
         derive(run)
         prompts = run.prompt_count
-    await source.close()
+    await shipped.close()
     best = best_picks(folder)
-    return Result(best, of_pairs(read_records(folder / "pairs.jsonl", PreferencePair)), source.calls / prompts)
+    return Result(
+        best,
+        of_pairs(read_records(folder / "pairs.jsonl", PreferencePair)),
+        sum(each.calls for each in judges) / prompts,
+    )
 
 
 def best_picks(folder: Path) -> Score:
