@@ -196,6 +196,11 @@ def test_a_session_with_other_settings_unfinishes_what_it_makes_untrue(tmp_path:
         assert manifest.exists(), "pairs do not rest on the revisions"
         generate(load_run(path))
         assert manifest.exists() and not revised.exists(), "the settings name two rounds again"
+        revise(path, pair__margin="0.2")
+        assert revised.exists() and not manifest.exists(), "the pairs were those of another margin"
+        generate(load_run(path))
+        assert manifest.exists()
+        revise(path)
         revise(path, prompts__limit="3")
         assert revised.exists() and not manifest.exists(), "the pairs were those of ten prompts"
         fake.troubles.append(Trouble("401"))
