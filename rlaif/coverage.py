@@ -16,6 +16,7 @@ from rlaif.comparisons.fold import Comparison, Status, Vote
 from rlaif.comparisons.shares import Share, folded, shares
 from rlaif.run import Run, read_making, reopen_run
 from rlaif.settings import PairSettings
+from rlaif.slots import find_slots
 
 LEAST = 10
 """Comparisons that two principles must share before they can be said to contradict each other."""
@@ -112,6 +113,7 @@ def coverage(folder: Path) -> Coverage:
 def covered(run: Run, *, edited: bool = False) -> Coverage:
     """The coverage of an open run, by the answers that its constitution finds on disk."""
     compare = run.settings.compare
+    find_slots(run)
     counting = Counting([criterion.id for criterion in run.criteria], run.settings.pair)
     for prompt in run.prompts():
         for meeting, votes in run.votes_of(prompt, run.meetings_of(prompt, run.samples_of(prompt))):

@@ -28,6 +28,7 @@ from rlaif.inference.base import Answer, ModelSource, Question
 from rlaif.records import Prompt
 from rlaif.run import Run
 from rlaif.samples.meetings import WHOLE, Meeting
+from rlaif.slots import find_slots
 from rlaif.store import R, Table
 from rlaif.templates import conversation
 
@@ -139,6 +140,8 @@ async def ask_comparisons(both: Plans, judge: ModelSource, progress: Progress | 
 def impact(both: Plans) -> Impact:
     """Fold every pair under both constitutions by the answers on disk; no model is asked."""
     counting = _Counting(both, changes(both[0].constitution, both[1].constitution))
+    find_slots(both[0])
+    both[1].slots = both[0].slots  # the judge's, not the constitution's: nothing moves but by the edit
     for prompt, met in _meetings(both):
         cast = (run.votes_of(prompt, own) for run, own in zip(both, met, strict=True))
         for (meeting, before), (_, after) in zip(*cast, strict=True):

@@ -18,6 +18,7 @@ from rlaif.comparisons.agreement import Agreement, Counting
 from rlaif.comparisons.fold import Comparison, Status
 from rlaif.comparisons.panel import Ballot, elect
 from rlaif.comparisons.plan import votes
+from rlaif.comparisons.slots import SlotBias
 from rlaif.grading import comparisons as graded_comparisons
 from rlaif.grading import rank_questions_of, score_questions_of
 from rlaif.preferences.export import write_parquet
@@ -26,6 +27,7 @@ from rlaif.records import Judgement, Prompt, Sample, Score, Verdict
 from rlaif.resources import resource
 from rlaif.run import Run
 from rlaif.samples.meetings import Meeting, distinct_samples
+from rlaif.slots import find_slots, told_slots
 from rlaif.store import record_writer, sha256_of, write_json
 
 _FILES = ("prompts.jsonl", "rankings.jsonl", "pairs.jsonl")
@@ -43,6 +45,8 @@ class Outcome:
     """For every principle: `labels` that it counts in, and `flips` of its own two orders."""
     panel: Counting | None = None
     """How the judges of a panel agree."""
+    slots: dict[str, SlotBias] = field(default_factory=dict)
+    """Each judge's liking for a slot, where it was estimated to be removed."""
 
 
 def derive(run: Run, sessions: JsonValue = None) -> Outcome:
@@ -52,7 +56,7 @@ def derive(run: Run, sessions: JsonValue = None) -> Outcome:
     """
     run.unfinish()
     names = [name for name, _ in run.judges]
-    outcome = Outcome(panel=Counting(names) if len(names) > 1 else None)
+    outcome = Outcome(panel=Counting(names) if len(names) > 1 else None, slots=find_slots(run))
     provenance = Provenance(" + ".join(names), f"{run.constitution.name}@{run.constitution.hash[:12]}")
     with (
         record_writer(run.folder / "rankings.jsonl") as write_ranking,
@@ -97,7 +101,7 @@ def _comparisons(run: Run, prompt: Prompt, met: Sequence[Meeting], outcome: Outc
     cast = []
     for name, judge in run.judges:
         questions = run.compare_questions_of(prompt, list(met), name)
-        own = votes(met, questions, answer_of, settings.compared_by(judge))
+        own = votes(met, questions, answer_of, settings.compared_by(judge), slot=run.slots.get(name, 0.0))
         cast.append([Ballot(judge.weight, said) for _, said in own])
     for meeting, *ballots in zip(met, *cast, strict=True):
         election = elect(meeting.left.id, meeting.right.id, ballots, settings.pair)
@@ -149,6 +153,7 @@ def _count_judgement(run: Run, key: str, judgement: Judgement | None, outcome: O
     outcome.counts.update(
         judgements=1,
         judgements_unparsed=judgement.verdict is Verdict.UNPARSED,
+        judgements_truncated=judgement.truncated,
         judgements_low_mass=mass is not None and mass < run.settings.pair.min_label_mass,
         judge_prompt_tokens=judgement.prompt_tokens,
         judge_cached_tokens=judgement.cached_tokens,
@@ -162,6 +167,7 @@ def _count_failure(run: Run, key: str, stage: str, outcome: Outcome) -> None:
 
 
 def _panel(run: Run, found: Agreement) -> JsonValue:
+    right = found.accuracies or [None for _ in found.judges]
     judges: list[JsonValue] = [
         {
             "judge": part.judge,
@@ -171,8 +177,9 @@ def _panel(run: Run, found: Agreement) -> JsonValue:
             "opposes": part.opposes,
             "abstains": part.abstains,
             "flips": part.flips,
+            "dawid_skene_accuracy": accuracy,
         }
-        for judge, part in zip(run.settings.judges, found.judges, strict=True)
+        for judge, part, accuracy in zip(run.settings.judges, found.judges, right, strict=True)
     ]
     two = len(judges) == 2
     return {
@@ -203,6 +210,7 @@ def _manifest(run: Run, outcome: Outcome, sessions: JsonValue) -> JsonValue:
         "failures": dict(outcome.failures),
         "principles": {name: dict(counts) for name, counts in outcome.principles.items()},
         **({} if outcome.panel is None else {"panel": _panel(run, outcome.panel.result())}),
+        **({"slot_bias": told_slots(outcome.slots)} if outcome.slots else {}),
         "healed_lines": sum(table.healed for table in run.tables),
         "session": sessions,
         "files": {name: sha256_of(run.folder / name) for name in _FILES},

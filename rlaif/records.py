@@ -152,6 +152,10 @@ class Judgement(Record):
     """Probability of both labels together; low mass means that the judge wanted to say something else."""
     text: str = ""
     """The judge's reply as it came."""
+    reasoning: str = ""
+    """What it thought before, where the server tells that apart."""
+    truncated: bool = False
+    """A reply with reasons that was cut off: it has no verdict."""
     prompt_tokens: int = 0
     cached_tokens: int = 0
     completion_tokens: int = 0

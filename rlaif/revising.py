@@ -21,6 +21,7 @@ from rlaif import __version__
 from rlaif.comparisons.fold import Comparison, Status
 from rlaif.comparisons.plan import compare_questions, votes
 from rlaif.comparisons.shares import folded
+from rlaif.comparisons.slots import SlotBias, slot_bias
 from rlaif.errors import UserError
 from rlaif.inference.base import Question
 from rlaif.preferences.export import write_parquet
@@ -33,6 +34,7 @@ from rlaif.run import Run
 from rlaif.samples.inputs import Oddities, read_prompts
 from rlaif.samples.meetings import Meeting, criteria_of, distinct_samples, meetings
 from rlaif.settings import CompareSettings, RunSettings
+from rlaif.slots import removes_bias, told_slots
 from rlaif.store import record_writer, sha256_of, write_json
 
 _FILES = ("prompts.jsonl", "chains.jsonl", "sft.jsonl", "revised_pairs.jsonl")
@@ -86,6 +88,8 @@ class Revised:
     """Questions without an answer, as `stage: reason`."""
     oddities: Oddities = field(default_factory=Oddities)
     """What was odd about the helpful answers."""
+    slot: SlotBias | None = None
+    """The judge's liking for a slot, where it compares in one order and this is to be removed."""
 
 
 def chains(run: Run, prompt: Prompt, rounds: int | None = None) -> list[Revising]:
@@ -146,10 +150,24 @@ def _compare_settings(run: Run) -> CompareSettings:
     return compare.model_copy(update={"principles": run.settings.revise.principles, "critique": False})
 
 
-def judged(run: Run, prompt: Prompt, each: Revising) -> Comparison | None:
-    """What the judge says about a chain's original (left) and its end; None where nothing was revised."""
+def _slot_bias(run: Run) -> SlotBias | None:
+    """Told from these comparisons alone, as there may be no others."""
+    if not removes_bias(_compare_settings(run)):
+        return None
+    questions = (
+        (q for each in chains(run, prompt) for q in _compared(run, prompt, each)[1]) for prompt in run.prompts()
+    )
+    answers = ([run.judgements.get(question.id) for question in of_prompt] for of_prompt in questions)
+    return slot_bias(answers, min_mass=run.settings.pair.min_label_mass)
+
+
+def judged(run: Run, prompt: Prompt, each: Revising, slot: float = 0.0) -> Comparison | None:
+    """What the judge says about a chain's original (left) and its end; None where nothing was revised.
+
+    `slot` is its liking for the first one, to be taken off.
+    """
     met, questions = _compared(run, prompt, each)
-    for meeting, cast in votes(met, questions, run.judgements.get, _compare_settings(run)):
+    for meeting, cast in votes(met, questions, run.judgements.get, _compare_settings(run), slot=slot):
         return folded(meeting.left.id, meeting.right.id, cast, run.settings.pair)
     return None
 
@@ -157,7 +175,7 @@ def judged(run: Run, prompt: Prompt, each: Revising) -> Comparison | None:
 def derive_revised(run: Run, sessions: JsonValue = None) -> Revised:
     """Write what everything on disk comes to: chains, SFT dataset, judged pairs, and the counts last."""
     run.unfinish(MANIFEST)
-    made = Revised()
+    made = Revised(slot=_slot_bias(run))
     constitution = f"{run.constitution.name}@{run.constitution.hash[:12]}"
     with ExitStack() as stack:
         write_chain, write_row, write_pair = (
@@ -207,7 +225,7 @@ def _count_failure(run: Run, stage: str, question: Question | None, made: Revise
 def _pair_up(
     run: Run, prompt: Prompt, each: Revising, made: Revised, constitution: str, write: Callable[[Record], None]
 ) -> None:
-    comparison = judged(run, prompt, each)
+    comparison = judged(run, prompt, each, made.slot.removed if made.slot else 0.0)
     if comparison is None:
         return
     made.counts["flipped"] += comparison.flip
@@ -261,6 +279,7 @@ def _manifest(run: Run, made: Revised, sessions: JsonValue) -> JsonValue:
         "principles": {name: dict(counts) for name, counts in made.principles.items()},
         "failures": dict(made.failures),
         "helpful_oddities": dict(made.oddities.counts),
+        **({} if made.slot is None else {"slot_bias": told_slots({run.judge_name: made.slot})}),
         "healed_lines": sum(table.healed for table in run.tables),
         "session": sessions,
         "files": {name: sha256_of(run.folder / name) for name in _FILES},

@@ -62,6 +62,8 @@ class Run:
     prompt_count: int = 0
     most_meetings: int = 0
     """Pairs of samples that meet if all answers of a prompt differ."""
+    slots: dict[str, float] = field(default_factory=dict)
+    """By judge, what is taken off the log-odds of the first slot (see `rlaif.slots`)."""
 
     @property
     def tables(self) -> tuple[Table[Any], ...]:
@@ -172,7 +174,8 @@ class Run:
     def votes_of(self, prompt: Prompt, met: list[Meeting]) -> Iterator[tuple[Meeting, list[Vote]]]:
         """What the (first) judge's answers on disk say about each of a prompt's meetings."""
         compare = self.settings.compared_by(self.settings.judge)
-        return votes(met, self.compare_questions_of(prompt, met), self.judgements.get, compare)
+        slot = self.slots.get(self.judge_name, 0.0)
+        return votes(met, self.compare_questions_of(prompt, met), self.judgements.get, compare, slot=slot)
 
     def under(self, constitution: Constitution) -> Run:
         """The same prompts and tables, planned under another constitution."""

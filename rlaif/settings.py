@@ -122,9 +122,17 @@ class CompareSettings(Record):
     principles: Literal["one", "each", "all"] = "one"
     """`one` drawn a pair (as in the paper), `each` on its own (weighted mean), or `all` in one question."""
     orders: Literal["both", "random"] = "both"
-    """Judge every pair in both orders, or in one drawn by hash (half the calls, the slot bias stays in)."""
+    """Judge every pair in both orders, or in one drawn by hash (half the calls; see `slot_bias`)."""
+    slot_bias: Literal["removed", "kept"] = "removed"
+    """With `orders: random`, take the judge's liking for a slot, told from the whole run, out of its labels, or not."""
     opponents: int = Field(3, ge=1)
     """Earlier samples that each sample meets: 3 is the round robin up to 4 samples."""
+    reasoning: Literal["none", "reply"] = "none"
+    """`none` takes the verdict as the first token; with `reply` the judge thinks or gives its reasons before it."""
+    reasoning_tokens: int = Field(1024, ge=32)
+    """Most tokens of a reply with reasons, thinking included; one that is cut off has no verdict."""
+    reasoning_temperature: float = Field(0.0, ge=0)
+    """Sampling temperature of such a reply; some reasoning models repeat themselves at 0."""
     critique: bool = False
     """Show the judge its critiques of both replies; labels are then clamped as in the paper."""
     clamp: tuple[float, float] = (0.4, 0.6)
@@ -138,6 +146,14 @@ class CompareSettings(Record):
     def _critiques_in_pairs(self) -> CompareSettings:
         if self.critique and self.method in ("score", "rank"):
             raise ValueError(f"`compare.critique` goes with pairs, and `method` is {self.method}: remove one of them")
+        return self
+
+    @model_validator(mode="after")
+    def _reasons_in_pairs(self) -> CompareSettings:
+        if self.reasoning != "none" and self.method in ("score", "rank"):
+            raise ValueError(f"`compare.reasoning` goes with pairs, and `method` is {self.method}: remove one of them")
+        if self.reasoning != "none" and self.critique:
+            raise ValueError("`compare.critique` and `compare.reasoning` are two ways to the same end: remove one")
         return self
 
     @field_validator("clamp")

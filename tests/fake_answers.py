@@ -33,6 +33,8 @@ class Taste(NamedTuple):
     """It prefers the other reply."""
     mass: float | None = None
     """Probability of both labels together, where it is not the usual one."""
+    slot: float = 0.0
+    """What it adds to the log-odds of whatever stands first."""
 
 
 USUAL = Taste()
@@ -60,7 +62,8 @@ def tasted_share(messages: Sequence[Mapping[str, str]], taste: Taste) -> float:
     if taste.own and len(replies) == 2:
         own = 8 * (unit("merit", taste.seed, replies["A"]) - unit("merit", taste.seed, replies["B"]))
         share = 1 / (1 + math.exp(-taste.own * own) * (1 / share - 1) ** (1 - taste.own))
-    return 1 - share if taste.contrary else share
+    share = 1 - share if taste.contrary else share
+    return share if not taste.slot else 1 / (1 + math.exp(-taste.slot) * (1 / share - 1))
 
 
 def _compared(text: str) -> dict[str, str]:
@@ -103,9 +106,16 @@ def tokenized(text: str) -> dict[str, Any]:
 
 
 def choice(
-    at: int, talk: Sequence[Mapping[str, str]], body: Mapping[str, Any], logprobs: bool, taste: Taste = USUAL
+    at: int,
+    talk: Sequence[Mapping[str, str]],
+    body: Mapping[str, Any],
+    logprobs: bool,
+    taste: Taste = USUAL,
+    thinks: str = "",
 ) -> dict[str, Any]:
     """One choice of a chat completion."""
+    if "First give your reasons" in talk[-1]["content"]:
+        return reasoned_choice(at, talk, body, logprobs, taste, thinks)
     text, finish = reply_text(talk, body)
     made: dict[str, Any] = {"index": at, "finish_reason": finish, "logprobs": None}
     if re.search(r"\bA\b.*\bB\b", talk[-1]["content"], re.DOTALL) and body.get("max_tokens", 99) <= 16:
@@ -121,6 +131,43 @@ def choice(
         merits = _merits(talk)
         text = " > ".join("ABCDEFGHIJ"[at] for at in sorted(range(len(merits)), key=lambda at: -merits[at]))
     made["message"] = {"role": "assistant", "content": text}
+    return made
+
+
+def reasoned_choice(
+    at: int, talk: Sequence[Mapping[str, str]], body: Mapping[str, Any], logprobs: bool, taste: Taste, thinks: str
+) -> dict[str, Any]:
+    """Reasons that name either label, and the verdict at the end; with `thinks`, thoughts before it, in `tags` or in a
+    `field` of their own. A word is a token."""
+    share = tasted_share(talk, taste)
+    better, worse = ("A", "B") if share >= 0.5 else ("B", "A")
+    thoughts = f"At first sight the answer is {worse}. Verdict: {worse}".split()
+    points = "It is clear, it comes to the point, it says what it is about, and it does not make a fuss."
+    reasons = (
+        f"Reply {worse} has its points. {points} Reply {better} is kinder to the person who asked, though.".split()
+    )
+    said = ([*thoughts, "</think>"] if thinks else []) + [*reasons, "Verdict:", better, "<|end|>"]
+    most = body["max_tokens"]
+    finish, said = ("length", said[:most]) if len(said) > most else ("stop", said)
+    split = said.index("</think>") if "</think>" in said else len(said) if thinks else 0
+    thought, answer = " ".join(said[:split]), " ".join(said[split:]).removesuffix(" <|end|>")
+    answer = answer.removeprefix("</think>").strip().replace(" Verdict:", "\n\nVerdict:")
+    message = {"role": "assistant", "content": answer}
+    if thinks == "field":
+        message["reasoning_content"] = thought
+    elif thinks:
+        end = "</think>" if "</think>" in said else ""
+        message["content"] = f"<think>{thought}{end}{answer}"
+    made: dict[str, Any] = {"index": at, "finish_reason": finish, "logprobs": None, "message": message}
+    if body.get("logprobs") and logprobs:
+        label = _label_entry(talk, {**body, "return_tokens_as_token_ids": False}, taste)
+        plain = [
+            {"token": f" {word}", "logprob": -0.1, "top_logprobs": [{"token": f" {word}", "logprob": -0.1}]}
+            for word in said
+        ]
+        if finish == "stop":
+            plain[-2], plain[-1]["token"] = label, "<|end|>"
+        made["logprobs"] = {"content": plain}
     return made
 
 
@@ -147,7 +194,8 @@ def _entry(values: dict[str, float], body: Mapping[str, Any]) -> dict[str, Any]:
     """The first token's log-probabilities as a server lists them."""
     values["The"] = math.log((1 - MASS) / 2)
     if wanted := body.get("logprob_token_ids"):
-        values = {f"token_id:{token_id(t)}": v for t, v in values.items() if token_id(t) in wanted}
+        as_id = body.get("return_tokens_as_token_ids", False)
+        values = {f"token_id:{token_id(t)}" if as_id else t: v for t, v in values.items() if token_id(t) in wanted}
     else:
         listed = sorted(values, key=lambda token: -values[token])[: body.get("top_logprobs", 0)]
         values = {token: values[token] for token in listed}

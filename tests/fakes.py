@@ -61,10 +61,11 @@ class FakeServer:
         port: int = 0,
         seed: int = 0,
         taste: Taste = USUAL,
+        thinks: str = "",
     ) -> None:
         self.model, self.batch, self.logprobs, self.troubles = model, batch, logprobs, list(troubles)
         self.delay, self.api_key, self.context, self.most_at_once = delay, api_key, context, most_at_once
-        self.port, self.seed, self.taste = port, seed, taste
+        self.port, self.seed, self.taste, self.thinks = port, seed, taste, thinks
         self.asked: Counter[str] = Counter()
         """Conversations that arrived, by the text of their last message."""
         self.drawn: Counter[tuple[str, int | None]] = Counter()
@@ -181,7 +182,9 @@ class FakeServer:
         if any(len(text) > self.context for text in keys):
             limit = f"This model's maximum context length is {self.context} tokens."
             return await _send(writer, 400, _error(f"{limit} Please reduce the length of the input prompt."))
-        choices = [choice(at, talk, body, self._logprobs_of(kind), self.taste) for at, talk in enumerate(talks)]
+        choices = [
+            choice(at, talk, body, self._logprobs_of(kind), self.taste, self.thinks) for at, talk in enumerate(talks)
+        ]
         if kind == "shuffled":
             choices.reverse()
         if kind == "short_batch":

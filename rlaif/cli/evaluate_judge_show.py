@@ -90,7 +90,8 @@ def _trust(found: Measures) -> Iterator[tuple[str, str]]:
 
 def _cost(found: Measures) -> str:
     cost = found.cost
-    cached = f" ({cost.cached_tokens / cost.prompt_tokens:.0%} cached)" if cost.prompt_tokens else ""
+    # vLLM's batch route does not say how much came from its cache: then nothing is told, rather than none.
+    cached = f" ({cost.cached_tokens / cost.prompt_tokens:.0%} cached)" if cost.cached_tokens else ""
     told = f"{cost.calls:,} calls, {cost.prompt_tokens:,} tokens in{cached}, {cost.completion_tokens:,} out"
     if cost.calls_per_1000 is None or cost.prompt_tokens_per_1000 is None:
         return told

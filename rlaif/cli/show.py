@@ -126,6 +126,7 @@ def _counts(report: Report) -> list[tuple[str, str]]:
         ("samples", _with(count["samples"], blank=count["samples_blank"], repeated=count["samples_repeated"],
                           truncated=count["samples_truncated"])),
         ("judgements", _with(count["judgements"], unparsed=count["judgements_unparsed"],
+                             truncated=count["judgements_truncated"],
                              low_label_mass=count["judgements_low_mass"])),
         ("comparisons labelled", f"{count['comparisons_labelled']:,}"),
         ("ties", f"{count['comparisons_tie']:,}"),
@@ -135,6 +136,7 @@ def _counts(report: Report) -> list[tuple[str, str]]:
         ("failures", _with(outcome.failures.total(), **outcome.failures)),
         ("pairs", _with(count["pairs"], prompts_without=count["prompts_without_pair"])),
         *_panel(outcome),
+        *_slots(outcome),
         ("policy tokens", _tokens(count["policy_prompt_tokens"], count["policy_completion_tokens"])),
         ("judge tokens", _tokens(count["judge_prompt_tokens"], count["judge_completion_tokens"],
                                  count["judge_cached_tokens"])),
@@ -153,9 +155,23 @@ def _panel(outcome: Outcome) -> list[tuple[str, str]]:
         "" if found.effective is None else f": worth {found.effective:.1f} independent judges of {len(found.judges)}"
     )
     rows = [("the judges agree", told + worth)]
-    for part in found.judges:
+    for part, accuracy in zip(found.judges, found.accuracies or [None for _ in found.judges], strict=True):
         labels = f"agrees with {part.agrees:,} labels, opposes {part.opposes:,}, abstains {part.abstains:,}"
-        rows.append((f"  {part.judge}", f"{labels}; its own orders disagree {part.flips:,} times"))
+        rows.append((f"  {part.judge}", f"{labels}; its own orders disagree {part.flips:,} times{_right(accuracy)}"))
+    return rows
+
+
+def _right(accuracy: float | None) -> str:
+    return "" if accuracy is None else f"; right in {accuracy:.0%} if all err independently (Dawid-Skene)"
+
+
+def _slots(outcome: Outcome) -> list[tuple[str, str]]:
+    """What was taken off, where pairs were asked in one order."""
+    rows = []
+    for judge, bias in outcome.slots.items():
+        doubt = "?" if bias.standard_error is None else f"{bias.standard_error:.2f}"
+        told = f"{bias.estimate:+.2f} ± {doubt} logits for the first slot, {bias.removed:+.2f} taken off the labels"
+        rows.append(("slot bias" if len(outcome.slots) == 1 else f"slot bias of {judge}", told))
     return rows
 
 

@@ -108,6 +108,7 @@ def show_transcript(story: Story, prompt: Prompt, *, brief: bool = False) -> Non
             judgement = story.judgements[key]
             by = f"{judgement.judge}, " if len(story.judges) > 1 else ""
             click.echo(_indented(by + _verdict(judgement, names), 6))
+            _show_reasons(judgement)
     click.secho("Pairs", bold=True)
     for pair in story.pairs[prompt.id]:
         chosen, rejected = names[pair.chosen_id], names[pair.rejected_id]
@@ -149,6 +150,13 @@ def _verdict(judgement: Judgement, names: dict[str, str]) -> str:
         return f"{order}: {judgement.verdict.value} ({judgement.text[:60]!r})"
     first, second = (math.exp(each) for each in judgement.logprobs)
     return f"{order}: P(A) = {first:.3f}, P(B) = {second:.3f}"
+
+
+def _show_reasons(judgement: Judgement) -> None:
+    """What a judge says before its verdict; nothing of a verdict alone."""
+    for name, text in (("thinks", judgement.reasoning), ("says", judgement.text)):
+        if len(text.split()) > 2:
+            click.echo(_indented(f"{name}: {text}", 8))
 
 
 def _indented(text: str, by: int = 2) -> str:

@@ -18,9 +18,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from rlaif.comparisons.crowd import Pattern, accuracies, canonical
 from rlaif.comparisons.fold import Comparison, Status
 
 _MIRRORED = {"left": "right", "right": "left", "tie": "tie"}
+_SIGNS = {"left": 1, "right": -1}
 
 Table = Mapping[tuple[str, str], float]
 """How often one judge said the first value and another one the second."""
@@ -56,6 +58,8 @@ class Agreement:
     """Mean over all two judges of the correlation of their log-odds."""
     effective: float | None
     """Effective number of judges."""
+    accuracies: tuple[float, ...] | None = None
+    """How often each judge is right by Dawid and Skene's model (see `crowd`), of three or more."""
 
 
 def cohen_kappa(table: Table) -> float | None:
@@ -127,6 +131,7 @@ class Counting:
         self._said: dict[tuple[str, str], float] = {}
         """Of two judges, what the first and the second said; of more, the coincidences of their values."""
         self._products: dict[tuple[int, int], tuple[float, float, float]] = {}
+        self._patterns: Counter[Pattern] = Counter()
         self.comparisons = 0
 
     def add(self, panel: Comparison, owns: Sequence[Comparison]) -> None:
@@ -136,6 +141,7 @@ class Counting:
             counts["flips"] += own.flip
             if panel.status is Status.LABELLED:
                 counts["abstains" if side in (None, "tie") else "agrees" if side == _side(panel) else "opposes"] += 1
+        self._patterns[canonical([_SIGNS.get(side or "", 0) for side in sides])] += 1
         self._count_values([side for side in sides if side is not None])
         for (at, one), (by, other) in itertools.combinations(enumerate(owns), 2):
             if one.readable and other.readable:
@@ -169,6 +175,7 @@ class Counting:
             alpha=None if two else krippendorff_alpha(self._said),
             correlation=correlation,
             effective=None if correlation is None else effective_judges(len(self._judges), correlation),
+            accuracies=accuracies(self._patterns),
         )
 
     def _correlation(self) -> float | None:

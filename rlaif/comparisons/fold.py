@@ -46,6 +46,8 @@ class Vote:
     """Which orders were asked at all (`orders: random` asks one)."""
     temperature: float = 1.0
     """What its logits are divided by (`compare.temperature`)."""
+    slot: float = 0.0
+    """What the judge adds to the logit of the first slot, to be taken off (`compare.slot_bias`)."""
 
     @property
     def asked(self) -> list[Judgement | None]:
@@ -87,20 +89,21 @@ def sigmoid(x: float) -> float:
     return 1 / (1 + math.exp(-x)) if x >= 0 else math.exp(x) / (1 + math.exp(x))
 
 
-def first_logit(judgement: Judgement, *, min_mass: float, temperature: float = 1.0) -> float | None:
+def first_logit(judgement: Judgement, *, min_mass: float, temperature: float = 1.0, slot: float = 0.0) -> float | None:
     """Log-odds that the sample in the first slot is better, or None where the judgement has no label.
 
-    They are divided by `temperature` (Guo et al. 2017, arXiv:1706.04599) after the cut, those of text verdicts too.
+    After the cut, `slot` is taken off and the rest is divided by `temperature` (Guo et al. 2017, arXiv:1706.04599);
+    text verdicts are treated alike, but for a stated tie, which stays one.
     """
     if judgement.logprobs is None:
         sign = {Verdict.FIRST: 1.0, Verdict.SECOND: -1.0, Verdict.TIE: 0.0}.get(judgement.verdict)
-        return None if sign is None else sign * HARD_LOGIT / temperature
+        return sign if sign is None or sign == 0 else (sign * HARD_LOGIT - slot) / temperature
     if judgement.label_mass is None or judgement.label_mass < min_mass:
         return None
     first, second = judgement.logprobs
     if math.isnan(first) or math.isnan(second) or first == second == -math.inf:
         return None
-    return max(-_MOST, min(_MOST, first - second)) / temperature
+    return (max(-_MOST, min(_MOST, first - second)) - slot) / temperature
 
 
 def fold(
@@ -142,7 +145,7 @@ def _left_logits(vote: Vote, min_mass: float) -> list[float]:
     for judgement, sign in ((vote.forward, 1.0), (vote.backward, -1.0)):
         if judgement is None:
             continue
-        logit = first_logit(judgement, min_mass=min_mass, temperature=vote.temperature)
+        logit = first_logit(judgement, min_mass=min_mass, temperature=vote.temperature, slot=vote.slot)
         if logit is None:
             return []
         logits.append(sign * logit)

@@ -37,6 +37,7 @@ def compare_questions(
         for first, second in _orders(meeting, settings.orders)
         for criterion in meeting.criteria
     ]
+    reasoned = settings.reasoning == "reply"
     place = {sample: at for at, sample in enumerate(dict.fromkeys(first.id for first, _, _ in shown))}
     for first, second, criterion in sorted(shown, key=lambda each: place[each[0].id]):
         critiques = None
@@ -46,7 +47,7 @@ def compare_questions(
                 continue
             critiques = (on_first, on_second)
         yield Question(
-            "compare",
+            "compare_reasoned" if reasoned else "compare",
             judge,
             compare_messages(
                 prompt.messages,
@@ -56,11 +57,17 @@ def compare_questions(
                 critiques=critiques,
                 max_chars=settings.max_chars,
                 fenced=fenced,
+                reasoned=reasoned,
             ),
-            _ONE_TOKEN,
+            _with_reasons(settings) if reasoned else _ONE_TOKEN,
             labels=LABELS,
             about={"prompt": prompt.id, "first": first.id, "second": second.id, "principle": criterion.id},
         )
+
+
+def _with_reasons(settings: CompareSettings) -> Sampling:
+    warm = settings.reasoning_temperature
+    return Sampling(max_tokens=settings.reasoning_tokens, temperature=warm, seed=0 if warm else None)
 
 
 def _orders(meeting: Meeting, orders: str) -> Iterator[tuple[Sample, Sample]]:
@@ -77,8 +84,13 @@ def votes(
     questions: Sequence[Question],
     answer_of: Callable[[str], Judgement | None],
     settings: CompareSettings,
+    *,
+    slot: float = 0.0,
 ) -> Iterator[tuple[Meeting, list[Vote]]]:
-    """For every meeting, what each criterion's ordered calls said, joined by what a question is about, not by place."""
+    """For every meeting, what each criterion's ordered calls said, joined by what a question is about, not by place.
+
+    `slot` is the judge's liking for the first one, to be taken off.
+    """
     asked = {(q.about["first"], q.about["second"], q.about["principle"]): q.id for q in questions}
 
     def answer(first: Sample, second: Sample, criterion: Criterion) -> Judgement | None:
@@ -98,6 +110,7 @@ def votes(
                     answer(right, left, criterion),
                     wanted=((left.id, right.id) in shown, (right.id, left.id) in shown),
                     temperature=settings.temperature,
+                    slot=slot,
                 )
                 for criterion in meeting.criteria
             ],

@@ -24,11 +24,13 @@ def compare_messages(
     critiques: tuple[str, str] | None = None,
     max_chars: int = 12_000,
     fenced: bool = True,
+    reasoned: bool = False,
 ) -> Messages:
     """Ask which of two replies is better under `question` (a principle's `compare` text, or `joint_question`'s).
 
     With `critiques`, the notes on the first and on the second reply stand between the replies and the question.
-    Without `fenced`, the replies stand there as they are: only to measure what the fences are good for.
+    Without `fenced`, the replies stand there as they are: only to measure what the fences are good for. With `reasoned`
+    the judge is to give its reasons first (and is shown no critiques).
     """
     shown = fence if fenced else shortened
     parts = {
@@ -38,7 +40,7 @@ def compare_messages(
         "question": question,
     }
     if critiques is None:
-        return load_template("compare").ask(**parts)
+        return load_template("compare_reasoned" if reasoned else "compare").ask(**parts)
     notes = [fence(text, max_chars=max_chars) for text in critiques]
     return load_template("compare_critiqued").ask(**parts, first_critique=notes[0], second_critique=notes[1])
 

@@ -1,4 +1,9 @@
-"""From a judge's answer to a judgement: label log-probabilities where there are any, else the text, read strictly."""
+"""From a judge's answer to a judgement: label log-probabilities where there are any, else the text, read strictly.
+
+A reply with reasons is always read as a text; the log-probabilities of its last word soften the verdict where they are
+of the same mind. One that was cut off has no verdict, even where one is stated in it: the last one counts, and that
+may have been still to come.
+"""
 
 from __future__ import annotations
 
@@ -18,13 +23,17 @@ def judgement(question: Question, answer: Answer) -> Judgement:
     """The record of one ordered judge call. A higher log-probability of the first label means the first reply won."""
     about = question.about
     logprobs: tuple[float, float] | None = None
-    if answer.logprobs is None:
-        verdict, mass = parse_verdict(answer.text), None
-    else:
+    mass: float | None = None
+    if answer.logprobs is not None:
         logprobs = (answer.logprobs[0], answer.logprobs[1])
         mass = label_mass(logprobs)
         gap = logprobs[0] - logprobs[1]
         verdict = Verdict.TIE if gap == 0 else Verdict.FIRST if gap > 0 else Verdict.SECOND
+    truncated = question.reasoned and answer.finish_reason == "length"
+    if logprobs is None or question.reasoned:
+        stated = Verdict.UNPARSED if truncated else parse_verdict(answer.text)
+        if logprobs is None or stated is not verdict:
+            verdict, logprobs, mass = stated, None, None
     return Judgement(
         id=question.id,
         prompt=str(about["prompt"]),
@@ -36,6 +45,8 @@ def judgement(question: Question, answer: Answer) -> Judgement:
         logprobs=logprobs,
         label_mass=mass,
         text=answer.text,
+        reasoning=answer.reasoning,
+        truncated=truncated,
         prompt_tokens=answer.prompt_tokens,
         cached_tokens=answer.cached_tokens,
         completion_tokens=answer.completion_tokens,

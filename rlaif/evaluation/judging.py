@@ -1,8 +1,8 @@
 """The evaluation of a judge on gold pairs: plan, ask what is missing, append; then measure, decide, write.
 
 In the folder: `judgements.jsonl` and `failures.jsonl`, the answers of all judges that were evaluated there; and for
-every judge and constitution a report (`NAME.json`, written last), what was said about each pair (`NAME.pairs.jsonl`)
-and plots. Answers are found by content id: a second call asks nothing.
+every judge, constitution and gold file a report (`NAME.json`, written last), what was said about each pair
+(`NAME.pairs.jsonl`) and plots. Answers are found by content id: a second call asks nothing.
 """
 
 from __future__ import annotations
@@ -41,6 +41,10 @@ class Watch(Protocol):
 
     def progress(self, tally: Tally) -> None:
         """Some more questions were answered."""
+        ...
+
+    def note(self, text: str) -> None:
+        """Something that takes a while begins."""
         ...
 
     def end(self, tally: Tally) -> None:
@@ -102,6 +106,7 @@ async def evaluate_judge(
 
     Raises UserError for the user's mistakes and ModelError when the judge cannot go on; a second call resumes.
     """
+    watch.note(f"reading {wanted.gold}")
     plan = _planned(wanted, judge.name)
     with (
         lock_folder(folder),
@@ -116,10 +121,12 @@ async def evaluate_judge(
             asked = (q for probe in probes(plan.canaries) for q in probe.questions(wanted.compare, judge.name))
             most = 2 * count_probes(len(plan.canaries)) * _criteria(plan.canaries)
             tallies.append(await _asked("canaries", asked, most, judge, tables, wanted, watch))
-        path = folder / f"{report_stem(judge.name, wanted.constitution.hash)}.json"
+        path = folder / f"{report_stem(judge.name, wanted.constitution.hash, wanted.gold)}.json"
+        watch.note("working out the statistics, with their intervals")
         report, judged = _report(wanted, judge.name, plan, tables, tally, folder)
         write_records(path.with_suffix(".pairs.jsonl"), judged)
         if plots:
+            watch.note("drawing the plots")
             from rlaif.evaluation.plots import write_plots
 
             write_plots(report, path.with_suffix(""))
@@ -173,7 +180,7 @@ def _report(
     read = _Reading(wanted, judge, tables)
     judged = list(read.judged())
     gold = _sha256(Path(wanted.gold))
-    seconds = _known_seconds(known_report(judge, wanted.constitution.hash, folder), wanted.gold, gold)
+    seconds = _known_seconds(known_report(judge, wanted.constitution.hash, wanted.gold, folder), wanted.gold, gold)
     measures = measure(
         judged,
         wanted.pair,

@@ -31,6 +31,7 @@ class Question:
     ) -> None:
         """Ask `model` for a text, or, with `labels`, for the log-probabilities of those labels as the next token.
 
+        With labels and room for more than one token, a text is asked for that ends in a label (`reasoned`).
         `index` tells equal draws apart (the n samples of one prompt). `about` is not hashed: it holds the fields of
         the record that say what the question was about.
         """
@@ -42,6 +43,11 @@ class Question:
         text = "".join([f"{len(part)}:{part}" for part in parts])
         self.id = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
+    @property
+    def reasoned(self) -> bool:
+        """Whether the label is looked for at the end of a text, and not as the next token."""
+        return bool(self.labels) and self.sampling.max_tokens > 1
+
 
 @dataclass(frozen=True, slots=True)
 class Answer:
@@ -49,7 +55,8 @@ class Answer:
 
     text: str = ""
     logprobs: tuple[float, ...] | None = None
-    """Natural-log probabilities of the question's labels over the full vocabulary, in their order."""
+    """Natural-log probabilities of the question's labels over the full vocabulary, in their order; after reasons those
+    where the last word is a label, else none."""
     finish_reason: str | None = None
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -60,6 +67,8 @@ class Answer:
     `broken_json`, `no_logprobs`, `no_labels` (neither is a probable token), `short_batch`, `only_reasoning`.
     """
     detail: str = ""
+    reasoning: str = ""
+    """What the model thought before its text, where the server tells that apart; kept for `reasoned` questions."""
 
 
 class Model(Protocol):

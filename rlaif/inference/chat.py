@@ -13,10 +13,12 @@ from typing import Any, Literal
 
 from rlaif.inference.base import Answer, Question
 from rlaif.inference.faults import Fault, incomplete
-from rlaif.inference.labels import first_token, read_exact, read_top
+from rlaif.inference.labels import first_token, read_exact, read_last, read_top
 
 _VERDICT_TOKENS = 16
 """Room for a verdict in words, where a server gives no log-probabilities."""
+_REASONED_TOP = 5
+"""Alternatives for every token of a reply with reasons: those of a thousand tokens are a large reply already."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +36,11 @@ class LabelRoute:
         """The tokens as a reply names them."""
         return [[f"token_id:{token}" for token in tokens] for tokens in self.tokens]
 
+    @property
+    def ids(self) -> list[int]:
+        """The tokens of all labels."""
+        return [token for tokens in self.tokens for token in tokens]
+
 
 def request_body(
     model: str, questions: Sequence[Question], route: LabelRoute, template_options: Mapping[str, Any] | None
@@ -43,10 +50,26 @@ def request_body(
         [{"role": message.role, "content": message.content} for message in question.messages] for question in questions
     ]
     body: dict[str, Any] = {"model": model, "messages": talks if len(talks) > 1 else talks[0]}
-    body.update(_label_options(questions[0], route) if questions[0].labels else _text_options(questions[0]))
+    body.update(_options(questions[0], route))
     if template_options:
         body["chat_template_kwargs"] = dict(template_options)
     return body
+
+
+def _options(question: Question, route: LabelRoute) -> dict[str, Any]:
+    if not question.labels:
+        return _text_options(question)
+    return _reasoned_options(question, route) if question.reasoned else _label_options(question, route)
+
+
+def _reasoned_options(question: Question, route: LabelRoute) -> dict[str, Any]:
+    """A text, with the labels' values at every token: which one says the verdict is known when all has been said."""
+    options = _text_options(question)
+    if route.kind == "text":
+        return options
+    if route.kind == "top":
+        return options | {"logprobs": True, "top_logprobs": min(route.top, _REASONED_TOP)}
+    return options | {"logprobs": True, "logprob_token_ids": route.ids}
 
 
 def _text_options(question: Question) -> dict[str, Any]:
@@ -61,8 +84,7 @@ def _label_options(question: Question, route: LabelRoute) -> dict[str, Any]:
     options: dict[str, Any] = {"max_tokens": 1, "temperature": 0, "logprobs": True}
     if route.kind == "top":
         return options | {"top_logprobs": route.top}
-    ids = [token for tokens in route.tokens for token in tokens]
-    return options | {"logprob_token_ids": ids, "return_tokens_as_token_ids": True}
+    return options | {"logprob_token_ids": route.ids, "return_tokens_as_token_ids": True}
 
 
 def read_answers(payload: Mapping[str, Any], questions: Sequence[Question], route: LabelRoute) -> list[Answer] | Fault:
@@ -98,7 +120,10 @@ def _read_choice(
 ) -> Answer | Fault:
     message = choice.get("message") or {}
     text, finish = _text_of(message.get("content")), choice.get("finish_reason")
+    thoughts = _text_of(message.get("reasoning_content") or message.get("reasoning"))
     logprobs: tuple[float, ...] | None = None
+    if question.reasoned:
+        return Answer(text, read_last(choice, question.labels), finish, *usage, reasoning=thoughts)
     if question.labels and route.kind != "text":
         exact = route.kind == "exact"
         logprobs = read_exact(choice, route.names) if exact else read_top(choice, question.labels)
@@ -106,7 +131,7 @@ def _read_choice(
             return incomplete("no_logprobs", "the reply lacks the label log-probabilities")
         if logprobs is None:
             return Answer(failure="no_labels", detail=f"no label is among the {route.top} most probable tokens")
-    elif not text and finish == "length" and (message.get("reasoning") or message.get("reasoning_content")):
+    elif not text and finish == "length" and thoughts:
         mend = "raise `max_tokens`, or switch reasoning off through the chat template"
         return Answer(failure="only_reasoning", detail=f"the model used up its tokens on reasoning; {mend}")
     return Answer(text, logprobs, finish, *usage)

@@ -12,11 +12,15 @@ space, so the rule needs no chat template and is the same on a server and in pro
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 _SPACES = "Ġ▁Ċ "
 """Whitespace as byte-level BPE and SentencePiece vocabularies write it; a label never starts or ends with it."""
+
+_ENDS = re.compile(r"[\s.*_`'\")\]}。ĊĠ▁]*|<[^<>\s]*>")
+"""What may follow the label at a text's end."""
 
 TOP = 20
 """Alternatives per token that the OpenAI protocol gives at most."""
@@ -55,11 +59,34 @@ def first_token(choice: Mapping[str, Any]) -> list[tuple[str, float]] | None:
     if not content:
         return None
     first = content[0]
-    listed = {entry["token"]: float(entry["logprob"]) for entry in first.get("top_logprobs") or ()}
-    if not listed:
-        return None
-    listed.setdefault(first["token"], float(first["logprob"]))
-    return list(listed.items())
+    # Two tokens may be spelled alike ("A", and " A" decoded without its space): both are kept.
+    listed = [(entry["token"], float(entry["logprob"])) for entry in first.get("top_logprobs") or ()]
+    if listed and first["token"] not in [token for token, _ in listed]:
+        listed.append((first["token"], float(first["logprob"])))
+    return listed or None
+
+
+def last_label(tokens: Sequence[str], labels: Sequence[str]) -> int | None:
+    """Where the label stands that these tokens end in; None where they end in something else.
+
+    After it only blanks, closing marks and special tokens may come.
+    """
+    for at in reversed(range(len(tokens))):
+        if tokens[at].strip(_SPACES) in labels:
+            return at
+        if not _ENDS.fullmatch(tokens[at]):
+            return None
+    return None
+
+
+def read_last(choice: Mapping[str, Any], labels: Sequence[str]) -> tuple[float, ...] | None:
+    """Log-probability of each label where a text ends in one; None where it does not, or where no values came.
+
+    As in `read_top`, a label that is not listed there gets the value of the least probable listed token.
+    """
+    content = (choice.get("logprobs") or {}).get("content") or ()
+    at = last_label([entry["token"] for entry in content], labels)
+    return None if at is None else read_top({"logprobs": {"content": content[at:]}}, labels)
 
 
 def read_exact(choice: Mapping[str, Any], wanted: Sequence[Sequence[str]]) -> tuple[float, ...] | None:

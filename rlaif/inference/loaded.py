@@ -8,9 +8,8 @@ needs no mask and changes no number. Texts are padded on the left, as generation
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING, Any
@@ -18,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 from rlaif.errors import UserError
 from rlaif.inference.base import Answer, Question
 from rlaif.inference.drawing import Draw, Halt
-from rlaif.inference.labels import label_text, label_tokens, logsumexp
+from rlaif.inference.labels import label_text, label_tokens, last_label, logsumexp
+from rlaif.inference.quiet import quiet
 
 if TYPE_CHECKING:
     import torch
@@ -111,7 +111,22 @@ class Loaded:
                 logits_processor=[Draw([row.question for row in rows], self._device)],
                 stopping_criteria=[Halt(halted)],
             )
-        return [self._text_answer(row, out[at, width:].tolist()) for at, row in enumerate(rows)]
+        said = [out[at, width:].tolist() for at in range(len(rows))]
+        answers = [self._text_answer(row, tokens) for row, tokens in zip(rows, said, strict=True)]
+        return self._with_labels(rows, said, answers)
+
+    def _with_labels(self, rows: Sequence[Row], said: Sequence[list[int]], answers: Sequence[Answer]) -> list[Answer]:
+        """The answers, those to reasoned questions with the labels' values where a text ends in one: in a second pass,
+        as keeping the values of all tokens of all texts would take more memory than the model."""
+        found = list(answers)
+        for at, (row, tokens, answer) in enumerate(zip(rows, said, answers, strict=True)):
+            if row.question.reasoned:
+                strings = [self._tokenizer.decode([token]) for token in tokens[: answer.completion_tokens]]
+                end = last_label(strings, row.question.labels)
+                if end is not None:
+                    (label,) = self.labels([replace(row, ids=row.ids + tokens[:end])])
+                    found[at] = replace(answer, logprobs=label.logprobs)
+        return found
 
     def _label_answer(self, row: Row, chances: torch.Tensor) -> Answer:
         ids = self._ids_of(row.question.labels)
@@ -139,7 +154,7 @@ def _read(folder: Path, device: torch.device, dtype: str) -> tuple[Any, Any]:
     from safetensors import SafetensorError
 
     transformers = _transformers()
-    with _quiet():
+    with quiet():
         try:
             tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
             model = transformers.AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, dtype=dtype)
@@ -185,18 +200,3 @@ def _place(device: str) -> torch.device:
         why = str(error).splitlines()[0]
         raise UserError(f"device `{device}` cannot be used: {why}", mend="take auto, cpu or cuda") from None
     return place
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """No progress bars and no advice from transformers while it loads a model."""
-    logging = _transformers().utils.logging
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()

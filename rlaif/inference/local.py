@@ -98,16 +98,21 @@ class Local:
             for batch in _batches(rows, self._rows):
                 if halted.is_set():
                     raise ModelError("stopped")
-                found = loaded.labels(batch) if batch[0].question.labels else loaded.texts(batch, halted)
+                found = loaded.labels(batch) if _next_token(batch[0]) else loaded.texts(batch, halted)
                 answers.update(zip((row.at for row in batch), found, strict=True))
         return [answers[at] for at in range(len(questions))]
+
+
+def _next_token(row: Row) -> bool:
+    """Whether one pass answers it."""
+    return bool(row.question.labels) and not row.question.reasoned
 
 
 def _batches(rows: list[Row], most_rows: int) -> Iterator[list[Row]]:
     """Rows that can share a pass, of about equal length; texts also share their room for the answer."""
 
     def kind(row: Row) -> tuple[bool, int]:
-        return bool(row.question.labels), 0 if row.question.labels else row.room
+        return _next_token(row), 0 if _next_token(row) else row.room
 
     batch: list[Row] = []
     for row in sorted(rows, key=lambda row: (kind(row), len(row.ids))):

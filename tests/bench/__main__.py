@@ -18,6 +18,8 @@ PARTS = {
     "planning": "starting again on a full table",
     "doctor": "`rlaif data check` on a million rows",
     "efficiency": "what each way of judging gets right, and by how many calls",
+    "injection": "what instructions to the judge win inside a reply, with and without fences",
+    "training": "training beside TRL: speed, memory, losses",
     "vllm": "verdicts per second and prefix cache on a real vLLM server",
 }
 

@@ -66,7 +66,7 @@ def test_exit_codes_and_what_is_told(tmp_path: Path) -> None:
     assert unfit.returncode == 4, unfit.stderr
     told = json.loads(unfit.stdout)
     assert (told["verdict"]["level"], told["measures"]["accuracy"]["value"]) == ("unfit", 0.0)
-    (path,) = (tmp_path / "runs/judges").glob("fake-*[0-9a-f].json")
+    (path,) = (tmp_path / "runs/judges").glob("fake-*-wrong.json")
     assert json.loads(path.read_text()) == told
     assert told["about"]["gold_sha256"] and told["about"]["constitution"] == "helpful-honest-harmless-concise"
 

@@ -17,11 +17,12 @@ from rlaif.evaluation.report import (
     JudgeReport,
     LabelMass,
     Length,
+    Level,
     Measures,
     Temperature,
     Verdict,
 )
-from rlaif.evaluation.verdict import EXIT_CODES, decide, known_verdict, report_stem
+from rlaif.evaluation.verdict import EXIT_CODES, decide, known_report, known_verdict, report_stem
 
 
 def estimate(value: float, low: float | None = None) -> Estimate:
@@ -113,19 +114,19 @@ def test_exit_codes() -> None:
     assert EXIT_CODES == {"fit": 0, "doubtful": 3, "unfit": 4}
 
 
-def write(folder: Path, judge: str, hash: str) -> Path:
+def write(folder: Path, judge: str, hash: str, gold: str = "data/g.jsonl", level: Level = "unfit") -> Path:
     about = About(
         judge=judge,
         constitution="c",
         constitution_hash=hash,
-        gold="g",
+        gold=gold,
         gold_sha256=None,
         oddities={},
         compare={},
         pair={},
     )
-    report = JudgeReport(made_by="t", about=about, verdict=Verdict(level="unfit"), measures=measures())
-    path = folder / f"{report_stem(judge, hash)}.json"
+    report = JudgeReport(made_by="t", about=about, verdict=Verdict(level=level), measures=measures())
+    path = folder / f"{report_stem(judge, hash, gold)}.json"
     path.write_text(report.model_dump_json())
     return path
 
@@ -133,9 +134,34 @@ def write(folder: Path, judge: str, hash: str) -> Path:
 def test_a_verdict_is_found_by_judge_and_constitution(tmp_path: Path) -> None:
     assert known_verdict("a/b", "c" * 32, tmp_path) is None
     path = write(tmp_path, "a/b", "c" * 32)
-    assert path.name == f"a-b-{'c' * 12}.json"
+    assert path.name == f"a-b-{'c' * 12}-g.json"
     assert known_verdict("a/b", "c" * 32, tmp_path) == Verdict(level="unfit")
     assert known_verdict("a-b", "c" * 32, tmp_path) is None, "another judge whose file has the same name"
     assert known_verdict("a/b", "c" * 12 + "d" * 20, tmp_path) is None, "another constitution likewise"
     path.write_text("{}")
     assert known_verdict("a/b", "c" * 32, tmp_path) is None
+
+
+def test_every_gold_file_has_a_report_and_the_worst_verdict_counts(tmp_path: Path) -> None:
+    write(tmp_path, "a/b", "c" * 32, "data/easy.jsonl", "fit")
+    assert known_verdict("a/b", "c" * 32, tmp_path) == Verdict(level="fit")
+    write(tmp_path, "a/b", "c" * 32, "data/hard.jsonl.gz", "doubtful")
+    write(tmp_path, "a/b", "c" * 32, "data/plain.csv", "fit")
+    write(tmp_path, "a/b-c", "c" * 32, "data/hard.jsonl", "unfit")
+    assert known_verdict("a/b", "c" * 32, tmp_path) == Verdict(level="doubtful")
+    found = known_report("a/b", "c" * 32, "elsewhere/hard.jsonl", tmp_path)
+    assert found is not None and found.about.gold == "data/hard.jsonl.gz"
+    assert known_report("a/b", "c" * 32, "data/other.jsonl", tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    ("gold", "ending"),
+    [
+        ("/data/438HHH.jsonl", "438HHH"),
+        ("hh.harmless.jsonl.GZ", "hh.harmless"),
+        ("x/pairs.v1.Parquet", "pairs.v1"),
+        ("allenai/reward-bench", "allenai-reward-bench"),
+    ],
+)
+def test_the_gold_file_in_the_name(gold: str, ending: str) -> None:
+    assert report_stem("a/b", "c" * 32, gold) == f"a-b-{'c' * 12}-{ending}"

@@ -24,3 +24,8 @@ def text_question(
     """One that asks for a text."""
     sampling = Sampling(max_tokens=8, temperature=temperature, seed=seed)
     return Question("sample", model, (Message(role="user", content=text),), sampling)
+
+
+def reasoned_question(short: Question) -> Question:
+    """A label question with room for reasons before the label."""
+    return Question("compare_reasoned", short.model, short.messages, Sampling(max_tokens=8), labels=short.labels)

@@ -10,13 +10,14 @@ from threading import Event
 
 import pytest
 
+from rlaif.comparisons.questions import compare_messages
 from rlaif.errors import ModelError, UserError
 from rlaif.inference.base import Answer, Question
 from rlaif.inference.drawing import Draw, Halt, nucleus, seed_of
 from rlaif.inference.folder import fingerprint, identity
 from rlaif.inference.local import Local
 from rlaif.records import Message, Sampling
-from tests.inference.questions import label_question, label_questions, text_question
+from tests.inference.questions import label_question, label_questions, reasoned_question, text_question
 from tests.inference.tiny import make_tiny_model
 
 
@@ -69,6 +70,26 @@ def test_an_answer_does_not_depend_on_its_neighbours(tiny_model: Path) -> None:
     for one, other in zip(together, alone, strict=True):
         assert one.logprobs == (None if other.logprobs is None else pytest.approx(other.logprobs, abs=1e-5))
     assert len({answer.text for answer in together}) > 8
+
+
+def test_a_text_that_ends_in_a_label_has_its_values() -> None:
+    """The shipped judge says nothing but a label: with room for more, it has the values of the one token."""
+    texts = [("Sure, here you go.", "No."), ("You idiot.", "Of course."), ("No.", "Sure, here you go.")]
+    prompt = (Message(role="user", content="How do I boil eggs?"),)
+    messages = [compare_messages(prompt, *replies, "Which reply is more polite to the person?") for replies in texts]
+    short = [Question("compare", "j", each, Sampling(max_tokens=1), labels=("A", "B")) for each in messages]
+    said = ask(Local("demo-judge"), [*short, *map(reasoned_question, short)])
+    for one, text in zip(said[:3], said[3:], strict=True):
+        assert (text.text, text.finish_reason, text.completion_tokens) == (one.text, "stop", 2)
+        assert text.logprobs == pytest.approx(one.logprobs, abs=1e-4)
+    assert {answer.text for answer in said} == {"A", "B"}
+
+
+def test_a_text_that_ends_in_anything_else_has_none(tiny_model: Path) -> None:
+    """A random model rambles on until it is cut off."""
+    (answer,) = ask(tiny_model, [reasoned_question(label_question())])
+    assert answer.failure is None and answer.logprobs is None
+    assert (answer.finish_reason, answer.completion_tokens) == ("length", 8)
 
 
 def test_a_too_long_prompt_fails_alone(tiny_model: Path) -> None:

@@ -12,7 +12,7 @@ from rlaif.inference.base import Answer, Question
 from rlaif.inference.local import Local
 from rlaif.inference.server import Server
 from tests.conftest import Served
-from tests.inference.questions import label_question, label_questions, text_question
+from tests.inference.questions import label_question, label_questions, reasoned_question, text_question
 
 pytestmark = pytest.mark.server
 
@@ -71,6 +71,21 @@ def test_a_too_long_prompt_fails_alone_inside_a_batch(vllm: Served, words: int) 
     questions[5] = label_question("x! " * words, vllm.name)
     answers = on(vllm, lambda server: server.answer(questions))
     assert [answer.failure for answer in answers] == [None] * 5 + ["too_long"] + [None] * 3
+
+
+def test_the_label_at_a_texts_end_has_the_values_of_the_model_in_process(vllm: Served) -> None:
+    """One at a time and in batches; the shipped judge mostly says a label and no more."""
+    questions = [reasoned_question(each) for each in label_questions(12, vllm.name)]
+    here = asyncio.run(Local(str(vllm.folder)).answer(questions))
+
+    async def both(server: Server) -> tuple[list[Answer], list[Answer]]:
+        return await server.answer(questions), [(await server.answer([question]))[0] for question in questions]
+
+    for there in on(vllm, both):
+        assert [answer.text for answer in there] == [answer.text for answer in here]
+        assert [answer.logprobs is None for answer in there] == [answer.logprobs is None for answer in here]
+        assert values(there) == pytest.approx(values(here), abs=1e-3)
+    assert values(here)
 
 
 def test_greedy_texts_agree(vllm: Served) -> None:
