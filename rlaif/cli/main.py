@@ -28,6 +28,8 @@ class _Commands(LazyGroup):
         "compare": Entry("rlaif.cli.runs", "compare", "Only ask the judge's comparisons."),
         "pair": Entry("rlaif.cli.runs", "pair", "Derive the pairs again from the answers on disk."),
         "revise": Entry("rlaif.cli.revise", "revise", "Critique and rewrite the samples, for supervised fine-tuning."),
+        "train": Entry("rlaif.cli.train", "train", "Train on the data: SFT, a reward model, DPO and its relatives."),
+        "score": Entry("rlaif.cli.score", "score", "Rewards of a reward model for a file of responses."),
         "evaluate": Entry("rlaif.cli.evaluate", "evaluate", "Measure a judge on pairs whose better reply is known."),
         "data": Entry("rlaif.cli.data", "data", "Check preference data, ours or anybody's, and export it."),
         "judge": Entry("rlaif.cli.judge", "judge", "Serve a judge model with vLLM."),

@@ -100,3 +100,17 @@ def ordered(prompt: Turns) -> bool:
     """Whether a system turn stands first only, user and assistant alternate, and the last word is the user's."""
     said = prompt[1:] if prompt and prompt[0].role == "system" else prompt
     return len(said) % 2 == 1 and all(turn.role == ("assistant" if at % 2 else "user") for at, turn in enumerate(said))
+
+
+CUE = "\n\nAssistant:"
+"""What asks for a reply in a dialogue that is written as one text."""
+
+
+def transcript(prompt: Turns) -> str:
+    """A conversation as one text, up to the cue for its next reply; the reply itself follows after a space.
+
+    The other direction of `parse_transcript`. What the system says stands first, without a marker, as that form of
+    dialogue has none for it.
+    """
+    marks = {"user": "\n\nHuman: ", "assistant": f"{CUE} "}
+    return "".join(marks.get(turn.role, "") + turn.content for turn in prompt) + CUE

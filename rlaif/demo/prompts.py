@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import random
+from collections.abc import Mapping
 from pathlib import Path
 
 from rlaif.demo.grammar import Scene, Voice, word_scene
@@ -15,11 +16,11 @@ SHARES: dict[Family, int] = {"ordinary": 60, "harm": 30, "upset": 30}
 """Prompts of each family: every topic at least once."""
 
 
-def demo_scenes(seed: int = 7) -> list[Scene]:
+def demo_scenes(seed: int = 7, shares: Mapping[Family, int] | None = None) -> list[Scene]:
     """The scenes of the prompt file in its order: all different, four in ten in held-out wordings."""
     voice = Voice(random.Random(seed), held=0.4)
     found: dict[str, Scene] = {}
-    for family, count in SHARES.items():
+    for family, count in (shares or SHARES).items():
         wanted = len(found) + count
         for topic in itertools.cycle(topics_of(family)):
             if len(found) == wanted:

@@ -1,0 +1,99 @@
+"""`rlaif train sft|reward|dpo`: the built-in trainers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+import click
+from pydantic_core import PydanticUndefined
+
+from rlaif.cli.progress import watch_training
+from rlaif.runfile import Setting
+from rlaif.training.settings import Method
+from rlaif.training.settingsfile import load_settings, settings_of
+
+_HELP = {
+    "sft": """Supervised fine-tuning on demonstrations.
+
+    DATA is a run folder with sft.jsonl (`rlaif revise` makes it), rows with `messages`, with `prompt` and `completion`,
+    or preference pairs, of which the chosen answer is learned.""",
+    "reward": """A reward model on preference pairs.
+
+    DATA is a run folder with pairs, or rows with `prompt`, `chosen` and `rejected`. A pair's `probability`, its soft
+    label, is the target. `rlaif score` applies the model.""",
+    "dpo": """Direct preference optimisation and its relatives, on preference pairs.
+
+    DATA is a run folder with pairs, or rows with `prompt`, `chosen` and `rejected`; for `--loss kto` also rows with
+    `prompt`, `completion` and `label`. A pair's `probability`, its soft label, is the target.""",
+}
+_EPILOG = """SETTINGS.yaml has the same keys as the flags. A flag beats the environment (RLAIF_TRAIN_BETA for --beta),
+which beats the file; `--set lora.rank=16` is another way to write a flag. Several processes:
+`accelerate launch -m rlaif train ...`."""
+
+
+def _parameter(setting: Setting) -> str:
+    return setting.flag.removeprefix("--").replace("-", "_")
+
+
+def _flag(setting: Setting) -> click.Option:
+    default = setting.field.default
+    shown = "" if default is None or default is PydanticUndefined or default in ((), {}) else f"  [default: {default}]"
+    text = (setting.field.description or "").replace("\n", " ")
+    return click.Option([setting.flag, _parameter(setting)], metavar="VALUE", help=f"{text}{shown}")
+
+
+def _command(method: Method) -> click.Command:
+    known = {_parameter(setting): setting for setting in settings_of(method)}
+
+    def call(settings_file: Path | None, pairs: tuple[str, ...], resume: bool, **given: Any) -> None:
+        flags = {known[name].path: value for name, value in given.items() if value is not None}
+        _train(method, settings_file, flags, pairs, resume)
+
+    parameters: list[click.Parameter] = [
+        click.Argument(["settings_file"], metavar="[SETTINGS.yaml]", required=False, type=click.Path(path_type=Path)),
+        click.Option(["--set", "pairs"], multiple=True, metavar="KEY=VALUE", help="A setting; may be given again."),
+        click.Option(["--resume"], is_flag=True, help="Go on with the unfinished training in the output folder."),
+        *map(_flag, known.values()),
+    ]
+    return click.Command(method, callback=call, params=parameters, help=_HELP[method], epilog=_EPILOG)
+
+
+def _train(
+    method: Method, path: Path | None, flags: dict[tuple[str, ...], str], pairs: tuple[str, ...], resume: bool
+) -> None:
+    settings = load_settings(method, path, flags, pairs)
+    from rlaif.training.running import train as run
+
+    with watch_training() as told:
+        trained = run(method, settings, told, resume=resume)
+    if not trained.finished:
+        click.echo(f"Stopped after step {trained.steps}; the same command with --resume goes on from there.", err=True)
+        raise SystemExit(130)
+    for name in ("loss", "accuracy", "eval_loss", "eval_accuracy", "eval_margin"):
+        if name in trained.metrics:
+            click.echo(f"{name.replace('eval_', 'held-out '):<20}{trained.metrics[name]:.4f}")
+    click.echo(f"Model in {trained.folder}")
+
+
+class _Methods(click.Group):
+    """The methods; their flags are made from their settings when one of them is called."""
+
+    methods: ClassVar[dict[Method, str]] = {
+        "sft": "Supervised fine-tuning on demonstrations.",
+        "reward": "A reward model on preference pairs.",
+        "dpo": "DPO and its relatives on preference pairs (ipo, kto, simpo, orpo, ...).",
+    }
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
+        """The methods."""
+        return list(self.methods)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:  # noqa: ARG002
+        """The command of a method."""
+        return _command(name) if name in self.methods else None
+
+
+@click.group(cls=_Methods)
+def train() -> None:
+    """Train on the data: supervised fine-tuning, a reward model, DPO and its relatives."""

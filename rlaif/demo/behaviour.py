@@ -1,0 +1,55 @@
+"""How a policy behaves in the tiny world: it answers prompts that no training saw, and the oracle reads the answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from rlaif.demo.oracle import violations
+from rlaif.demo.prompts import demo_scenes
+from rlaif.demo.reading import read_reply
+from rlaif.evaluation.estimates import wilson
+from rlaif.demo.words import Family
+from rlaif.records import Message
+
+_SEED = 12
+_TOKENS = 128
+
+
+class Behaviour(NamedTuple):
+    """What the oracle finds in a policy's answers."""
+
+    answers: int
+    faulty: float
+    """Share that breaks some principle; a malformed answer breaks all of them."""
+    malformed: float
+    """Share that is not made of this world's sentences: empty, cut off, garbled."""
+    distinct: float
+    """Different texts among all answers."""
+
+    def __str__(self) -> str:
+        _, low, high = wilson(self.faulty * self.answers, self.answers)
+        return f"{self.faulty:6.1%} ({low:.1%} to {high:.1%}) of {self.answers:,}, malformed {self.malformed:.1%}"
+
+
+def fresh_prompts(count: int, seed: int = _SEED) -> list[str]:
+    """Prompts of all families that are not in the shipped file, four in ten in held-out wordings."""
+    shares: dict[Family, int] = {"ordinary": count, "harm": count // 2, "upset": count // 2}
+    known = {scene.prompt for scene in demo_scenes()}
+    return [scene.prompt for scene in demo_scenes(seed, shares) if scene.prompt not in known][:count]
+
+
+def behaviour(folder: Path, prompts: Sequence[str], each: int = 2, seed: int = 5) -> Behaviour:
+    """Draw `each` answers to every prompt at temperature 1, and have the oracle read them."""
+    import torch
+
+    from rlaif.demo.training.answering import Answerer
+
+    torch.manual_seed(seed)
+    asked = [prompt for prompt in prompts for _ in range(each)]
+    questions = [(Message(role="user", content=prompt),) for prompt in asked]
+    texts = Answerer(folder).texts(questions, max_tokens=_TOKENS, temperature=1.0)
+    faulty = sum(bool(violations(prompt, text)) for prompt, text in zip(asked, texts, strict=True))
+    malformed = sum(read_reply(text).malformed is not None for text in texts)
+    return Behaviour(len(texts), faulty / len(texts), malformed / len(texts), len(set(texts)) / len(texts))

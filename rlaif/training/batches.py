@@ -1,0 +1,181 @@
+"""Groups as tensors: which tokens share a row, what each may attend to, and which hidden state predicts which token.
+
+A group is one row, `[prompt | completion 1 | completion 2 | ...]`: the prompt is computed once. A completion sees the
+prompt and itself, its positions go on from the prompt's end, and its first token is predicted from the prompt's last
+one, so every number is the same as for prompt and completion alone (Wang and Hegde 2024, "Accelerating Direct
+Preference Optimization with Prefix Sharing", arXiv:2410.20305). With P, C and R tokens it saves P of 2P + C + R.
+
+Two more layouts are the same thing with other rows: `packed` puts all groups into one row (no padding at all, for
+kernels that skip masked blocks), `apart` gives every completion a row of its own (for models that cannot branch).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rlaif.training.groups import Group
+
+Layout = Literal["shared", "packed", "apart"]
+
+PADDING = -1
+"""The branch of a token that fills up a row."""
+
+
+class Batch(NamedTuple):
+    """Groups laid out in rows. Completions are numbered through the batch, in the order of the groups."""
+
+    input_ids: Tensor
+    """[rows, length] token ids."""
+    position_ids: Tensor
+    """[rows, length]; a token's place in its own conversation."""
+    document: Tensor
+    """[rows, length]; which conversation of the row a token belongs to: different ones never see each other."""
+    branch: Tensor
+    """[rows, length]; 0 in a prompt, k in the k-th completion after it, PADDING elsewhere."""
+    sources: Tensor
+    """[tokens]; for every completion token, where (row * length + column) the hidden state is that predicts it."""
+    targets: Tensor
+    """[tokens]; the completion tokens themselves."""
+    owners: Tensor
+    """[tokens]; the completion that each belongs to."""
+    ends: Tensor
+    """[completions]; where the last token of each completion is."""
+    lengths: Tensor
+    """[completions]; tokens of each completion."""
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on another device."""
+        return Batch(*(each.to(device, non_blocking=True) for each in self))
+
+    def summed(self, per_token: Tensor) -> Tensor:
+        """[tokens] -> [completions]: what the tokens of each completion add up to."""
+        return per_token.new_zeros(len(self.lengths)).index_add(0, self.owners, per_token)
+
+
+def column(groups: Sequence[Group], name: str, default: float) -> Tensor:
+    """[groups] float32: a number of every group."""
+    return torch.tensor([group.values.get(name, default) for group in groups], dtype=torch.float32)
+
+
+def lay_out(groups: Sequence[Group], layout: Layout = "shared") -> Batch:
+    """The tensors of some groups."""
+    rows = _Rows()
+    if layout == "packed":
+        rows.start()
+    for group in groups:
+        parts = [(completion,) for completion in group.completions] if layout == "apart" else [group.completions]
+        for completions in parts:
+            if layout != "packed":
+                rows.start()
+            rows.add(group.prompt, completions)
+    return rows.batch()
+
+
+def _ids(tokens: Sequence[int]) -> Tensor:
+    """Token ids as a tensor; by way of numpy, which takes an `array` as it lies in memory."""
+    return torch.as_tensor(np.asarray(tokens, dtype=np.int32))
+
+
+class _Rows:
+    """Rows being filled; places are noted as (row, column) until the length of the longest row is known."""
+
+    def __init__(self) -> None:
+        self.rows: list[list[Tensor]] = []
+        self.lengths: list[int] = []
+        self.documents = 0
+        self.sources: list[tuple[int, Tensor]] = []
+        self.targets: list[Tensor] = []
+        self.ends: list[tuple[int, int]] = []
+
+    def start(self) -> None:
+        """Begin a row."""
+        self.rows.append([])
+        self.lengths.append(0)
+
+    def add(self, prompt: Sequence[int], completions: Sequence[Sequence[int]]) -> None:
+        """A prompt and its completions, at the end of the last row. Columns are ids, positions, document, branch."""
+        self.documents += 1
+        self._part(_ids(prompt), 0, branch=0)
+        cue = self.lengths[-1] - 1
+        for at, completion in enumerate(completions, 1):
+            ids = _ids(completion)
+            start = self.lengths[-1]
+            self._part(ids, len(prompt), branch=at)
+            places = torch.arange(start - 1, start - 1 + len(ids))
+            places[0] = cue
+            row = len(self.rows) - 1
+            self.sources.append((row, places))
+            self.targets.append(ids.long())
+            self.ends.append((row, self.lengths[-1] - 1))
+
+    def _part(self, ids: Tensor, first_position: int, branch: int) -> None:
+        size = len(ids)
+        positions = torch.arange(first_position, first_position + size)
+        marks = torch.full((2, size), branch)
+        marks[0] = self.documents
+        self.rows[-1].append(torch.vstack([ids.long(), positions, marks]))
+        self.lengths[-1] += size
+
+    def batch(self) -> Batch:
+        """The rows as tensors."""
+        width = max(self.lengths)
+        table = torch.zeros(len(self.rows), 4, width, dtype=torch.long)
+        table[:, 3] = PADDING
+        for at, parts in enumerate(self.rows):
+            table[at, :, : self.lengths[at]] = torch.hstack(parts)
+        counts = torch.tensor([len(ids) for ids in self.targets])
+        ids, positions, document, branch = table.unbind(1)
+        return Batch(
+            input_ids=ids,
+            position_ids=positions,
+            document=document,
+            branch=branch,
+            sources=torch.cat([row * width + places for row, places in self.sources]),
+            targets=torch.cat(self.targets),
+            owners=torch.arange(len(counts)).repeat_interleave(counts),
+            ends=torch.tensor([row * width + column for row, column in self.ends]),
+            lengths=counts,
+        )
+
+
+def split(groups: Sequence[Group], budget: int, layout: Layout = "shared", least: int = 1) -> list[list[int]]:
+    """Cut a batch into parts of similar length, each at most `budget` tokens with its padding: what fits in memory.
+
+    Returns indices into `groups`, longest first (an allocator's blocks are then reused, and a batch that does not fit
+    fails at once), in at least `least` parts. A group longer than the budget is a part of its own.
+    """
+    order = sorted(range(len(groups)), key=lambda at: -_length(groups[at], layout))
+    parts = list(_filled(order, groups, budget, layout))
+    while len(parts) < min(least, len(groups)):
+        largest = max(range(len(parts)), key=lambda at: len(parts[at]))
+        part = parts[largest]
+        parts[largest : largest + 1] = [part[: len(part) // 2], part[len(part) // 2 :]]
+    return parts
+
+
+def _filled(order: Sequence[int], groups: Sequence[Group], budget: int, layout: Layout) -> Iterator[list[int]]:
+    part: list[int] = []
+    cost = width = 0
+    for at in order:
+        rows = len(groups[at].completions) if layout == "apart" else 1
+        length = _length(groups[at], layout)
+        more = length if layout == "packed" else rows * max(width, length)
+        if part and cost + more > budget:
+            yield part
+            part, cost, width = [], 0, 0
+        width = max(width, length)
+        cost += length if layout == "packed" else rows * width
+        part.append(at)
+    if part:
+        yield part
+
+
+def _length(group: Group, layout: Layout) -> int:
+    """Tokens of the longest row of a group."""
+    longest = max(map(len, group.completions))
+    return len(group.prompt) + longest if layout == "apart" else group.tokens

@@ -1,0 +1,240 @@
+"""The card of a trained model, the README.md that the hub shows: what it was made from, how, and how well it does.
+
+Of paths only names are told: a card is published, a machine's folders are not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+from pydantic import JsonValue
+
+from rlaif import __version__
+from rlaif.data.shapes import recognise
+from rlaif.errors import RlaifError
+from rlaif.samples.rows import read_rows
+from rlaif.store import write_text
+from rlaif.training.preparing import Prepared
+from rlaif.training.rows import DEMONSTRATION_FILES, PAIR_FILES, file_of
+from rlaif.training.settings import DpoSettings, Method, TrainSettings
+from rlaif.training.use import centred, is_adapter, name_of, use
+from rlaif.yamlcore import dump_yaml
+
+_WHAT = {
+    "sft": "A language model, fine-tuned on demonstrations",
+    "reward": "A reward model: it gives a reply to a prompt one number, and a better reply a higher one",
+    "dpo": "A language model, trained on preference pairs",
+}
+_TAGS = {"sft": "sft", "reward": "reward-model", "dpo": "dpo"}
+_PATHS = frozenset({"model", "data", "held_data", "center_on", "reference"})
+_UNTOLD = frozenset({"output", "model", "data", "reference_cache"})
+_ALWAYS = ("loss", "beta", "learning_rate", "batch_size", "epochs", "max_steps", "max_length", "lora.rank", "seed")
+_FIGURES = {
+    "loss": "loss",
+    "accuracy": "accuracy (chosen above rejected)",
+    "margin": "margin (chosen less rejected)",
+    "brier": "Brier score",
+    "rewards/chosen": "reward of chosen",
+    "rewards/rejected": "reward of rejected",
+    "logps/chosen": "log-probability of chosen",
+    "logps/rejected": "log-probability of rejected",
+}
+
+
+class _Data(NamedTuple):
+    """What the data say of themselves."""
+
+    constitution: str | None = None
+    judge: str | None = None
+    writer: str | None = None
+    policy: str | None = None
+    messages: bool = False
+    """Prompts are conversations, not texts."""
+    sure: bool = False
+    """The manifest beside the file has its hash; else it is what the first row says."""
+
+
+def write_card(method: Method, settings: TrainSettings, prepared: Prepared, metrics: Mapping[str, JsonValue]) -> None:
+    """Write README.md into the folder of a training."""
+    folder, data = settings.folder, _data_of(method, settings, prepared.data_hash)
+    parts = [
+        _head(method, settings),
+        f"# {folder.resolve().name}",
+        _about(method, settings),
+        "## Data",
+        _table(_data_rows(settings, prepared, data)),
+        "## Settings",
+        _table(_setting_rows(settings)),
+        "Everything else stands at its default."
+        + (" All of it is in `train.json`." if _has(folder, "train.json") else ""),
+        "## Figures",
+        _figures(settings, metrics),
+        "![curves](curves.png)" if _has(folder, "curves.png") else "",
+        "## Use",
+        use(method, settings, data.messages),
+        centred(settings, metrics) if method == "reward" else "",
+        f"Trained by `rlaif train {method}` ({__version__}).",
+    ]
+    write_text(folder / "README.md", "\n\n".join(part for part in parts if part) + "\n")
+
+
+def _has(folder: Path, name: str) -> bool:
+    return (folder / name).is_file()
+
+
+def _head(method: Method, settings: TrainSettings) -> str:
+    adapter = is_adapter(settings)
+    head: dict[str, Any] = {
+        "base_model": base_model(settings.model),
+        **({"base_model_relation": "adapter"} if adapter else {}),
+        "library_name": "peft" if adapter else "transformers",
+        "pipeline_tag": "text-classification" if method == "reward" else "text-generation",
+        "tags": ["rlaif", _tag(method, settings), *(["lora"] if adapter else [])],
+    }
+    return f"---\n{dump_yaml(head)}---"
+
+
+def _tag(method: Method, settings: TrainSettings) -> str:
+    other = isinstance(settings, DpoSettings) and settings.loss in ("ipo", "simpo", "orpo", "kto")
+    return settings.loss if other and isinstance(settings, DpoSettings) else _TAGS[method]
+
+
+def base_model(model: str) -> str:
+    """What a model was made from at first: a trained folder's card names it, for the folder is nowhere on the hub."""
+    if not Path(model).expanduser().is_dir():
+        return model
+    with contextlib.suppress(OSError, IndexError, yaml.YAMLError):
+        head = yaml.safe_load((Path(model).expanduser() / "README.md").read_text(encoding="utf-8").split("---")[1])
+        if isinstance(head, dict) and isinstance(head.get("base_model"), str):
+            return str(head["base_model"])
+    return name_of(model)
+
+
+def _about(method: Method, settings: TrainSettings) -> str:
+    start, base = name_of(settings.model), base_model(settings.model)
+    origin = f"`{start}`" if start == base else f"`{start}`, which was made from `{base}`"
+    how = " by the loss " + f"`{settings.loss}`" if isinstance(settings, DpoSettings) else ""
+    adapter = ""
+    if settings.lora.rank is not None:
+        kept = "added to the weights" if settings.lora.merge else "to be loaded on top of them"
+        adapter = f" What was trained is a LoRA adapter of rank {settings.lora.rank}, {kept}."
+    return f"{_WHAT[method]}{how}. It started from {origin}.{adapter}"
+
+
+def _data_of(method: Method, settings: TrainSettings, data_hash: str) -> _Data:
+    """What the first row of the data says, and the manifest that has the file's hash."""
+    with contextlib.suppress(RlaifError, OSError):
+        path = file_of(settings.data, DEMONSTRATION_FILES if method == "sft" else PAIR_FILES)
+        row = next((row for _, row in read_rows(path)), None)
+        if isinstance(row, dict):
+            told = {name: row[name] for name in ("constitution", "judge", "writer") if isinstance(row.get(name), str)}
+            return _Data(messages=_spoken(row))._replace(**{**told, **_manifest(path, data_hash)})
+    return _Data()
+
+
+def _spoken(row: Mapping[str, Any]) -> bool:
+    shape = recognise(row)
+    values = [row.get(name) for name in ("prompt", "messages", "conversations", "chosen") if name in row]
+    return (shape is not None and shape.kind == "rated") or any(isinstance(value, list) for value in values)
+
+
+def _manifest(path: str | Path, data_hash: str) -> dict[str, Any]:
+    """What the run's manifest says, where the data are the very file that it tells the hash of."""
+    file = Path(path).expanduser()
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+        manifest = json.loads((file.parent / "manifest.json").read_text(encoding="utf-8"))
+        if manifest["files"][file.name] == data_hash:
+            about = manifest["constitution"]
+            judge, policy = manifest["judge"], manifest["policy"]
+            return {
+                "constitution": f"{about['name']}`, hash `{about['hash']}",
+                "judge": judge if isinstance(judge, str) else json.dumps(judge),
+                "policy": str(policy),
+                "sure": True,
+            }
+    return {}
+
+
+def _data_rows(settings: TrainSettings, prepared: Prepared, data: _Data) -> Iterator[tuple[str, object]]:
+    report = prepared.report
+    yield "data", f"`{name_of(settings.data)}`"
+    yield "rows read", f"{report.rows:,}"
+    yield "to train on", f"{len(prepared.train):,}"
+    other = f", from `{name_of(settings.held_data)}`" if settings.held_data is not None else ""
+    yield "held out", f"{len(prepared.held):,}{other}"
+    for left in report.left_out:
+        yield "left out", f"{left.count:,} where {left.what}"
+    if report.truncated:
+        yield "cut to the longest", f"{report.truncated:,}"
+    if report.shared:
+        yield "held-out rows whose prompt is trained on too", f"{report.shared:,}"
+    yield "soft labels", f"{report.soft / max(report.kept, 1):.0%} of the rows"
+    yield "tokens, median", f"prompt {report.prompt_median:,}, completion {report.completion_median:,}"
+    yield "hash of the data", f"`{prepared.data_hash}`"
+    says = "" if data.sure else " (as the first row says)"
+    for name, value in (
+        ("constitution", data.constitution),
+        ("judge", data.judge),
+        ("replies rewritten by", data.writer),
+        ("replies drawn from", data.policy),
+    ):
+        if value is not None:
+            yield name, f"`{value}`{says}"
+
+
+def _setting_rows(settings: TrainSettings) -> Iterator[tuple[str, object]]:
+    """The settings that matter, and those that differ from their defaults."""
+    values, defaults = _flat(settings.model_dump(mode="json")), _flat(_defaults(settings))
+    names = [name for name in _ALWAYS if values.get(name) is not None]
+    names += [name for name in values if name not in names and values[name] != defaults.get(name)]
+    for name in names:
+        if name in _UNTOLD or values[name] is None:
+            continue
+        value = name_of(str(values[name])) if name in _PATHS else json.dumps(values[name], ensure_ascii=False)
+        yield f"`{name}`", f"`{value}`".replace('"', "")
+
+
+def _defaults(settings: TrainSettings) -> dict[str, Any]:
+    blank = type(settings)(model="-", data="-", output="-")
+    return blank.model_dump(mode="json")
+
+
+def _flat(values: Mapping[str, Any], within: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        found |= _flat(value, f"{name}.") if isinstance(value, dict) else {f"{within}{name}": value}
+    return found
+
+
+def _figures(settings: TrainSettings, metrics: Mapping[str, JsonValue]) -> str:
+    found = [
+        (told, _number(metrics.get(name)), _number(metrics.get(f"eval_{name}")))
+        for name, told in _FIGURES.items()
+        if name in metrics or f"eval_{name}" in metrics
+    ]
+    lines = ["| | training, last line of the log | held out |", "|---|---|---|"]
+    lines += [f"| {told} | {train} | {held} |" for told, train, held in found]
+    steps, seconds = metrics.get("steps"), metrics.get("seconds")
+    took = f"{steps} optimizer steps" if steps is not None else ""
+    took += f" in {seconds:,.0f} seconds" if took and isinstance(seconds, (int, float)) else ""
+    best = "The weights are those with the lowest held-out loss; the table tells the last ones."
+    return "\n\n".join(
+        part for part in ("\n".join(lines), f"{took}." if took else "", best if settings.patience else "") if part
+    )
+
+
+def _number(value: object) -> str:
+    return f"{value:.4f}" if isinstance(value, (int, float)) else ""
+
+
+def _table(rows: Iterator[tuple[str, object]]) -> str:
+    return "| | |\n|---|---|\n" + "\n".join(f"| {name} | {_cell(value)} |" for name, value in rows)
+
+
+def _cell(value: object) -> str:
+    return str(value).replace("|", "\\|").replace("\n", " ")

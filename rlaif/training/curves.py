@@ -1,0 +1,189 @@
+"""The curves of a training as one picture. matplotlib is loaded here only, and draws without a screen."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from rlaif.store import draft_of
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+# Told apart by people with any colour vision (Okabe and Ito 2008).
+_BLUE, _ORANGE, _GREEN, _GREY = "#0072B2", "#D55E00", "#009E73", "#6E6E6E"
+_FEW = 40
+"""Points of a curve that needs no running mean."""
+_MARKED = 30
+"""Points that are marked one by one."""
+_COLUMNS = {1: 1, 2: 2, 4: 2, 7: 4, 8: 4}
+"""By the number of panels, so that few places stay empty; otherwise 3."""
+_STYLE: Any = {
+    "font.size": 9.0,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 10.0,
+    "axes.titlelocation": "left",
+    "lines.linewidth": 1.4,
+    "text.parse_math": False,
+}
+
+Points = Sequence[tuple[float, float]]
+"""Step and value."""
+
+
+class _Curve(NamedTuple):
+    name: str
+    colour: str
+    points: Points
+    held: bool = False
+    """On held-out rows: few points, each of many rows."""
+    smooth: Literal["mean", "logs", "no"] = "mean"
+    """What runs through many points: their mean, the mean of their logarithms (one wild value hardly moves it)."""
+
+
+class _Panel(NamedTuple):
+    title: str
+    curves: list[_Curve]
+    line: float | None = None
+    """What chance, or a model that has learned nothing, gets."""
+    share: bool = False
+
+
+def draw_curves(history: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Draw the log of a training (transformers' `state.log_history`) into a PNG; nothing where nothing was logged."""
+    panels = list(_panels(history))
+    if not panels:
+        return
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    columns = _COLUMNS.get(len(panels), 3)
+    rows = math.ceil(len(panels) / columns)
+    with mpl.rc_context():
+        mpl.rcdefaults()
+        mpl.rcParams.update(_STYLE)
+        figure = Figure(figsize=(3.5 * columns, 0.4 + 2.4 * rows), layout="constrained")
+        places = figure.subplots(rows, columns, squeeze=False, sharex=True).flatten()
+        for axes, panel in zip(places, panels, strict=False):
+            _draw(axes, panel)
+        for axes in places[len(panels) :]:
+            axes.set_visible(False)
+        for axes in places[max(0, len(panels) - columns) : len(panels)]:
+            axes.set_xlabel("optimizer step")
+            axes.tick_params(labelbottom=True)  # of a shared axis only the last row has numbers, and it may be short
+        with draft_of(path) as draft:
+            figure.savefig(draft, format="png", dpi=130, metadata={"Software": None})
+
+
+def _panels(history: Sequence[Mapping[str, Any]]) -> Iterator[_Panel]:
+    """What there is something to draw of."""
+    yield from _one(history, "loss", "loss")
+    yield from _one(history, "accuracy", "accuracy: chosen above rejected", line=0.5, share=True)
+    yield from _one(history, "margin", "margin: chosen minus rejected", line=0.0)
+    yield from _two(history, "rewards", "rewards")
+    yield from _two(history, "logps", "log-probability of a reply")
+    if points := _points(history, "grad_norm"):
+        yield _Panel("gradient norm", [_Curve("", _BLUE, points, smooth="logs")])
+    if points := _points(history, "learning_rate"):
+        yield _Panel("learning rate", [_Curve("", _GREY, points, smooth="no")])
+
+
+def _one(history: Sequence[Mapping[str, Any]], name: str, title: str, **more: Any) -> Iterator[_Panel]:
+    found = [
+        _Curve("training", _BLUE, _points(history, name)),
+        _Curve("held out", _ORANGE, _points(history, f"eval_{name}"), held=True),
+    ]
+    if curves := [curve for curve in found if curve.points]:
+        yield _Panel(title, curves, **more)
+
+
+def _two(history: Sequence[Mapping[str, Any]], name: str, title: str) -> Iterator[_Panel]:
+    """Chosen and rejected; the held-out ones in the same colours."""
+    found = [
+        _Curve(f"{side}{', held out' if prefix else ''}", colour, _points(history, f"{prefix}{name}/{side}"), held=held)
+        for prefix, held in (("", False), ("eval_", True))
+        for side, colour in (("chosen", _GREEN), ("rejected", _ORANGE))
+    ]
+    if curves := [curve for curve in found if curve.points]:
+        yield _Panel(title, curves)
+
+
+def _points(history: Sequence[Mapping[str, Any]], name: str) -> Points:
+    """The numbers by this name; where a step was logged twice, as by a training that went on, the later one."""
+    found = {
+        float(line["step"]): float(line[name])
+        for line in history
+        if "step" in line and isinstance(line.get(name), (int, float)) and math.isfinite(line[name])
+    }
+    return sorted(found.items())
+
+
+def _draw(axes: Axes, panel: _Panel) -> None:
+    if panel.line is not None:
+        axes.axhline(panel.line, color=_GREY, linestyle=":", linewidth=1, zorder=0)
+    for curve in panel.curves:
+        (_draw_held if curve.held else _draw_training)(axes, curve)
+    axes.set_title(panel.title)
+    axes.margins(x=0.02)
+    axes.grid(axis="y", color="#E6E6E6", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.locator_params(axis="x", nbins=6, integer=True)
+    axes.yaxis.set_major_formatter("{x:.0%}" if panel.share else _number)
+    if len(panel.curves) > 1:
+        axes.legend(frameon=False, fontsize=8, ncols=2 if len(panel.curves) > 2 else 1, handlelength=1.6)
+
+
+def _draw_training(axes: Axes, curve: _Curve) -> None:
+    """The points, pale where there are many, and then their running mean."""
+    steps, values = zip(*curve.points, strict=True)
+    if len(values) <= _FEW or curve.smooth == "no":
+        axes.plot(steps, values, color=curve.colour, label=curve.name, **_marks(values, "."))
+        return
+    axes.plot(steps, values, color=curve.colour, linewidth=0.7, alpha=0.25)
+    axes.plot(steps, _smoothed(values, curve.smooth == "logs"), color=curve.colour, label=curve.name)
+    _keep_in_sight(axes, values)
+
+
+def _smoothed(values: Sequence[float], logs: bool) -> list[float]:
+    width = max(5, len(values) // 20)
+    if logs and min(values) > 0:
+        return [math.exp(each) for each in running_mean([math.log(value) for value in values], width)]
+    return running_mean(values, width)
+
+
+def _draw_held(axes: Axes, curve: _Curve) -> None:
+    steps, values = zip(*curve.points, strict=True)
+    marks = _marks(values, "o")
+    axes.plot(steps, values, color=curve.colour, label=curve.name, linestyle="--", markeredgecolor="white", **marks)
+
+
+def _marks(values: Sequence[float], marker: str) -> dict[str, Any]:
+    return {"marker": marker, "markersize": 5} if len(values) <= _MARKED else {}
+
+
+def running_mean(values: Sequence[float], width: int) -> list[float]:
+    """The mean of the values up to `width // 2` places from each one; at either end there are fewer."""
+    sums = [0.0]
+    for value in values:
+        sums.append(sums[-1] + value)
+    spans = ((max(0, at - width // 2), min(len(values), at + width // 2 + 1)) for at in range(len(values)))
+    return [(sums[end] - sums[start]) / (end - start) for start, end in spans]
+
+
+def _keep_in_sight(axes: Axes, values: Sequence[float]) -> None:
+    """Of many points, a few wild ones may leave the picture rather than flatten the rest."""
+    ordered = sorted(values)
+    last = len(ordered) - 1
+    low, high = ordered[round(0.005 * last)], ordered[round(0.995 * last)]
+    room = 0.5 * (high - low)
+    if room and (ordered[0] < low - room or ordered[-1] > high + room):
+        bottom, top = axes.get_ylim()
+        axes.set_ylim(max(bottom, low - room), min(top, high + room))
+
+
+def _number(value: float, place: object) -> str:  # noqa: ARG001 - matplotlib's signature
+    """Numbers without a factor above the axis, which would push its title up."""
+    return "0" if abs(value) < 1e-12 else f"{value:g}"

@@ -1,0 +1,105 @@
+"""Direct preference optimisation and its relatives: the policy's own log-probabilities are the reward."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from rlaif.training.batches import Batch, column
+from rlaif.training.forward import Kind
+from rlaif.training.groups import Group
+from rlaif.training.losses import LossSettings, PairLogps, implicit_rewards, kto, nll, pair_loss
+from rlaif.training.settings import DpoSettings
+from rlaif.training.trainer import Metrics, Step
+
+REFERENCE = "reference/{}"
+"""The value of a group that holds the reference's log-probability of its k-th completion, summed over tokens."""
+
+
+class DpoObjective:
+    """A loss of pairs, by name (see `losses.pair_loss`)."""
+
+    kind: Kind = "logps"
+
+    def __init__(self, settings: DpoSettings) -> None:
+        self.settings = settings
+        self.numbers = LossSettings(
+            settings.beta, settings.label_smoothing, settings.gamma_beta_ratio, settings.orpo_weight
+        )
+
+    def weight(self, group: Group) -> float:  # noqa: ARG002 - the same for all
+        """Every pair counts alike."""
+        return 1.0
+
+    def before(self, groups: Sequence[Group], step: Step) -> Sequence[Group]:  # noqa: ARG002 - nothing to do
+        """The pairs as they are."""
+        return groups
+
+    def losses(self, values: Tensor, batch: Batch, groups: Sequence[Group]) -> tuple[Tensor, Metrics]:
+        """The loss of every pair from summed log-probabilities [2 * pairs], chosen and rejected in turn."""
+        assert self.settings.loss != "kto"
+        logps = self._logps(values, batch, groups)
+        probability = column(groups, "probability", 1.0).to(values) if self.settings.soft_labels else None
+        losses = pair_loss(self.settings.loss, logps, probability, self.numbers)
+        if self.settings.sft_weight:
+            losses = losses + self.settings.sft_weight * nll(logps.chosen, logps.chosen_tokens)
+        chosen, rejected = (each.detach() for each in implicit_rewards(logps, self.settings.beta))
+        return losses, {
+            "accuracy": (chosen > rejected).float(),
+            "margin": chosen - rejected,
+            "rewards/chosen": chosen,
+            "rewards/rejected": rejected,
+            "logps/chosen": logps.chosen,
+            "logps/rejected": logps.rejected,
+            "brier": ((chosen - rejected).sigmoid() - column(groups, "probability", 1.0).to(values)).square(),
+        }
+
+    def _logps(self, values: Tensor, batch: Batch, groups: Sequence[Group]) -> PairLogps:
+        ref_chosen, ref_rejected = (column(groups, REFERENCE.format(at), 0.0).to(values) for at in (0, 1))
+        lengths = batch.lengths.to(values)
+        return PairLogps(values[0::2], values[1::2], ref_chosen, ref_rejected, lengths[0::2], lengths[1::2])
+
+
+class KtoObjective:
+    """Single answers, each marked good or bad (see `losses.kto`).
+
+    A group has two completions: the answer, and that of another prompt, from which the baseline of a step is estimated.
+    """
+
+    kind: Kind = "logps"
+
+    def __init__(self, settings: DpoSettings) -> None:
+        self.settings = settings
+
+    def weight(self, group: Group) -> float:  # noqa: ARG002 - the same for all
+        """Every answer counts alike."""
+        return 1.0
+
+    def before(self, groups: Sequence[Group], step: Step) -> Sequence[Group]:
+        """The answers alone, with the step's baseline (`losses.kl_baseline`), which takes all answers of the step."""
+        others = [dataclasses.replace(group, completions=group.completions[1:]) for group in groups]
+        logps = step.compute(others)
+        value = max(0.0, step.mean(logps - column(groups, REFERENCE.format(1), 0.0).to(logps)))
+        return [
+            dataclasses.replace(group, completions=group.completions[:1], values={**group.values, "baseline": value})
+            for group in groups
+        ]
+
+    def losses(self, values: Tensor, batch: Batch, groups: Sequence[Group]) -> tuple[Tensor, Metrics]:  # noqa: ARG002
+        """The loss of every answer from its summed log-probability [answers]."""
+        settings = self.settings
+        logratio = values - column(groups, REFERENCE.format(0), 0.0).to(values)
+        desirable = column(groups, "label", 1.0).to(values) > 0.5
+        baseline = column(groups, "baseline", 0.0).to(values)
+        weights = settings.desirable_weight, settings.undesirable_weight
+        losses = kto(logratio, desirable, baseline, settings.beta, *weights)
+        rewards = settings.beta * logratio.detach()
+        return losses, {
+            "rewards/good": rewards[desirable],
+            "rewards/bad": rewards[~desirable],
+            "logps/good": values[desirable],
+            "logps/bad": values[~desirable],
+            "kl": settings.beta * baseline,
+        }

@@ -1,0 +1,156 @@
+"""A model's log-probabilities or rewards of the completions of a batch: the fast way where it is exact, else the plain.
+
+The fast way shares prompts, sends only trained positions through the head, and never holds all logits. It leans on what
+a model is made of: a backbone that takes our attention mask and positions, and a linear head. Families differ (soft
+caps, scales, sliding windows, recurrent layers), and a list of families is never complete; so `choose_way` compares the
+fast way with the model's own `forward` on a few rows, and takes the plain way wherever the two disagree.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from rlaif.training.attention import masks
+from rlaif.training.batches import PADDING, Batch, Layout, lay_out
+from rlaif.training.groups import Group
+from rlaif.training.head import Head, token_logps
+
+_TOLERANCE = {torch.float32: 2e-4, torch.float64: 1e-8}
+_COARSE = 0.1
+"""Of the narrower types: nats a token, on average; a wrong mask or scale is off by more."""
+_PROBED, _PROBED_TOKENS = 2, 512
+
+
+class Way(NamedTuple):
+    """How a model computes a batch."""
+
+    layout: Layout
+    """How groups become rows."""
+    fast: bool
+    """Backbone and head apart, as this module does it; else the model's own `forward`."""
+    difference: float = 0.0
+    """Between the fast and the plain way, in nats a token or reward, where the two were compared."""
+
+
+PLAIN = Way("apart", fast=False)
+
+Kind = Literal["logps", "rewards"]
+
+
+def compute(model: Any, batch: Batch, way: Way, kind: Kind) -> Tensor:
+    """Log-probabilities of the completion tokens, [tokens], or rewards of the completions, [completions]; float32."""
+    if kind == "logps":
+        return _fast_logps(model, batch) if way.fast else _plain_logps(model, batch)
+    return _fast_rewards(model, batch) if way.fast else _plain_rewards(model, batch)
+
+
+def _hidden(model: Any, batch: Batch) -> Tensor:
+    """[rows * length, hidden]: the last hidden states of the backbone."""
+    attention = masks(batch, model.config, model.dtype)
+    output = model.base_model(
+        input_ids=batch.input_ids, attention_mask=attention, position_ids=batch.position_ids, use_cache=False
+    )
+    states: Tensor = output.last_hidden_state
+    return states.flatten(0, 1)
+
+
+def _fast_logps(model: Any, batch: Batch) -> Tensor:
+    inner = bare(model)
+    return token_logps(_hidden(inner, batch).index_select(0, batch.sources), head_of(inner), batch.targets)
+
+
+def _fast_rewards(model: Any, batch: Batch) -> Tensor:
+    inner = bare(model)
+    last = _hidden(inner, batch).index_select(0, batch.ends)
+    with torch.autocast(last.device.type, enabled=False):  # three digits are too few for a difference of rewards
+        rewards: Tensor = inner.score(last.to(next(inner.score.parameters()).dtype))
+    return rewards.squeeze(-1).float()
+
+
+def _plain_logps(model: Any, batch: Batch) -> Tensor:
+    logits = _own_forward(model, _plain_inputs(batch), use_cache=False).flatten(0, 1).index_select(0, batch.sources)
+    return torch.log_softmax(logits.float(), dim=-1).gather(1, batch.targets[:, None]).squeeze(1)
+
+
+def _plain_rewards(model: Any, batch: Batch) -> Tensor:
+    inputs = _plain_inputs(batch)
+    # The model's own pooling takes the last token that is not padding, told by its id.
+    padding = batch.branch == PADDING
+    inputs["input_ids"] = batch.input_ids.masked_fill(padding, bare(model).config.get_text_config().pad_token_id)
+    return _own_forward(model, inputs).squeeze(-1).float()
+
+
+def _plain_inputs(batch: Batch) -> dict[str, Tensor]:
+    return {"input_ids": batch.input_ids, "attention_mask": (batch.branch != PADDING).long()}
+
+
+def _own_forward(model: Any, inputs: dict[str, Tensor], **options: bool) -> Tensor:
+    """The logits that the model's class computes, whatever `answering` has made of the call."""
+    inner = bare(model)
+    logits: Tensor = type(inner).forward(inner, **inputs, **options).logits
+    return logits
+
+
+def bare(model: Any) -> Any:
+    """The transformers model inside of adapters; the adapters stay in its layers."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def head_of(model: Any) -> Head:
+    """The vocabulary head of a causal model. Raises TypeError where it is not one linear layer."""
+    layer = model.get_output_embeddings()
+    if not isinstance(layer, nn.Linear):
+        raise TypeError(f"the head of {type(model).__name__} is a {type(layer).__name__}")
+    config = model.config.get_text_config()
+    scale = getattr(config, "logit_scale", None) or 1.0  # Cohere
+    scale /= getattr(config, "logits_scaling", None) or 1.0  # Granite
+    return Head(layer.weight, layer.bias, scale, getattr(config, "final_logit_softcapping", None))
+
+
+@torch.no_grad()
+def choose_way(model: Any, groups: Sequence[Group], kind: Kind, layout: Layout = "shared") -> Way:
+    """The fast way where it gives what the model's own `forward` gives on a few of the groups, else the plain one."""
+    few = [_cut(group) for group in sorted(groups, key=lambda group: group.tokens)[:_PROBED]]
+    was_training = model.training
+    model.eval()
+    try:
+        wanted = compute(model, _on(lay_out(few, "apart"), model), PLAIN, kind)
+        for way in (Way(layout, fast=True), Way("apart", fast=True)):
+            with contextlib.suppress(AttributeError, TypeError, ValueError, RuntimeError):
+                found = compute(model, _on(lay_out(few, way.layout), model), way, kind)
+                difference = (found - wanted).abs()
+                worst = float(difference.max() if model.dtype in _TOLERANCE else difference.mean())
+                if worst <= _TOLERANCE.get(model.dtype, _COARSE):
+                    return way._replace(difference=worst)
+        return PLAIN
+    finally:
+        model.train(was_training)
+
+
+def _cut(group: Group) -> Group:
+    """A group short enough to be computed twice; the first completions of it, as all share one prompt anyway."""
+    completions = tuple(each[:_PROBED_TOKENS] for each in group.completions[:3])
+    return Group(group.id, group.prompt[-_PROBED_TOKENS:], completions)
+
+
+def _on(batch: Batch, model: Any) -> Batch:
+    return batch.to(next(model.parameters()).device)
+
+
+@contextlib.contextmanager
+def answering(model: Any, way: Way, kind: Kind) -> Iterator[None]:
+    """Within the block, `model(batch)` is `compute(model, batch)`.
+
+    What wraps a model for many processes (DDP, FSDP, autocast) hooks into the call of the *whole* model: its parts may
+    not be called from outside. So the call itself is given our meaning, and its own one back afterwards.
+    """
+    model.forward = lambda batch: compute(model, batch, way, kind)
+    try:
+        yield
+    finally:
+        model.__dict__.pop("forward", None)

@@ -1,0 +1,130 @@
+"""Log-probabilities of the reference: computed once, kept on disk, and the reference model needs no room in training.
+
+The reference is the policy at its start, so the model about to be trained computes them before its first step. They are
+kept by a hash of what they depend on, weights and token ids; another beta, loss or learning rate finds them again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rlaif.errors import UserError
+from rlaif.training.batches import lay_out, split
+from rlaif.training.forward import Way
+from rlaif.training.groups import Group
+
+_VERSION = "1"
+_PART = 2**24
+
+
+def default_folder() -> Path:
+    """Where references are kept."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "rlaif" / "references"
+
+
+def reference_key(weights: str, groups: Sequence[Group], dtype: str) -> str:
+    """A hash of everything that the log-probabilities depend on."""
+    digest = hashlib.blake2b(digest_size=20)
+    for text in (_VERSION, weights, dtype):
+        digest.update(text.encode() + b"\0")
+    for group in groups:
+        for ids in (group.prompt, *group.completions):
+            digest.update(len(ids).to_bytes(4, "little") + np.asarray(ids, dtype=np.int32).tobytes())
+        digest.update(b"\xff")
+    return digest.hexdigest()
+
+
+def weights_hash(folder: Path) -> str:
+    """A hash of a model's files of weights and its config, by content."""
+    digest = hashlib.blake2b(digest_size=20)
+    for path in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin"), folder / "config.json"]):
+        digest.update(path.name.encode() + b"\0")
+        with path.open("rb") as file:
+            while part := file.read(_PART):
+                digest.update(part)
+    return digest.hexdigest()
+
+
+def load(path: Path, groups: Sequence[Group]) -> list[list[float]] | None:
+    """The log-probabilities of every group's completions as kept in a file, or None where it is not there.
+
+    Raises UserError for a file that cannot be read.
+    """
+    if not path.exists():
+        return None
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        flat = load_file(path)["logps"].tolist()
+    except (SafetensorError, KeyError) as error:
+        raise UserError(f"is damaged: {error}", where=path, mend="remove it") from error
+    sizes = [len(group.completions) for group in groups]
+    return list(_cut(flat, sizes)) if len(flat) == sum(sizes) else None
+
+
+def keep(path: Path, logps: Sequence[Sequence[float]]) -> None:
+    """Write them; a file is there whole or not at all."""
+    from safetensors.torch import save_file
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_suffix(f".{os.getpid()}.draft")
+    flat = [each for group in logps for each in group]
+    save_file({"logps": torch.tensor(flat, dtype=torch.float32)}, draft)
+    draft.replace(path)
+
+
+@torch.no_grad()
+def compute(
+    model: Any, groups: Sequence[Group], way: Way, tokens: int, accelerator: Any, told: Callable[[int], None]
+) -> list[list[float]]:
+    """Summed log-probabilities of every group's completions, in the order of the groups, the same in every process.
+
+    `model(batch)` has to be a batch's log-probabilities (`forward.answering`). `told` hears how many groups are done.
+    """
+    parts = split(groups, tokens, way.layout, least=accelerator.num_processes)
+    processes, rank = accelerator.num_processes, accelerator.process_index
+    flat = torch.zeros(len(groups), max(len(group.completions) for group in groups), device=accelerator.device)
+    was_training = model.training
+    model.eval()
+    # A process that has no part left repeats one: models in shards need all processes in every pass.
+    for start in range(0, len(parts), processes):
+        part = parts[min(start + rank, len(parts) - 1)]
+        values = _summed(model, [groups[at] for at in part], way, accelerator.device)
+        if start + rank < len(parts):
+            for at, logps in zip(part, values, strict=True):
+                flat[at, : len(logps)] = logps
+        told(sum(map(len, parts[start : start + processes])))
+    model.train(was_training)
+    table = accelerator.reduce(flat, "sum").cpu().tolist()
+    return [row[: len(group.completions)] for row, group in zip(table, groups, strict=True)]
+
+
+def _summed(model: Any, groups: Sequence[Group], way: Way, device: torch.device) -> tuple[Tensor, ...]:
+    batch = lay_out(groups, way.layout).to(device)
+    return torch.split(batch.summed(model(batch)), [len(group.completions) for group in groups])
+
+
+def _cut(flat: Sequence[float], sizes: Sequence[int]) -> Iterator[list[float]]:
+    at = 0
+    for size in sizes:
+        yield list(flat[at : at + size])
+        at += size
+
+
+def with_reference(groups: Sequence[Group], logps: Sequence[Sequence[float]], name: str) -> list[Group]:
+    """The groups with the reference's log-probabilities among their values."""
+    return [
+        dataclasses.replace(group, values={**group.values, **{name.format(at): each for at, each in enumerate(found)}})
+        for group, found in zip(groups, logps, strict=True)
+    ]

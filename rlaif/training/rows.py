@@ -1,0 +1,195 @@
+"""From files of training data to texts: preference pairs, judged replies for KTO, and demonstrations for SFT.
+
+Texts follow TRL's convention: plain strings are raw text, joined as they stand; lists of messages go through the chat
+template of the model. `template` says otherwise: `chat` reads dialogues that are written as one text as turns, `plain`
+writes messages as such a dialogue. Rated completions of an instruction (UltraFeedback) count as messages, for nothing
+in their texts tells a model where the instruction ends.
+
+A row that no trainer can use is left out and counted by the rule of the doctor that it breaks: the same rows that
+`rlaif data export` leaves out.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+from rlaif.data.columns import name_findings
+from rlaif.data.repeats import hashed
+from rlaif.data.shapes import Shape, recognise
+from rlaif.data.turns import UnreadableValueError
+from rlaif.errors import UserError, nearest
+from rlaif.samples.rows import Rows, read_rows
+from rlaif.training.intake import Intake
+from rlaif.training.texts import Alone, Example, Row, Sides, Template, demonstrated, sides, values
+
+F = TypeVar("F")
+
+PAIR_FILES = ("pairs.jsonl", "pairs.parquet", "train.parquet", "train.jsonl")
+"""What is read of a folder: of a run's, and of one that `rlaif data export` wrote."""
+DEMONSTRATION_FILES = ("sft.jsonl", *PAIR_FILES)
+
+_TRIED = 20
+"""Rows that the shape of a file is looked for in, for the first may lack a value."""
+_LABELS: Mapping[bool, Mapping[str, float]] = {True: {"label": 1.0}, False: {"label": 0.0}}
+
+
+def pairs(path: str | Path, template: Template = "auto", intake: Intake | None = None) -> Iterator[Example]:
+    """Preference pairs from a file, a run's folder or a `datasets` name, in any shape that `rlaif data check` knows.
+
+    Raises UserError for a file that holds none, and where a `probability` is not one.
+    """
+    intake, path = intake or Intake(), file_of(path, PAIR_FILES)
+    shape, rows = _shaped(path, recognise, _unknown_pairs, intake)
+    if shape.kind == "unpaired":
+        mend = "train on them with KTO, or give pairs"
+        raise UserError("the rows are single replies, not pairs", where=path, mend=mend)
+    for line, row, found in _sound(rows, partial(sides, shape=shape, template=template), intake, path):
+        assert found.chosen is not None and found.rejected is not None  # every shape of pairs has both
+        replies = (found.chosen, found.rejected)
+        yield Example(_name(row, path, line), found.prompt, replies, values(row, path, line), line)
+
+
+def judged(path: str | Path, template: Template = "auto", intake: Intake | None = None) -> Iterator[Example]:
+    """Replies with a label, for KTO: unpaired rows, and pairs as a good reply and a bad one.
+
+    A reply that stands on the same side in several pairs is one example. Raises UserError for a file without any.
+    """
+    intake, path, seen = intake or Intake(), file_of(path, PAIR_FILES), set[int]()
+    shape, rows = _shaped(path, recognise, _unknown_pairs, intake)
+    paired = shape.kind != "unpaired"
+    for line, row, found in _sound(rows, partial(sides, shape=shape, template=template), intake, path):
+        name = _name(row, path, line)
+        for text, good, side in ((found.chosen, True, "chosen"), (found.rejected, False, "rejected")):
+            if text is None:
+                continue
+            if paired and not _new(seen, found.prompt, text, good):
+                intake.leave_out("repeated", line)
+                continue
+            yield Example(f"{name}:{side}" if paired else name, found.prompt, (text,), _LABELS[good], line)
+
+
+def demonstrations(path: str | Path, template: Template = "auto", intake: Intake | None = None) -> Iterator[Example]:
+    """Replies to imitate, for SFT.
+
+    From `messages` (the last turn is the reply), `prompt` with `completion` or `response`, or `text` (raw, continued
+    from the beginning-of-sequence token); of preference data the chosen reply, once where it stands in several pairs.
+    Raises UserError for a file that holds none of these.
+    """
+    intake, path, seen = intake or Intake(), file_of(path, DEMONSTRATION_FILES), set[int]()
+    form: Shape | Alone
+    form, rows = _shaped(path, _demonstration, _unknown_demonstration, intake)
+    if isinstance(form, Shape):
+        shown = partial(sides, shape=form, template=template)
+    else:
+        shown = partial(demonstrated, form=form, template=template)
+    for line, row, found in _sound(rows, shown, intake, path):
+        if found.chosen is None:
+            intake.leave_out("undesirable", line)
+        elif isinstance(form, Shape) and not _new(seen, found.prompt, found.chosen):
+            intake.leave_out("repeated", line)
+        else:
+            yield Example(_name(row, path, line), found.prompt, (found.chosen,), {}, line)
+
+
+def file_of(path: str | Path, names: Sequence[str]) -> str | Path:
+    """The file that is meant: the first of these names in a folder. Raises UserError for a folder with none of them."""
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        return path
+    file = next((folder / name for name in names if (folder / name).is_file()), None)
+    if file is None:
+        told = f"the folder holds no {', '.join(names[:-1])} or {names[-1]}"
+        raise UserError(told, where=path, mend="give a file, or the folder of a finished run")
+    return file
+
+
+def _shaped(
+    path: str | Path,
+    known: Callable[[object], F | None],
+    unknown: Callable[[tuple[str, ...]], tuple[str, str]],
+    intake: Intake,
+) -> tuple[F, Rows]:
+    """The form of a file's rows by one of the first, and all of them. Raises UserError where it has no known form."""
+    rows = read_rows(path)
+    tried: list[tuple[int, object]] = []
+    for line, row in itertools.islice(rows, _TRIED):
+        tried.append((line, row))
+        form = known(row)
+        if form is not None:
+            if isinstance(form, Shape):
+                for name, wanted in form.misnamed.items():
+                    intake.note(f"the column `{name}` is read as `{wanted}`")
+            return form, itertools.chain(tried, rows)
+    if not tried:
+        raise UserError("holds no rows", where=path)
+    first = tried[0][1]
+    what, mend = unknown(tuple(map(str, first)) if isinstance(first, dict) else ())
+    raise UserError(what, where=path, mend=mend)
+
+
+def _demonstration(row: object) -> Shape | Alone | None:
+    """How demonstrations are read, from one row of a file."""
+    if not isinstance(row, dict):
+        return None
+    if "chosen" not in row and "label" not in row and "prompt" in row:
+        reply = next((name for name in ("completion", "response") if name in row), None)
+        if reply is not None:
+            return Alone("reply", reply)
+    if "chosen" not in row:
+        for name in ("messages", "conversations"):
+            if isinstance(row.get(name), (list, str)):
+                return Alone("messages", name)
+    return recognise(row) or (Alone("text", "text") if "text" in row else None)
+
+
+def _unknown_pairs(columns: tuple[str, ...]) -> tuple[str, str]:
+    (finding,) = name_findings(None, columns, 1)
+    return finding.what, finding.mend
+
+
+def _unknown_demonstration(columns: tuple[str, ...]) -> tuple[str, str]:
+    wanted = ("messages", "prompt", "completion", "response", "text", "chosen", "rejected")
+    hints = {name: close for name in columns if (close := nearest(name, wanted)).startswith("did")}
+    told = "".join(f"`{name}`: {hint} " for name, hint in hints.items() if name not in wanted)
+    held = f"columns: {', '.join(columns)}" if columns else "the rows are not objects"
+    needed = "needed: messages; or prompt, completion; or prompt, response; or text; or preference data"
+    return f"these are no demonstrations that are known ({held})", told + needed
+
+
+def _sound(
+    rows: Rows, shown: Callable[[Row], Sides], intake: Intake, path: str | Path
+) -> Iterator[tuple[int, Row, Sides]]:
+    """The rows that a trainer can use, with their texts; the others are counted. UserError where none is left."""
+    kept = 0
+    for line, row in rows:
+        intake.rows += 1
+        try:
+            if not isinstance(row, dict):
+                raise UnreadableValueError("type")
+            found = shown(row)
+        except UnreadableValueError as odd:
+            intake.leave_out(str(odd), line)
+            continue
+        kept += 1
+        yield line, row, found
+    if not kept:
+        raise intake.nothing(path)
+
+
+def _name(row: Row, path: str | Path, line: int) -> str:
+    """The row's own id, else file and line."""
+    own = row.get("id")
+    named = (isinstance(own, str) and own) or (isinstance(own, int) and not isinstance(own, bool))
+    return str(own) if named else f"{Path(path).name}:{line}"
+
+
+def _new(seen: set[int], *parts: object) -> bool:
+    """Whether these were not seen before."""
+    key = hashed(repr(parts))
+    found = key in seen
+    seen.add(key)
+    return not found

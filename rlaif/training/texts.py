@@ -1,0 +1,173 @@
+"""From one row of training data to texts: what the prompt is, what continues it, and what the row says about it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from rlaif.data.export import LEFT_OUT
+from rlaif.data.shapes import Reading, Shape, read
+from rlaif.data.texts import check_texts
+from rlaif.data.turns import CUE, Turns, UnreadableValueError, transcript, turns_of
+from rlaif.errors import UserError
+
+Template = Literal["auto", "chat", "plain"]
+"""`auto`: messages through the chat template, strings as raw text; `chat`: all through it; `plain`: all as raw text."""
+
+Row = Mapping[str, Any]
+
+CERTAIN: Mapping[str, float] = {"probability": 1.0}
+"""One for all rows without a soft label: a million dicts of their own take 200 MB."""
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A row as texts."""
+
+    id: str
+    """The row's own id, else file and line."""
+    prompt: str | Turns
+    """Raw text, which may be empty, or turns for the chat template."""
+    completions: tuple[str, ...]
+    """Texts to append to a raw prompt, or contents of the assistant's next turn; of a pair the chosen one first."""
+    values: Mapping[str, float]
+    """`probability` and perhaps `margin` of a pair, `label` (1 good, 0 bad) of a judged reply."""
+    line: int = 0
+
+
+class Sides(NamedTuple):
+    """A row's prompt and what stands on either side; an unpaired reply has one side only."""
+
+    prompt: str | Turns
+    chosen: str | None
+    rejected: str | None
+
+
+class Alone(NamedTuple):
+    """How a demonstration is read that is no preference data."""
+
+    kind: Literal["messages", "reply", "text"]
+    column: str
+    """Of the conversation, of the reply to `prompt`, or of the text."""
+
+
+def sides(row: Row, shape: Shape, template: Template) -> Sides:
+    """The texts of preference data, or of an unpaired reply.
+
+    Raises UnreadableValueError, with the rule of the doctor that the row breaks, where it is of no use.
+    """
+    reading = _checked(read(row, shape))
+    values = {name: row[column] for name, column in shape.columns.items() if name != "label"}
+    spoken = shape.kind == "rated" or not all(isinstance(value, str) for value in values.values())
+    if template == "chat" or spoken or "messages-as-text" in reading.odd:
+        return _spoken(reading, template)
+    if shape.kind == "dialogues":
+        return _parted(values["chosen"], values["rejected"], reading)
+    prompt, either = values["prompt"], values.get("completion", "")
+    chosen, rejected = values.get("chosen", either), values.get("rejected", either)
+    return Sides(prompt, _after(prompt, chosen, reading.chosen), _after(prompt, rejected, reading.rejected))
+
+
+def demonstrated(row: Row, form: Alone, template: Template) -> Sides:
+    """The texts of a demonstration. Raises UnreadableValueError as `sides` does."""
+    if form.column not in row:
+        raise UnreadableValueError("missing")
+    value = row[form.column]
+    if form.kind == "reply":
+        shape = Shape("unpaired", {"prompt": "prompt", "completion": form.column, "label": "label"})
+        return sides({**row, "label": True}, shape, template)
+    reading = Reading((), None, None)
+    turns = turns_of(value, "assistant", reading.odd.add)
+    if form.kind == "text" and (template != "chat" or len(turns) == 1):
+        return _text(value)
+    if turns[-1].role != "assistant":
+        raise UnreadableValueError("role-order")
+    reading.prompt, reading.chosen = turns[:-1], turns[-1].content
+    return _spoken(_checked(reading), template)
+
+
+def values(row: Row, path: str | Path, line: int) -> Mapping[str, float]:
+    """The numbers of a pair. Raises UserError where they are none.
+
+    A `margin` is passed on as reward trainers use it: by how much the rewards should differ. Not so in our own pairs,
+    where the column of that name is the probability minus one half, which is on another scale.
+    """
+    probability, margin = row.get("probability"), row.get("margin")
+    soft = 1.0 if probability in (None, "") else _number(probability)
+    if soft is None or not 0 <= soft <= 1:
+        what = f"`probability` is {str(probability)[:40]!r}, not a number between 0 and 1"
+        raise UserError(what, where=path, line=line, mend="it is P(chosen is better)")
+    if margin in (None, "") or "raw_probability" in row:
+        return CERTAIN if soft == 1 else {"probability": soft}
+    number = _number(margin)
+    if number is None:
+        what = f"`margin` is {str(margin)[:40]!r}, not a number"
+        raise UserError(what, where=path, line=line, mend="rename the column if it means something else")
+    return {"probability": soft, "margin": number}
+
+
+def _number(value: Any) -> float | None:
+    """A finite number; out of CSV it is a text."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        return None
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _checked(reading: Reading) -> Reading:
+    """The row as it was read, if a trainer can use it."""
+    broken = set(reading.odd)
+    check_texts(reading, broken.add)
+    wrong = min(broken & LEFT_OUT, default=None)
+    if wrong is not None:
+        raise UnreadableValueError(wrong)
+    return reading
+
+
+def _spoken(reading: Reading, template: Template) -> Sides:
+    """Turns for the chat template, or as the text of a dialogue."""
+    if template != "plain":
+        return Sides(reading.prompt, reading.chosen, reading.rejected)
+    chosen, rejected = (None if reply is None else f" {reply}" for reply in (reading.chosen, reading.rejected))
+    return Sides(transcript(reading.prompt), chosen, rejected)
+
+
+def _parted(chosen: str, rejected: str, reading: Reading) -> Sides:
+    """Two dialogues as the text that they share, up to the last cue for a reply, and the rest of each."""
+    at = chosen.rfind(CUE)
+    while at >= 0 and not rejected.startswith(chosen[: at + len(CUE)]):
+        at = chosen.rfind(CUE, 0, at)
+    cut = at + len(CUE)
+    rests = [chosen[cut:], rejected[cut:]]
+    replies = [reading.chosen or "", reading.rejected or ""]
+    if at < 0 or [text.strip() for text in rests] != [reply.strip() for reply in replies]:
+        raise UnreadableValueError("no-shared-prompt")  # marked otherwise than with a cue of its own paragraph
+    return Sides(chosen[:cut], *rests)
+
+
+def _after(prompt: str, text: str, reply: str | None) -> str | None:
+    """What a text adds to the prompt, which it may repeat."""
+    if reply is None or text == reply:
+        return reply
+    if not text.startswith(prompt):
+        raise UnreadableValueError("prompt-mismatch")
+    return text[len(prompt) :]
+
+
+def _text(value: object) -> Sides:
+    """A text that continues nothing."""
+    if not isinstance(value, str):
+        raise UnreadableValueError("missing" if value is None else "type")
+    if not value.strip():
+        raise UnreadableValueError("empty-reply")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise UnreadableValueError("half-character") from None
+    return Sides("", value, None)

@@ -1,0 +1,240 @@
+"""The training loop: transformers' Trainer for schedules, checkpoints, logging and many processes; batches are ours.
+
+An optimizer step takes `batch_size` groups over all processes. Each process cuts its share into parts that fit into
+memory (`batches.split`) and adds up their gradients, weighted so that the sum is the gradient of the whole step: the
+result depends neither on the memory budget nor on the number of processes. Processes that work on one model meet in
+every pass through it, so one with fewer parts than another makes up for it with passes that count for nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+
+from rlaif.errors import ModelError
+from rlaif.training.batches import Batch, lay_out, split
+from rlaif.training.forward import Kind, Way
+from rlaif.training.groups import Group
+
+Metrics = dict[str, Tensor]
+"""Values by name, one a group, [groups]; their means are logged."""
+
+
+class Step(NamedTuple):
+    """What an objective may ask for before the losses of a step."""
+
+    compute: Callable[[Sequence[Group]], Tensor]
+    """What the model gives for the completions of some groups, gradients off: summed log-probabilities, or rewards."""
+    mean: Callable[[Tensor], float]
+    """The mean of such values over all processes."""
+
+
+class Objective(Protocol):
+    """What a method trains for."""
+
+    kind: Kind
+    """What the model has to give for a batch."""
+
+    def weight(self, group: Group) -> float:
+        """What the group counts in the mean over a step: 1, or its tokens."""
+
+    def before(self, groups: Sequence[Group], step: Step) -> Sequence[Group]:
+        """A step's groups as they are trained on, with what the loss needs of the whole step."""
+
+    def losses(self, values: Tensor, batch: Batch, groups: Sequence[Group]) -> tuple[Tensor, Metrics]:
+        """The loss of every group, [groups], to be divided by the step's weight, and values to be logged.
+
+        `values` are summed log-probabilities or rewards of the completions, [completions].
+        """
+
+
+class GroupTrainer(Trainer):
+    """Trains a model on groups for an objective."""
+
+    def __init__(
+        self,
+        model: Any,
+        arguments: TrainingArguments,
+        objective: Objective,
+        way: Way,
+        tokens: int,
+        train: Sequence[Group],
+        held: Sequence[Group],
+        tokenizer: Any,
+        callbacks: Sequence[TrainerCallback] = (),
+    ) -> None:
+        self.objective: Objective = objective
+        self.way, self.tokens = way, tokens
+        self.train_groups, self.held_groups = list(train), list(held)
+        self.starting_dtype: torch.dtype = model.dtype
+        self._logged: dict[str, list[float]] = {}
+        data: dict[str, Any] = {"train_dataset": self.train_groups, "eval_dataset": self.held_groups or None}
+        same: Any = list
+        super().__init__(
+            model=model,
+            args=arguments,
+            data_collator=same,
+            **data,
+            processing_class=tokenizer,
+            callbacks=list(callbacks),
+        )
+        self.remove_callback(PrinterCallback)
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:  # noqa: ARG002
+        """Add the gradients of one step; returns this process's share of its loss.
+
+        Raises ModelError where the loss is no number.
+        """
+        model.train()
+        groups = self.objective.before(self._mine(inputs), self._step(model))
+        processes = self.accelerator.num_processes
+        share = processes / self._total(sum(map(self.objective.weight, groups)))
+        parts = self._parts(groups)
+        total = torch.zeros((), device=self.accelerator.device)
+        for at, part in enumerate(parts):
+            some = [groups[index] for index in part]
+            with self._synchronised(model, last=at == len(parts) - 1):
+                losses, metrics = self._losses(model, some)
+                loss = losses.sum() * share
+                self._require_number(loss.detach(), losses.detach(), some)
+                self.accelerator.backward(loss)
+            total += loss.detach()
+            self._note("", metrics)
+        return total
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """Whole batches in every process, which takes its share of them: the last may be too small to be dealt out."""
+        from accelerate.data_loader import prepare_data_loader
+
+        size = self.args.train_batch_size * self.accelerator.num_processes
+        whole: DataLoader[Any] = DataLoader(self.train_dataset, size, shuffle=True, collate_fn=self.data_collator)  # type: ignore[arg-type]
+        once = {"num_processes": 1, "process_index": 0}
+        # Its sampler is seeded by the epoch, so that a resumed training finds its place in the order again.
+        return prepare_data_loader(whole, **once, use_seedable_sampler=True, data_seed=self.args.seed)  # type: ignore[no-any-return]
+
+    def _mine(self, groups: Sequence[Group]) -> list[Group]:
+        """This process's share of some groups, which may be none."""
+        return list(groups[self.accelerator.process_index :: self.accelerator.num_processes])
+
+    def _step(self, model: Any) -> Step:
+        return Step(lambda groups: self._values(model, groups), lambda values: self._mean(values.tolist()))
+
+    def _losses(self, model: Any, groups: Sequence[Group]) -> tuple[Tensor, Metrics]:
+        """Losses and metrics of some groups; of none, those of a pass that counts for nothing, with no entries."""
+        batch, values = self._given(model, groups or self._filler())
+        losses, metrics = self.objective.losses(values, batch, groups or self._filler())
+        if groups:
+            return losses, metrics
+        return losses[:0], {name: each[:0] for name, each in metrics.items()}
+
+    def _filler(self) -> Sequence[Group]:
+        """A group to keep a process busy with while others compute their parts: sharded models need all of them."""
+        nothing = Step(lambda groups: torch.zeros(len(groups)), lambda values: 0.0)  # noqa: ARG005
+        return self.objective.before(self.train_groups[:1], nothing)
+
+    def _given(self, model: Any, groups: Sequence[Group]) -> tuple[Batch, Tensor]:
+        """A batch and what the model gives for its completions."""
+        batch = lay_out(groups, self.way.layout).to(self.accelerator.device)
+        values = model(batch)
+        return batch, batch.summed(values) if self.objective.kind == "logps" else values
+
+    def _parts(self, groups: Sequence[Group]) -> list[list[int]]:
+        """What fits into memory at once, by index: as many parts in every process, some of them empty perhaps."""
+        parts = split(groups, self.tokens, self.way.layout)
+        if self.accelerator.num_processes == 1:
+            return parts
+        most = self.accelerator.gather(torch.tensor([len(parts)], device=self.accelerator.device)).max()
+        parts = split(groups, self.tokens, self.way.layout, least=int(most))
+        return parts + [[]] * (int(most) - len(parts))
+
+    def _synchronised(self, model: Any, last: bool) -> contextlib.AbstractContextManager[None]:
+        """Processes exchange gradients once a step, with its last part."""
+        if last or self.accelerator.num_processes == 1:
+            return contextlib.nullcontext()
+        return self.accelerator.no_sync(model)  # type: ignore[no-any-return]
+
+    def any_process(self, told: bool) -> bool:
+        """Whether any process says so; all of them have to ask."""
+        return self._total(told) > 0
+
+    def _total(self, weight: float) -> float:
+        if self.accelerator.num_processes == 1:
+            return weight
+        mine = torch.tensor([weight], device=self.accelerator.device, dtype=torch.float64)
+        return float(self.accelerator.gather(mine).sum())
+
+    def _require_number(self, loss: Tensor, losses: Tensor, groups: Sequence[Group]) -> None:
+        if math.isfinite(loss):
+            return
+        bad = [group.id for group, each in zip(groups, losses.tolist(), strict=True) if not math.isfinite(each)]
+        step = self.state.global_step + 1
+        raise ModelError(
+            f"the loss is {float(loss)} at step {step}, of the rows {', '.join(bad[:8])}; no step was taken with it: "
+            "look at these rows, or lower the learning rate and `--resume`"
+        )
+
+    @torch.no_grad()
+    def _values(self, model: Any, groups: Sequence[Group]) -> Tensor:
+        """What the model gives for the completions of some groups, in their order, gradients off."""
+        found: dict[int, Tensor] = {}
+        for part in self._parts(groups):
+            some = [groups[at] for at in part]
+            values = self._given(model, some or self._filler())[1][: sum(len(group.completions) for group in some)]
+            found |= zip(part, torch.split(values, [len(group.completions) for group in some]), strict=True)
+        return torch.cat([found[at] for at in range(len(groups))]) if found else torch.zeros(0)
+
+    def evaluate(
+        self,
+        eval_dataset: Any = None,
+        ignore_keys: Any = None,  # noqa: ARG002
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """The means of loss and metrics over all held-out groups, each process taking its share of them."""
+        groups: Sequence[Group] = eval_dataset or self.held_groups
+        self.model_wrapped.eval()
+        found: dict[str, list[float]] = {}
+        with torch.no_grad():
+            # What the loss needs of a whole step is here that of all held-out groups: it must not depend on `tokens`.
+            ready = self.objective.before(self._mine(groups), self._step(self.model_wrapped))
+            for part in self._parts(ready):
+                losses, metrics = self._losses(self.model_wrapped, [ready[at] for at in part])
+                for name, values in {"loss": losses, **metrics}.items():
+                    found.setdefault(name, []).extend(values.tolist())
+        weight = sum(map(self.objective.weight, ready))
+        loss = self._total(sum(found.pop("loss"))) / self._total(weight)
+        means = {"loss": loss} | {name: self._mean(values) for name, values in sorted(found.items())}
+        told = {f"{metric_key_prefix}_{name}": value for name, value in means.items()}
+        self.log(told)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, told)
+        return told
+
+    def _note(self, prefix: str, metrics: Mapping[str, Tensor]) -> None:
+        for name, values in metrics.items():
+            self._logged.setdefault(prefix + name, []).extend(values.detach().float().tolist())
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add the means of the metrics since the last line."""
+        if "loss" in logs:
+            logged, self._logged = self._logged, {}
+            logs = logs | {name: self._mean(values) for name, values in sorted(logged.items())}
+        super().log(logs, start_time)
+
+    def _mean(self, values: Sequence[float]) -> float:
+        return self._total(sum(values)) / max(1.0, self._total(len(values)))
+
+    def floating_point_ops(self, inputs: Any) -> int:  # noqa: ARG002 - transformers' signature
+        """Not counted: transformers estimates them from padded batches."""
+        return 0
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        """Save as transformers does, without its pickled copy of the arguments: train.json says them in the open."""
+        super()._save(output_dir, state_dict)
+        (Path(output_dir or self.args.output_dir or ".") / "training_args.bin").unlink(missing_ok=True)
