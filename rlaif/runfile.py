@@ -70,7 +70,7 @@ def read_run(path: Path, flags: Mapping[tuple[str, ...], str] | None = None) -> 
     source = _long_form(_long_form(read_yaml(path), ("prompts",)), ("revise", "helpful"))
     base = path.resolve().parent
     for setting in (*_PATHS, *_panel_paths(source)):
-        source = _absolute(source, setting, base)
+        source = absolute(source, setting, base)
     for each in settable():
         if (value := os.environ.get(each.variable)) is not None:
             source = _overridden(source, each.path, value, each.variable)
@@ -109,7 +109,7 @@ def _overridden(source: Source, path: tuple[str, ...], value: str, where: str) -
     place = _of_first_judge(source, path)
     # A flag's text is read as YAML only where a list or a mapping is meant: `--judge-model 1e3` stays a name.
     source = source.with_value(place, parsed if isinstance(parsed, list | dict) else value, where)
-    return _absolute(source, place, Path.cwd()) if path in _PATHS else source
+    return absolute(source, place, Path.cwd()) if path in _PATHS else source
 
 
 def _panel_paths(source: Source) -> list[Where]:
@@ -144,7 +144,7 @@ def _long_form(source: Source, path: tuple[str, ...]) -> Source:
     return Source(long.data, long.where, {**long.places, path: place}, long.faults)
 
 
-def _absolute(source: Source, path: Where, base: Path) -> Source:
+def absolute(source: Source, path: Where, base: Path) -> Source:
     """A path that exists under `base` made absolute, its place in the file kept; anything else left as it is."""
     value = _at(source, path)
     if not isinstance(value, str) or not value or "\0" in value or Path(value).is_absolute():

@@ -2,36 +2,45 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
+from typing import Any
 
 import click
 
+from rlaif.cli.progress import watch_training
 from rlaif.cli.show import show_report, watch
 from rlaif.cli.transcript import Story, read_story, show_transcript
 from rlaif.constitution import load_constitution
 from rlaif.demo.agreement import by_principle, confirmed, of_pairs, violation_rates
 from rlaif.pipeline import generate
 from rlaif.records import Prompt
-from rlaif.resources import resource
+from rlaif.resources import resource, shipped_model
 from rlaif.settings import (
     CompareSettings,
     CritiqueSettings,
     JudgeSettings,
+    PairSettings,
     PolicySettings,
     PromptSettings,
     ReviseSettings,
     RunSettings,
 )
 
+_DPO: dict[str, Any] = {"batch_size": 16, "epochs": 6, "learning_rate": 2e-4, "save_steps": 0, "holdout": 0.0}
+"""The policy has 2 million parameters: its rate is a hundred times the usual one."""
+_ASKED = 120
+
 
 @click.command()
 @click.option("--output", default="runs/demo", show_default=True, help="Run folder.")
 @click.option("--prompts", default=40, show_default=True, type=click.IntRange(1), help="Prompts to use.")
 def demo(output: str, prompts: int) -> None:
-    """Run the whole loop offline: a tiny policy answers, a tiny judge critiques and compares, pairs come out.
+    """Run the whole loop offline: a tiny policy answers, a tiny judge compares, and the policy learns from the pairs.
 
     The models (a few MB, in the package) live in a small world of everyday requests, bad requests and upset customers.
-    An oracle that knows this world completely says how often the judge was right.
+    An oracle that knows this world completely says how often the judge was right, and how much better the trained
+    policy behaves.
     """
     settings = _settings(output, prompts)
     constitution = load_constitution(settings.constitution)
@@ -40,7 +49,8 @@ def demo(output: str, prompts: int) -> None:
         click.echo(f"  {principle.id:<18} {principle.compare}")
     click.echo(
         f"\n{prompts} prompts, 4 replies each by `demo-policy`; `demo-judge` reviews every reply under every "
-        "principle, compares every two of them in both orders, and rewrites each twice, after a critique.\n"
+        "principle, compares every two of them in both orders, and rewrites each twice, after a critique; then the "
+        "policy is trained on the pairs.\n"
     )
     with watch() as told:
         report = generate(settings, watch=told)
@@ -51,6 +61,7 @@ def demo(output: str, prompts: int) -> None:
     show_report(report)
     _show_agreement(story)
     _show_revisions(story)
+    _show_training(settings.folder)
     _show_files(settings.folder)
 
 
@@ -62,6 +73,7 @@ def _settings(output: str, prompts: int) -> RunSettings:
         judge=JudgeSettings(model="demo-judge"),
         critique=CritiqueSettings(enabled=True, max_tokens=48),
         compare=CompareSettings(principles="each"),
+        pair=PairSettings(select="all", per_prompt=6),
         revise=ReviseSettings(enabled=True, samples=4, temperature=0.3, max_tokens=96),
         output=output,
     )
@@ -97,6 +109,26 @@ def _show_revisions(story: Story) -> None:
     click.echo(f"  {'the judge':<18} confirms {score} revisions that the oracle calls better")
 
 
+def _show_training(run: Path) -> None:
+    """DPO on the pairs, and what the policy does before and after, on prompts that the run has not seen."""
+    from rlaif.demo.behaviour import behaviour, fresh_prompts
+    from rlaif.training.running import train
+    from rlaif.training.settings import DpoSettings
+
+    folder = run / "dpo"
+    shutil.rmtree(folder, ignore_errors=True)  # of an earlier demo here, whose pairs may have been others
+    settings = DpoSettings(model="demo-policy", data=str(run / "pairs.jsonl"), output=str(folder), **_DPO)
+    click.secho("\nDirect preference optimisation on the pairs\n", bold=True)
+    with watch_training() as told:
+        train("dpo", settings, told)
+    asked = fresh_prompts(_ASKED)
+    start = shipped_model("demo-policy")
+    assert start is not None
+    click.echo(f"  answers to {len(asked)} fresh prompts that break some principle, by the oracle")
+    click.echo(f"  {'before':<18}{behaviour(start, asked)}")
+    click.echo(f"  {'after':<18}{behaviour(folder, asked)}")
+
+
 def _show_files(folder: Path) -> None:
     click.secho("\nWhere everything is\n", bold=True)
     for name, what in (
@@ -107,6 +139,7 @@ def _show_files(folder: Path) -> None:
         ("sft.jsonl", "revised replies to imitate: prompt, response, provenance"),
         ("revised_pairs.jsonl", "revisions against their originals, as the judge sees them"),
         ("critiques.jsonl", "the judge's notes on them"),
+        ("dpo", "the trained policy, with its card and curves"),
         ("manifest.json", "what it was made from, and all counts"),
     ):
         click.echo(f"  {folder / name!s:<32} {what}")

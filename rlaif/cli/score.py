@@ -66,12 +66,16 @@ def score(
     from rlaif.training.responses import Columns
     from rlaif.training.scoring import score as scored
 
-    with rows_read(data) as told:
-        figures = scored(
-            model, data, output=output, columns=Columns(column, prompt_column),
-            template=cast("Template | None", template), max_length=max_length, tokens=tokens, limit=limit, top=top,
-            centered=center, device=device, told=told,
-        )  # fmt: skip
+    try:
+        with rows_read(data) as told:
+            figures = scored(
+                model, data, output=output, columns=Columns(column, prompt_column),
+                template=cast("Template | None", template), max_length=max_length, tokens=tokens, limit=limit, top=top,
+                centered=center, device=device, told=told,
+            )  # fmt: skip
+    except KeyboardInterrupt:
+        click.echo("\nInterrupted; nothing was written.", err=True)
+        raise SystemExit(130) from None
     if shape == "json":
         click.echo(figures.model_dump_json(indent=2))
         return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -25,8 +26,13 @@ _HELP = {
     "dpo": """Direct preference optimisation and its relatives, on preference pairs.
 
     DATA is a run folder with pairs, or rows with `prompt`, `chosen` and `rejected`; for `--loss kto` also rows with
-    `prompt`, `completion` and `label`. A pair's `probability`, its soft label, is the target.""",
+    `prompt`, `completion` and `label`. A pair's `probability`, its soft label, is the target; kto takes a pair as a
+    good answer and a bad one, whatever its `probability`.""",
 }
+_SHOWN = (
+    "loss", "accuracy", "rewards/good", "rewards/bad", "kl", "eval_loss", "eval_accuracy", "eval_margin",
+    "eval_rewards/good", "eval_rewards/bad", "eval_kl",
+)  # fmt: skip
 _EPILOG = """SETTINGS.yaml has the same keys as the flags. A flag beats the environment (RLAIF_TRAIN_BETA for --beta),
 which beats the file; `--set lora.rank=16` is another way to write a flag. Several processes:
 `accelerate launch -m rlaif train ...`."""
@@ -65,15 +71,36 @@ def _train(
     settings = load_settings(method, path, flags, pairs)
     from rlaif.training.running import train as run
 
-    with watch_training() as told:
-        trained = run(method, settings, told, resume=resume)
+    first = os.environ.get("RANK", "0") == "0"  # of several processes, the first one speaks
+    try:
+        with watch_training() as told:
+            trained = run(method, settings, told, resume=resume)
+    except KeyboardInterrupt:
+        click.echo(_interrupted(settings.folder) if first else "", err=True, nl=first)
+        raise SystemExit(130) from None
     if not trained.finished:
-        click.echo(f"Stopped after step {trained.steps}; the same command with --resume goes on from there.", err=True)
+        again = f"Stopped after step {trained.steps}; the same command with --resume goes on from there."
+        click.echo(again if first else "", err=True, nl=first)
         raise SystemExit(130)
-    for name in ("loss", "accuracy", "eval_loss", "eval_accuracy", "eval_margin"):
+    if not first:
+        return
+    for name in _SHOWN:
         if name in trained.metrics:
-            click.echo(f"{name.replace('eval_', 'held-out '):<20}{trained.metrics[name]:.4f}")
+            click.echo(f"{name.replace('eval_', 'held-out '):<24}{trained.metrics[name]:.4f}")
     click.echo(f"Model in {trained.folder}")
+
+
+def _interrupted(folder: Path) -> str:
+    """What is left of a training that was stopped at once, and how to go on."""
+    from rlaif.training.folder import is_begun, last_checkpoint
+
+    if not is_begun(folder):
+        return "\nInterrupted before the first step; the same command starts again."
+    checkpoint = last_checkpoint(folder)
+    if checkpoint is None:
+        return "\nInterrupted before the first checkpoint; the same command with --resume starts again."
+    step = checkpoint.name.rpartition("-")[2]
+    return f"\nInterrupted; the same command with --resume goes on from step {step}, the last checkpoint."
 
 
 class _Methods(click.Group):

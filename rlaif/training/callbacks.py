@@ -1,32 +1,21 @@
-"""What happens around the steps of a training: the reference first, progress, a clean stop, a warning."""
+"""What happens around the steps of a training: progress, the log on disk, a clock, a clean stop, a warning."""
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
 
-import torch
-from accelerate.utils import broadcast_object_list
 from transformers import TrainerCallback
 
-from rlaif.errors import ModelError, UserError
-from rlaif.training import reference
-from rlaif.training.dpo import REFERENCE
-from rlaif.training.forward import Way, answering, choose_way
-from rlaif.training.groups import Group
-from rlaif.training.loading import load_frozen
-from rlaif.training.settings import DpoSettings
+from rlaif.training.folder import add_to_log, keep_seconds, seconds_of, write_log
 from rlaif.training.trainer import GroupTrainer
 
-_START_TOLERANCE = 1e-3
-"""Nats of a whole completion, in float32: the same function computed in other batches."""
-_START_TOLERANCE_NARROW = 0.02
-"""Nats a token, on average, in bfloat16."""
-_CHECKED = 16
 _FALLING = 20
 """Lines of the log in a row in which the chosen completions became less likely."""
 
@@ -50,93 +39,8 @@ class Callback(TrainerCallback):
     trainer: GroupTrainer
 
 
-class ReferencePass(Callback):
-    """Gives every group the reference's log-probabilities before the first step.
-
-    By then the trainer has placed the model, sharded over processes perhaps. A resumed model is no reference any more:
-    its start has to be on disk.
-    """
-
-    def __init__(self, path: Path, settings: DpoSettings, resumed: bool, told: Told) -> None:
-        """`path` is where they are kept."""
-        self.path, self.settings, self.resumed, self.told = path, settings, resumed, told
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
-        """Find or compute them.
-
-        Raises UserError where a resumed training has none, ModelError where they do not fit.
-        """
-        trainer = self.trainer
-        train, held = trainer.train_groups, trainer.held_groups
-        groups = [*train, *held]
-        found = self._kept(groups)
-        if found is None:
-            if self.resumed and self.settings.reference is None:
-                raise UserError(
-                    "the reference log-probabilities of this training are gone",
-                    where=self.path,
-                    mend="start again without --resume",
-                )
-            found = self._compute(groups)
-        ready = reference.with_reference(groups, found, REFERENCE)
-        train[:] = ready[: len(train)]
-        held[:] = ready[len(train) :]
-        if self.settings.reference is None and not self.resumed:
-            self._check(found)
-
-    def _kept(self, groups: list[Group]) -> list[list[float]] | None:
-        """What the first process finds on its disk: all of them have to compute, or none."""
-        found = reference.load(self.path, groups) if self.trainer.is_world_process_zero() else None
-        if self.trainer.accelerator.num_processes == 1:
-            return found
-        (shared,) = broadcast_object_list([found])
-        return shared  # type: ignore[no-any-return]
-
-    def _compute(self, groups: list[Group]) -> list[list[float]]:
-        """By the model itself; another reference is loaded for this, and dropped again."""
-        if self.settings.reference is None:
-            return self._computed_by(self.trainer.model_wrapped, groups, self.trainer.way)
-        model = load_frozen(self.settings.model_copy(update={"model": self.settings.reference}))
-        way = choose_way(model, self.trainer.train_groups, "logps")
-        model = model.to(self.trainer.accelerator.device)
-        with answering(model, way, "logps"), self.trainer.accelerator.autocast():
-            return self._computed_by(model, groups, way)
-
-    def _computed_by(self, model: Any, groups: list[Group], way: Way) -> list[list[float]]:
-        trainer, done = self.trainer, 0
-        self.told.begin("reference", len(groups))
-
-        def told(more: int) -> None:
-            nonlocal done
-            done += more
-            self.told.progress("reference", done, {})
-
-        found = reference.compute(model, groups, way, trainer.tokens, trainer.accelerator, told)
-        if trainer.is_world_process_zero():
-            reference.keep(self.path, found)
-        return found
-
-    def _check(self, found: list[list[float]]) -> None:
-        """At its start the policy is the reference: margins are 0 and the loss of DPO is ln 2.
-
-        The model is asked as it is trained: dropout that is still on would be seen.
-        """
-        trainer = self.trainer
-        groups = trainer.train_groups[:_CHECKED]
-        trainer.model_wrapped.train()
-        with torch.no_grad():
-            values = trainer._values(trainer.model_wrapped, groups).cpu()
-        wanted = torch.tensor([each for logps in found[: len(groups)] for each in logps])
-        narrow = trainer.args.bf16 or trainer.starting_dtype != torch.float32
-        tokens = sum(len(completion) for group in groups for completion in group.completions)
-        off = (values - wanted).abs()
-        worst = float(off.sum() / tokens) if narrow else float(off.max())
-        limit = _START_TOLERANCE_NARROW if narrow else _START_TOLERANCE
-        if not worst < limit:
-            raise ModelError(
-                f"before the first step the model differs from its reference by {worst:.2g} nats (at most {limit}): "
-                f"it is not the same function twice; remove {self.path} if it is of another model"
-            )
+class StoppedError(Exception):
+    """Raised where a training is stopped before its first step."""
 
 
 class Progress(Callback):
@@ -159,6 +63,46 @@ class Progress(Callback):
         self.told.progress("train", state.global_step, self._logs)
 
 
+class LogFile(Callback):
+    """Keeps the log on disk while it grows."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
+        """What a resumed training has logged up to its checkpoint; what it logged after that comes again."""
+        if state.is_world_process_zero:
+            write_log(self.folder, state.log_history)
+
+    def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
+        """Add the last line."""
+        if state.is_world_process_zero:
+            add_to_log(self.folder, state.log_history[-1])
+
+
+class Clock(Callback):
+    """Counts the seconds of a training, those before its checkpoint included."""
+
+    def __init__(self, folder: Path, checkpoint: Path | None) -> None:
+        self.folder = folder
+        self._before = seconds_of(checkpoint)
+        self.start()
+
+    def start(self) -> None:
+        """Count from here on."""
+        self._began = time.monotonic()
+
+    def seconds(self) -> float:
+        """Up to now."""
+        return self._before + time.monotonic() - self._began
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
+        """Write them into the checkpoint, for who goes on from it."""
+        made = self.folder / f"checkpoint-{state.global_step}"
+        if state.is_world_process_zero and made.is_dir():
+            keep_seconds(made, self.seconds())
+
+
 class StopCleanly(Callback):
     """Ctrl-C finishes the step, saves a checkpoint and stops; a second one stops at once.
 
@@ -166,8 +110,9 @@ class StopCleanly(Callback):
     cluster that wants its machine back; both wait a while before they kill.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, note: Callable[[str], None] | None = None) -> None:
         self.asked = False
+        self._note = note
         self._before: dict[int, Any] = {}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
@@ -177,6 +122,10 @@ class StopCleanly(Callback):
                 self._before[number] = signal.signal(number, self._hear)
 
     def _hear(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
+        if self._note is not None and not self.asked:
+            again = "; press again to stop at once" if number == signal.SIGINT else ""
+            with contextlib.suppress(RuntimeError):  # the signal came in the midst of another line
+                self._note(f"stopping after this step{again}")
         self.asked = True
         if number == signal.SIGINT:
             self._restore(number)

@@ -43,6 +43,11 @@ _FIGURES = {
     "rewards/rejected": "reward of rejected",
     "logps/chosen": "log-probability of chosen",
     "logps/rejected": "log-probability of rejected",
+    "rewards/good": "reward of good answers",
+    "rewards/bad": "reward of bad answers",
+    "kl": "distance from the reference, times beta",
+    "logps/good": "log-probability of good answers",
+    "logps/bad": "log-probability of bad answers",
 }
 
 
@@ -222,7 +227,9 @@ def _figures(settings: TrainSettings, metrics: Mapping[str, JsonValue]) -> str:
     steps, seconds = metrics.get("steps"), metrics.get("seconds")
     took = f"{steps} optimizer steps" if steps is not None else ""
     took += f" in {seconds:,.0f} seconds" if took and isinstance(seconds, (int, float)) else ""
-    best = "The weights are those with the lowest held-out loss; the table tells the last ones."
+    at = metrics.get("best_step")
+    best = "The weights, and with them the held-out figures, are those with the lowest held-out loss"
+    best += f", after step {at:,.0f}." if isinstance(at, (int, float)) else "."
     return "\n\n".join(
         part for part in ("\n".join(lines), f"{took}." if took else "", best if settings.patience else "") if part
     )

@@ -18,7 +18,6 @@ from typing import Any
 import torch
 
 from rlaif.errors import UserError
-from rlaif.inference.folder import model_folder
 from rlaif.store import write_json
 from rlaif.training.arguments import narrow
 from rlaif.training.forward import bare
@@ -28,6 +27,7 @@ from rlaif.training.rewardmodel import ADAPTER_FILE, ends_of
 from rlaif.training.rows import demonstrations
 from rlaif.training.scoring import rewards_apart
 from rlaif.training.settings import RewardSettings
+from rlaif.training.starts import find_start
 from rlaif.training.tokens import Tokens
 
 
@@ -58,7 +58,7 @@ def complete(model: Any, tokenizer: Any, settings: RewardSettings) -> dict[str, 
         write_json(settings.folder / ADAPTER_FILE, dict(found))
     with contextlib.suppress(FileNotFoundError):  # it names the ends of replies; a classifier is saved without it
         shutil.copyfile(
-            model_folder(settings.model) / "generation_config.json", settings.folder / "generation_config.json"
+            find_start(settings.model).weights / "generation_config.json", settings.folder / "generation_config.json"
         )
     return found
 
@@ -69,8 +69,7 @@ def center(model: Any, tokenizer: Any, settings: RewardSettings) -> float:
     Each demonstration counts once. Raises UserError where there are none.
     """
     groups = _groups(tokenizer, settings)
-    gpu = next(model.parameters()).device.type == "cuda"
-    rewards = rewards_apart(model, groups, tokens=settings.tokens, centered=False, narrow=gpu and narrow(settings))
+    rewards = rewards_apart(model, groups, tokens=settings.tokens, centered=False, narrow=narrow(settings))
     values = torch.tensor(rewards, dtype=torch.float64)
     mean, std = float(values.mean()), float(values.std(correction=0))
     if not math.isfinite(mean):
@@ -84,7 +83,7 @@ def _groups(tokenizer: Any, settings: RewardSettings, first: bool = False) -> li
     """The demonstrations as tokens, or the first of them. Raises UserError where there are none."""
     assert settings.center_on is not None
     intake = Intake()
-    tokens = Tokens(tokenizer, max_length=settings.max_length, ends=ends_of(model_folder(settings.model)))
+    tokens = Tokens(tokenizer, max_length=settings.max_length, ends=ends_of(find_start(settings.model).weights))
     found = tokens.groups(demonstrations(settings.center_on, settings.template, intake), intake)
     groups = [group for group in (next(found, None),) if group is not None] if first else list(found)
     if not groups:

@@ -85,6 +85,7 @@ def _panels(history: Sequence[Mapping[str, Any]]) -> Iterator[_Panel]:
     yield from _one(history, "margin", "margin: chosen minus rejected", line=0.0)
     yield from _two(history, "rewards", "rewards")
     yield from _two(history, "logps", "log-probability of a reply")
+    yield from _one(history, "kl", "distance from the reference, times beta", line=0.0)
     if points := _points(history, "grad_norm"):
         yield _Panel("gradient norm", [_Curve("", _BLUE, points, smooth="logs")])
     if points := _points(history, "learning_rate"):
@@ -101,11 +102,11 @@ def _one(history: Sequence[Mapping[str, Any]], name: str, title: str, **more: An
 
 
 def _two(history: Sequence[Mapping[str, Any]], name: str, title: str) -> Iterator[_Panel]:
-    """Chosen and rejected; the held-out ones in the same colours."""
+    """Chosen and rejected, or good and bad; the held-out ones in the same colours."""
     found = [
         _Curve(f"{side}{', held out' if prefix else ''}", colour, _points(history, f"{prefix}{name}/{side}"), held=held)
         for prefix, held in (("", False), ("eval_", True))
-        for side, colour in (("chosen", _GREEN), ("rejected", _ORANGE))
+        for side, colour in (("chosen", _GREEN), ("rejected", _ORANGE), ("good", _GREEN), ("bad", _ORANGE))
     ]
     if curves := [curve for curve in found if curve.points]:
         yield _Panel(title, curves)

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from rlaif.training.batches import Batch, column
+from rlaif.training.defaults import beta_of
 from rlaif.training.forward import Kind
 from rlaif.training.groups import Group
-from rlaif.training.losses import LossSettings, PairLogps, implicit_rewards, kto, nll, pair_loss
+from rlaif.training.losses import LossSettings, PairLogps, compared, kto, nll, pair_loss, preferred
 from rlaif.training.settings import DpoSettings
 from rlaif.training.trainer import Metrics, Step
 
@@ -26,7 +27,7 @@ class DpoObjective:
     def __init__(self, settings: DpoSettings) -> None:
         self.settings = settings
         self.numbers = LossSettings(
-            settings.beta, settings.label_smoothing, settings.gamma_beta_ratio, settings.orpo_weight
+            beta_of(settings), settings.label_smoothing, settings.gamma_beta_ratio, settings.orpo_weight
         )
 
     def weight(self, group: Group) -> float:  # noqa: ARG002 - the same for all
@@ -38,14 +39,18 @@ class DpoObjective:
         return groups
 
     def losses(self, values: Tensor, batch: Batch, groups: Sequence[Group]) -> tuple[Tensor, Metrics]:
-        """The loss of every pair from summed log-probabilities [2 * pairs], chosen and rejected in turn."""
+        """The loss of every pair from summed log-probabilities [2 * pairs], chosen and rejected in turn.
+
+        Rewards, margin, accuracy and Brier score are those of what the loss compares (`losses.compared`).
+        """
         assert self.settings.loss != "kto"
         logps = self._logps(values, batch, groups)
         probability = column(groups, "probability", 1.0).to(values) if self.settings.soft_labels else None
         losses = pair_loss(self.settings.loss, logps, probability, self.numbers)
         if self.settings.sft_weight:
             losses = losses + self.settings.sft_weight * nll(logps.chosen, logps.chosen_tokens)
-        chosen, rejected = (each.detach() for each in implicit_rewards(logps, self.settings.beta))
+        chosen, rejected = (each.detach() for each in compared(self.settings.loss, logps, self.numbers.beta))
+        likely = preferred(self.settings.loss, chosen - rejected)
         return losses, {
             "accuracy": (chosen > rejected).float(),
             "margin": chosen - rejected,
@@ -53,7 +58,7 @@ class DpoObjective:
             "rewards/rejected": rejected,
             "logps/chosen": logps.chosen,
             "logps/rejected": logps.rejected,
-            "brier": ((chosen - rejected).sigmoid() - column(groups, "probability", 1.0).to(values)).square(),
+            "brier": (likely - column(groups, "probability", 1.0).to(values)).square(),
         }
 
     def _logps(self, values: Tensor, batch: Batch, groups: Sequence[Group]) -> PairLogps:
@@ -71,14 +76,14 @@ class KtoObjective:
     kind: Kind = "logps"
 
     def __init__(self, settings: DpoSettings) -> None:
-        self.settings = settings
+        self.settings, self.beta = settings, beta_of(settings)
 
     def weight(self, group: Group) -> float:  # noqa: ARG002 - the same for all
         """Every answer counts alike."""
         return 1.0
 
     def before(self, groups: Sequence[Group], step: Step) -> Sequence[Group]:
-        """The answers alone, with the step's baseline (`losses.kl_baseline`), which takes all answers of the step."""
+        """The answers alone, with the baseline of `losses.kto`, which takes all answers of the step."""
         others = [dataclasses.replace(group, completions=group.completions[1:]) for group in groups]
         logps = step.compute(others)
         value = max(0.0, step.mean(logps - column(groups, REFERENCE.format(1), 0.0).to(logps)))
@@ -94,12 +99,12 @@ class KtoObjective:
         desirable = column(groups, "label", 1.0).to(values) > 0.5
         baseline = column(groups, "baseline", 0.0).to(values)
         weights = settings.desirable_weight, settings.undesirable_weight
-        losses = kto(logratio, desirable, baseline, settings.beta, *weights)
-        rewards = settings.beta * logratio.detach()
+        losses = kto(logratio, desirable, baseline, self.beta, *weights)
+        rewards = self.beta * logratio.detach()
         return losses, {
             "rewards/good": rewards[desirable],
             "rewards/bad": rewards[~desirable],
             "logps/good": values[desirable],
             "logps/bad": values[~desirable],
-            "kl": settings.beta * baseline,
+            "kl": self.beta * baseline,
         }

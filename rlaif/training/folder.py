@@ -1,29 +1,36 @@
 """The folder of a training: what it was begun with, whether it may go on, what it came to.
 
-train.json      method, settings, hashes of data and model: written first, and asked when a training goes on
+train.json      method, settings, hashes of data and model: written before the first step, asked when a training goes on
 checkpoint-N/   to go on from
-log.jsonl       every line of the log
+log.jsonl       every line of the log, added as it is logged
 metrics.json    what it came to: written last, so that it is there means that the training is finished
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from pydantic import JsonValue
+from pydantic import JsonValue, ValidationError
 
 from rlaif import __version__
 from rlaif.errors import UserError
 from rlaif.records import Record
-from rlaif.store import write_json, write_text
-from rlaif.training.settings import Method, TrainSettings
+from rlaif.store import lock_folder, write_json, write_text
+from rlaif.training.settings import Method
 
-_BEGUN, _LOG, _DONE = "train.json", "log.jsonl", "metrics.json"
-_FREE = frozenset({"output", "tokens", "log_steps", "save_steps", "keep", "report_to", "reference_cache", "device"})
+_BEGUN, _LOG, _DONE, _LOCK = "train.json", "log.jsonl", "metrics.json", ".lock"
+_SECONDS = "seconds.json"
+_FREE = frozenset(
+    {
+        "output", "tokens", "log_steps", "save_steps", "keep", "report_to", "reference_cache", "device",
+        "gradient_checkpointing",
+    }
+)  # fmt: skip
 """Settings that may change when a training goes on: the result does not depend on them."""
 
 
@@ -37,13 +44,30 @@ class Begun(Record):
     version: str = __version__
 
 
-def claim(folder: Path, resume: bool) -> None:
-    """Make sure that a training may write here. Raises UserError where another one, finished or not, has.
+@contextlib.contextmanager
+def claimed(folder: Path, resume: bool) -> Iterator[None]:
+    """Hold a training's folder for this process alone, made if need be; see `claim`.
 
-    Of several processes the first one looks, as the others may come when it has begun to write.
+    Of several processes the first one does, as the others may come when it has begun to write.
     """
     if not _first():
+        yield
         return
+    if not (folder / _BEGUN).exists() or (folder / _DONE).exists():
+        claim(folder, resume)  # what is not ours to write into gets no lock either
+    with lock_folder(folder):
+        claim(folder, resume)
+        try:
+            yield
+        finally:
+            if not (folder / _BEGUN).exists() or (folder / _DONE).exists():
+                (folder / _LOCK).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                folder.rmdir()  # nothing was begun
+
+
+def claim(folder: Path, resume: bool) -> None:
+    """Make sure that a training may write here. Raises UserError where another one, finished or not, has."""
     if folder.exists() and not folder.is_dir():
         raise UserError("is a file", where=folder, mend="name a folder")
     begun, done = (folder / _BEGUN).exists(), (folder / _DONE).exists()
@@ -55,26 +79,32 @@ def claim(folder: Path, resume: bool) -> None:
         raise UserError("holds no training to go on with", where=folder, mend="leave `--resume` out")
     if begun and not resume:
         raise UserError("holds an unfinished training", where=folder, mend="go on with `--resume`, or remove it")
-    if not begun and folder.exists() and any(folder.iterdir()):
+    if not begun and folder.exists() and any(path.name != _LOCK for path in folder.iterdir()):
         raise UserError("is not empty", where=folder, mend="name another folder with `output`")
 
 
-def begin(settings: TrainSettings, begun: Begun, resume: bool) -> Path | None:
-    """Write down what a training is begun with; of one that goes on, its last checkpoint, or None where it has none.
+def begin(folder: Path, begun: Begun) -> None:
+    """Write down what a training is begun with: from here on it can be gone on with."""
+    if _first():
+        write_json(folder / _BEGUN, begun.model_dump(mode="json"))
+
+
+def going_on(folder: Path, begun: Begun) -> Path | None:
+    """The last checkpoint of an unfinished training, or None where it has none; torn ones are removed.
 
     Raises UserError where the settings or the data are not those that it was begun with.
     """
-    folder = settings.folder
-    if not resume:
-        if _first():
-            folder.mkdir(parents=True, exist_ok=True)
-            write_json(folder / _BEGUN, begun.model_dump(mode="json"))
-        return None
-    before = Begun.model_validate_json((folder / _BEGUN).read_text(encoding="utf-8"))
+    try:
+        before = Begun.model_validate_json((folder / _BEGUN).read_text(encoding="utf-8"))
+    except (OSError, ValidationError) as error:
+        raise UserError("is damaged", where=folder / _BEGUN, mend="start again in another folder") from error
     changed = _changed(before, begun)
     if changed:
         mend = "set it back, or start again in another folder"
         raise UserError(f"was begun with {'; '.join(changed)}", where=folder / _BEGUN, mend=mend)
+    if _first():
+        for path in set(folder.glob("checkpoint-*")) - set(_whole(folder)):
+            shutil.rmtree(path, ignore_errors=True)  # of a later step, it would count as one of those that are kept
     return last_checkpoint(folder)
 
 
@@ -95,10 +125,18 @@ def _changed(before: Begun, now: Begun) -> list[str]:
     return told + ([f"`rlaif train {before.method}`"] if before.method != now.method else [])
 
 
+def is_begun(folder: Path) -> bool:
+    """Whether an unfinished training is here."""
+    return (folder / _BEGUN).exists() and not (folder / _DONE).exists()
+
+
 def last_checkpoint(folder: Path) -> Path | None:
     """The checkpoint with the most steps that is there whole."""
-    found = [path for path in folder.glob("checkpoint-*") if (path / "trainer_state.json").exists()]
-    return max(found, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+    return max(_whole(folder), key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+
+
+def _whole(folder: Path) -> list[Path]:
+    return [path for path in folder.glob("checkpoint-*") if (path / "trainer_state.json").exists()]
 
 
 def remove_checkpoints(folder: Path) -> None:
@@ -108,8 +146,26 @@ def remove_checkpoints(folder: Path) -> None:
 
 
 def write_log(folder: Path, lines: Sequence[Mapping[str, JsonValue]]) -> None:
-    """Write the log."""
+    """Write the log, whatever there is of it."""
     write_text(folder / _LOG, "".join(json.dumps(line) + "\n" for line in lines))
+
+
+def add_to_log(folder: Path, line: Mapping[str, JsonValue]) -> None:
+    """Add a line to the log."""
+    with (folder / _LOG).open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def keep_seconds(checkpoint: Path, seconds: float) -> None:
+    """Write down how long a training took up to a checkpoint."""
+    write_json(checkpoint / _SECONDS, seconds)
+
+
+def seconds_of(checkpoint: Path | None) -> float:
+    """How long a training took up to a checkpoint; 0 where nobody wrote it down."""
+    with contextlib.suppress(OSError, ValueError, TypeError):
+        return float(json.loads((checkpoint / _SECONDS).read_text(encoding="utf-8"))) if checkpoint else 0.0
+    return 0.0
 
 
 def finish(folder: Path, metrics: Mapping[str, JsonValue]) -> None:

@@ -9,7 +9,7 @@ fast way with the model's own `forward` on a few rows, and takes the plain way w
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -61,7 +61,12 @@ def _hidden(model: Any, batch: Batch) -> Tensor:
 
 def _fast_logps(model: Any, batch: Batch) -> Tensor:
     inner = bare(model)
-    return token_logps(_hidden(inner, batch).index_select(0, batch.sources), head_of(inner), batch.targets)
+    layer = inner.get_output_embeddings()
+    hidden = _hidden(inner, batch).index_select(0, batch.sources)
+    # The head's weights may lie in shards on many processes (FSDP), and come together when the head itself is called.
+    with _meaning(layer, lambda states: token_logps(states, head_of(inner), batch.targets)):
+        logps: Tensor = layer(hidden)
+    return logps
 
 
 def _fast_rewards(model: Any, batch: Batch) -> Tensor:
@@ -119,17 +124,28 @@ def choose_way(model: Any, groups: Sequence[Group], kind: Kind, layout: Layout =
     was_training = model.training
     model.eval()
     try:
-        wanted = compute(model, _on(lay_out(few, "apart"), model), PLAIN, kind)
-        for way in (Way(layout, fast=True), Way("apart", fast=True)):
-            with contextlib.suppress(AttributeError, TypeError, ValueError, RuntimeError):
-                found = compute(model, _on(lay_out(few, way.layout), model), way, kind)
-                difference = (found - wanted).abs()
-                worst = float(difference.max() if model.dtype in _TOLERANCE else difference.mean())
-                if worst <= _TOLERANCE.get(model.dtype, _COARSE):
-                    return way._replace(difference=worst)
-        return PLAIN
+        # Weights of two types in one model (a reward head, adapters) go together as they do in training.
+        with _autocast(model):
+            return _fastest(model, few, kind, layout)
     finally:
         model.train(was_training)
+
+
+def _autocast(model: Any) -> torch.autocast:
+    device = next(model.parameters()).device.type
+    return torch.autocast(device, torch.bfloat16, enabled=model.dtype == torch.bfloat16)
+
+
+def _fastest(model: Any, few: Sequence[Group], kind: Kind, layout: Layout) -> Way:
+    wanted = compute(model, _on(lay_out(few, "apart"), model), PLAIN, kind)
+    for way in (Way(layout, fast=True), Way("apart", fast=True)):
+        with contextlib.suppress(AttributeError, TypeError, ValueError, RuntimeError):
+            found = compute(model, _on(lay_out(few, way.layout), model), way, kind)
+            difference = (found - wanted).abs()
+            worst = float(difference.max() if model.dtype in _TOLERANCE else difference.mean())
+            if worst <= _TOLERANCE.get(model.dtype, _COARSE):
+                return way._replace(difference=worst)
+    return PLAIN
 
 
 def _cut(group: Group) -> Group:
@@ -149,8 +165,18 @@ def answering(model: Any, way: Way, kind: Kind) -> Iterator[None]:
     What wraps a model for many processes (DDP, FSDP, autocast) hooks into the call of the *whole* model: its parts may
     not be called from outside. So the call itself is given our meaning, and its own one back afterwards.
     """
-    model.forward = lambda batch: compute(model, batch, way, kind)
+    with _meaning(model, lambda batch: compute(model, batch, way, kind)):
+        yield
+
+
+@contextlib.contextmanager
+def _meaning(module: nn.Module, forward: Callable[[Any], Tensor]) -> Iterator[None]:
+    before = vars(module).get("forward")
+    module.forward = forward
     try:
         yield
     finally:
-        model.__dict__.pop("forward", None)
+        if before is None:
+            vars(module).pop("forward", None)
+        else:
+            module.forward = before

@@ -1,9 +1,15 @@
-"""Models to train: loaded without dropout, with a scalar head for rewards, with an adapter where one is asked for."""
+"""Models to train: loaded without dropout, with a scalar head for rewards, with an adapter where one is asked for.
+
+Weights that are trained are float32. Those that are not (under an adapter, of another model as the reference) are
+bfloat16 where the training computes in it: half the memory.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import math
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,9 +18,12 @@ import torch
 from torch import nn
 
 from rlaif.errors import UserError
-from rlaif.inference.folder import model_folder
 from rlaif.inference.quiet import quiet
+from rlaif.training.arguments import narrow
+from rlaif.training.mishaps import first_line, out_of_memory
+from rlaif.training.saving import cast, type_of
 from rlaif.training.settings import LoraSettings, TrainSettings
+from rlaif.training.starts import Start, find_start, lasting_name
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -29,42 +38,62 @@ def load_tokenizer(folder: Path) -> Any:
 
 def load_policy(settings: TrainSettings) -> Any:
     """A causal language model, ready to be trained."""
-    from transformers import AutoModelForCausalLM
-
     _require_trainable(settings)
-    model = _load(AutoModelForCausalLM, settings, {})
-    return _ready(model, settings, "CAUSAL_LM")
+    return _ready(_causal(settings, weights_type(settings)), settings, "CAUSAL_LM")
 
 
-def load_frozen(settings: TrainSettings) -> Any:
+def load_frozen(settings: TrainSettings, dtype: torch.dtype) -> Any:
     """A causal language model that is not trained."""
-    from transformers import AutoModelForCausalLM
-
-    model = _load(AutoModelForCausalLM, settings, {})
+    model = _causal(settings, dtype)
     without_dropout(model)
     return model.requires_grad_(False)
+
+
+def weights_type(settings: TrainSettings) -> torch.dtype:
+    """The type of the weights in memory; under an adapter of those that stay as they are.
+
+    Where they are saved again with the adapter added, no digit of theirs may be lost.
+    """
+    if settings.lora.rank is None or not narrow(settings):
+        return torch.float32
+    whole = settings.lora.merge and type_of(find_start(settings.model).weights) != torch.bfloat16
+    return torch.float32 if whole else torch.bfloat16
+
+
+def _causal(settings: TrainSettings, dtype: torch.dtype) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    start = find_start(settings.model)
+    model, missing = _load(AutoModelForCausalLM, settings, start, dtype, {})
+    _require_none(missing, settings, "a language model")
+    return _with_start(model, settings, start, dtype)
 
 
 def load_reward_model(settings: TrainSettings, pad: int) -> Any:
     """A model with one number for an output, ready to be trained.
 
     Where the model has no such head yet, it gets one with weights from N(0, 1 / (hidden + 1)): rewards start around 0
-    with a spread near 1 (Stiennon et al. 2020, arXiv:2009.01325; Huang et al. 2024, arXiv:2403.17031, detail 12).
+    with a spread near 1 (Stiennon et al. 2020, arXiv:2009.01325; Huang et al. 2024, arXiv:2403.17031, detail 12). The
+    head is float32 whatever the rest is.
     """
     from transformers import AutoModelForSequenceClassification
 
     _require_trainable(settings)
-    folder = model_folder(settings.model)
+    start, dtype = find_start(settings.model), weights_type(settings)
+    _require_one_output(start.weights)
     with _fixed_seed(settings.seed):
-        model, found = _load(
-            AutoModelForSequenceClassification, settings, {"num_labels": 1, "output_loading_info": True}, folder
-        )
+        model, missing = _load(AutoModelForSequenceClassification, settings, start, dtype, {"num_labels": 1})
+        _require_none([name for name in missing if not name.startswith("score.")], settings, "a reward model")
         head = getattr(model, "score", None)
-        if isinstance(head, nn.Linear) and any("score" in name for name in found["missing_keys"]):
-            nn.init.normal_(head.weight, std=1 / math.sqrt(head.in_features + 1))
+        if isinstance(head, nn.Linear):
+            head.float()
+            if missing:
+                nn.init.normal_(head.weight, std=1 / math.sqrt(head.in_features + 1))
+            elif (kept := _kept_head(start.weights)) is not None:
+                head.weight.data.copy_(kept)
     model.config.get_text_config().pad_token_id = pad
     model.config.id2label, model.config.label2id = {0: "reward"}, {"reward": 0}
-    return _ready(model, settings, "SEQ_CLS")
+    return _ready(_with_start(model, settings, start, dtype), settings, "SEQ_CLS")
 
 
 def _require_trainable(settings: TrainSettings) -> None:
@@ -72,18 +101,79 @@ def _require_trainable(settings: TrainSettings) -> None:
         raise UserError("4-bit weights cannot be trained themselves", mend="set `lora.rank`, for instance 16")
 
 
-def _load(kind: Any, settings: TrainSettings, options: dict[str, Any], folder: Path | None = None) -> Any:
-    folder = folder or model_folder(settings.model)
+def _require_none(missing: list[str], settings: TrainSettings, kind: str) -> None:
+    """Weights that are missing would be random numbers."""
+    if missing:
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        what = f"lacks weights of {kind}: {', '.join(missing[:3])}{more}"
+        raise UserError(what, where=settings.model, mend="name a model that was saved whole")
+
+
+def _require_one_output(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    (kind, *_) = config.get("architectures") or [""]
+    labels = len(config.get("id2label") or ()) or config.get("num_labels", 2)
+    if kind.endswith("ForSequenceClassification") and labels != 1:
+        mend = "start from a language model, or from a reward model"
+        raise UserError(f"is a classifier with {labels} outputs, not one reward", where=folder, mend=mend)
+
+
+def _kept_head(folder: Path) -> torch.Tensor | None:
+    """A reward head with all digits that its file has, whatever type the rest is loaded in."""
+    from safetensors import safe_open
+
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, "pt") as file:
+            if "score.weight" in file.keys():  # noqa: SIM118 - not a mapping
+                return torch.as_tensor(file.get_tensor("score.weight")).float()
+    return None
+
+
+def _load(
+    kind: Any, settings: TrainSettings, start: Start, dtype: torch.dtype, options: dict[str, Any]
+) -> tuple[Any, list[str]]:
+    """The model in a start's folder, its adapter apart, and the names of weights that the folder does not hold."""
+    from safetensors import SafetensorError
+
     if settings.attention != "auto":
         options = options | {"attn_implementation": settings.attention}
     if settings.four_bit:
         options = options | {"quantization_config": _four_bit()}
+    if start.adapter is not None:
+        dtype = torch.float32  # what comes out of adding the adapter is rounded once, afterwards
     try:
         with quiet():
-            return kind.from_pretrained(folder, dtype=torch.float32, **options)
-    except (OSError, ValueError, KeyError) as error:
-        first = str(error).strip().partition("\n")[0]
-        raise UserError(f"cannot be loaded: {first}", where=settings.model, mend="name another model") from error
+            model, found = kind.from_pretrained(start.weights, dtype=dtype, output_loading_info=True, **options)
+    except (OSError, ValueError, KeyError, ImportError, SafetensorError, RuntimeError) as error:
+        if out_of_memory(error):
+            raise
+        what = f"cannot be loaded: {first_line(error)}"
+        raise UserError(what, where=settings.model, mend="name another model") from error
+    return model, sorted(found["missing_keys"])
+
+
+def _with_start(model: Any, settings: TrainSettings, start: Start, dtype: torch.dtype) -> Any:
+    """The model with the adapter that it starts from added to its weights."""
+    if start.adapter is None:
+        return model
+    from peft import PeftConfig, PeftModel
+
+    if settings.four_bit:
+        mend = "save it with `lora.merge: true`, or leave `four_bit` out"
+        raise UserError("is an adapter, which 4-bit weights cannot take up", where=settings.model, mend=mend)
+    about = PeftConfig.from_pretrained(str(start.adapter))
+    if about.task_type == "SEQ_CLS" and not hasattr(model, "score"):
+        raise UserError("is an adapter of a reward model", where=settings.model, mend="name a language model")
+    about.task_type = None  # one of a language model is added to a reward model as well: the layers are the same
+    try:
+        with warnings.catch_warnings(), quiet():
+            warnings.filterwarnings("error", message="Found missing adapter keys")
+            model = PeftModel.from_pretrained(model, str(start.adapter), config=about).merge_and_unload()
+    except (OSError, ValueError, KeyError, AttributeError, RuntimeError, UserWarning) as error:
+        what = f"the adapter cannot be added to {start.weights.name}: {first_line(error)}"
+        raise UserError(what, where=settings.model, mend="name another model") from error
+    cast(model, dtype)
+    return model.requires_grad_(True)
 
 
 def _four_bit() -> Any:
@@ -105,7 +195,9 @@ def _ready(model: Any, settings: TrainSettings, task: str) -> Any:
     if settings.lora.rank is None:
         return model
     with _fixed_seed(settings.seed):
-        return with_adapter(model, settings.lora, task)
+        made = with_adapter(model, settings.lora, task)
+    made.peft_config["default"].base_model_name_or_path = lasting_name(settings.model)
+    return made
 
 
 def without_dropout(model: nn.Module) -> None:

@@ -6,9 +6,11 @@ kept by a hash of what they depend on, weights and token ids; another beta, loss
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import os
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -55,6 +57,23 @@ def weights_hash(folder: Path) -> str:
     return digest.hexdigest()
 
 
+def require_writable(path: Path) -> None:
+    """Raise UserError where no log-probabilities could be kept: before they are computed, not after."""
+    with _writing(path), tempfile.TemporaryFile(dir=path.parent):
+        pass
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Make the folder of a file that is written in the block. Raises UserError where that fails."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        mend = "set another `reference_cache`"
+        raise UserError(f"cannot be written: {error.strerror}", where=path.parent, mend=mend) from error
+
+
 def load(path: Path, groups: Sequence[Group]) -> list[list[float]] | None:
     """The log-probabilities of every group's completions as kept in a file, or None where it is not there.
 
@@ -67,7 +86,7 @@ def load(path: Path, groups: Sequence[Group]) -> list[list[float]] | None:
 
     try:
         flat = load_file(path)["logps"].tolist()
-    except (SafetensorError, KeyError) as error:
+    except (SafetensorError, KeyError, OSError) as error:
         raise UserError(f"is damaged: {error}", where=path, mend="remove it") from error
     sizes = [len(group.completions) for group in groups]
     return list(_cut(flat, sizes)) if len(flat) == sum(sizes) else None
@@ -77,11 +96,11 @@ def keep(path: Path, logps: Sequence[Sequence[float]]) -> None:
     """Write them; a file is there whole or not at all."""
     from safetensors.torch import save_file
 
-    path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_suffix(f".{os.getpid()}.draft")
     flat = [each for group in logps for each in group]
-    save_file({"logps": torch.tensor(flat, dtype=torch.float32)}, draft)
-    draft.replace(path)
+    with _writing(path):
+        save_file({"logps": torch.tensor(flat, dtype=torch.float32)}, draft)
+        draft.replace(path)
 
 
 @torch.no_grad()

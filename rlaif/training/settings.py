@@ -7,13 +7,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field, JsonValue
+from pydantic import Field, JsonValue, field_validator, model_validator
 
+from rlaif.plainwords import Where, located
 from rlaif.records import Record
+from rlaif.training.losses import NEEDS_REFERENCE, READS
 
 Method = Literal["sft", "reward", "dpo"]
+
+
+_PATHS = ("model", "data", "output", "held_data", "center_on", "reference", "reference_cache")
 
 
 class LoraSettings(Record):
@@ -49,7 +54,7 @@ class TrainSettings(Record):
     template: Literal["auto", "chat", "plain"] = "auto"
     """`auto`: messages by the chat template, texts as they are; `chat`, `plain`: all by the template, or by none."""
     max_length: int = Field(1024, ge=8)
-    """Most tokens of a prompt with its completion; longer prompts lose their beginning."""
+    """Most tokens of a row: longer prompts lose their beginning, completions that alone are longer are left out."""
     epochs: float = Field(1.0, gt=0)
     """Passes over the data."""
     max_steps: int | None = Field(None, ge=1)
@@ -58,8 +63,8 @@ class TrainSettings(Record):
     """Rows of an optimizer step, over all processes."""
     tokens: int = Field(8192, ge=64)
     """Most tokens of one forward pass of a process: the bigger, the more memory. The result stays the same."""
-    learning_rate: float = Field(1e-5, gt=0)
-    """Highest learning rate. For a LoRA adapter, ten times as much is usual."""
+    learning_rate: float | None = Field(None, gt=0)
+    """Highest learning rate; none takes 2e-5 for sft, 1e-5 for reward, 1e-6 for dpo, ten times that under LoRA."""
     schedule: Literal["linear", "cosine", "constant", "cosine_with_min_lr"] = "linear"
     """How the learning rate falls after the warm-up."""
     warmup: float = Field(0.1, ge=0, lt=1)
@@ -82,7 +87,7 @@ class TrainSettings(Record):
     eval_steps: int | None = Field(None, ge=1)
     """Optimizer steps between evaluations; none evaluates ten times in a run."""
     patience: int | None = Field(None, ge=1)
-    """Stop after so many evaluations without a better held-out loss, and keep the best weights."""
+    """Stop after so many evaluations without a better held-out loss, and keep the best; each evaluation saves."""
     save_steps: int | None = Field(None, ge=0)
     """Optimizer steps between checkpoints; none saves as often as it evaluates, 0 never but on Ctrl-C."""
     keep: int = Field(1, ge=1)
@@ -96,6 +101,23 @@ class TrainSettings(Record):
     device: Literal["auto", "cpu"] = "auto"
     """`cpu` leaves a GPU alone."""
 
+    @field_validator(*_PATHS, check_fields=False)
+    @classmethod
+    def _from_home(cls, path: str | None) -> str | None:
+        if path is None or not path.startswith("~"):
+            return path
+        try:
+            return str(Path(path).expanduser())
+        except RuntimeError:
+            raise ValueError("nobody on this machine has that home folder") from None
+
+    @model_validator(mode="after")
+    def _saves_where_it_evaluates(self) -> Self:
+        if self.patience is not None and self.save_steps is not None:
+            what = "`patience` saves at every evaluation, so that the best weights are there: leave `save_steps` out"
+            raise located(type(self).__name__, [(("save_steps",), what)])
+        return self
+
     def plain(self) -> dict[str, JsonValue]:
         """The settings as plain data that can be read again."""
         return self.model_dump(mode="json", exclude_none=True)
@@ -108,9 +130,6 @@ class TrainSettings(Record):
 
 class SftSettings(TrainSettings):
     """Supervised fine-tuning on demonstrations: revisions, chosen answers, or anybody's."""
-
-    learning_rate: float = Field(2e-5, gt=0)
-    """Highest learning rate. For a LoRA adapter, ten times as much is usual."""
 
 
 class RewardSettings(TrainSettings):
@@ -131,12 +150,12 @@ class DpoSettings(TrainSettings):
 
     loss: Literal["sigmoid", "robust", "ipo", "hinge", "sigmoid_norm", "gdpo", "simpo", "orpo", "kto"] = "sigmoid"
     """`sigmoid` is DPO (arXiv:2305.18290); `simpo` and `orpo` need no reference; `kto` takes single answers."""
-    beta: float = Field(0.1, gt=0)
-    """How dear it is to leave the reference; for ipo its tau, for simpo 2 to 10, for sigmoid_norm about 5."""
+    beta: float | None = Field(None, gt=0)
+    """How dear it is to leave the reference; none takes 0.1, for sigmoid_norm 5, for simpo 2. For ipo it is tau."""
     soft_labels: bool = True
-    """Take each pair's `probability` as its target; without it every pair counts as certain."""
+    """Take a pair's `probability` as its target; false takes every pair as certain, which kto always does."""
     label_smoothing: float = Field(0.0, ge=0, lt=0.5)
-    """Share of labels taken to be wrong (cDPO); for robust its epsilon."""
+    """Share of labels taken to be wrong (cDPO); robust needs it, as its epsilon."""
     gamma_beta_ratio: float = Field(0.5, ge=0)
     """SimPO: the lead that is asked for, as a share of beta."""
     orpo_weight: float = Field(0.1, ge=0)
@@ -147,12 +166,43 @@ class DpoSettings(TrainSettings):
     """KTO: weight of good answers."""
     undesirable_weight: float = Field(1.0, ge=0)
     """KTO: weight of bad answers."""
-    learning_rate: float = Field(1e-6, gt=0)
-    """Highest learning rate. For a LoRA adapter, ten times as much is usual."""
     reference: str | None = None
     """Another model as the reference; none takes the model as it is at the start."""
     reference_cache: str | None = None
     """Folder of reference log-probabilities; none takes ~/.cache/rlaif/references (XDG_CACHE_HOME is heeded)."""
 
+    @property
+    def uses_reference(self) -> bool:
+        """Whether the loss reads the log-probabilities of a reference."""
+        return self.loss == "kto" or self.loss in NEEDS_REFERENCE
+
+    @property
+    def unread(self) -> frozenset[str]:
+        """Settings that do nothing for the loss."""
+        read = _KTO_READS if self.loss == "kto" else READS[self.loss] | {"soft_labels", "sft_weight"}
+        return _OF_LOSSES - read - (_OF_REFERENCES if self.uses_reference else frozenset())
+
+    @model_validator(mode="after")
+    def _does_something(self) -> Self:
+        given = (name for name in self.model_fields_set & self.unread if getattr(self, name) is not None)
+        found: list[tuple[Where, str]] = [
+            ((name,), f"`{name}` does nothing for `loss: {self.loss}`: leave it out") for name in sorted(given)
+        ]
+        if self.loss == "robust" and not self.label_smoothing:
+            what = "`loss: robust` needs the share of labels that are wrong: set `label_smoothing`, for instance 0.1"
+            found.append((("label_smoothing",), what))
+        if found:
+            raise located("DpoSettings", found)
+        return self
+
+    def plain(self) -> dict[str, JsonValue]:
+        """The settings as plain data that can be read again, without those that the loss does not read."""
+        return {name: value for name, value in super().plain().items() if name not in self.unread}
+
+
+_OF_REFERENCES = frozenset({"reference", "reference_cache"})
+_KTO_READS = frozenset({"beta", "desirable_weight", "undesirable_weight"})
+_OF_LOSSES = frozenset({"soft_labels", "sft_weight"}).union(*READS.values(), _KTO_READS, _OF_REFERENCES)
+"""Settings that some losses read and others do not."""
 
 SETTINGS: dict[Method, type[TrainSettings]] = {"sft": SftSettings, "reward": RewardSettings, "dpo": DpoSettings}

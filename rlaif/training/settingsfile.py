@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import get_origin
 
 import yaml
 
 from rlaif.errors import UserError, nearest
-from rlaif.runfile import Setting, settable
+from rlaif.runfile import Setting, absolute, settable
 from rlaif.training.settings import SETTINGS, Method, TrainSettings
-from rlaif.yamlfile import Source, read_yaml, validate
+from rlaif.yamlfile import Source, find_problems, read_yaml
 
 _PATHS = (("model",), ("data",), ("held_data",), ("reference",), ("center_on",))
 _ENVIRONMENT = "RLAIF_TRAIN_"
@@ -25,21 +26,35 @@ def settings_of(method: Method) -> list[Setting]:
 def load_settings(
     method: Method, path: Path | None, flags: Mapping[tuple[str, ...], str], pairs: Sequence[str] = ()
 ) -> TrainSettings:
-    """The resolved settings. `pairs` are texts `key=value` (`--set`), which beat the flags. Raises UserError."""
+    """The resolved settings. `pairs` are texts `key=value` (`--set`), which beat the flags. Raises UserError.
+
+    Paths in the file are relative to the file where something is there, all others to the working directory.
+    """
     known = {setting.path: setting for setting in settings_of(method)}
     source = Source({}, f"rlaif train {method}", {}, ()) if path is None else read_yaml(path)
-    for relative in _PATHS:
-        source = _beside(source, relative, path)
+    if path is not None:
+        for relative in _PATHS:
+            source = absolute(source, relative, path.resolve().parent)
     for setting in known.values():
         variable = _ENVIRONMENT + "_".join(setting.path).upper()
         if (value := os.environ.get(variable)) is not None:
-            source = _with(source, setting.path, value, variable)
+            source = _with(source, setting, value, variable)
     for place, value in flags.items():
-        source = _with(source, place, value, known[place].flag)
+        source = _with(source, known[place], value, known[place].flag)
     for text in pairs:
         place, value = _pair(text, {".".join(name): name for name in known})
-        source = _with(source, place, value, f"--set {'.'.join(place)}")
-    return validate(source, SETTINGS[method])
+        source = _with(source, known[place], value, f"--set {'.'.join(place)}")
+    _refuse(find_problems(source, SETTINGS[method]))
+    return SETTINGS[method].model_validate(source.data)
+
+
+def _refuse(found: Sequence[UserError]) -> None:
+    """Raise the first mistake; no other command lists them, so that all of them are told, in one line."""
+    if not found:
+        return
+    first, *others = found
+    mend = "; ".join([*([first.mend] if first.mend else []), *(f"also {each}" for each in others)])
+    raise UserError(first.what, where=first.where, line=first.line, mend=mend)
 
 
 def _pair(text: str, known: Mapping[str, tuple[str, ...]]) -> tuple[tuple[str, ...], str]:
@@ -51,19 +66,13 @@ def _pair(text: str, known: Mapping[str, tuple[str, ...]]) -> tuple[tuple[str, .
     return known[name.strip()], value
 
 
-def _with(source: Source, place: tuple[str, ...], value: str, where: str) -> Source:
-    """A text from outside, read as YAML where that gives a list."""
+def _with(source: Source, setting: Setting, value: str, where: str) -> Source:
+    """A text from outside, read as YAML where that gives a list; a list may also be written with commas alone."""
     try:
         parsed = yaml.safe_load(value)
     except yaml.YAMLError:
         parsed = value
-    return source.with_value(place, parsed if isinstance(parsed, list | dict) else value, where)
-
-
-def _beside(source: Source, place: tuple[str, ...], path: Path | None) -> Source:
-    """A path in the file that exists beside the file, made absolute."""
-    value = source.data.get(place[0]) if isinstance(source.data, dict) else None
-    if path is None or not isinstance(value, str) or Path(value).is_absolute() or "/" not in value:
-        return source
-    beside = (path.resolve().parent / value).resolve()
-    return source.with_value(place, str(beside), source.place(place).where) if beside.exists() else source
+    if not isinstance(parsed, list | dict):
+        listed = get_origin(setting.field.annotation) is tuple
+        parsed = [part.strip() for part in value.split(",") if part.strip()] if listed else value
+    return source.with_value(setting.path, parsed, where)

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
-from rlaif.errors import ModelError
+from rlaif.errors import ModelError, UserError
 from rlaif.training.batches import Batch, lay_out, split
 from rlaif.training.forward import Kind, Way
 from rlaif.training.groups import Group
@@ -75,7 +75,7 @@ class GroupTrainer(Trainer):
         self.way, self.tokens = way, tokens
         self.train_groups, self.held_groups = list(train), list(held)
         self.starting_dtype: torch.dtype = model.dtype
-        self._logged: dict[str, list[float]] = {}
+        self._logged: dict[str, list[Tensor]] = {}
         data: dict[str, Any] = {"train_dataset": self.train_groups, "eval_dataset": self.held_groups or None}
         same: Any = list
         super().__init__(
@@ -87,6 +87,9 @@ class GroupTrainer(Trainer):
             callbacks=list(callbacks),
         )
         self.remove_callback(PrinterCallback)
+        if self.is_deepspeed_enabled:
+            # It takes a step with every part of a batch that fits into memory.
+            raise UserError("trainings do not run on DeepSpeed", mend="choose FSDP or none in `accelerate config`")
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:  # noqa: ARG002
         """Add the gradients of one step; returns this process's share of its loss.
@@ -98,17 +101,26 @@ class GroupTrainer(Trainer):
         processes = self.accelerator.num_processes
         share = processes / self._total(sum(map(self.objective.weight, groups)))
         parts = self._parts(groups)
-        total = torch.zeros((), device=self.accelerator.device)
+        found: list[Tensor] = []
         for at, part in enumerate(parts):
-            some = [groups[index] for index in part]
             with self._synchronised(model, last=at == len(parts) - 1):
-                losses, metrics = self._losses(model, some)
-                loss = losses.sum() * share
-                self._require_number(loss.detach(), losses.detach(), some)
-                self.accelerator.backward(loss)
-            total += loss.detach()
-            self._note("", metrics)
-        return total
+                losses, metrics = self._losses(model, [groups[index] for index in part])
+                self.accelerator.backward(losses.sum() * share)
+            found.append(losses.detach())
+            self._note(metrics)
+        # Looked at once a step, not once a part: a GPU would wait each time.
+        losses = torch.cat(found)
+        self._require_numbers(losses, [groups[index] for part in parts for index in part])
+        mine: Tensor = losses.sum() * share
+        return mine
+
+    def _clip_grad_norm(self, model: Any) -> Any:
+        """As transformers does it. Raises ModelError where the gradient is no number: it would spoil the model."""
+        clip: Any = super()._clip_grad_norm
+        norm = clip(model)
+        if norm is not None and not math.isfinite(float(norm)):
+            raise self._no_number(f"the gradient is {float(norm)}")
+        return norm
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Whole batches in every process, which takes its share of them: the last may be too small to be dealt out."""
@@ -125,7 +137,7 @@ class GroupTrainer(Trainer):
         return list(groups[self.accelerator.process_index :: self.accelerator.num_processes])
 
     def _step(self, model: Any) -> Step:
-        return Step(lambda groups: self._values(model, groups), lambda values: self._mean(values.tolist()))
+        return Step(lambda groups: self._values(model, groups), lambda values: self._means({"": values})[""])
 
     def _losses(self, model: Any, groups: Sequence[Group]) -> tuple[Tensor, Metrics]:
         """Losses and metrics of some groups; of none, those of a pass that counts for nothing, with no entries."""
@@ -171,15 +183,16 @@ class GroupTrainer(Trainer):
         mine = torch.tensor([weight], device=self.accelerator.device, dtype=torch.float64)
         return float(self.accelerator.gather(mine).sum())
 
-    def _require_number(self, loss: Tensor, losses: Tensor, groups: Sequence[Group]) -> None:
-        if math.isfinite(loss):
+    def _require_numbers(self, losses: Tensor, groups: Sequence[Group]) -> None:
+        if bool(torch.isfinite(losses).all()):
             return
-        bad = [group.id for group, each in zip(groups, losses.tolist(), strict=True) if not math.isfinite(each)]
+        bad = [(group.id, each) for group, each in zip(groups, losses.tolist(), strict=True) if not math.isfinite(each)]
+        raise self._no_number(f"the loss is {bad[0][1]} of the rows {', '.join(name for name, _ in bad[:8])}")
+
+    def _no_number(self, what: str) -> ModelError:
         step = self.state.global_step + 1
-        raise ModelError(
-            f"the loss is {float(loss)} at step {step}, of the rows {', '.join(bad[:8])}; no step was taken with it: "
-            "look at these rows, or lower the learning rate and `--resume`"
-        )
+        mend = "look at the rows, or start again with a lower `learning_rate` in another folder"
+        return ModelError(f"{what} at step {step}, and no step was taken with it: {mend}")
 
     @torch.no_grad()
     def _values(self, model: Any, groups: Sequence[Group]) -> Tensor:
@@ -200,35 +213,43 @@ class GroupTrainer(Trainer):
         """The means of loss and metrics over all held-out groups, each process taking its share of them."""
         groups: Sequence[Group] = eval_dataset or self.held_groups
         self.model_wrapped.eval()
-        found: dict[str, list[float]] = {}
+        found: dict[str, list[Tensor]] = {}
         with torch.no_grad():
             # What the loss needs of a whole step is here that of all held-out groups: it must not depend on `tokens`.
             ready = self.objective.before(self._mine(groups), self._step(self.model_wrapped))
             for part in self._parts(ready):
                 losses, metrics = self._losses(self.model_wrapped, [ready[at] for at in part])
                 for name, values in {"loss": losses, **metrics}.items():
-                    found.setdefault(name, []).extend(values.tolist())
-        weight = sum(map(self.objective.weight, ready))
-        loss = self._total(sum(found.pop("loss"))) / self._total(weight)
-        means = {"loss": loss} | {name: self._mean(values) for name, values in sorted(found.items())}
+                    found.setdefault(name, []).append(values)
+        weight = self._total(sum(map(self.objective.weight, ready)))
+        loss = self._total(float(torch.cat(found.pop("loss")).double().sum())) / weight
+        means = {"loss": loss} | self._means({name: torch.cat(values) for name, values in found.items()})
         told = {f"{metric_key_prefix}_{name}": value for name, value in means.items()}
         self.log(told)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, told)
         return told
 
-    def _note(self, prefix: str, metrics: Mapping[str, Tensor]) -> None:
+    def _note(self, metrics: Mapping[str, Tensor]) -> None:
         for name, values in metrics.items():
-            self._logged.setdefault(prefix + name, []).extend(values.detach().float().tolist())
+            self._logged.setdefault(name, []).append(values.detach())
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the means of the metrics since the last line."""
         if "loss" in logs:
             logged, self._logged = self._logged, {}
-            logs = logs | {name: self._mean(values) for name, values in sorted(logged.items())}
+            logs = logs | self._means({name: torch.cat(values) for name, values in logged.items()})
         super().log(logs, start_time)
 
-    def _mean(self, values: Sequence[float]) -> float:
-        return self._total(sum(values)) / max(1.0, self._total(len(values)))
+    def _means(self, found: Mapping[str, Tensor]) -> dict[str, float]:
+        """The means of values over all processes, in one exchange; every process has to ask for the same names."""
+        names = sorted(found)
+        if not names:
+            return {}
+        sums = torch.stack([found[name].double().sum().to(self.accelerator.device) for name in names])
+        counts = torch.tensor([found[name].numel() for name in names], dtype=torch.float64, device=sums.device)
+        if self.accelerator.num_processes > 1:
+            sums, counts = self.accelerator.reduce(torch.stack([sums, counts]), "sum")
+        return dict(zip(names, (sums / counts.clamp(min=1)).tolist(), strict=True))
 
     def floating_point_ops(self, inputs: Any) -> int:  # noqa: ARG002 - transformers' signature
         """Not counted: transformers estimates them from padded batches."""

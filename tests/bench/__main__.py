@@ -20,6 +20,7 @@ PARTS = {
     "efficiency": "what each way of judging gets right, and by how many calls",
     "injection": "what instructions to the judge win inside a reply, with and without fences",
     "training": "training beside TRL: speed, memory, losses",
+    "world": "what each way of training mends in the tiny world, and on which labels",
     "vllm": "verdicts per second and prefix cache on a real vLLM server",
 }
 

@@ -128,7 +128,7 @@ def main() -> None:
     if words[:1] == ["start"]:
         start_reward_model(Path(words[1]))
     elif len(words) > 2:
-        print(json.dumps(ours(words[0], Path(words[1]), words[2], int(words[3]) if len(words) > 3 else 4096)))
+        print(json.dumps(ours(words[0], Path(words[1]), words[2], int(words[3]) if len(words) > 3 else 2048)))
     else:
         for line in compared(int(words[0]) if words else PAIRS):
             print(line, flush=True)

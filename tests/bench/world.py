@@ -54,9 +54,9 @@ ASKED = 200
 """Fresh prompts, each answered twice."""
 NOISE = 8.0
 """Standard deviation of the noisy judge's log-odds; the tiny judge's own are about 8 in size."""
-SFT: dict[str, Any] = {}
-REWARD: dict[str, Any] = {}
-DPO: dict[str, dict[str, Any]] = {"DPO": {}, "IPO": {"loss": "ipo", "beta": 1.0}}
+SFT: dict[str, Any] = {"learning_rate": 3e-4, "epochs": 3}
+REWARD: dict[str, Any] = {"learning_rate": 1e-3, "batch_size": 16, "epochs": 4}
+DPO: dict[str, dict[str, Any]] = {"DPO": {}, "IPO": {"loss": "ipo", "beta": 0.5, "learning_rate": 3e-4}}
 """What each method is trained with, beside what is common to all."""
 COMMON: dict[str, Any] = {"batch_size": 32, "epochs": 2, "save_steps": 0, "learning_rate": 2e-4}
 """Of every training here; the shipped policy has 2 million parameters, so rates are a hundred times the usual ones."""

@@ -97,7 +97,7 @@ def settings_for(method: Method, folder: Path, **more: Any) -> TrainSettings:
         "model": str(folder / "model"), "data": str(folder / "rows.jsonl"), "output": str(folder / "out"),
         "device": "cpu", "holdout": 0.0, "batch_size": 4, "max_steps": 3, "learning_rate": 1e-2, "warmup": 0.0,
     }  # fmt: skip
-    if method == "dpo":
+    if method == "dpo" and more.get("loss") not in ("simpo", "orpo"):
         usual["reference_cache"] = str(folder / "references")
     return SETTINGS[method].model_validate(usual | more)
 

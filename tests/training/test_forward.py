@@ -227,17 +227,23 @@ def test_choosing_leaves_the_model_as_it_was() -> None:
     assert model.training and all(weight.grad is None for weight in model.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["shared", "packed"])
 @pytest.mark.parametrize("family", ["llama", "mistral", "gemma3"])
 def test_flex_attention(family: str, layout: Layout) -> None:
-    """Its kernels take rows of any length, and skip blocks that nobody sees."""
+    """Its kernels take rows of any length, and skip blocks that nobody sees.
+
+    torch compiles them, and for a CPU it cannot compile those with a sliding window (2.13: `cur_qSplitSize9` was not
+    declared).
+    """
     model, other = make(family), make(family, attn_implementation="flex_attention")
+    assert other.config._attn_implementation == "flex_attention"
     batch = lay_out(GROUPS, layout)
     with torch.no_grad():
         try:
             found = compute(other, batch, Way(layout, fast=True), "logps")
-        except (RuntimeError, NotImplementedError, ValueError) as error:
-            pytest.skip(f"FlexAttention does not run here: {str(error).strip().splitlines()[0]}")
+        except torch._inductor.exc.InductorError as error:
+            pytest.skip(f"torch cannot compile FlexAttention here: {str(error).strip().splitlines()[0]}")
         wanted = compute(model, batch, Way(layout, fast=True), "logps")
     assert torch.allclose(found, wanted, atol=1e-5), (found - wanted).abs().max()
 

@@ -124,12 +124,24 @@ def test_kto_by_hand() -> None:
     assert loss.tolist() == pytest.approx([1.5 * 0.354344, 2 * 0.645656], abs=2e-6)
 
 
-def test_kto_baseline_by_hand() -> None:
-    """Log-ratios 2 and -1: mean 1/2. With 2 and -5 it is below zero, and 0 stands. No gradient comes through."""
-    logps = torch.tensor([-3.0, -4.0], requires_grad=True)
-    found = losses.kl_baseline(logps, torch.tensor([-5.0, -3.0]))
-    assert found.item() == 0.5 and found.shape == () and not found.requires_grad
-    assert losses.kl_baseline(logps, torch.tensor([-5.0, 1.0])).item() == 0
+def test_what_each_loss_compares_by_hand() -> None:
+    """PAIR's log-ratios are 2 and -1, over 4 and some tokens: sums for DPO, means for the losses of means."""
+    logps = pairs(PAIR)
+    lengths = [int(logps.chosen_tokens), int(logps.rejected_tokens)]
+    by_name = {name: [each.item() for each in losses.compared(name, logps, 0.5)] for name in losses.PAIR_LOSSES}
+    assert by_name["sigmoid"] == by_name["hinge"] == by_name["gdpo"] == by_name["robust"] == [1.0, -0.5]
+    per_token = [1.0 / lengths[0], -0.5 / lengths[1]]
+    assert by_name["ipo"] == by_name["sigmoid_norm"] == pytest.approx(per_token)
+    means = [logps.chosen.item() / lengths[0], logps.rejected.item() / lengths[1]]
+    assert by_name["simpo"] == pytest.approx([0.5 * mean for mean in means])
+    assert by_name["orpo"] == pytest.approx([math.log(math.exp(mean) / (1 - math.exp(mean))) for mean in means])
+
+
+def test_the_label_at_which_a_loss_is_least_is_the_one_that_its_margin_stands_for() -> None:
+    """IPO's is linear in the margin; the others' is logistic."""
+    margins = torch.tensor([-3.0, -0.25, 0.0, 0.3, 3.0])
+    assert losses.preferred("ipo", margins).tolist() == pytest.approx([0, 0.25, 0.5, 0.8, 1])
+    assert losses.preferred("sigmoid", margins).tolist() == pytest.approx(margins.sigmoid().tolist())
 
 
 def test_nll_and_rewards_by_hand() -> None:

@@ -158,6 +158,10 @@ def test_a_torn_checkpoint_is_passed_over(folder: Path, broken: Path) -> None:
     torn.mkdir()
     shutil.copy(broken / "checkpoint-3" / "model.safetensors", torn)
     assert last_checkpoint(broken) == broken / "checkpoint-3"
+    with pytest.MonkeyPatch.context() as patch:
+        stop_after(5, patch)
+        assert again(folder, broken).steps == 5
+    assert last_checkpoint(broken) == broken / "checkpoint-5" and not torn.exists(), "it counts as none of those kept"
     assert again(folder, broken).finished
 
 
@@ -181,10 +185,12 @@ def test_checkpoints_are_ordered_by_number(tmp_path: Path) -> None:
 
 
 def test_a_reference_that_is_gone(folder: Path, broken: Path, tmp_path: Path) -> None:
-    """The resumed model is no reference any more."""
+    """The resumed model is no reference any more: it is computed by the start, which is on disk."""
+    (kept,) = (tmp_path / "references").iterdir()
+    before = kept.read_bytes()
     shutil.rmtree(tmp_path / "references")
-    with pytest.raises(UserError, match="the reference log-probabilities of this training are gone"):
-        again(folder, broken)
+    assert again(folder, broken).finished
+    assert kept.read_bytes() == before
 
 
 def test_another_reference_can_be_computed_again(folder: Path, tmp_path: Path) -> None:
@@ -270,7 +276,7 @@ def test_a_loss_that_is_no_number_ends_the_program_with_1(tmp_path: Path) -> Non
         command("train", "reward", *flags, *more), env=environment(OMP_NUM_THREADS="1"), capture_output=True, text=True
     )
     assert ended.returncode == 1, ended.stderr
-    assert "of the rows row-3; no step was taken" in ended.stderr and "Traceback" not in ended.stderr
+    assert "of the rows row-3 at step 1, and no step was taken" in ended.stderr and "Traceback" not in ended.stderr
     assert (tmp_path / "out" / "train.json").exists() and torch.isfinite(
         weights(tmp_path / "model")["lm_head.weight"]
     ).all()

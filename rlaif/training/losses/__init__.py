@@ -11,7 +11,16 @@ a loss reads it otherwise (`gdpo`, `orpo`, `bradley_terry` with a margin) it say
 log σ(z) is one function, never a logarithm of σ: so it is finite, with the right gradient, for |z| up to 1e4.
 """
 
-from rlaif.training.losses.choice import NEEDS_REFERENCE, PAIR_LOSSES, READS, LossSettings, PairLoss, pair_loss
+from rlaif.training.losses.choice import (
+    NEEDS_REFERENCE,
+    PAIR_LOSSES,
+    READS,
+    LossSettings,
+    PairLoss,
+    compared,
+    pair_loss,
+    preferred,
+)
 from rlaif.training.losses.pairs import (
     PairLogps,
     dpo,
@@ -26,7 +35,7 @@ from rlaif.training.losses.pairs import (
     simpo,
 )
 from rlaif.training.losses.reward import bradley_terry
-from rlaif.training.losses.single import kl_baseline, kto, mean_logps, nll
+from rlaif.training.losses.single import kto, mean_logps, nll
 
 __all__ = [
     "NEEDS_REFERENCE",
@@ -36,19 +45,20 @@ __all__ = [
     "PairLogps",
     "PairLoss",
     "bradley_terry",
+    "compared",
     "dpo",
     "dpo_robust",
     "gdpo",
     "hinge",
     "implicit_rewards",
     "ipo",
-    "kl_baseline",
     "kto",
     "mean_logps",
     "nll",
     "odds_ratio",
     "orpo",
     "pair_loss",
+    "preferred",
     "sigmoid_norm",
     "simpo",
 ]

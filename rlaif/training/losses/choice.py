@@ -5,7 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, assert_never, get_args
 
-from rlaif.training.losses.pairs import PairLogps, dpo, dpo_robust, gdpo, hinge, ipo, orpo, sigmoid_norm, simpo
+from rlaif.training.losses.pairs import (
+    PairLogps,
+    dpo,
+    dpo_robust,
+    gdpo,
+    hinge,
+    implicit_rewards,
+    ipo,
+    log_odds,
+    orpo,
+    sigmoid_norm,
+    simpo,
+)
 from rlaif.training.losses.single import mean_logps
 
 if TYPE_CHECKING:
@@ -76,3 +88,31 @@ def pair_loss(name: PairLoss, logps: PairLogps, probability: Tensor | None, sett
             return orpo(*means, settings.orpo_weight, probability)
         case _:
             assert_never(name)
+
+
+def compared(name: PairLoss, logps: PairLogps, beta: float) -> tuple[Tensor, Tensor]:
+    """What the loss compares of the chosen and of the rejected completion, [B] and [B]: their rewards in the log.
+
+    β log-ratios, summed over tokens; of `ipo` and `sigmoid_norm` per token; of `simpo` β log-probabilities per token;
+    of `orpo` log odds. A longer completion may have the higher sum and the lower mean, so that an accuracy of sums
+    would tell of another loss.
+    """
+    tokens = logps.chosen_tokens, logps.rejected_tokens
+    match name:
+        case "ipo" | "sigmoid_norm":
+            chosen, rejected = implicit_rewards(logps, beta)
+            return mean_logps(chosen, tokens[0]), mean_logps(rejected, tokens[1])
+        case "simpo":
+            return beta * mean_logps(logps.chosen, tokens[0]), beta * mean_logps(logps.rejected, tokens[1])
+        case "orpo":
+            return log_odds(mean_logps(logps.chosen, tokens[0])), log_odds(mean_logps(logps.rejected, tokens[1]))
+        case _:
+            return implicit_rewards(logps, beta)
+
+
+def preferred(name: PairLoss, margin: Tensor) -> Tensor:
+    """The probability, [B], that the chosen completion is better, by the margin of what the loss compares.
+
+    σ(margin); of `ipo`, which knows no σ, margin + 1/2 within 0 and 1: its loss draws a pair of the label q there.
+    """
+    return (margin + 0.5).clamp(0, 1) if name == "ipo" else margin.sigmoid()

@@ -142,7 +142,7 @@ def odds_ratio(chosen_mean_logps: Tensor, rejected_mean_logps: Tensor, probabili
 
     odds = p / (1−p), p = exp(mean log-probability per token), from mean log-probabilities [B].
     """
-    return logistic(_log_odds(chosen_mean_logps) - _log_odds(rejected_mean_logps), probability)
+    return logistic(log_odds(chosen_mean_logps) - log_odds(rejected_mean_logps), probability)
 
 
 def orpo(
@@ -157,7 +157,7 @@ def orpo(
     return weight * odds_ratio(chosen_mean_logps, rejected_mean_logps, probability) - chosen_mean_logps
 
 
-def _log_odds(logp: Tensor) -> Tensor:
+def log_odds(logp: Tensor) -> Tensor:
     """log odds of probabilities given as l = log p ≤ 0, [B]: l − log(1 − e^l).
 
     1 − e^l is −expm1(l), which keeps its digits near l = 0; far below, it is 1 to the last digit, and l is what

@@ -27,15 +27,6 @@ def nll(logps: Tensor, tokens: Tensor) -> Tensor:
     return -mean_logps(logps, tokens)
 
 
-def kl_baseline(logps: Tensor, ref_logps: Tensor) -> Tensor:
-    """z0 of KTO, a scalar without gradient: max(0, mean of log π(y'|x) − log π_ref(y'|x)), from [B] and [B].
-
-    y' are completions of *other* prompts (arXiv:2402.01306, section 4): a rough estimate of how far the policy has
-    moved from the reference, one for the batch. With several devices the mean is over all of them, before the clamp.
-    """
-    return (logps - ref_logps).mean().clamp(min=0).detach()
-
-
 def kto(
     logratio: Tensor,
     desirable: Tensor,
@@ -48,6 +39,8 @@ def kto(
 
         λ_D (1 − σ(β(r − z0)))   where `desirable`,      λ_U (1 − σ(β(z0 − r)))   elsewhere
 
+    z0 is max(0, mean of log π(y'|x) − log π_ref(y'|x)) over completions y' of *other* prompts, without gradient: a
+    rough estimate of how far the policy has moved from the reference, one for the step (the mean is over all devices).
     `logratio` is r = log π(y|x) − log π_ref(y|x), [B]; `desirable` is bool, [B]. This is λ_y − v(x, y) of the
     paper, from 0 to λ_y. λ_D n_D / (λ_U n_U) over the numbers of rows of both kinds should be from 1 to 4/3.
     """
