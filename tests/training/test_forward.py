@@ -236,14 +236,13 @@ def test_flex_attention(family: str, layout: Layout) -> None:
     torch compiles them, and for a CPU it cannot compile those with a sliding window (2.13: `cur_qSplitSize9` was not
     declared).
     """
+    if family != "llama" and not torch.cuda.is_available():
+        pytest.skip("torch cannot compile FlexAttention with a sliding window for a CPU")
     model, other = make(family), make(family, attn_implementation="flex_attention")
     assert other.config._attn_implementation == "flex_attention"
     batch = lay_out(GROUPS, layout)
     with torch.no_grad():
-        try:
-            found = compute(other, batch, Way(layout, fast=True), "logps")
-        except torch._inductor.exc.InductorError as error:
-            pytest.skip(f"torch cannot compile FlexAttention here: {str(error).strip().splitlines()[0]}")
+        found = compute(other, batch, Way(layout, fast=True), "logps")
         wanted = compute(model, batch, Way(layout, fast=True), "logps")
     assert torch.allclose(found, wanted, atol=1e-5), (found - wanted).abs().max()
 

@@ -80,8 +80,8 @@ def same_curve(one: Path, other: Path) -> None:
 
 @pytest.mark.parametrize(
     ("method", "more"),
-    [("dpo", ()), ("dpo", ("--loss", "kto")), ("sft", ()), ("reward", ())],
-    ids=["dpo", "kto", "sft", "reward"],
+    [("dpo", ()), ("dpo", ("--loss", "kto")), ("sft", ())],
+    ids=["dpo", "kto", "sft"],
 )
 def test_two_processes_are_one(method: str, more: tuple[str, ...], folder: Path, tmp_path: Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
