@@ -29,7 +29,7 @@ class Behaviour(NamedTuple):
     malformed: float
     """Share that is not made of this world's sentences: empty, cut off, garbled."""
     distinct: float
-    """Different texts among all answers."""
+    """Different answers among all of them."""
 
     def __str__(self) -> str:
         _, low, high = wilson(self.faulty * self.answers, self.answers)
@@ -47,6 +47,15 @@ def behaviour(
     folder: Path, prompts: Sequence[str], each: int = 2, temperature: float = TEMPERATURE, seed: int = 5
 ) -> Behaviour:
     """Draw `each` answers to every prompt, and have the oracle read them."""
+    said = answers(folder, prompts, each, temperature, seed)
+    texts = [(prompt, text) for prompt, found in said.items() for text in found]
+    faulty = sum(bool(violations(prompt, text)) for prompt, text in texts)
+    malformed = sum(read_reply(text).malformed is not None for _, text in texts)
+    return Behaviour(len(texts), faulty / len(texts), malformed / len(texts), len(set(texts)) / len(texts))
+
+
+def answers(folder: Path, prompts: Sequence[str], each: int, temperature: float, seed: int = 5) -> dict[str, list[str]]:
+    """A policy's answers to every prompt; equal prompts share one list."""
     import torch
 
     from rlaif.demo.training.answering import Answerer
@@ -56,6 +65,7 @@ def behaviour(
     questions = [(Message(role="user", content=prompt),) for prompt in asked]
     with quiet():
         texts = Answerer(folder).texts(questions, max_tokens=_TOKENS, temperature=temperature)
-    faulty = sum(bool(violations(prompt, text)) for prompt, text in zip(asked, texts, strict=True))
-    malformed = sum(read_reply(text).malformed is not None for text in texts)
-    return Behaviour(len(texts), faulty / len(texts), malformed / len(texts), len(set(texts)) / len(texts))
+    found: dict[str, list[str]] = {}
+    for prompt, text in zip(asked, texts, strict=True):
+        found.setdefault(prompt, []).append(text)
+    return found

@@ -3,13 +3,16 @@
     python tests/bench/world.py [PROMPTS] [FOLDER]
 
 Pairs come from `rlaif generate` (tiny policy, tiny judge, every principle, both orders), demonstrations from
-`rlaif revise`. Policies answer prompts that are in no training; shares are by the oracle. Reward models are compared
-with the oracle on pairs of prompts that were held out. The noisy judge is the tiny one with noise added to the log-odds
-of every pair; its labels are calibrated with the temperature that `rlaif evaluate judge` would fit.
+`rlaif revise`. Policies answer prompts that are in no training; shares are by the oracle. Reward models start from the
+fine-tuned policy, as is usual, and are compared with the oracle twice: on the run's own pairs of prompts that were held
+out, and on all pairs of the shipped policy's answers to fresh prompts, which are more, and harder. The noisy judge is
+the tiny one with noise added to the log-odds of every pair; its labels are calibrated with the temperature that
+`rlaif evaluate judge` would fit.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import random
@@ -25,7 +28,7 @@ sys.path.insert(0, str(ROOT))
 from rlaif.cli.progress import watch_training  # noqa: E402
 from rlaif.cli.show import watch  # noqa: E402
 from rlaif.data.turns import Turn  # noqa: E402
-from rlaif.demo.behaviour import behaviour, fresh_prompts  # noqa: E402
+from rlaif.demo.behaviour import answers, behaviour, fresh_prompts  # noqa: E402
 from rlaif.demo.oracle import prefer_overall  # noqa: E402
 from rlaif.demo.prompts import demo_scenes  # noqa: E402
 from rlaif.evaluation.estimates import wilson  # noqa: E402
@@ -131,21 +134,42 @@ def plain(messages: Messages) -> list[dict[str, str]]:
     return [message.model_dump(mode="json") for message in messages]
 
 
-def oracle_accuracy(model: Path, pairs: Sequence[PreferencePair]) -> str:
-    """How often a reward model gives more to the reply that the oracle prefers."""
+Known = tuple[str, str, str]
+"""A prompt, the better reply and the worse one, by the oracle."""
+
+
+def known_of(pairs: Sequence[PreferencePair]) -> list[Known]:
+    """The pairs between which the oracle sees a difference."""
+    found = []
+    for pair in pairs:
+        better, worse = pair.chosen[0].content, pair.rejected[0].content
+        if (wanted := _wanted(pair)) != 0.5:
+            found.append((pair.prompt[-1].content, *((better, worse) if wanted == 1.0 else (worse, better))))
+    return found
+
+
+def fresh_pairs() -> list[Known]:
+    """All pairs of the shipped policy's answers to fresh prompts between which the oracle sees a difference."""
+    start = shipped_model("demo-policy")
+    assert start is not None
+    found: list[Known] = []
+    for prompt, replies in answers(start, fresh_prompts(ASKED), each=4, temperature=1.0).items():
+        for one, other in itertools.permutations(dict.fromkeys(replies), 2):
+            if prefer_overall(prompt, one, other) == 1.0:
+                found.append((prompt, one, other))
+    return found
+
+
+def oracle_accuracy(model: Path, known: Sequence[Known]) -> str:
+    """How often a reward model gives more to the better reply."""
     loaded = load(str(model))
     tokens = Tokens(loaded.tokenizer, max_length=1024)
-    known = [pair for pair in pairs if _wanted(pair) != 0.5]
     examples = [
-        Example(pair.id, tuple(Turn(m.role, m.content) for m in pair.prompt),
-                (pair.chosen[0].content, pair.rejected[0].content), {})
-        for pair in known
-    ]  # fmt: skip
-    rewards = rewards_of(loaded.model, list(tokens.groups(examples)))
-    right = [
-        (chosen > rejected) == (_wanted(pair) == 1.0)
-        for pair, chosen, rejected in zip(known, rewards[0::2], rewards[1::2], strict=True)
+        Example(str(at), (Turn("user", prompt),), (better, worse), {})
+        for at, (prompt, better, worse) in enumerate(known)
     ]
+    rewards = rewards_of(loaded.model, list(tokens.groups(examples)))
+    right = [better > worse for better, worse in zip(rewards[0::2], rewards[1::2], strict=True)]
     share, low, high = wilson(sum(right), len(right))
     return f"{share:6.1%} ({low:.1%} to {high:.1%}) of {len(right)}"
 
@@ -191,17 +215,18 @@ def labels(
     """Soft labels against hard ones, of the judge as it is and of a noisy one."""
     asked = fresh_prompts(ASKED)
     right = noisy_pairs(pairs, folder / "noisy.jsonl")
+    sft, own, fresh = folder / "sft", known_of(held), fresh_pairs()
     for judge, data in (
         (f"the judge, {_right(pairs):.1%} right", learned),
         (f"noisy, {right:.1%} right", folder / "noisy.jsonl"),
     ):
         for soft in (True, False):
             tag = f"{data.stem}-{'soft' if soft else 'hard'}"
-            model = trained(folder, f"reward-{tag}", "reward", data, **REWARD, soft_labels=soft)
+            model = trained(folder, f"reward-{tag}", "reward", data, sft, **REWARD, soft_labels=soft)
             policy = trained(folder, f"dpo-{tag}", "dpo", data, **DPO["DPO"], soft_labels=soft)
             yield (
-                f"{judge}, {'soft' if soft else 'hard'} labels: reward model {oracle_accuracy(model, held)}, "
-                f"DPO {behaviour(policy, asked)}"
+                f"{judge}, {'soft' if soft else 'hard'} labels: reward model {oracle_accuracy(model, own)}, "
+                f"fresh {oracle_accuracy(model, fresh)}; DPO {behaviour(policy, asked)}"
             )
 
 
