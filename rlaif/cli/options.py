@@ -15,7 +15,7 @@ from rlaif.settings import RunSettings
 
 def run_options(command: Callable[..., None]) -> Callable[..., None]:
     """Add the argument RUN.yaml and one flag a setting; the command gets `run_file` and `flags`."""
-    known = {_parameter(setting): setting for setting in settable()}
+    known = {parameter(setting): setting for setting in settable()}
 
     def call(run_file: Path, **given: Any) -> None:
         values = {name: given.pop(name) for name in known}
@@ -24,11 +24,10 @@ def run_options(command: Callable[..., None]) -> Callable[..., None]:
 
     call.__doc__ = command.__doc__
     call.__name__ = command.__name__
-    call.__click_params__ = getattr(command, "__click_params__", [])  # type: ignore[attr-defined]
-    wrapped: Callable[..., None] = call
-    for setting in reversed(list(settable())):
-        wrapped = _option(setting)(wrapped)
-    return click.argument("run_file", metavar="RUN.yaml", type=click.Path(path_type=Path))(wrapped)
+    # click keeps the parameters of a function last one first, as decorators come.
+    given = getattr(command, "__click_params__", [])
+    call.__click_params__ = [*given, *map(flag, reversed(list(settable())))]  # type: ignore[attr-defined]
+    return click.argument("run_file", metavar="RUN.yaml", type=click.Path(path_type=Path))(call)
 
 
 def settings_of(run_file: Path, flags: dict[tuple[str, ...], str]) -> RunSettings:
@@ -36,12 +35,14 @@ def settings_of(run_file: Path, flags: dict[tuple[str, ...], str]) -> RunSetting
     return load_run(run_file, flags)
 
 
-def _parameter(setting: Setting) -> str:
+def parameter(setting: Setting) -> str:
+    """What a command calls the value of a setting's flag."""
     return setting.flag.removeprefix("--").replace("-", "_")
 
 
-def _option(setting: Setting) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def flag(setting: Setting) -> click.Option:
+    """The flag of a setting, whose text is its help."""
     default = setting.field.default
     shown = "" if default is None or default is PydanticUndefined or default in ((), {}) else f"  [default: {default}]"
     text = (setting.field.description or "").replace("\n", " ")
-    return click.option(setting.flag, _parameter(setting), metavar="VALUE", help=f"{text}{shown}")
+    return click.Option([setting.flag, parameter(setting)], metavar="VALUE", help=f"{text}{shown}")

@@ -1,9 +1,8 @@
-"""What a training shows while it goes: a bar on a terminal, a line now and then elsewhere."""
+"""Progress: what a training shows while it goes, bars on a terminal and a line now and then elsewhere."""
 
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 import time
 from collections.abc import Iterator
@@ -70,12 +69,21 @@ class _Bars:
 @contextlib.contextmanager
 def watch_training() -> Iterator[Told]:
     """Bars where standard error is a terminal, lines where it is not."""
-    if os.environ.get("RANK", "0") != "0":
+    from rlaif.training.folder import first_process
+
+    if not first_process():
         yield _Silent()
         return
     if not sys.stderr.isatty():
         yield _Lines()
         return
+    with bars() as progress:
+        yield _Bars(progress)
+
+
+@contextlib.contextmanager
+def bars() -> Iterator[Progress]:
+    """Bars on standard error, each with a `note` at its end."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -87,4 +95,4 @@ def watch_training() -> Iterator[Told]:
         TextColumn("{task.fields[note]}"),
     )
     with Progress(*columns, console=Console(stderr=True)) as progress:
-        yield _Bars(progress)
+        yield progress

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from rlaif.cli.progress import bars
 from rlaif.cli.tables import decimal
 
 if TYPE_CHECKING:
@@ -85,17 +86,7 @@ def watch() -> Iterator[Watch]:
     if not sys.stderr.isatty():
         yield _Lines()
         return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (
-        TextColumn("{task.description:<10}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TextColumn("{task.fields[note]}"),
-    )
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+    with bars() as progress:
         yield _Bars(progress)
 
 

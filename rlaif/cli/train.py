@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any, ClassVar
 
 import click
-from pydantic_core import PydanticUndefined
 
+from rlaif.cli.options import flag, parameter
 from rlaif.cli.progress import watch_training
-from rlaif.runfile import Setting
+from rlaif.training.folder import first_process, is_begun, last_checkpoint
 from rlaif.training.settings import Method
 from rlaif.training.settingsfile import load_settings, settings_of
 
@@ -38,19 +37,8 @@ which beats the file; `--set lora.rank=16` is another way to write a flag. Sever
 `accelerate launch -m rlaif train ...`."""
 
 
-def _parameter(setting: Setting) -> str:
-    return setting.flag.removeprefix("--").replace("-", "_")
-
-
-def _flag(setting: Setting) -> click.Option:
-    default = setting.field.default
-    shown = "" if default is None or default is PydanticUndefined or default in ((), {}) else f"  [default: {default}]"
-    text = (setting.field.description or "").replace("\n", " ")
-    return click.Option([setting.flag, _parameter(setting)], metavar="VALUE", help=f"{text}{shown}")
-
-
 def _command(method: Method) -> click.Command:
-    known = {_parameter(setting): setting for setting in settings_of(method)}
+    known = {parameter(setting): setting for setting in settings_of(method)}
 
     def call(settings_file: Path | None, pairs: tuple[str, ...], resume: bool, **given: Any) -> None:
         flags = {known[name].path: value for name, value in given.items() if value is not None}
@@ -60,7 +48,7 @@ def _command(method: Method) -> click.Command:
         click.Argument(["settings_file"], metavar="[SETTINGS.yaml]", required=False, type=click.Path(path_type=Path)),
         click.Option(["--set", "pairs"], multiple=True, metavar="KEY=VALUE", help="A setting; may be given again."),
         click.Option(["--resume"], is_flag=True, help="Go on with the unfinished training in the output folder."),
-        *map(_flag, known.values()),
+        *map(flag, known.values()),
     ]
     return click.Command(method, callback=call, params=parameters, help=_HELP[method], epilog=_EPILOG)
 
@@ -71,7 +59,7 @@ def _train(
     settings = load_settings(method, path, flags, pairs)
     from rlaif.training.running import train as run
 
-    first = os.environ.get("RANK", "0") == "0"  # of several processes, the first one speaks
+    first = first_process()  # it speaks for all of them
     try:
         with watch_training() as told:
             trained = run(method, settings, told, resume=resume)
@@ -92,8 +80,6 @@ def _train(
 
 def _interrupted(folder: Path) -> str:
     """What is left of a training that was stopped at once, and how to go on."""
-    from rlaif.training.folder import is_begun, last_checkpoint
-
     if not is_begun(folder):
         return "\nInterrupted before the first step; the same command starts again."
     checkpoint = last_checkpoint(folder)

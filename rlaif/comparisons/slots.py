@@ -87,36 +87,13 @@ def _rows(answers: Iterable[Judgement | None], min_mass: float) -> Iterable[Row]
 
 def _part(rows: Sequence[Row]) -> tuple[float, float]:
     """1'W1 and 1'Wy of one prompt."""
-    place = {
-        name: at for at, name in enumerate(dict.fromkeys(name for first, second, _ in rows for name in (first, second)))
-    }
-    size = len(place)
-    matrix = [[_RIDGE if row == column else 0.0 for column in range(size)] for row in range(size)]
-    ones, logits = [0.0] * size, [0.0] * size
-    for first_name, second_name, logit in rows:
-        first, second = place[first_name], place[second_name]
-        matrix[first][first] += 1
-        matrix[second][second] += 1
-        matrix[first][second] -= 1
-        matrix[second][first] -= 1
-        ones[first], ones[second] = ones[first] + 1, ones[second] - 1
-        logits[first], logits[second] = logits[first] + logit, logits[second] - logit
-    solved = _solve(matrix, ones)
-    weight = len(rows) - math.fsum(a * b for a, b in zip(ones, solved, strict=True))
-    total = math.fsum(logit for *_, logit in rows) - math.fsum(a * b for a, b in zip(logits, solved, strict=True))
-    return weight, total
+    import numpy as np
 
-
-def _solve(matrix: list[list[float]], right: Sequence[float]) -> list[float]:
-    """The solution of a positive definite system, by elimination; a pivot is never smaller than the ridge."""
-    size, found = len(right), list(right)
-    for at in range(size):
-        for below in range(at + 1, size):
-            share = matrix[below][at] / matrix[at][at]
-            if share:
-                matrix[below] = [low - share * high for low, high in zip(matrix[below], matrix[at], strict=True)]
-                found[below] -= share * found[at]
-    for at in reversed(range(size)):
-        known = math.fsum(matrix[at][right_of] * found[right_of] for right_of in range(at + 1, size))
-        found[at] = (found[at] - known) / matrix[at][at]
-    return found
+    names = {name: None for first, second, _ in rows for name in (first, second)}
+    place = {name: at for at, name in enumerate(names)}
+    met = np.zeros((len(rows), len(place)))
+    for at, (first, second, _) in enumerate(rows):
+        met[at, place[first]], met[at, place[second]] = 1.0, -1.0
+    logits, ones = np.array([logit for *_, logit in rows]), np.ones(len(rows))
+    fitted = met @ np.linalg.solve(met.T @ met + _RIDGE * np.eye(len(place)), met.T @ np.column_stack([ones, logits]))
+    return float(ones @ (ones - fitted[:, 0])), float(ones @ (logits - fitted[:, 1]))

@@ -17,7 +17,7 @@ from rlaif.training.folder import add_to_log, keep_seconds, seconds_of, write_lo
 from rlaif.training.trainer import GroupTrainer
 
 _FALLING = 20
-"""Lines of the log in a row in which the chosen completions became less likely."""
+"""Lines of the log in a row in which the chosen completions are less likely than at the start."""
 
 
 class Told(Protocol):
@@ -148,7 +148,7 @@ class StopCleanly(Callback):
 
 
 class Falling(Callback):
-    """Warns when chosen completions become ever less likely: the policy then learns to avoid, not to prefer.
+    """Warns when chosen completions stay less likely than at the start: the policy learns to avoid, not to prefer.
 
     The margin grows all the same (likelihood displacement, Razin et al. 2024, arXiv:2410.08847).
     """

@@ -50,7 +50,7 @@ def claimed(folder: Path, resume: bool) -> Iterator[None]:
 
     Of several processes the first one does, as the others may come when it has begun to write.
     """
-    if not _first():
+    if not first_process():
         yield
         return
     if not (folder / _BEGUN).exists() or (folder / _DONE).exists():
@@ -85,7 +85,7 @@ def claim(folder: Path, resume: bool) -> None:
 
 def begin(folder: Path, begun: Begun) -> None:
     """Write down what a training is begun with: from here on it can be gone on with."""
-    if _first():
+    if first_process():
         write_json(folder / _BEGUN, begun.model_dump(mode="json"))
 
 
@@ -102,13 +102,13 @@ def going_on(folder: Path, begun: Begun) -> Path | None:
     if changed:
         mend = "set it back, or start again in another folder"
         raise UserError(f"was begun with {'; '.join(changed)}", where=folder / _BEGUN, mend=mend)
-    if _first():
+    if first_process():
         for path in set(folder.glob("checkpoint-*")) - set(_whole(folder)):
             shutil.rmtree(path, ignore_errors=True)  # of a later step, it would count as one of those that are kept
     return last_checkpoint(folder)
 
 
-def _first() -> bool:
+def first_process() -> bool:
     """Whether this is the first of several processes: launchers number them in RANK."""
     return os.environ.get("RANK", "0") == "0"
 
