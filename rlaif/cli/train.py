@@ -9,7 +9,7 @@ import click
 
 from rlaif.cli.options import flag, parameter
 from rlaif.cli.progress import watch_training
-from rlaif.training.folder import first_process, is_begun, last_checkpoint
+from rlaif.training.folder import first_process, is_begun, last_checkpoint, leave_processes
 from rlaif.training.settings import Method
 from rlaif.training.settingsfile import load_settings, settings_of
 
@@ -66,6 +66,7 @@ def _train(
     except KeyboardInterrupt:
         click.echo(_interrupted(settings.folder) if first else "", err=True, nl=first)
         raise SystemExit(130) from None
+    leave_processes()
     if not trained.finished:
         again = f"Stopped after step {trained.steps}; the same command with --resume goes on from there."
         click.echo(again if first else "", err=True, nl=first)

@@ -113,6 +113,18 @@ def first_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def leave_processes() -> None:
+    """End the exchange between processes, if there is one; torch is loaded by then.
+
+    Left to the interpreter's exit, the threads of the exchange may still let go of tensors while the interpreter is
+    being taken down, which aborts a process whose work is done.
+    """
+    from torch import distributed
+
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
 def _changed(before: Begun, now: Begun) -> list[str]:
     names = sorted((before.settings.keys() | now.settings.keys()) - _FREE - {"data", "held_data", "model"})
     told = [

@@ -7,6 +7,7 @@ the model, the loop, saving and loading, is accelerate's and transformers' own.
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import torch
@@ -32,4 +33,10 @@ def heed_sharding() -> None:
 
 if __name__ == "__main__":
     heed_sharding()
-    main()
+    try:
+        main()
+    except SystemExit as ended:
+        # Threads of the exchange that outlive it abort the interpreter now and then.
+        if not ended.code and torch.distributed.is_initialized():
+            sys.exit("the exchange between processes was not ended")
+        raise
