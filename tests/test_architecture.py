@@ -23,11 +23,21 @@ LAYERS = [
     ("comparisons", "samples", "critiques", "preferences", "revisions", "scores"),
     ("run", "slots", "models", "grading", "revising", "outcome", "trials", "impact", "coverage", "data"),
     ("training", "evaluation"),
+    ("online",),
     ("demo",),
     ("pipeline",),
     ("cli", "__main__"),
 ]
 """Lowest first; a module imports from its own layer and those below."""
+
+
+HEAVY = ("rlaif.training.", "rlaif.online.")
+"""Where modules may start with torch."""
+
+
+def dotted(path: Path) -> str:
+    """The name under which a file is imported."""
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts)
 
 
 def top_level(path: Path) -> set[str]:
@@ -38,7 +48,7 @@ def top_level(path: Path) -> set[str]:
         if isinstance(node, ast.ImportFrom) and node.module:
             names = [node.module]
             other = ROOT / f"{node.module.replace('.', '/')}.py"
-            if node.module.startswith("rlaif.training.") and other.exists():
+            if node.module.startswith(HEAVY) and other.exists():
                 names += top_level(other)
         found |= {name.split(".")[0] for name in names}
     return found
@@ -46,7 +56,7 @@ def top_level(path: Path) -> set[str]:
 
 MODULES = sorted(path for path in (ROOT / "rlaif").rglob("*.py"))
 
-TORCH = [path for path in (ROOT / "rlaif" / "training").glob("*.py") if "torch" in top_level(path)]
+TORCH = [path for path in MODULES if dotted(path).startswith(HEAVY) and "torch" in top_level(path)]
 """Modules of the trainers that start with torch, themselves or by one of the others."""
 
 
@@ -79,9 +89,10 @@ def test_every_module_imports_offline_and_lightly() -> None:
     """Importing them all, what starts with torch apart, loads no torch, no transformers and no datasets."""
     names = [each.name for each in pkgutil.walk_packages(rlaif.__path__, "rlaif.")]
     assert len(names) > 40
-    heavy = {f"rlaif.training.{path.stem}" for path in TORCH} | {"rlaif.__main__"}
+    heavy = {*map(dotted, TORCH), "rlaif.__main__"}
     light = [name for name in names if not name.startswith("rlaif.demo.training") and name not in heavy]
-    assert {"rlaif.training.settings", "rlaif.training.settingsfile", "rlaif.training.preparing"} <= set(light)
+    wanted = ("training.settings", "training.settingsfile", "training.preparing", "online.settings")
+    assert {f"rlaif.{name}" for name in wanted} <= set(light)
     code = f"import importlib, sys\nfor name in {light!r}: importlib.import_module(name)\n"
     code += "print([name for name in ('torch', 'transformers', 'datasets', 'vllm') if name in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment())

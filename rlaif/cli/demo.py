@@ -29,6 +29,11 @@ from rlaif.settings import (
 
 _DPO: dict[str, Any] = {"batch_size": 16, "epochs": 6, "learning_rate": 2e-4, "save_steps": 0, "holdout": 0.0}
 """The policy has 2 million parameters: its rate is a hundred times the usual one."""
+_REWARD: dict[str, Any] = {"batch_size": 16, "epochs": 4, "learning_rate": 1e-3, "save_steps": 0, "holdout": 0.0}
+_PPO: dict[str, Any] = {
+    "steps": 30, "epochs": 2, "learning_rate": 3e-4, "save_steps": 0, "rollout": {"max_tokens": 96}, "device": "cpu",
+}  # fmt: skip
+_TRAINED = ("dpo", "reward", "ppo")
 _ASKED = 120
 
 
@@ -110,23 +115,30 @@ def _show_revisions(story: Story) -> None:
 
 
 def _show_training(run: Path) -> None:
-    """DPO on the pairs, and what the policy does before and after, on prompts that the run has not seen."""
+    """DPO on the pairs, PPO for a reward model of them, and what the policy does on prompts that no training saw."""
     from rlaif.demo.behaviour import behaviour, fresh_prompts
+    from rlaif.online.running import train_online
+    from rlaif.online.settings import OnlineSettings
     from rlaif.training.running import train
-    from rlaif.training.settings import DpoSettings
+    from rlaif.training.settings import DpoSettings, RewardSettings
 
-    folder = run / "dpo"
-    shutil.rmtree(folder, ignore_errors=True)  # of an earlier demo here, whose pairs may have been others
-    settings = DpoSettings(model="demo-policy", data=str(run / "pairs.jsonl"), output=str(folder), **_DPO)
+    for name in _TRAINED:
+        shutil.rmtree(run / name, ignore_errors=True)  # of an earlier demo here, whose pairs may have been others
+    given = {name: {"model": "demo-policy", "output": str(run / name)} for name in _TRAINED}
+    pairs, prompts = str(run / "pairs.jsonl"), str(resource("prompts") / "policy" / "demo.jsonl")
     click.secho("\nDirect preference optimisation on the pairs\n", bold=True)
     with watch_training() as told:
-        train("dpo", settings, told)
+        train("dpo", DpoSettings(**given["dpo"], data=pairs, **_DPO), told)
+    click.secho("\nA reward model of the pairs, and PPO for it\n", bold=True)
+    with watch_training() as told:
+        train("reward", RewardSettings(**given["reward"], data=pairs, **_REWARD), told)
+        train_online(OnlineSettings(**given["ppo"], prompts=prompts, reward=str(run / "reward"), **_PPO), told)
     asked = fresh_prompts(_ASKED)
     start = shipped_model("demo-policy")
     assert start is not None
-    click.echo(f"  answers to {len(asked)} fresh prompts that break some principle, by the oracle")
-    click.echo(f"  {'before':<18}{behaviour(start, asked)}")
-    click.echo(f"  {'after':<18}{behaviour(folder, asked)}")
+    click.secho(f"\nAnswers to {len(asked)} fresh prompts that break some principle, by the oracle\n", bold=True)
+    for name, folder in {"before": start, "after DPO": run / "dpo", "after PPO": run / "ppo"}.items():
+        click.echo(f"  {name:<18}{behaviour(folder, asked)}")
 
 
 def _show_files(folder: Path) -> None:
@@ -139,7 +151,7 @@ def _show_files(folder: Path) -> None:
         ("sft.jsonl", "revised replies to imitate: prompt, response, provenance"),
         ("revised_pairs.jsonl", "revisions against their originals, as the judge sees them"),
         ("critiques.jsonl", "the judge's notes on them"),
-        ("dpo", "the trained policy, with its card and curves"),
+        ("dpo", "the policy that DPO trained, with its card and curves; likewise reward and ppo"),
         ("manifest.json", "what it was made from, and all counts"),
     ):
         click.echo(f"  {folder / name!s:<32} {what}")

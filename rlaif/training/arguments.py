@@ -11,7 +11,7 @@ import torch
 
 from rlaif.errors import UserError, nearest
 from rlaif.training.defaults import rate_of
-from rlaif.training.settings import TrainSettings
+from rlaif.training.settings import CommonSettings, TrainSettings
 
 _EVALUATIONS = 10
 _CHECKPOINTED: dict[str, Any] = {
@@ -34,7 +34,7 @@ def arguments(settings: TrainSettings, rows: int, held: int) -> Any:
     """
     from transformers import TrainingArguments
 
-    _require_reporters(settings)
+    require_reporters(settings)
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     if settings.batch_size % processes:
         raise UserError(
@@ -106,13 +106,14 @@ def _require_optimizer(made: Any) -> None:
         raise UserError(what, where="optimizer", mend="take adamw_torch") from error
 
 
-def _require_reporters(settings: TrainSettings) -> None:
+def require_reporters(settings: CommonSettings) -> None:
+    """Raise UserError where what the log goes to is not installed."""
     for name in settings.report_to:
         if importlib.util.find_spec(name) is None:
             raise UserError(f"`{name}` is not installed", where="report_to", mend=f"pip install rlaif-kit[{name}]")
 
 
-def narrow(settings: TrainSettings) -> bool:
+def narrow(settings: CommonSettings) -> bool:
     """Whether the model computes in bfloat16."""
     if settings.dtype != "auto":
         return settings.dtype == "bfloat16"

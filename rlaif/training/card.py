@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +21,7 @@ from rlaif.samples.rows import read_rows
 from rlaif.store import write_text
 from rlaif.training.preparing import Prepared
 from rlaif.training.rows import DEMONSTRATION_FILES, PAIR_FILES, file_of
-from rlaif.training.settings import DpoSettings, Method, TrainSettings
+from rlaif.training.settings import CommonSettings, DpoSettings, Method, TrainSettings
 from rlaif.training.use import centred, is_adapter, name_of, use
 from rlaif.yamlcore import dump_yaml
 
@@ -31,8 +31,8 @@ _WHAT = {
     "dpo": "A language model, trained on preference pairs",
 }
 _TAGS = {"sft": "sft", "reward": "reward-model", "dpo": "dpo"}
-_PATHS = frozenset({"model", "data", "held_data", "center_on", "reference"})
-_UNTOLD = frozenset({"output", "model", "data", "reference_cache"})
+_PATHS = frozenset({"model", "data", "held_data", "center_on", "reference", "prompts", "reward", "value.model"})
+_UNTOLD = frozenset({"output", "model", "data", "reference_cache", "prompts", "rollout.base_url", "judge.base_url"})
 _ALWAYS = ("loss", "beta", "learning_rate", "batch_size", "epochs", "max_steps", "max_length", "lora.rank", "seed")
 _FIGURES = {
     "loss": "loss",
@@ -72,16 +72,16 @@ def write_card(method: Method, settings: TrainSettings, prepared: Prepared, metr
         f"# {folder.resolve().name}",
         _about(method, settings),
         "## Data",
-        _table(_data_rows(settings, prepared, data)),
+        table(_data_rows(settings, prepared, data)),
         "## Settings",
-        _table(_setting_rows(settings)),
+        table(setting_rows(settings, _blank(settings))),
         "Everything else stands at its default."
         + (" All of it is in `train.json`." if _has(folder, "train.json") else ""),
         "## Figures",
         _figures(settings, metrics),
         "![curves](curves.png)" if _has(folder, "curves.png") else "",
         "## Use",
-        use(method, settings, data.messages),
+        use(method, settings, chat=settings.template == "chat" or (settings.template == "auto" and data.messages)),
         centred(settings, metrics) if method == "reward" else "",
         f"Trained by `rlaif train {method}` ({__version__}).",
     ]
@@ -192,10 +192,12 @@ def _data_rows(settings: TrainSettings, prepared: Prepared, data: _Data) -> Iter
             yield name, f"`{value}`{says}"
 
 
-def _setting_rows(settings: TrainSettings) -> Iterator[tuple[str, object]]:
-    """The settings that matter, and those that differ from their defaults."""
-    values, defaults = _flat(settings.model_dump(mode="json")), _flat(_defaults(settings))
-    names = [name for name in _ALWAYS if values.get(name) is not None]
+def setting_rows(
+    settings: CommonSettings, blank: CommonSettings, always: Sequence[str] = _ALWAYS
+) -> Iterator[tuple[str, object]]:
+    """The settings that matter, `always` told, and those that differ from `blank`, which has the defaults."""
+    values, defaults = (_flat(each.model_dump(mode="json")) for each in (settings, blank))
+    names = [name for name in always if values.get(name) is not None]
     names += [name for name in values if name not in names and values[name] != defaults.get(name)]
     for name in names:
         if name in _UNTOLD or values[name] is None:
@@ -204,9 +206,8 @@ def _setting_rows(settings: TrainSettings) -> Iterator[tuple[str, object]]:
         yield f"`{name}`", f"`{value}`".replace('"', "")
 
 
-def _defaults(settings: TrainSettings) -> dict[str, Any]:
-    blank = type(settings)(model="-", data="-", output="-")
-    return blank.model_dump(mode="json")
+def _blank(settings: TrainSettings) -> TrainSettings:
+    return type(settings)(model="-", data="-", output="-")
 
 
 def _flat(values: Mapping[str, Any], within: str = "") -> dict[str, Any]:
@@ -239,7 +240,8 @@ def _number(value: object) -> str:
     return f"{value:.4f}" if isinstance(value, (int, float)) else ""
 
 
-def _table(rows: Iterator[tuple[str, object]]) -> str:
+def table(rows: Iterable[tuple[str, object]]) -> str:
+    """A table of names and values."""
     return "| | |\n|---|---|\n" + "\n".join(f"| {name} | {_cell(value)} |" for name, value in rows)
 
 

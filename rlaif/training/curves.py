@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 # Told apart by people with any colour vision (Okabe and Ito 2008).
-_BLUE, _ORANGE, _GREEN, _GREY = "#0072B2", "#D55E00", "#009E73", "#6E6E6E"
+BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#6E6E6E"
 _FEW = 40
 """Points of a curve that needs no running mean."""
 _MARKED = 30
@@ -34,7 +34,9 @@ Points = Sequence[tuple[float, float]]
 """Step and value."""
 
 
-class _Curve(NamedTuple):
+class Curve(NamedTuple):
+    """One line of a panel."""
+
     name: str
     colour: str
     points: Points
@@ -44,9 +46,11 @@ class _Curve(NamedTuple):
     """What runs through many points: their mean, the mean of their logarithms (one wild value hardly moves it)."""
 
 
-class _Panel(NamedTuple):
+class Panel(NamedTuple):
+    """One of the pictures in the picture."""
+
     title: str
-    curves: list[_Curve]
+    curves: list[Curve]
     line: float | None = None
     """What chance, or a model that has learned nothing, gets."""
     share: bool = False
@@ -54,7 +58,11 @@ class _Panel(NamedTuple):
 
 def draw_curves(history: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Draw the log of a training (transformers' `state.log_history`) into a PNG; nothing where nothing was logged."""
-    panels = list(_panels(history))
+    draw(list(_panels(history)), path, "optimizer step")
+
+
+def draw(panels: Sequence[Panel], path: Path, step: str) -> None:
+    """Draw panels side by side into a PNG, over what is called `step`; nothing where there are none."""
     if not panels:
         return
     import matplotlib as mpl
@@ -72,13 +80,13 @@ def draw_curves(history: Sequence[Mapping[str, Any]], path: Path) -> None:
         for axes in places[len(panels) :]:
             axes.set_visible(False)
         for axes in places[max(0, len(panels) - columns) : len(panels)]:
-            axes.set_xlabel("optimizer step")
+            axes.set_xlabel(step)
             axes.tick_params(labelbottom=True)  # of a shared axis only the last row has numbers, and it may be short
         with draft_of(path) as draft:
             figure.savefig(draft, format="png", dpi=130, metadata={"Software": None})
 
 
-def _panels(history: Sequence[Mapping[str, Any]]) -> Iterator[_Panel]:
+def _panels(history: Sequence[Mapping[str, Any]]) -> Iterator[Panel]:
     """What there is something to draw of."""
     yield from _one(history, "loss", "loss")
     yield from _one(history, "accuracy", "accuracy: chosen above rejected", line=0.5, share=True)
@@ -86,33 +94,35 @@ def _panels(history: Sequence[Mapping[str, Any]]) -> Iterator[_Panel]:
     yield from _two(history, "rewards", "rewards")
     yield from _two(history, "logps", "log-probability of a reply")
     yield from _one(history, "kl", "distance from the reference, times beta", line=0.0)
-    if points := _points(history, "grad_norm"):
-        yield _Panel("gradient norm", [_Curve("", _BLUE, points, smooth="logs")])
-    if points := _points(history, "learning_rate"):
-        yield _Panel("learning rate", [_Curve("", _GREY, points, smooth="no")])
+    if points := points_of(history, "grad_norm"):
+        yield Panel("gradient norm", [Curve("", BLUE, points, smooth="logs")])
+    if points := points_of(history, "learning_rate"):
+        yield Panel("learning rate", [Curve("", GREY, points, smooth="no")])
 
 
-def _one(history: Sequence[Mapping[str, Any]], name: str, title: str, **more: Any) -> Iterator[_Panel]:
+def _one(history: Sequence[Mapping[str, Any]], name: str, title: str, **more: Any) -> Iterator[Panel]:
     found = [
-        _Curve("training", _BLUE, _points(history, name)),
-        _Curve("held out", _ORANGE, _points(history, f"eval_{name}"), held=True),
+        Curve("training", BLUE, points_of(history, name)),
+        Curve("held out", ORANGE, points_of(history, f"eval_{name}"), held=True),
     ]
     if curves := [curve for curve in found if curve.points]:
-        yield _Panel(title, curves, **more)
+        yield Panel(title, curves, **more)
 
 
-def _two(history: Sequence[Mapping[str, Any]], name: str, title: str) -> Iterator[_Panel]:
+def _two(history: Sequence[Mapping[str, Any]], name: str, title: str) -> Iterator[Panel]:
     """Chosen and rejected, or good and bad; the held-out ones in the same colours."""
     found = [
-        _Curve(f"{side}{', held out' if prefix else ''}", colour, _points(history, f"{prefix}{name}/{side}"), held=held)
+        Curve(
+            f"{side}{', held out' if prefix else ''}", colour, points_of(history, f"{prefix}{name}/{side}"), held=held
+        )
         for prefix, held in (("", False), ("eval_", True))
-        for side, colour in (("chosen", _GREEN), ("rejected", _ORANGE), ("good", _GREEN), ("bad", _ORANGE))
+        for side, colour in (("chosen", GREEN), ("rejected", ORANGE), ("good", GREEN), ("bad", ORANGE))
     ]
     if curves := [curve for curve in found if curve.points]:
-        yield _Panel(title, curves)
+        yield Panel(title, curves)
 
 
-def _points(history: Sequence[Mapping[str, Any]], name: str) -> Points:
+def points_of(history: Sequence[Mapping[str, Any]], name: str) -> Points:
     """The numbers by this name; where a step was logged twice, as by a training that went on, the later one."""
     found = {
         float(line["step"]): float(line[name])
@@ -122,9 +132,9 @@ def _points(history: Sequence[Mapping[str, Any]], name: str) -> Points:
     return sorted(found.items())
 
 
-def _draw(axes: Axes, panel: _Panel) -> None:
+def _draw(axes: Axes, panel: Panel) -> None:
     if panel.line is not None:
-        axes.axhline(panel.line, color=_GREY, linestyle=":", linewidth=1, zorder=0)
+        axes.axhline(panel.line, color=GREY, linestyle=":", linewidth=1, zorder=0)
     for curve in panel.curves:
         (_draw_held if curve.held else _draw_training)(axes, curve)
     axes.set_title(panel.title)
@@ -137,7 +147,7 @@ def _draw(axes: Axes, panel: _Panel) -> None:
         axes.legend(frameon=False, fontsize=8, ncols=2 if len(panel.curves) > 2 else 1, handlelength=1.6)
 
 
-def _draw_training(axes: Axes, curve: _Curve) -> None:
+def _draw_training(axes: Axes, curve: Curve) -> None:
     """The points, pale where there are many, and then their running mean."""
     steps, values = zip(*curve.points, strict=True)
     if len(values) <= _FEW or curve.smooth == "no":
@@ -155,7 +165,7 @@ def _smoothed(values: Sequence[float], logs: bool) -> list[float]:
     return running_mean(values, width)
 
 
-def _draw_held(axes: Axes, curve: _Curve) -> None:
+def _draw_held(axes: Axes, curve: Curve) -> None:
     steps, values = zip(*curve.points, strict=True)
     marks = _marks(values, "o")
     axes.plot(steps, values, color=curve.colour, label=curve.name, linestyle="--", markeredgecolor="white", **marks)

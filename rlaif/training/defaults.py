@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import TypeVar
 
-from rlaif.training.settings import DpoSettings, RewardSettings, SftSettings, TrainSettings
+from rlaif.training.settings import CommonSettings, DpoSettings
 
-Settings = TypeVar("Settings", bound=TrainSettings)
+Settings = TypeVar("Settings", bound=CommonSettings)
 
-_RATES: dict[type[TrainSettings], float] = {SftSettings: 2e-5, RewardSettings: 1e-5, DpoSettings: 1e-6}
 _UNDER_LORA = 10
 """An adapter takes ten times the rate of all weights, whatever the method."""
 _BETAS = {"sigmoid_norm": 5.0, "simpo": 2.0}
@@ -21,11 +20,11 @@ def beta_of(settings: DpoSettings) -> float:
     return settings.beta if settings.beta is not None else _BETAS.get(settings.loss, _BETA)
 
 
-def rate_of(settings: TrainSettings) -> float:
+def rate_of(settings: CommonSettings) -> float:
     """The learning rate that is set, or the usual one of the method."""
     if settings.learning_rate is not None:
         return settings.learning_rate
-    return _RATES[type(settings)] * (1 if settings.lora.rank is None else _UNDER_LORA)
+    return settings.usual_rate * (1 if settings.lora.rank is None else _UNDER_LORA)
 
 
 def resolved(settings: Settings, narrow: bool) -> tuple[Settings, dict[str, float]]:

@@ -21,7 +21,6 @@ from rlaif import __version__
 from rlaif.errors import UserError
 from rlaif.records import Record
 from rlaif.store import lock_folder, write_json, write_text
-from rlaif.training.settings import Method
 
 _BEGUN, _LOG, _DONE, _LOCK = "train.json", "log.jsonl", "metrics.json", ".lock"
 _SECONDS = "seconds.json"
@@ -37,7 +36,7 @@ _FREE = frozenset(
 class Begun(Record):
     """What a training was begun with."""
 
-    method: Method
+    method: str
     settings: dict[str, JsonValue]
     data_hash: str
     model_hash: str

@@ -35,17 +35,25 @@ class Way(NamedTuple):
     """Backbone and head apart, as this module does it; else the model's own `forward`."""
     difference: float = 0.0
     """Between the fast and the plain way, in nats a token or reward, where the two were compared."""
+    temperature: float = 1.0
+    """Logits are divided by this, as where a policy samples with it."""
 
 
 PLAIN = Way("apart", fast=False)
 
-Kind = Literal["logps", "rewards"]
+Kind = Literal["logps", "rewards", "values"]
 
 
 def compute(model: Any, batch: Batch, way: Way, kind: Kind) -> Tensor:
-    """Log-probabilities of the completion tokens, [tokens], or rewards of the completions, [completions]; float32."""
+    """Log-probabilities of the completion tokens, [tokens], or rewards of the completions, [completions]; float32.
+
+    `values` are what a reward model's head says before every completion token, [tokens]: of the state in which the
+    token is chosen.
+    """
     if kind == "logps":
-        return _fast_logps(model, batch) if way.fast else _plain_logps(model, batch)
+        return (_fast_logps if way.fast else _plain_logps)(model, batch, way.temperature)
+    if kind == "values":
+        return _values(model, batch, way.fast)
     return _fast_rewards(model, batch) if way.fast else _plain_rewards(model, batch)
 
 
@@ -59,27 +67,39 @@ def _hidden(model: Any, batch: Batch) -> Tensor:
     return states.flatten(0, 1)
 
 
-def _fast_logps(model: Any, batch: Batch) -> Tensor:
+def _fast_logps(model: Any, batch: Batch, temperature: float) -> Tensor:
     inner = bare(model)
     layer = inner.get_output_embeddings()
     hidden = _hidden(inner, batch).index_select(0, batch.sources)
     # The head's weights may lie in shards on many processes (FSDP), and come together when the head itself is called.
-    with _meaning(layer, lambda states: token_logps(states, head_of(inner), batch.targets)):
+    with _meaning(layer, lambda states: token_logps(states, head_of(inner, temperature), batch.targets)):
         logps: Tensor = layer(hidden)
     return logps
 
 
 def _fast_rewards(model: Any, batch: Batch) -> Tensor:
     inner = bare(model)
-    last = _hidden(inner, batch).index_select(0, batch.ends)
-    with torch.autocast(last.device.type, enabled=False):  # three digits are too few for a difference of rewards
-        rewards: Tensor = inner.score(last.to(next(inner.score.parameters()).dtype))
+    return _scored(inner, _hidden(inner, batch).index_select(0, batch.ends))
+
+
+def _scored(inner: Any, states: Tensor) -> Tensor:
+    with torch.autocast(states.device.type, enabled=False):  # three digits are too few for a difference of rewards
+        rewards: Tensor = inner.score(states.to(next(inner.score.parameters()).dtype))
     return rewards.squeeze(-1).float()
 
 
-def _plain_logps(model: Any, batch: Batch) -> Tensor:
+def _values(model: Any, batch: Batch, fast: bool) -> Tensor:
+    inner = bare(model)
+    if fast:
+        hidden = _hidden(inner, batch)
+    else:
+        hidden = inner.base_model(**_plain_inputs(batch), use_cache=False).last_hidden_state.flatten(0, 1)
+    return _scored(inner, hidden.index_select(0, batch.sources))
+
+
+def _plain_logps(model: Any, batch: Batch, temperature: float) -> Tensor:
     logits = _own_forward(model, _plain_inputs(batch), use_cache=False).flatten(0, 1).index_select(0, batch.sources)
-    return torch.log_softmax(logits.float(), dim=-1).gather(1, batch.targets[:, None]).squeeze(1)
+    return torch.log_softmax(logits.float() / temperature, dim=-1).gather(1, batch.targets[:, None]).squeeze(1)
 
 
 def _plain_rewards(model: Any, batch: Batch) -> Tensor:
@@ -106,19 +126,26 @@ def bare(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def head_of(model: Any) -> Head:
-    """The vocabulary head of a causal model. Raises TypeError where it is not one linear layer."""
+def head_of(model: Any, temperature: float = 1.0) -> Head:
+    """The vocabulary head of a causal model, its logits divided by a temperature.
+
+    Raises TypeError where it is not one linear layer.
+    """
     layer = model.get_output_embeddings()
     if not isinstance(layer, nn.Linear):
         raise TypeError(f"the head of {type(model).__name__} is a {type(layer).__name__}")
     config = model.config.get_text_config()
     scale = getattr(config, "logit_scale", None) or 1.0  # Cohere
     scale /= getattr(config, "logits_scaling", None) or 1.0  # Granite
-    return Head(layer.weight, layer.bias, scale, getattr(config, "final_logit_softcapping", None))
+    cap = getattr(config, "final_logit_softcapping", None)
+    # cap tanh(z / cap) / T = (cap / T) tanh((z / T) / (cap / T))
+    return Head(layer.weight, layer.bias, scale / temperature, None if cap is None else cap / temperature)
 
 
 @torch.no_grad()
-def choose_way(model: Any, groups: Sequence[Group], kind: Kind, layout: Layout = "shared") -> Way:
+def choose_way(
+    model: Any, groups: Sequence[Group], kind: Kind, layout: Layout = "shared", temperature: float = 1.0
+) -> Way:
     """The fast way where it gives what the model's own `forward` gives on a few of the groups, else the plain one."""
     few = [_cut(group) for group in sorted(groups, key=lambda group: group.tokens)[:_PROBED]]
     was_training = model.training
@@ -126,7 +153,7 @@ def choose_way(model: Any, groups: Sequence[Group], kind: Kind, layout: Layout =
     try:
         # Weights of two types in one model (a reward head, adapters) go together as they do in training.
         with _autocast(model):
-            return _fastest(model, few, kind, layout)
+            return _fastest(model, few, kind, PLAIN._replace(layout=layout, temperature=temperature))
     finally:
         model.train(was_training)
 
@@ -136,16 +163,17 @@ def _autocast(model: Any) -> torch.autocast:
     return torch.autocast(device, torch.bfloat16, enabled=model.dtype == torch.bfloat16)
 
 
-def _fastest(model: Any, few: Sequence[Group], kind: Kind, layout: Layout) -> Way:
-    wanted = compute(model, _on(lay_out(few, "apart"), model), PLAIN, kind)
-    for way in (Way(layout, fast=True), Way("apart", fast=True)):
+def _fastest(model: Any, few: Sequence[Group], kind: Kind, asked: Way) -> Way:
+    plain = asked._replace(layout="apart")
+    wanted = compute(model, _on(lay_out(few, "apart"), model), plain, kind)
+    for way in (asked._replace(fast=True), plain._replace(fast=True)):
         with contextlib.suppress(AttributeError, TypeError, ValueError, RuntimeError):
             found = compute(model, _on(lay_out(few, way.layout), model), way, kind)
             difference = (found - wanted).abs()
             worst = float(difference.max() if model.dtype in _TOLERANCE else difference.mean())
             if worst <= _TOLERANCE.get(model.dtype, _COARSE):
                 return way._replace(difference=worst)
-    return PLAIN
+    return plain
 
 
 def _cut(group: Group) -> Group:

@@ -22,7 +22,7 @@ from rlaif.inference.quiet import quiet
 from rlaif.training.arguments import narrow
 from rlaif.training.mishaps import first_line, out_of_memory
 from rlaif.training.saving import cast, type_of
-from rlaif.training.settings import LoraSettings, TrainSettings
+from rlaif.training.settings import CommonSettings, LoraSettings
 from rlaif.training.starts import Start, find_start, lasting_name
 
 
@@ -36,20 +36,20 @@ def load_tokenizer(folder: Path) -> Any:
         raise UserError("no tokenizer here", where=folder, mend="save the model together with its tokenizer") from error
 
 
-def load_policy(settings: TrainSettings) -> Any:
+def load_policy(settings: CommonSettings) -> Any:
     """A causal language model, ready to be trained."""
     _require_trainable(settings)
     return _ready(_causal(settings, weights_type(settings)), settings, "CAUSAL_LM")
 
 
-def load_frozen(settings: TrainSettings, dtype: torch.dtype) -> Any:
+def load_frozen(settings: CommonSettings, dtype: torch.dtype) -> Any:
     """A causal language model that is not trained."""
     model = _causal(settings, dtype)
     without_dropout(model)
     return model.requires_grad_(False)
 
 
-def weights_type(settings: TrainSettings) -> torch.dtype:
+def weights_type(settings: CommonSettings) -> torch.dtype:
     """The type of the weights in memory; under an adapter of those that stay as they are.
 
     Where they are saved again with the adapter added, no digit of theirs may be lost.
@@ -60,7 +60,7 @@ def weights_type(settings: TrainSettings) -> torch.dtype:
     return torch.float32 if whole else torch.bfloat16
 
 
-def _causal(settings: TrainSettings, dtype: torch.dtype) -> Any:
+def _causal(settings: CommonSettings, dtype: torch.dtype) -> Any:
     from transformers import AutoModelForCausalLM
 
     start = find_start(settings.model)
@@ -69,7 +69,7 @@ def _causal(settings: TrainSettings, dtype: torch.dtype) -> Any:
     return _with_start(model, settings, start, dtype)
 
 
-def load_reward_model(settings: TrainSettings, pad: int) -> Any:
+def load_reward_model(settings: CommonSettings, pad: int) -> Any:
     """A model with one number for an output, ready to be trained.
 
     Where the model has no such head yet, it gets one with weights from N(0, 1 / (hidden + 1)): rewards start around 0
@@ -96,12 +96,12 @@ def load_reward_model(settings: TrainSettings, pad: int) -> Any:
     return _ready(_with_start(model, settings, start, dtype), settings, "SEQ_CLS")
 
 
-def _require_trainable(settings: TrainSettings) -> None:
+def _require_trainable(settings: CommonSettings) -> None:
     if settings.four_bit and settings.lora.rank is None:
         raise UserError("4-bit weights cannot be trained themselves", mend="set `lora.rank`, for instance 16")
 
 
-def _require_none(missing: list[str], settings: TrainSettings, kind: str) -> None:
+def _require_none(missing: list[str], settings: CommonSettings, kind: str) -> None:
     """Weights that are missing would be random numbers."""
     if missing:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
@@ -130,7 +130,7 @@ def _kept_head(folder: Path) -> torch.Tensor | None:
 
 
 def _load(
-    kind: Any, settings: TrainSettings, start: Start, dtype: torch.dtype, options: dict[str, Any]
+    kind: Any, settings: CommonSettings, start: Start, dtype: torch.dtype, options: dict[str, Any]
 ) -> tuple[Any, list[str]]:
     """The model in a start's folder, its adapter apart, and the names of weights that the folder does not hold."""
     from safetensors import SafetensorError
@@ -152,7 +152,7 @@ def _load(
     return model, sorted(found["missing_keys"])
 
 
-def _with_start(model: Any, settings: TrainSettings, start: Start, dtype: torch.dtype) -> Any:
+def _with_start(model: Any, settings: CommonSettings, start: Start, dtype: torch.dtype) -> Any:
     """The model with the adapter that it starts from added to its weights."""
     if start.adapter is None:
         return model
@@ -188,7 +188,7 @@ def _four_bit() -> Any:
     return kind(load_in_4bit=True, bnb_4bit_compute_dtype=torch.bfloat16, **options)
 
 
-def _ready(model: Any, settings: TrainSettings, task: str) -> Any:
+def _ready(model: Any, settings: CommonSettings, task: str) -> Any:
     without_dropout(model)
     if settings.gradient_checkpointing:
         model.enable_input_require_grads()  # gives a frozen embedding's output a gradient to be checkpointed with

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field, JsonValue, field_validator, model_validator
 
@@ -18,7 +18,7 @@ from rlaif.training.losses import NEEDS_REFERENCE, READS
 Method = Literal["sft", "reward", "dpo"]
 
 
-_PATHS = ("model", "data", "output", "held_data", "center_on", "reference", "reference_cache")
+_PATHS = ("model", "data", "output", "held_data", "center_on", "reference", "reference_cache", "prompts")
 
 
 class LoraSettings(Record):
@@ -36,15 +36,77 @@ class LoraSettings(Record):
     """Add the adapter to the weights when saving, so that the result is a whole model."""
 
 
-class TrainSettings(Record):
-    """What every trainer takes."""
+class CommonSettings(Record):
+    """What every training takes, on rows of data or on a policy's own answers."""
+
+    method: ClassVar[str]
+    """What `rlaif train` calls it."""
+    usual_rate: ClassVar[float]
+    """The learning rate for all weights where none is set."""
 
     model: str = Field(min_length=1)
     """Model to start from: a folder, a hub name, or a shipped model."""
-    data: str = Field(min_length=1)
-    """A run folder, a file of rows (JSONL, Parquet, ...), or a `datasets` name."""
     output: str = Field(min_length=1)
     """Folder for the trained model, its card, curves and checkpoints."""
+    tokens: int = Field(8192, ge=64)
+    """Most tokens of one forward pass of a process: the bigger, the more memory. The result stays the same."""
+    learning_rate: float | None = Field(None, gt=0)
+    """Highest learning rate; none takes 2e-5 for sft, 1e-5 for reward, 1e-6 else, and ten times that under LoRA."""
+    schedule: Literal["linear", "cosine", "constant", "cosine_with_min_lr"] = "linear"
+    """How the learning rate falls after the warm-up."""
+    warmup: float = Field(0.1, ge=0, lt=1)
+    """Share of the steps in which the learning rate rises."""
+    weight_decay: float = Field(0.0, ge=0)
+    """Of AdamW."""
+    max_grad_norm: float = Field(1.0, ge=0)
+    """Longer gradients are shortened to this; 0 leaves them."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """`bfloat16` computes in it and keeps weights and sums in float32; auto takes it on GPUs that have it."""
+    attention: Literal["auto", "sdpa", "eager", "flex_attention"] = "auto"
+    """How attention is computed; auto is what transformers picks for the model."""
+    lora: LoraSettings = LoraSettings()
+    four_bit: bool = False
+    """Load the weights in 4 bits (QLoRA, arXiv:2305.14314; needs bitsandbytes and a LoRA rank)."""
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass: a third more time, much less memory."""
+    save_steps: int | None = Field(None, ge=0)
+    """Steps between checkpoints; none saves ten times in a run, 0 never but on Ctrl-C."""
+    keep: int = Field(1, ge=1)
+    """Checkpoints kept; older ones are removed, and all of them when the training is finished."""
+    report_to: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    """Where the log goes besides log.jsonl."""
+    seed: int = 0
+    """Of the order of rows, of new weights and of what is drawn."""
+    device: Literal["auto", "cpu"] = "auto"
+    """`cpu` leaves a GPU alone."""
+
+    @field_validator(*_PATHS, check_fields=False)
+    @classmethod
+    def _from_home(cls, path: str | None) -> str | None:
+        if path is None or not path.startswith("~"):
+            return path
+        try:
+            return str(Path(path).expanduser())
+        except RuntimeError:
+            raise ValueError("nobody on this machine has that home folder") from None
+
+    def plain(self) -> dict[str, JsonValue]:
+        """The settings as plain data that can be read again."""
+        return self.model_dump(mode="json", exclude_none=True)
+
+    @property
+    def folder(self) -> Path:
+        """Where everything goes."""
+        return Path(self.output)
+
+
+class TrainSettings(CommonSettings):
+    """What the trainers on rows of data take."""
+
+    method: ClassVar[Method]
+
+    data: str = Field(min_length=1)
+    """A run folder, a file of rows (JSONL, Parquet, ...), or a `datasets` name."""
     held_data: str | None = None
     """Held-out rows to evaluate on; without it, `holdout` of the prompts are set aside."""
     holdout: float = Field(0.05, ge=0, lt=1)
@@ -61,55 +123,14 @@ class TrainSettings(Record):
     """Stop after so many optimizer steps, whatever the epochs."""
     batch_size: int = Field(16, ge=1)
     """Rows of an optimizer step, over all processes."""
-    tokens: int = Field(8192, ge=64)
-    """Most tokens of one forward pass of a process: the bigger, the more memory. The result stays the same."""
-    learning_rate: float | None = Field(None, gt=0)
-    """Highest learning rate; none takes 2e-5 for sft, 1e-5 for reward, 1e-6 for dpo, ten times that under LoRA."""
-    schedule: Literal["linear", "cosine", "constant", "cosine_with_min_lr"] = "linear"
-    """How the learning rate falls after the warm-up."""
-    warmup: float = Field(0.1, ge=0, lt=1)
-    """Share of the steps in which the learning rate rises."""
-    weight_decay: float = Field(0.0, ge=0)
-    """Of AdamW."""
-    max_grad_norm: float = Field(1.0, ge=0)
-    """Longer gradients are shortened to this; 0 leaves them."""
-    optimizer: str = "adamw_torch_fused"
-    """A name that transformers' TrainingArguments take: adamw_torch, adamw_torch_fused, adafactor, ..."""
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """`bfloat16` computes in it and keeps weights and sums in float32; auto takes it on GPUs that have it."""
-    attention: Literal["auto", "sdpa", "eager", "flex_attention"] = "auto"
-    """How attention is computed; auto is what transformers picks for the model."""
-    lora: LoraSettings = LoraSettings()
-    four_bit: bool = False
-    """Load the weights in 4 bits (QLoRA, arXiv:2305.14314; needs bitsandbytes and a LoRA rank)."""
-    gradient_checkpointing: bool = False
-    """Compute activations again in the backward pass: a third more time, much less memory."""
     eval_steps: int | None = Field(None, ge=1)
     """Optimizer steps between evaluations; none evaluates ten times in a run."""
     patience: int | None = Field(None, ge=1)
     """Stop after so many evaluations without a better held-out loss, and keep the best; each evaluation saves."""
-    save_steps: int | None = Field(None, ge=0)
-    """Optimizer steps between checkpoints; none saves as often as it evaluates, 0 never but on Ctrl-C."""
-    keep: int = Field(1, ge=1)
-    """Checkpoints kept; older ones are removed, and all of them when the training is finished."""
+    optimizer: str = "adamw_torch_fused"
+    """A name that transformers' TrainingArguments take: adamw_torch, adamw_torch_fused, adafactor, ..."""
     log_steps: int = Field(1, ge=1)
     """Optimizer steps between lines of the log."""
-    report_to: tuple[Literal["tensorboard", "wandb"], ...] = ()
-    """Where the log goes besides log.jsonl."""
-    seed: int = 0
-    """Of the order of rows and of new weights."""
-    device: Literal["auto", "cpu"] = "auto"
-    """`cpu` leaves a GPU alone."""
-
-    @field_validator(*_PATHS, check_fields=False)
-    @classmethod
-    def _from_home(cls, path: str | None) -> str | None:
-        if path is None or not path.startswith("~"):
-            return path
-        try:
-            return str(Path(path).expanduser())
-        except RuntimeError:
-            raise ValueError("nobody on this machine has that home folder") from None
 
     @model_validator(mode="after")
     def _saves_where_it_evaluates(self) -> Self:
@@ -118,22 +139,17 @@ class TrainSettings(Record):
             raise located(type(self).__name__, [(("save_steps",), what)])
         return self
 
-    def plain(self) -> dict[str, JsonValue]:
-        """The settings as plain data that can be read again."""
-        return self.model_dump(mode="json", exclude_none=True)
-
-    @property
-    def folder(self) -> Path:
-        """Where everything goes."""
-        return Path(self.output)
-
 
 class SftSettings(TrainSettings):
     """Supervised fine-tuning on demonstrations: revisions, chosen answers, or anybody's."""
 
+    method, usual_rate = "sft", 2e-5
+
 
 class RewardSettings(TrainSettings):
     """A reward model on preference pairs."""
+
+    method, usual_rate = "reward", 1e-5
 
     soft_labels: bool = True
     """Take each pair's `probability` as its target; without it every pair counts as certain."""
@@ -147,6 +163,8 @@ class RewardSettings(TrainSettings):
 
 class DpoSettings(TrainSettings):
     """Direct preference optimisation and its relatives, on preference pairs or on single judged answers (KTO)."""
+
+    method, usual_rate = "dpo", 1e-6
 
     loss: Literal["sigmoid", "robust", "ipo", "hinge", "sigmoid_norm", "gdpo", "simpo", "orpo", "kto"] = "sigmoid"
     """`sigmoid` is DPO (arXiv:2305.18290); `simpo` and `orpo` need no reference; `kto` takes single answers."""

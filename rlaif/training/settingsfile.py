@@ -5,33 +5,37 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import get_origin
+from typing import TypeVar, get_origin
 
 import yaml
 
 from rlaif.errors import UserError, nearest
 from rlaif.runfile import Setting, absolute, settable
-from rlaif.training.settings import SETTINGS, Method, TrainSettings
+from rlaif.training.settings import CommonSettings
 from rlaif.yamlfile import Source, find_problems, read_yaml
 
-_PATHS = (("model",), ("data",), ("held_data",), ("reference",), ("center_on",))
+_PATHS = (
+    ("model",), ("data",), ("held_data",), ("reference",), ("center_on",), ("prompts",), ("reward",), ("constitution",),
+    ("judge", "model"), ("held_out", "judge", "model"),
+)  # fmt: skip
 _ENVIRONMENT = "RLAIF_TRAIN_"
 
 
-def settings_of(method: Method) -> list[Setting]:
-    """Every setting of a method."""
-    return list(settable(SETTINGS[method]))
+Settings = TypeVar("Settings", bound=CommonSettings)
 
 
 def load_settings(
-    method: Method, path: Path | None, flags: Mapping[tuple[str, ...], str], pairs: Sequence[str] = ()
-) -> TrainSettings:
+    kind: type[Settings],
+    path: Path | None,
+    flags: Mapping[tuple[str, ...], str],
+    pairs: Sequence[str] = (),
+) -> Settings:
     """The resolved settings. `pairs` are texts `key=value` (`--set`), which beat the flags. Raises UserError.
 
     Paths in the file are relative to the file where something is there, all others to the working directory.
     """
-    known = {setting.path: setting for setting in settings_of(method)}
-    source = Source({}, f"rlaif train {method}", {}, ()) if path is None else read_yaml(path)
+    known = {setting.path: setting for setting in settable(kind)}
+    source = Source({}, f"rlaif train {kind.method}", {}, ()) if path is None else read_yaml(path)
     if path is not None:
         for relative in _PATHS:
             source = absolute(source, relative, path.resolve().parent)
@@ -44,8 +48,8 @@ def load_settings(
     for text in pairs:
         place, value = _pair(text, {".".join(name): name for name in known})
         source = _with(source, known[place], value, f"--set {'.'.join(place)}")
-    _refuse(find_problems(source, SETTINGS[method]))
-    return SETTINGS[method].model_validate(source.data)
+    _refuse(find_problems(source, kind))
+    return kind.model_validate(source.data)
 
 
 def _refuse(found: Sequence[UserError]) -> None:

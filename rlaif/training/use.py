@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pydantic import JsonValue
 
-from rlaif.training.settings import Method, TrainSettings
+from rlaif.training.settings import CommonSettings
 
 
 def name_of(path: str) -> str:
@@ -16,13 +16,13 @@ def name_of(path: str) -> str:
     return Path(path).expanduser().resolve().name if local else path
 
 
-def is_adapter(settings: TrainSettings) -> bool:
+def is_adapter(settings: CommonSettings) -> bool:
     """Whether only an adapter is saved."""
     return settings.lora.rank is not None and not settings.lora.merge
 
 
-def use(method: Method, settings: TrainSettings, messages: bool) -> str:
-    """How to load a trained model and ask it; `messages` says that its prompts are conversations, not texts."""
+def use(method: str, settings: CommonSettings, chat: bool) -> str:
+    """How to load a trained model and ask it; `chat` says that its prompts go through the chat template."""
     name = settings.folder.resolve().name
     kind = "AutoModelForSequenceClassification" if method == "reward" else "AutoModelForCausalLM"
     lines = [
@@ -37,7 +37,6 @@ def use(method: Method, settings: TrainSettings, messages: bool) -> str:
         lines.append(f'model = PeftModel.from_pretrained(base, "{name}").eval()')
     else:
         lines.append(f'model = {kind}.from_pretrained("{name}").eval()')
-    chat = settings.template == "chat" or (settings.template == "auto" and messages)
     lines += ["", *(_scored(chat) if method == "reward" else _asked(chat))]
     text = "\n".join(["```python", *lines, "```"])
     if method == "reward":
@@ -67,7 +66,7 @@ def _asked(chat: bool) -> Iterator[str]:
     yield "print(tokenizer.decode(reply, skip_special_tokens=True))"
 
 
-def centred(settings: TrainSettings, metrics: Mapping[str, JsonValue]) -> str:
+def centred(settings: CommonSettings, metrics: Mapping[str, JsonValue]) -> str:
     """Where the zero of a reward model is."""
     mean = metrics.get("reward_mean")
     if not isinstance(mean, (int, float)):

@@ -20,7 +20,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
@@ -178,8 +178,24 @@ def _wanted(pair: PreferencePair) -> float:
     return prefer_overall(pair.prompt[-1].content, pair.chosen[0].content, pair.rejected[0].content)
 
 
-def study(folder: Path, count: int) -> Iterator[str]:
-    """Lines of the table."""
+class World(NamedTuple):
+    """What everything here is trained on."""
+
+    run: Path
+    """Folder of the run."""
+    learned: Path
+    """Its pairs without those kept for measuring."""
+    pairs: list[PreferencePair]
+    """The same, read."""
+    held: list[PreferencePair]
+    sft: Path
+    """The policy, fine-tuned on revisions."""
+    reward: Path
+    """A reward model of the pairs, started from it."""
+
+
+def world(folder: Path, count: int) -> World:
+    """Make whatever of it is not there yet."""
     run = run_settings(folder, count)
     if not (run.folder / "revised.json").exists():
         with watch() as told:
@@ -187,12 +203,24 @@ def study(folder: Path, count: int) -> Iterator[str]:
     pairs = list(read_records(run.folder / "pairs.jsonl", PreferencePair))
     names = sorted({pair.prompt_id for pair in pairs})
     away = set(names[: len(names) // 10])
-    held = [pair for pair in pairs if pair.prompt_id in away]
+    held, kept = [], []
+    for pair in pairs:
+        (held if pair.prompt_id in away else kept).append(pair)
     learned = folder / "learned.jsonl"
-    write_records(learned, (pair for pair in pairs if pair.prompt_id not in away))
-    yield f"{len(pairs):,} pairs of {len(names)} prompts, {len(held)} of them kept for measuring reward models"
-    yield from policies(folder, run.folder, learned)
-    yield from labels(folder, [pair for pair in pairs if pair.prompt_id not in away], learned, held)
+    write_records(learned, kept)
+    sft = trained(folder, "sft", "sft", run.folder / "sft.jsonl", **SFT)
+    reward = trained(folder, "reward-learned-soft", "reward", learned, sft, **REWARD, soft_labels=True)
+    return World(run.folder, learned, kept, held, sft, reward)
+
+
+def study(folder: Path, count: int) -> Iterator[str]:
+    """Lines of the table."""
+    made = world(folder, count)
+    prompts = len({pair.prompt_id for pair in [*made.pairs, *made.held]})
+    yield f"{len(made.pairs) + len(made.held):,} pairs of {prompts} prompts, {len(made.held)} kept for measuring"
+    yield f"reward model        {oracle_accuracy(made.reward, known_of(made.held))}"
+    yield from policies(folder, made.run, made.learned)
+    yield from labels(folder, made.pairs, made.learned, made.held)
 
 
 def policies(folder: Path, run: Path, learned: Path) -> Iterator[str]:

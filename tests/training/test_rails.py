@@ -19,7 +19,7 @@ GIVEN = {(name,): value for name, value in HERE.items()}
 
 
 def dpo(**more: Any) -> Any:
-    return load_settings("dpo", None, GIVEN, [f"{name}={value}" for name, value in more.items()])
+    return load_settings(DpoSettings, None, GIVEN, [f"{name}={value}" for name, value in more.items()])
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_settings_written_down_can_be_read_again() -> None:
     ],
 )  # fmt: skip
 def test_what_is_left_out(method: Method, more: dict[str, Any], rate: float, beta: float | None) -> None:
-    settings = load_settings(method, None, GIVEN, [f"{name}={value}" for name, value in more.items()])
+    settings = load_settings(SETTINGS[method], None, GIVEN, [f"{name}={value}" for name, value in more.items()])
     made, told = resolved(settings, narrow=False)
     assert made.learning_rate == pytest.approx(rate) and getattr(made, "beta", None) == beta
     usual = {"learning_rate": pytest.approx(rate)} | ({"beta": beta} if beta else {})
@@ -75,13 +75,13 @@ def test_what_is_left_out(method: Method, more: dict[str, Any], rate: float, bet
 
 def test_patience_and_save_steps() -> None:
     with pytest.raises(UserError, match=r"--set save_steps: .*`patience` saves at every evaluation"):
-        load_settings("sft", None, GIVEN, ["patience=2", "save_steps=5"])
-    assert load_settings("sft", None, GIVEN, ["patience=2"]).patience == 2
+        load_settings(SETTINGS["sft"], None, GIVEN, ["patience=2", "save_steps=5"])
+    assert load_settings(SETTINGS["sft"], None, GIVEN, ["patience=2"]).patience == 2
 
 
 def test_every_mistake_is_told_in_one_line() -> None:
     with pytest.raises(UserError) as caught:
-        load_settings("dpo", None, {("beta",): "-1", ("loss",): "sigmoyd"})
+        load_settings(DpoSettings, None, {("beta",): "-1", ("loss",): "sigmoyd"})
     told = str(caught.value)
     for part in (
         "`beta` must be greater than 0",
@@ -95,11 +95,11 @@ def test_every_mistake_is_told_in_one_line() -> None:
 
 def test_lists_by_commas() -> None:
     settings = load_settings(
-        "sft", None, GIVEN | {("report_to",): "wandb, tensorboard", ("lora", "targets"): "q_proj,v_proj"}
+        SETTINGS["sft"], None, GIVEN | {("report_to",): "wandb, tensorboard", ("lora", "targets"): "q_proj,v_proj"}
     )
     assert settings.report_to == ("wandb", "tensorboard") and settings.lora.targets == ("q_proj", "v_proj")
-    assert load_settings("sft", None, GIVEN, ["lora.targets=[k_proj]"]).lora.targets == ("k_proj",)
-    assert load_settings("sft", None, GIVEN, ["lora.targets=k_proj"]).lora.targets == ("k_proj",)
+    assert load_settings(SETTINGS["sft"], None, GIVEN, ["lora.targets=[k_proj]"]).lora.targets == ("k_proj",)
+    assert load_settings(SETTINGS["sft"], None, GIVEN, ["lora.targets=k_proj"]).lora.targets == ("k_proj",)
 
 
 def test_paths_of_a_settings_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,12 +111,12 @@ def test_paths_of_a_settings_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     file.write_text("model: owner/name\ndata: rows.jsonl\nheld_data: ./held.jsonl\noutput: ~/out\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    settings = load_settings("dpo", file, {("reference_cache",): "~/cache"})
+    settings = load_settings(DpoSettings, file, {("reference_cache",): "~/cache"})
     assert settings.data == str(tmp_path / "there" / "rows.jsonl")
     assert settings.held_data == str(tmp_path / "there" / "held.jsonl")
     assert settings.model == "owner/name" and settings.output == str(tmp_path / "home" / "out")
     assert isinstance(settings, DpoSettings) and settings.reference_cache == str(tmp_path / "home" / "cache")
-    assert load_settings("sft", None, GIVEN | {("model",): "~/m"}).model == str(tmp_path / "home" / "m")
+    assert load_settings(SETTINGS["sft"], None, GIVEN | {("model",): "~/m"}).model == str(tmp_path / "home" / "m")
 
 
 def test_help_says_what_is_taken() -> None:

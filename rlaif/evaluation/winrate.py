@@ -1,0 +1,222 @@
+"""The win rate of a policy against a baseline, and what is left of it where both answers are equally long.
+
+Judges like long answers, so a policy can win by padding. AlpacaEval 2 (Dubois et al. 2024, arXiv:2404.04475, eq. 2)
+therefore fits
+
+    logit P(policy wins) = theta + phi * tanh(d / std(d)),   d = length of the policy's answer - the baseline's
+
+and reads the win rate off at d = 0. Departs from the paper: there is no term for the difficulty of an instruction,
+which takes many models to tell; the ridge is fixed and mild instead of cross-validated; and, as there is one policy,
+theta itself stands for the difference of the models. The differences are scaled but not centred: 0 is equal length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from rlaif.evaluation.estimates import wilson
+from rlaif.evaluation.metrics import Interval
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    Numbers = np.ndarray[Any, np.dtype[np.float64]]
+
+RIDGE = 0.1
+"""A normal prior of variance 10 on either coefficient: it moves the fit of a hundred comparisons by less than half a
+point, and keeps it finite where length, or nothing at all, decides every one of them."""
+
+_CERTAIN = 1e-3
+"""A preference this close to 0 or 1 counts as certain when separation is looked for."""
+_SURE = 1.959963984540054
+_AT_ONCE = 2_000_000
+"""Resamples times comparisons that are fitted together: each of a dozen tables has so many numbers."""
+_ENOUGH = 1e-10
+_MOST_STEPS = 1000
+
+
+class LengthControlled(NamedTuple):
+    """A win rate as it is, and at equal length. All shares are from 0 to 1, all intervals hold 95%."""
+
+    raw: float
+    """Mean preference for the policy's answer."""
+    controlled: float
+    """The same where both answers are equally long."""
+    interval: tuple[float, float]
+    """Of `controlled`."""
+    note: str
+    """What to know before `controlled` is believed; empty where there is nothing."""
+    raw_interval: tuple[float, float]
+    error: float
+    """Standard error of `controlled`."""
+    slope: float
+    """phi: what length adds to the log-odds, at most; above 0 the judge likes the longer answer. 0 where not fitted."""
+    wins: int
+    """Preferences above one half by the margin."""
+    ties: int
+    losses: int
+
+
+class _Drawn(NamedTuple):
+    """The bootstrap: how often each comparison was drawn, a row a resample."""
+
+    weights: Numbers
+    raw: Numbers
+    """Mean preference of each resample."""
+
+
+def length_controlled(
+    preferences: Sequence[float],
+    length_differences: Sequence[float],
+    prompts: Sequence[Hashable] | None = None,
+    *,
+    margin: float = 0.05,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> LengthControlled:
+    """The win rate at equal length.
+
+    `preferences` are the probabilities, one a comparison, that the policy's answer beats the baseline's;
+    `length_differences` are the policy's length less the baseline's, in any unit. `prompts` says which comparisons
+    belong together: those of one prompt are drawn together for the intervals (Efron 1979, percentiles); without it each
+    is its own. A preference nearer to one half than `margin` is a tie.
+
+    Raises ValueError where there is no comparison, where the lists differ in length, or a preference is out of range.
+    """
+    import numpy as np
+
+    said, gaps = np.asarray(preferences, dtype=np.float64), np.asarray(length_differences, dtype=np.float64)
+    _check(said, gaps, prompts)
+    drawn = _draw(said, list(range(len(said)) if prompts is None else prompts), resamples, seed)
+    note = _unable(said, gaps)
+    if note is None:
+        x = np.tanh(gaps / gaps.std())
+        (theta,), (phi,) = _fit(x, said, np.ones((1, len(said))))
+        controlled, slope = float(_sigmoid(theta)), float(phi)
+        redrawn = _sigmoid(_fit(x, said, drawn.weights)[0])
+        interval, error, note = _ends(redrawn), float(redrawn.std(ddof=1)), _doubt(said, gaps)
+    else:
+        controlled, slope = float(said.mean()), 0.0
+        interval, error = _raw_interval(said, drawn), _raw_error(said, drawn)
+    wins, losses = int((said - 0.5 >= margin).sum()), int((0.5 - said >= margin).sum())
+    return LengthControlled(
+        raw=float(said.mean()),
+        controlled=controlled,
+        interval=interval,
+        note=note,
+        raw_interval=_raw_interval(said, drawn),
+        error=error,
+        slope=slope,
+        wins=wins,
+        ties=len(said) - wins - losses,
+        losses=losses,
+    )
+
+
+def _check(said: Numbers, gaps: Numbers, prompts: Sequence[Hashable] | None) -> None:
+    import numpy as np
+
+    if not len(said):
+        raise ValueError("no comparison to take a win rate of")
+    if len(gaps) != len(said) or (prompts is not None and len(prompts) != len(said)):
+        raise ValueError("one preference, one length difference and one prompt a comparison")
+    if not np.isfinite(gaps).all() or not ((said >= 0) & (said <= 1)).all():
+        raise ValueError("preferences lie between 0 and 1, and length differences are finite")
+
+
+def _draw(said: Numbers, prompts: Sequence[Hashable], resamples: int, seed: int) -> _Drawn:
+    import numpy as np
+
+    places: dict[Hashable, int] = {}
+    group = np.array([places.setdefault(prompt, len(places)) for prompt in prompts])
+    counts = np.random.default_rng(seed).multinomial(len(places), [1 / len(places)] * len(places), size=resamples)
+    weights = counts[:, group].astype(np.float64)
+    return _Drawn(weights, weights @ said / weights.sum(axis=1))
+
+
+def _unable(said: Numbers, gaps: Numbers) -> str | None:
+    """Why the effect of length cannot be told, or None where it can."""
+    if said.min() == said.max():
+        return "all preferences are equal: nothing to control for" if gaps.any() else ""
+    if gaps.min() == gaps.max():
+        alike = "all answers are as long as the baseline's"
+        apart = f"all answers differ from the baseline's by {gaps[0]:+g}: length and quality cannot be told apart"
+        return apart if gaps[0] else alike
+    return None
+
+
+def _doubt(said: Numbers, gaps: Numbers) -> str:
+    """What makes a fitted value at equal length doubtful."""
+    can_win, can_lose = gaps[said > _CERTAIN], gaps[said < 1 - _CERTAIN]
+    if not len(can_win) or not len(can_lose):
+        return "one side wins every comparison: the value at equal length rests on the ridge"
+    if can_lose.max() <= can_win.min() or can_win.max() <= can_lose.min():
+        return "length alone decides every comparison: the value at equal length rests on the ridge"
+    if gaps.min() > 0 or gaps.max() < 0:
+        side = "longer" if gaps.min() > 0 else "shorter"
+        return f"every answer is {side} than the baseline's: the value at equal length is extrapolated"
+    return ""
+
+
+def _fit(x: Numbers, said: Numbers, weights: Numbers) -> tuple[Numbers, Numbers]:
+    """theta and phi for every row of weights, by Newton's method on the penalised cross-entropy, soft targets and all.
+
+    `x` and `said` are (comparisons,), `weights` (rows, comparisons); what returns is (rows,) twice.
+    """
+    import numpy as np
+
+    rows = max(1, _AT_ONCE // len(said))
+    parts = [_newton(x, said, weights[at : at + rows]) for at in range(0, len(weights), rows)]
+    theta, phi = (np.concatenate(each) for each in zip(*parts, strict=True))
+    return theta, phi
+
+
+def _newton(x: Numbers, said: Numbers, weights: Numbers) -> tuple[Numbers, Numbers]:
+    import numpy as np
+
+    theta, phi = np.zeros(len(weights)), np.zeros(len(weights))
+    for _ in range(_MOST_STEPS):
+        p = _sigmoid(theta[:, None] + phi[:, None] * x)
+        miss, curve = weights * (said - p), weights * p * (1 - p)
+        up, along = miss.sum(axis=1) - RIDGE * theta, miss @ x - RIDGE * phi
+        a, b, c = curve.sum(axis=1) + RIDGE, curve @ x, curve @ (x * x) + RIDGE
+        determinant = a * c - b * b
+        step, turn = (c * up - b * along) / determinant, (a * along - b * up) / determinant
+        # Where no log-odds moves by more than 1, no curvature changes by more than a factor of e: so shortened, a step
+        # always lowers the loss, where a full one might leap over the minimum.
+        size = np.maximum(np.abs(step + turn * x.min()), np.abs(step + turn * x.max()))
+        short = 1 / np.maximum(1, size)
+        theta, phi = theta + short * step, phi + short * turn
+        if size.max() < _ENOUGH:
+            break
+    return theta, phi
+
+
+def _sigmoid(logits: Numbers) -> Numbers:
+    import numpy as np
+
+    half: Numbers = (1 + np.tanh(logits / 2)) / 2
+    return half
+
+
+def _ends(values: Numbers) -> tuple[float, float]:
+    import numpy as np
+
+    low, high = np.quantile(values, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def _score_interval(said: Numbers) -> Interval | None:
+    """Where all are won, or all lost, drawing them anew shows no doubt: the score interval does."""
+    return wilson(float(said.sum()), len(said)) if said.min() == said.max() and said[0] in (0, 1) else None
+
+
+def _raw_interval(said: Numbers, drawn: _Drawn) -> tuple[float, float]:
+    certain = _score_interval(said)
+    return _ends(drawn.raw) if certain is None else (certain.low, certain.high)
+
+
+def _raw_error(said: Numbers, drawn: _Drawn) -> float:
+    certain = _score_interval(said)
+    return float(drawn.raw.std(ddof=1)) if certain is None else (certain.high - certain.low) / (2 * _SURE)

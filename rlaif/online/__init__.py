@@ -1,0 +1,1 @@
+"""Training on a policy's own fresh answers: sample, reward, learn, and again."""

@@ -1,0 +1,277 @@
+"""A judge that is not the reward: does it still prefer the policy's answers to those of its start?
+
+The reward is what the policy learns to please, so the reward cannot say whether that did any good. A judge that no
+reward hears can. It compares the answers to held-out prompts as a run compares samples: under every principle, in both
+orders, folded into one probability a prompt; identical answers are a draw and cost no call.
+
+The training is synchronous and models are not: the judge lives on an event loop in a thread of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections import Counter
+from collections.abc import Coroutine, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple, Self, TypeVar
+
+from pydantic import JsonValue
+
+from rlaif.comparisons.fold import Comparison, Status
+from rlaif.comparisons.plan import compare_questions, votes
+from rlaif.comparisons.shares import folded
+from rlaif.comparisons.verdict import judgement
+from rlaif.constitution import Constitution
+from rlaif.errors import ModelError
+from rlaif.evaluation.metrics import mean
+from rlaif.evaluation.winrate import length_controlled
+from rlaif.inference.ask import Progress, ask
+from rlaif.inference.base import ModelSource, Question
+from rlaif.records import Failure, Judgement, Messages, Prompt, Record, Sample, content_id
+from rlaif.samples.inputs import prompt_id
+from rlaif.samples.meetings import Meeting, criteria_of
+from rlaif.settings import CompareSettings, PairSettings
+from rlaif.store import Table, lock_folder
+
+T = TypeVar("T")
+
+STAGE = "held-out"
+"""Where the prompts come from, and the stage that failures name."""
+
+
+class HeldOut(Record):
+    """The policy against its start on the held-out prompts, by a judge that is not the reward."""
+
+    step: int
+    """Updates that the policy had seen."""
+    win_rate: float
+    """Mean probability that the policy's answer is better. Principles that see no difference between two answers draw
+    it towards one half: it is for comparing steps, and `wins` and `losses` say how often the policy is ahead."""
+    controlled: float
+    """The same where both answers are equally long (see `rlaif.evaluation.winrate`)."""
+    interval: tuple[float, float]
+    """95%, of `controlled`."""
+    error: float
+    """Standard error of `controlled`."""
+    wins: int
+    ties: int
+    """Identical answers, and preferences within the margin of one half."""
+    losses: int
+    compared: int
+    """Prompts with a preference."""
+    identical: int
+    """Those of them whose two answers are the same text."""
+    failed: int
+    """Prompts with a question that got no answer."""
+    unreadable: int
+    """Prompts whose answers have no label in them."""
+    flips: float
+    """Share of the judged prompts whose two orders disagree."""
+    length: float
+    """Mean length of the policy's answers, in characters; of the prompts that were compared."""
+    start_length: float
+    """The same of the start's."""
+    judge: str
+    note: str = ""
+    """What to know before `controlled` is believed."""
+
+    def plain(self) -> dict[str, JsonValue]:
+        """A line of JSON lines; `HeldOut.model_validate` reads it again."""
+        return self.model_dump(mode="json")
+
+
+class _Case(NamedTuple):
+    """One prompt whose two answers meet: `left` is the policy's."""
+
+    meeting: Meeting
+    questions: Sequence[Question]
+
+
+class HeldOutJudge:
+    """Compares answers of a policy with those of its start.
+
+    Answers are kept in `folder` (`judgements.jsonl`, `failures.jsonl`) by the content id of their question: a resumed
+    training asks nothing twice, and one process alone can write there.
+    """
+
+    def __init__(
+        self,
+        judge: ModelSource,
+        constitution: Constitution,
+        folder: Path,
+        *,
+        compare: CompareSettings | None = None,
+        pair: PairSettings | None = None,
+        max_failed: float = 0.5,
+        progress: Progress | None = None,
+    ) -> None:
+        """The judge is opened by the first question, and closed by `close`.
+
+        It is asked under every principle, one by one, or under all in one question with `compare.principles: all`, and
+        in both orders. `pair` says what a readable label and what a tie is. `progress` is told from another thread.
+        Raises UserError where another process writes in `folder`.
+        """
+        compare = compare or CompareSettings()
+        self._judge, self._criteria = judge, criteria_of(constitution, compare.principles)
+        self._compare = compare.model_copy(update={"orders": "both"})
+        self._pair, self._max_failed, self._progress = pair or PairSettings(), max_failed, progress
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(lock_folder(folder))
+            self._answers = stack.enter_context(contextlib.closing(Table(folder / "judgements.jsonl", Judgement)))
+            self._failures = stack.enter_context(contextlib.closing(Table(folder / "failures.jsonl", Failure)))
+            self._background = stack.enter_context(_Background())
+            self._open = stack.pop_all()
+        self._closed = False
+
+    @property
+    def name(self) -> str:
+        """Identity of the judge: to be another one than the reward's."""
+        return self._judge.name
+
+    def preferences(
+        self, prompts: Sequence[Messages], start: Sequence[str], policy: Sequence[str]
+    ) -> list[float | None]:
+        """For every prompt the probability that the policy's answer is better than the start's.
+
+        None where a call failed or no label can be read. Raises ModelError when the judge cannot go on or too many
+        prompts stay without a preference, UserError when it cannot be opened, ValueError where the lists differ in
+        length or the judge is closed.
+        """
+        return [each.probability if each.readable else None for each in self._compared(prompts, start, policy)]
+
+    def look(self, step: int, prompts: Sequence[Messages], start: Sequence[str], policy: Sequence[str]) -> HeldOut:
+        """Compare all answers, one a prompt, and sum up. Raises as `preferences` does; ValueError also of no prompt."""
+        if not prompts:
+            raise ValueError("no prompt to compare answers to")
+        found = self._compared(prompts, start, policy)
+        known = [at for at, each in enumerate(found) if each.readable]
+        lengths = [(len(policy[at]), len(start[at])) for at in known]
+        rate = length_controlled(
+            [found[at].probability for at in known],
+            [own - other for own, other in lengths],
+            [prompt_id(prompts[at]) for at in known],
+            margin=self._pair.margin,
+        )
+        statuses = Counter(each.status for each in found)
+        judged = [each for each in found if each.judgements and each.readable]
+        return HeldOut(
+            step=step,
+            win_rate=rate.raw,
+            controlled=rate.controlled,
+            interval=rate.interval,
+            error=rate.error,
+            wins=rate.wins,
+            ties=rate.ties,
+            losses=rate.losses,
+            compared=len(known),
+            identical=len(known) - len(judged),
+            failed=statuses[Status.FAILED],
+            unreadable=statuses[Status.UNPARSED],
+            flips=mean([float(each.flip) for each in judged]) if judged else 0.0,
+            length=mean([own for own, _ in lengths]),
+            start_length=mean([other for _, other in lengths]),
+            judge=self.name,
+            note=rate.note,
+        )
+
+    def close(self) -> None:
+        """Close the judge, its files and its thread; a second time does nothing."""
+        if self._closed:
+            return
+        self._closed = True
+        with self._open:
+            self._background.run(self._judge.close())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _compared(self, prompts: Sequence[Messages], start: Sequence[str], policy: Sequence[str]) -> list[Comparison]:
+        if not len(prompts) == len(start) == len(policy):
+            raise ValueError("one answer of the start and one of the policy a prompt")
+        if self._closed:
+            raise ValueError("this judge is closed")
+        cases = [self._case(*each) for each in zip(prompts, policy, start, strict=True)]
+        questions = (question for case in cases for question in case.questions)
+        self._background.run(
+            ask(
+                questions,
+                self._judge,
+                self._answers,
+                judgement,
+                self._failures,
+                stage=STAGE,
+                max_failed=self._max_failed,
+                progress=self._progress,
+            )
+        )
+        found = [self._comparison(case) for case in cases]
+        self._stop_if_hopeless(cases, found)
+        return found
+
+    def _case(self, messages: Messages, policy: str, start: str) -> _Case:
+        prompt = Prompt(id=prompt_id(messages), messages=messages, source=STAGE)
+        meeting = Meeting(_sample(prompt, "policy", policy), _sample(prompt, "start", start), self._criteria)
+        if _alike(meeting):
+            return _Case(meeting, ())
+        return _Case(meeting, list(compare_questions(prompt, [meeting], self._compare, self._judge.name)))
+
+    def _comparison(self, case: _Case) -> Comparison:
+        left, right = case.meeting.left, case.meeting.right
+        if _alike(case.meeting):
+            return Comparison(left.id, right.id, Status.TIE)
+        ((_, cast),) = votes([case.meeting], case.questions, self._answers.get, self._compare)
+        return folded(left.id, right.id, cast, self._pair)
+
+    def _stop_if_hopeless(self, cases: Sequence[_Case], found: Sequence[Comparison]) -> None:
+        silent = [case for case, each in zip(cases, found, strict=True) if not each.readable]
+        if not silent or (len(silent) <= self._max_failed * len(cases) and len(silent) < len(cases)):
+            return
+        asked = [question.id for case in silent for question in case.questions]
+        failures = [self._failures.get(key) for key in asked if key not in self._answers]
+        reasons = Counter(each.reason for each in failures if each is not None)
+        told = ", ".join(f"{kind} {count}" for kind, count in reasons.most_common()) or "no label in its answers"
+        raise ModelError(
+            f"the held-out judge {self.name} has no verdict on {len(silent)} of {len(cases)} prompts ({told}); see "
+            f"{self._failures.path} and {self._answers.path.name}, mend the cause and resume the training"
+        )
+
+
+def _sample(prompt: Prompt, side: str, text: str) -> Sample:
+    return Sample(id=content_id(STAGE, side, prompt.id, text), prompt=prompt.id, index=0, text=text, policy=side)
+
+
+def _alike(meeting: Meeting) -> bool:
+    return meeting.left.text.strip() == meeting.right.text.strip()
+
+
+class _Background(contextlib.AbstractContextManager["_Background"]):
+    """An event loop in a thread of its own, for callers that have none."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name=STAGE, daemon=True)
+        self._thread.start()
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """What `work` comes to; where the caller is interrupted, so is the work."""
+        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        try:
+            return future.result()
+        finally:
+            future.cancel()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.run(self._loop.shutdown_default_executor())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()

@@ -1,0 +1,190 @@
+"""Losses of online training, and the weights that go with them: pure functions of flat tensors (see `advantages`).
+
+Only the first argument of a loss has a gradient, the policy's log-probabilities or the values as they are now; all
+others are constants here, wherever they come from. Ratios of probabilities are made of clamped log-ratios
+(±20, a factor of 5·10⁸), so that neither they nor their gradients are ever infinite.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, NamedTuple, assert_never
+
+import torch
+from torch import Tensor
+
+from rlaif.online.advantages import spread, spread_sum
+from rlaif.online.kl import k3
+
+Correction = Literal["token", "sequence", "mask"]
+"""How a difference between sampler and trainer is weighed."""
+Per = Literal["token", "sequence", "constant"]
+"""What counts alike in the mean of a loss."""
+
+_FAR = 20.0
+"""Nats; beyond it a ratio stays as it is, and has no gradient."""
+
+
+def ratio_of(logps: Tensor, old_logps: Tensor) -> Tensor:
+    """π/π_old, between e^−20 and e^20, of any shape; `old_logps` is a constant."""
+    return (logps - old_logps.detach()).clamp(-_FAR, _FAR).exp()
+
+
+class Surrogate(NamedTuple):
+    """PPO's loss of N tokens or completions."""
+
+    loss: Tensor
+    """[N], before any mean."""
+    clipped: Tensor
+    """[N] of bool: the bound was in force, so there is no gradient."""
+    ratio: Tensor
+    """[N], π/π_old, as a constant."""
+
+
+def clipped_surrogate(
+    logps: Tensor, old_logps: Tensor, advantages: Tensor, low: float, high: float, dual: float | None = None
+) -> Surrogate:
+    """−min(ρ·A, clip(ρ, 1 − low, 1 + high)·A) with ρ = π/π_old (PPO, arXiv:1707.06347, eq. 7).
+
+    For tokens (PPO, GRPO, REINFORCE++), for whole completions (RLOO: give sums of log-probabilities, `spread_sum`), and
+    for completions by length (GSPO: give `per_length`).
+
+    Args:
+        logps: The policy's, as it is now: [N].
+        old_logps: Its log-probabilities when this step's answers were taken up, [N].
+        advantages: [N]
+        low: ε below 1.
+        high: ε above 1; a larger one than `low` is DAPO's "clip higher" (arXiv:2503.14476).
+        dual: Where A is below 0, the loss is no more than −dual·A, with a number above 1 (arXiv:1912.09729, eq. 5):
+            otherwise nothing bounds the gradient of a bad token that has become much more probable. None leaves it.
+
+    Raises:
+        ValueError: `dual` is not above 1.
+
+    """
+    if dual is not None and dual <= 1:
+        raise ValueError(f"dual has to be above 1, not {dual}")
+    ratio, gain = ratio_of(logps, old_logps), advantages.detach()
+    loss = -torch.min(ratio * gain, ratio.clamp(1 - low, 1 + high) * gain)
+    clipped = ((gain > 0) & (ratio > 1 + high)) | ((gain < 0) & (ratio < 1 - low))
+    if dual is not None:
+        beyond = (gain < 0) & (ratio > dual)
+        loss = torch.where(beyond, -dual * gain, loss)
+        clipped = clipped | beyond
+    return Surrogate(loss, clipped, ratio.detach())
+
+
+def per_length(logps: Tensor, lengths: Tensor) -> Tensor:
+    """Mean log-probability of each completion's tokens: [T] to [C].
+
+    The ratio of two of them is GSPO's, exp(1/|y| · Σ log π/π_old) (arXiv:2507.18071, eq. 7). It differs from 1 by much
+    less than a ratio of tokens does: its bounds are about 3·10⁻⁴, not 0.2.
+    """
+    return spread_sum(logps, lengths) / lengths
+
+
+def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip: float | None) -> Tensor:
+    """½·max((V − R)², (clip(V, V_old ± clip) − R)²), [T]: a value that has moved far is not pushed further.
+
+    As in OpenAI's code (arXiv:2403.17031 lists the details); `clip` None is plain ½·(V − R)².
+    """
+    target, before = returns.detach(), old_values.detach()
+    squares = (values - target).square()
+    if clip is not None:
+        squares = torch.max(squares, (before + (values - before).clamp(-clip, clip) - target).square())
+    return squares / 2
+
+
+def explained_variance(values: Tensor, returns: Tensor) -> float:
+    """1 − Var(R − V)/Var(R), of any shape: 1 is a perfect value network, 0 one as good as a constant, below 0 worse.
+
+    Not a number where returns do not vary: there is nothing to explain.
+    """
+    exact = returns.detach().double()
+    spread_of = exact.var(correction=0).item() if exact.numel() else 0.0
+    if spread_of == 0:
+        return math.nan
+    return 1 - (exact - values.detach().double()).var(correction=0).item() / spread_of
+
+
+def importance_weights(logps: Tensor, sampler_logps: Tensor, lengths: Tensor, mode: Correction, cap: float) -> Tensor:
+    """Weights of tokens, [T], that make up for a sampler with other numbers than the trainer; constants.
+
+    A sampler's kernels, precision or slightly older weights give it another distribution q than the p that the trainer
+    computes for the same weights. A mean under q, weighted with p/q, is the mean under p; the cap trades a little bias
+    for bounded variance (truncated importance sampling, Ionides 2008).
+
+    Args:
+        logps: The trainer's, of the sampled tokens, before it learns from them: [T].
+        sampler_logps: The sampler's, at its temperature: [T].
+        lengths: [C]
+        mode: `token` weighs each token by its own ratio, which leaves the change in what came before it out: little
+            variance, some bias. `sequence` weighs all of a completion's tokens by the ratio of the whole completion:
+            exact but for the cap. `mask` does so too, but leaves a completion beyond the cap out (weight 0).
+        cap: Largest weight; infinity never cuts.
+
+    """
+    d = (logps - sampler_logps).detach()
+    if mode != "token":
+        d = spread(spread_sum(d, lengths), lengths)
+    ratio = d.exp()
+    match mode:
+        case "token" | "sequence":
+            return ratio.clamp(max=cap)
+        case "mask":
+            return ratio.masked_fill(ratio > cap, 0.0)
+        case _:
+            assert_never(mode)
+
+
+def effective_sample_size(weights: Tensor) -> float:
+    """(Σw)²/(n·Σw²), of any shape: the share of n samples that they are worth; 1 for equal weights, 0 for none."""
+    exact = weights.detach().double()
+    squares = exact.square().sum().item()
+    return exact.sum().item() ** 2 / (exact.numel() * squares) if squares > 0 else 0.0
+
+
+class Mismatch(NamedTuple):
+    """How far the sampler's log-probabilities are from the trainer's, in nats a token."""
+
+    mean: float
+    """Of the absolute differences."""
+    largest: float
+    """Absolute difference."""
+    kl: float
+    """KL(sampler ‖ trainer), estimated by k3 from the sampler's tokens; never below 0."""
+
+
+def mismatch(logps: Tensor, sampler_logps: Tensor) -> Mismatch:
+    """Compare the trainer's log-probabilities of sampled tokens with the sampler's: one shape, not empty."""
+    d = (logps - sampler_logps).detach().double()
+    return Mismatch(d.abs().mean().item(), d.abs().max().item(), k3(-d).mean().item())
+
+
+def loss_weights(
+    lengths: Tensor, mode: Per, limit: int, *, completions: int | None = None, tokens: int | None = None
+) -> Tensor:
+    """What each token's loss counts, [T]; the loss of a step is the weighted sum.
+
+    Args:
+        lengths: [C]
+        mode: `token`: every token of the step alike, 1/T (DAPO, arXiv:2503.14476, eq. 8), so that long completions
+            count more. `sequence`: the mean over each completion's tokens, then over completions, 1/(C·|y|) (GRPO,
+            arXiv:2402.03300, eq. 3), so that a token of a long completion counts less. `constant`: 1/(C·limit), which
+            depends on no length at all (Dr. GRPO, arXiv:2503.20783); it alone does not add up to 1.
+        limit: Most tokens that a completion may have; read by `constant` alone.
+        completions: C, where `lengths` are only a part of the step's (a micro-batch, one process of several).
+        tokens: T, likewise.
+
+    """
+    count = len(lengths) if completions is None else completions
+    match mode:
+        case "token":
+            each = torch.ones_like(lengths, dtype=torch.float32) / (int(lengths.sum()) if tokens is None else tokens)
+        case "sequence":
+            each = 1 / (count * lengths.float())
+        case "constant":
+            each = torch.ones_like(lengths, dtype=torch.float32) / (count * limit)
+        case _:
+            assert_never(mode)
+    return spread(each, lengths)

@@ -1,0 +1,144 @@
+"""Who takes part in an online training, made from its settings: policy, reference, value network, sampler, reward."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rlaif.online.network import Network
+from rlaif.online.prompts import Cue, Dealer, Prompts
+from rlaif.online.reference import Reference
+from rlaif.online.responses import Asked, Reward, Sampler
+from rlaif.online.rewards.choose import open_reward
+from rlaif.online.sampling import LocalSampler
+from rlaif.online.serving import ServedSampler
+from rlaif.online.settings import OnlineSettings
+from rlaif.training.arguments import narrow
+from rlaif.training.defaults import rate_of
+from rlaif.training.forward import Kind, bare, choose_way
+from rlaif.training.groups import Group
+from rlaif.training.loading import load_frozen, load_policy, load_reward_model, weights_type
+from rlaif.training.rewardmodel import ends_of
+from rlaif.training.starts import Start, find_start
+from rlaif.training.tokens import pad_id
+
+_VALUE_RATE = 10
+"""A value network learns at so many times the policy's rate: it starts without knowing anything."""
+
+
+def policy_of(
+    settings: OnlineSettings, asked: Sequence[Asked], accelerator: Any, note: Callable[[str], None]
+) -> Network:
+    """The policy, ready to learn."""
+    model = load_policy(settings)
+    network = _network(model, "logps", settings, asked, accelerator)
+    if not network.way.fast:
+        note(f"{type(model).__name__} takes the plain way: its own forward pass, prompts not shared")
+    _prepare(network, settings, rate_of(settings))
+    return network
+
+
+def value_of(settings: OnlineSettings, asked: Sequence[Asked], accelerator: Any, tokenizer: Any) -> Network:
+    """The value network. Its head, where the model that it starts from has none, starts at 0: nothing is expected."""
+    start = settings.value.model or (settings.reward if Path(settings.reward).expanduser().is_dir() else settings.model)
+    model = load_reward_model(settings.model_copy(update={"model": start}), pad_id(tokenizer))
+    if not _has_head(find_start(start)):
+        with torch.no_grad():
+            for name, each in model.named_parameters():
+                if "score." in name:
+                    each.zero_()
+    network = _network(model, "values", settings, asked, accelerator)
+    _prepare(network, settings, settings.value.learning_rate or _VALUE_RATE * rate_of(settings))
+    return network
+
+
+def _has_head(start: Start) -> bool:
+    import json
+
+    folder = start.adapter or start.weights
+    if start.adapter is not None:
+        about = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        return bool(about.get("task_type") == "SEQ_CLS")
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return any(name.endswith("ForSequenceClassification") for name in config.get("architectures") or ())
+
+
+def reference_of(settings: OnlineSettings, policy: Network, accelerator: Any) -> Reference:
+    """The start: the policy with its adapter off, or a frozen copy of what it was loaded from."""
+    if settings.lora.rank is not None:
+        return Reference(policy, policy.model)
+    dtype = torch.bfloat16 if narrow(settings) else weights_type(settings)
+    model = load_frozen(settings, dtype)
+    return Reference(_frozen(model, policy, accelerator, settings), None)
+
+
+def _frozen(model: Any, policy: Network, accelerator: Any, settings: OnlineSettings) -> Network:
+    return Network(model, policy.way, "logps", accelerator, tokens=settings.tokens, max_grad_norm=0.0)
+
+
+def sampler_of(settings: OnlineSettings, policy: Network, tokenizer: Any, start: Start) -> Sampler:
+    """Where answers are drawn: in this process, or on a server."""
+    rollout = settings.rollout
+    ends = ends_of(start.weights) | {tokenizer.eos_token_id}
+    if rollout.base_url is None:
+        return LocalSampler(
+            policy.model, tokenizer, max_tokens=rollout.max_tokens, ends=frozenset(ends),
+            temperature=rollout.temperature, top_p=rollout.top_p, seed=settings.seed, bf16=narrow(settings),
+        )  # fmt: skip
+    return ServedSampler(
+        rollout.base_url, rollout.served_model, policy.model.save_pretrained, _adapters(settings), tokenizer=tokenizer,
+        max_tokens=rollout.max_tokens, ends=frozenset(ends), temperature=rollout.temperature, top_p=rollout.top_p,
+        seed=settings.seed, concurrency=rollout.concurrency, timeout=rollout.timeout,
+    )  # fmt: skip
+
+
+def _adapters(settings: OnlineSettings) -> Path:
+    """Where the server finds the adapters."""
+    given = settings.rollout.adapters
+    return (Path(given).expanduser() if given else settings.folder / "adapters").resolve()
+
+
+def reward_of(settings: OnlineSettings, tokenizer: Any, note: Callable[[str], None]) -> Reward:
+    """Who scores the answers."""
+    return open_reward(
+        settings.reward,
+        normalise=settings.normalise,
+        judge=settings.judge,
+        constitution=settings.constitution,
+        principles=settings.principles,
+        log=settings.folder / "judge.log",
+        say=note,
+        device=settings.device,
+        tokens=settings.tokens,
+        render=Cue(tokenizer).text,
+    )
+
+
+def dealer_of(settings: OnlineSettings, prompts: Prompts) -> Dealer:
+    """Which prompts each step gets. Raises UserError where there are too few for one."""
+    return Dealer(prompts.train, settings.batch_size // settings.samples, settings.seed)
+
+
+def _network(model: Any, kind: Kind, settings: OnlineSettings, asked: Sequence[Asked], accelerator: Any) -> Network:
+    model = model.to(accelerator.device)
+    way = choose_way(model, _probes(asked), kind, temperature=settings.rollout.temperature)
+    return Network(model, way, kind, accelerator, tokens=settings.tokens, max_grad_norm=settings.max_grad_norm)
+
+
+def _probes(asked: Sequence[Asked]) -> list[Group]:
+    """Prompts, with pieces of other prompts for answers: what the ways of computing are compared on."""
+    few = sorted(asked, key=lambda each: len(each.ids))[:3]
+    return [Group(each.id, each.ids, tuple(other.ids[:16] for other in few)) for each in few]
+
+
+def _prepare(network: Network, settings: OnlineSettings, rate: float) -> None:
+    steps = settings.steps * settings.epochs * settings.minibatches
+    network.prepare(rate, settings.weight_decay, settings.schedule, round(settings.warmup * steps), steps)
+
+
+def model_of(policy: Network) -> Any:
+    """The transformers model inside."""
+    return bare(policy.model)

@@ -1,0 +1,222 @@
+"""From a setting to a reward: `./rm`, `judge`, `http://...`, `rewards.py:polite`, or several with weights."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import math
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+from urllib.parse import urlsplit
+
+from rlaif.errors import UserError
+from rlaif.online.responses import Reward
+
+if TYPE_CHECKING:
+    from rlaif.records import Messages
+    from rlaif.settings import JudgeSettings
+
+JUDGE = "judge"
+
+_URL = re.compile(r"https?://", re.IGNORECASE)
+_FUNCTION = re.compile(r"(?P<module>.+):(?P<name>[^\W\d]\w*)")
+_HUB = re.compile(r"[\w.-]+/[\w.-]+")
+_HOST = re.compile(r"[\w.-]+:\d+(/.*)?")
+_FORMS = (
+    "a reward is `judge`, the URL of a server, a function as `module:function` or `file.py:function`, or a reward "
+    "model (its folder, or its hub name as `owner/name`)"
+)
+
+
+@dataclass(frozen=True)
+class _Means:
+    """What rewards are opened with: the arguments of `open_reward`."""
+
+    judge: JudgeSettings | None
+    constitution: str | Path | None
+    relative_to: Path | None
+    principles: Literal["each", "all"]
+    max_chars: int
+    log: Path
+    say: Callable[[str], None] | None
+    device: Literal["auto", "cpu"]
+    tokens: int
+    timeout: float
+    render: Callable[[Messages], str] | None
+
+
+def open_reward(
+    spec: str,
+    *,
+    normalise: bool = True,
+    judge: JudgeSettings | None = None,
+    constitution: str | Path | None = None,
+    relative_to: Path | None = None,
+    principles: Literal["each", "all"] = "each",
+    max_chars: int = 12_000,
+    log: Path = Path("judge.log"),
+    say: Callable[[str], None] | None = None,
+    device: Literal["auto", "cpu"] = "auto",
+    tokens: int = 8192,
+    timeout: float = 120.0,
+    render: Callable[[Messages], str] | None = None,
+) -> Reward:
+    """The reward of a setting, ready to score.
+
+    Known are the folder or hub name of a reward model, `judge`, an http(s) URL, and `module:function` or
+    `file.py:function`. Several, separated by commas, become a sum, in which each is normalised unless `normalise` is
+    false; `*0.5` behind one is its weight, which is 1 otherwise: `judge*0.5,./rm`.
+
+    For `judge`: its settings, the constitution (a shipped name, or a path that starts from `relative_to`), how its
+    principles are asked, most characters of a text, where a launched server logs, and who hears that it is started.
+    For a reward model: the device, and the most tokens of a forward pass. For a URL: seconds to wait, and how a prompt
+    becomes text (none writes the dialogue out).
+
+    Raises UserError for what is none of these or lacks something, ModelError where a judge cannot be reached.
+    """
+    means = _Means(
+        judge, constitution, relative_to, principles, max_chars, log, say, device, tokens, timeout, render
+    )  # fmt: skip
+    listed = _listed(spec)
+    for name, _ in listed:
+        _check(name, means)
+    if len(listed) == 1:
+        return _open(listed[0][0], means)
+    from rlaif.online.rewards.combined import WeightedReward
+
+    with contextlib.ExitStack() as opened:
+        rewards = []
+        for called, (name, weight) in zip(_names([name for name, _ in listed]), listed, strict=True):
+            rewards.append((called, reward := _open(name, means), weight))
+            opened.callback(reward.close)
+        total = WeightedReward(rewards, normalise)
+        opened.pop_all()
+    return total
+
+
+def _listed(spec: str) -> list[tuple[str, float]]:
+    """The rewards of a setting, each with its weight."""
+    if spec and Path(spec).expanduser().is_dir():  # whatever its name holds
+        return [(spec, 1.0)]
+    found = []
+    for part in spec.split(","):
+        name, star, weight = (text.strip() for text in part.rpartition("*"))
+        name = name if star else weight
+        if not name:
+            raise UserError(f"there is an empty reward in `{spec}`", where="reward", mend=_FORMS)
+        found.append((name, _weight(weight, name) if star else 1.0))
+    if len(found) == 1 and "*" in spec:
+        what, mend = "a single reward has nothing to be weighed against", f"write `{found[0][0]}`"
+        raise UserError(f"{what}: `{spec}`", where="reward", mend=mend)
+    return found
+
+
+def _weight(text: str, name: str) -> float:
+    with contextlib.suppress(ValueError):
+        if math.isfinite(weight := float(text)):
+            return weight
+    raise UserError(f"the weight `{text}` of `{name}` is not a number", where="reward", mend=f"write `{name}*0.5`")
+
+
+def _kind(name: str) -> Literal["judge", "url", "function", "model"] | None:
+    if name == JUDGE:
+        return "judge"
+    if _URL.match(name):
+        return "url"
+    if Path(name).expanduser().is_dir():
+        return "model"
+    if _FUNCTION.fullmatch(name):
+        return "function"
+    return "model" if _HUB.fullmatch(name) and name[0] not in "./" else None
+
+
+def _check(name: str, means: _Means) -> None:
+    """Raise UserError for what can be told before anything is loaded."""
+    kind = _kind(name)
+    if kind is None:
+        raise _unknown(name)
+    if kind == "judge":
+        if means.judge is None:
+            raise UserError("the reward `judge` needs a judge", where="reward", mend="set `judge.model`")
+        if means.constitution is None:
+            raise UserError("the reward `judge` needs a constitution", where="reward", mend="set `constitution`")
+
+
+def _open(name: str, means: _Means) -> Reward:
+    kind = _kind(name)
+    if kind == "judge":
+        return _judge(means)
+    if kind == "url":
+        from rlaif.online.rewards.remote import RemoteReward, dialogue
+
+        return RemoteReward(name, timeout=means.timeout, render=means.render or dialogue)
+    if kind == "function":
+        from rlaif.online.rewards.function import FunctionReward
+
+        return FunctionReward(name)
+    from rlaif.online.rewards.model import ModelReward
+
+    try:
+        return ModelReward(name, means.device, means.tokens)
+    except UserError as error:
+        if Path(name).expanduser().is_dir():
+            raise
+        raise _unknown(name, error.what) from error
+
+
+def _judge(means: _Means) -> Reward:
+    from rlaif.constitution import load_constitution
+    from rlaif.inference.source import LazyModel
+    from rlaif.online.rewards.judge import JudgeReward
+    from rlaif.scores.questions import DIGITS
+
+    assert means.judge is not None and means.constitution is not None
+    constitution = load_constitution(means.constitution, means.relative_to)
+    source = LazyModel(means.judge, log=means.log, labels=DIGITS, say=means.say)
+    return JudgeReward(source, constitution, means.principles, max_chars=means.max_chars)
+
+
+def _unknown(name: str, why: str = "") -> UserError:
+    close = _closest(name)
+    mend = f"{_FORMS}; did you mean `{close}`?" if close else _FORMS
+    return UserError(why or f"no reward is called `{name}`", where="reward", mend=mend)
+
+
+def _closest(name: str) -> str | None:
+    """What was perhaps meant: the one word, a folder beside it, a file's function, or a URL."""
+    if name.endswith(".py"):
+        return f"{name}:function"
+    if _HOST.fullmatch(name):
+        return f"http://{name}"
+    path = Path(name).expanduser()
+    folders: list[str] = []
+    with contextlib.suppress(OSError):
+        folders = [each.name for each in path.parent.iterdir() if each.is_dir()]
+    start = name[: len(name) - len(path.name)] if path.name else ""
+    found = difflib.get_close_matches(name, [JUDGE, *(f"{start}{each}" for each in folders)], n=1, cutoff=0.5)
+    return found[0] if found else None
+
+
+def _names(specs: list[str]) -> Iterator[str]:
+    """A short name of its own for each of several rewards: the columns of a training's log."""
+    taken: set[str] = set()
+    for spec in specs:
+        short = called = _short(spec)
+        number = 1
+        while called in taken:
+            number += 1
+            called = f"{short}-{number}"
+        taken.add(called)
+        yield called
+
+
+def _short(spec: str) -> str:
+    kind = _kind(spec)
+    if kind == "url":
+        return urlsplit(spec).hostname or "remote"
+    if kind == "function":
+        return spec.rpartition(":")[2]
+    return Path(spec).expanduser().resolve().name or "model"

@@ -1,0 +1,164 @@
+"""A Python function as the reward: `module:function`, or `path/to/file.py:function`."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import math
+import sys
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from numbers import Real
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from rlaif.errors import ModelError, UserError, nearest
+from rlaif.online.responses import Scores
+from rlaif.records import Messages
+
+_SHOWN = 300
+"""Characters of a user's error that a message repeats."""
+
+
+class FunctionReward:
+    """What a function says, in its own unit: `fn(prompts, responses)` returns one number or None for each response.
+
+    `prompts` is a list with one conversation a response, each a list of `{"role": ..., "content": ...}`; `responses` is
+    a list of texts. What is returned is a list, a tuple, a numpy array or a tensor; None is no score, and True counts
+    as 1.
+    """
+
+    def __init__(self, name: str) -> None:
+        """Import it. A module is looked for where Python looks, and in the working directory; a file may import what
+        lies beside it.
+
+        Raises UserError where there is no such function, or where importing it fails.
+        """
+        module, _, function = name.rpartition(":")
+        if not module or not function:
+            raise UserError(f"no function: `{name}`", mend="write it like `module:function` or `file.py:function`")
+        self._name, self._part = name, function
+        found = _of_file(Path(module).expanduser(), name) if module.endswith(".py") else _of_name(module, name)
+        self._function, self._file = _function(found, function, name), _file_of(found, function)
+
+    def __call__(self, prompts: Sequence[Messages], responses: Sequence[str]) -> Scores:
+        """One number a response; the one part is called like the function.
+
+        Raises ModelError, with the function's name, where it raises an error itself or returns anything else.
+        """
+        talks = [[message.model_dump() for message in messages] for messages in prompts]
+        try:
+            result = self._function(talks, list(responses))
+        except Exception as error:
+            # Whatever goes wrong in a user's code is the user's to see, in one line.
+            said = f"{type(error).__name__}: {error}"[:_SHOWN]
+            raise ModelError(f"reward `{self._name}` raised {said} ({_line(error, self._file)})") from error
+        total = self._numbers(result, len(responses))
+        return Scores(total, {self._part: total})
+
+    def _numbers(self, result: Any, count: int) -> list[float | None]:
+        listed = result.tolist() if hasattr(result, "tolist") else result
+        if not isinstance(listed, Sequence) or isinstance(listed, (str, bytes)):
+            raise self._wrong(f"a {type(result).__name__}, not a list with one number a response")
+        if len(listed) != count:
+            raise self._wrong(f"{len(listed)} rewards for {count} responses")
+        return [None if each is None else self._number(at, each) for at, each in enumerate(listed)]
+
+    def _number(self, at: int, value: Any) -> float:
+        if getattr(value, "ndim", None) == 0:  # a number of numpy's, or a tensor of one
+            value = value.item()
+        try:
+            number = float(value) if isinstance(value, Real) else None
+        except OverflowError:
+            number = math.inf
+        if number is None:
+            raise self._wrong(f"a {type(value).__name__} as reward {at + 1}, not a number")
+        if not math.isfinite(number):
+            raise self._wrong(f"{number} as reward {at + 1}; where there is no score it should return None")
+        return number
+
+    def _wrong(self, what: str) -> ModelError:
+        return ModelError(f"reward `{self._name}` returned {what}")
+
+    def state(self) -> Mapping[str, float]:
+        """Nothing: what a function remembers is its own."""
+        return {}
+
+    def restore(self, state: Mapping[str, float]) -> None:
+        """Nothing to go on from."""
+
+    def close(self) -> None:
+        """Nothing to let go of."""
+
+
+def _of_file(path: Path, name: str) -> ModuleType:
+    if not path.is_file():
+        raise UserError("there is no such file", where=path, mend="name the file of the reward function")
+    path = path.resolve()
+    called = f"_reward_of_{path.stem}"  # of its own: a json.py of the user's must not become everybody's `json`
+    spec = importlib.util.spec_from_file_location(called, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[called] = module  # dataclasses look their own module up
+    _look_in(path.parent)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise _broken(error, name, str(path)) from error
+    return module
+
+
+def _of_name(module: str, name: str) -> ModuleType:
+    _look_in(Path.cwd())
+    importlib.invalidate_caches()
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        missing = str(error.name)
+        if module != missing and not module.startswith(f"{missing}."):
+            raise _broken(error, name) from error
+        mend = "install it, go to the folder that it lies in, or name its file like `path/to/file.py:function`"
+        raise UserError(f"there is no module `{missing}`", where=name, mend=mend) from None
+    except Exception as error:
+        raise _broken(error, name) from error
+
+
+def _look_in(folder: Path) -> None:
+    """Let modules be found in a folder too; behind all others, so that none of those changes."""
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))
+
+
+def _broken(error: Exception, name: str, file: str = "") -> UserError:
+    said = f"{type(error).__name__}: {error}"[:_SHOWN]
+    where = "" if isinstance(error, SyntaxError) else f" ({_line(error, file)})"  # which names file and line itself
+    return UserError(f"cannot be imported: {said}{where}", where=name, mend="mend that file")
+
+
+def _line(error: Exception, file: str) -> str:
+    """The last line of a file that an error went through; without one, the line that it came from."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith("<frozen")]
+    own = [frame for frame in frames if frame.filename == file]
+    frame = (own or frames)[-1]
+    return f"{frame.filename}:{frame.lineno}"
+
+
+def _function(module: ModuleType, function: str, name: str) -> Callable[..., Any]:
+    if not hasattr(module, function):
+        known = [each for each, value in vars(module).items() if callable(value) and not each.startswith("_")]
+        mend = nearest(function, known) if known else "define it there"
+        raise UserError(f"there is no function `{function}`", where=name, mend=mend)
+    found = getattr(module, function)
+    if not callable(found):
+        what = f"`{function}` is a {type(found).__name__}, not a function"
+        raise UserError(what, where=name, mend="name a function that takes prompts and responses")
+    called: Callable[..., Any] = found
+    return called
+
+
+def _file_of(module: ModuleType, function: str) -> str:
+    """The file that a function is written in, as tracebacks name it."""
+    code = getattr(inspect.unwrap(getattr(module, function)), "__code__", None)
+    return str(code.co_filename if code is not None else module.__file__)

@@ -1,0 +1,141 @@
+"""A reward model as the reward: ours, an adapter, or anybody's for sequence classification with one output."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from rlaif.data.turns import Turn, transcript
+from rlaif.errors import ModelError, UserError
+from rlaif.online.responses import Scores
+from rlaif.records import Messages
+from rlaif.training.groups import Group
+from rlaif.training.intake import Intake
+from rlaif.training.texts import Example, Template
+from rlaif.training.tokens import Tokens
+
+if TYPE_CHECKING:
+    from rlaif.training.forward import Way
+    from rlaif.training.rewardmodel import Loaded
+
+
+class ModelReward:
+    """The reward of a model for a whole answer, in the model's own unit; the mean it was centred on is taken off.
+
+    Texts become tokens as in the model's training. The answers to one prompt share its computation where the model
+    allows it, and equal ones are computed once. A prompt that is too long loses its beginning, as in training; an
+    answer that is blank, or too long by itself, has no score.
+    """
+
+    def __init__(
+        self,
+        name_or_folder: str | Path,
+        device: Literal["auto", "cpu"] = "auto",
+        tokens: int = 8192,
+        *,
+        template: Template | None = None,
+    ) -> None:
+        """Load the model of a folder or of the hub. `tokens` is what fits into memory at once; `template` is that of
+        its training unless it is given (`auto` and `chat`: the chat template; `plain`: dialogues as text).
+
+        Raises UserError for a model that is none, or that cannot read messages.
+        """
+        from rlaif.training.rewardmodel import load
+
+        self._name = str(name_or_folder)
+        self._loaded: Loaded | None = (loaded := load(self._name, device))
+        self._plain = (template or loaded.template) == "plain"
+        if not self._plain and not getattr(loaded.tokenizer, "chat_template", None):
+            mend = "save a chat_template.jinja in its folder, or take one that was trained with `template: plain`"
+            raise UserError(
+                "the reward model has no chat template, and prompts are messages", where=self._name, mend=mend
+            )
+        self._limits = Tokens(loaded.tokenizer, max_length=loaded.max_length, ends=loaded.ends)
+        self._tokens = tokens
+        self._narrow = _computes_narrow(loaded.model)
+        self._ways: dict[bool, Way] = {}
+
+    def __call__(self, prompts: Sequence[Messages], responses: Sequence[str]) -> Scores:
+        """One reward a response, None for one that cannot be scored; the one part is called `model`.
+
+        Raises ModelError where a reward is no finite number, or where the chat template refuses all conversations.
+        """
+        from rlaif.training.scoring import rewards_apart
+
+        if self._loaded is None:
+            raise ModelError(f"the reward model {self._name} was closed")
+        intake = Intake()
+        pairs = enumerate(zip(prompts, responses, strict=True))
+        examples = (self._example(at, *pair) for at, pair in pairs if _can_be_read(*pair))
+        groups = {int(example.id): group for example, group in self._limits.with_examples(examples, intake)}
+        if not groups and intake.notes:
+            raise ModelError(f"{self._name}: no response can be scored: {intake.notes[0]}")
+        singles, model = list(groups.values()), self._loaded.model
+        how = {"way": self._way(singles), "narrow": self._narrow} if singles else {}
+        rewards = dict(zip(groups, rewards_apart(model, singles, tokens=self._tokens, **how), strict=True))
+        for at, reward in rewards.items():
+            if not math.isfinite(reward):
+                raise ModelError(f"{self._name}: the reward of response {at + 1} is {reward}: the model is broken")
+        total = [rewards.get(at) for at in range(len(responses))]
+        return Scores(total, {"model": total})
+
+    def _example(self, at: int, prompt: Messages, response: str) -> Example:
+        turns = tuple(Turn(message.role, message.content) for message in prompt)
+        if self._plain:  # the reply of such a dialogue follows after a space
+            return Example(str(at), transcript(turns), (f" {response}",), {})
+        return Example(str(at), turns, (response,), {})
+
+    def _way(self, singles: Sequence[Group]) -> Way:
+        """How the model computes them: found out once, and once more with the first prompt of several answers, as only
+        those show whether sharing works."""
+        from rlaif.training.forward import choose_way
+
+        if True in self._ways:
+            return self._ways[True]
+        of_prompt: dict[tuple[int, ...], dict[tuple[int, ...], None]] = {}
+        for single in singles:
+            of_prompt.setdefault(tuple(single.prompt), {})[tuple(single.completions[0])] = None
+        groups = sorted(
+            (Group("", prompt, tuple(several)) for prompt, several in of_prompt.items()),
+            key=lambda group: -len(group.completions),
+        )
+        shares = len(groups[0].completions) > 1
+        if shares not in self._ways:
+            assert self._loaded is not None
+            self._ways[shares] = choose_way(self._loaded.model, groups[:2], "rewards")
+        return self._ways[shares]
+
+    def state(self) -> Mapping[str, float]:
+        """Nothing: a reward model does not change."""
+        return {}
+
+    def restore(self, state: Mapping[str, float]) -> None:
+        """Nothing to go on from."""
+
+    def close(self) -> None:
+        """Let go of the model's memory."""
+        import torch
+
+        self._loaded = None
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def _can_be_read(prompt: Messages, response: str) -> bool:
+    """Whether the answer says something, and no text holds half a surrogate pair, which no tokenizer takes."""
+    try:
+        for text in (response, *(message.content for message in prompt)):
+            text.encode()
+    except UnicodeEncodeError:
+        return False
+    return bool(response.strip())
+
+
+def _computes_narrow(model: Any) -> bool:
+    """Whether it computes in bfloat16, as its training did on a GPU; weights and rewards stay in float32."""
+    import torch
+
+    on_gpu: bool = next(model.parameters()).device.type == "cuda"
+    return on_gpu and torch.cuda.is_bf16_supported()

@@ -1,0 +1,179 @@
+"""A server as the reward, asked in the form of OpenRLHF's remote reward models (`--remote_rm_url`).
+
+One POST for all responses of a call:
+
+    {"query": [prompt and response, ...], "prompts": [prompt, ...], "labels": ["", ...]}
+    -> {"rewards": [number or null, ...]}
+
+Newer servers send `scores` and `extra_logs` too, which are passed over. `labels` are the known answers of OpenRLHF's
+data sets, and empty there as here where a data set has none.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+from urllib.parse import urlsplit
+
+from rlaif.data.turns import Turn, transcript
+from rlaif.errors import ModelError, UserError
+from rlaif.inference.faults import error_message, retry_after
+from rlaif.inference.http import proxy_for
+from rlaif.inference.talk import shown_url
+from rlaif.online.responses import Scores
+from rlaif.records import Messages
+
+_LONGEST_PAUSE = 8.0
+_LONGEST_WAIT = 60.0
+"""Seconds that a Retry-After can hold us back."""
+_MOST_BYTES = 64 * 2**20
+"""Of a reply: a server that never stops sending is at fault too."""
+_SHOWN = 200
+"""Characters of a reply that a message repeats."""
+
+
+class _BadReplyError(Exception):
+    """An exchange that brought no rewards; `wait` is what the server asked for, in seconds."""
+
+    def __init__(self, what: str, wait: float | None = None) -> None:
+        self.wait = wait
+        super().__init__(what)
+
+
+def dialogue(messages: Messages) -> str:
+    """A prompt as text as it is sent by default: `\\n\\nHuman: ...\\n\\nAssistant: `.
+
+    What the system says stands first, without a marker.
+    """
+    return transcript(tuple(Turn(message.role, message.content) for message in messages)) + " "
+
+
+class RemoteReward:
+    """The rewards that a server gives, in its own unit; null from the server is no score.
+
+    What a server is sent as the text of a prompt is `render(messages)`, by default the dialogue as text (`dialogue`);
+    a reward model that was trained on a chat template wants that one, with the cue for a reply. The query is that text
+    and the response, with nothing in between.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        timeout: float = 120.0,
+        retries: int = 4,
+        *,
+        render: Callable[[Messages], str] = dialogue,
+        backoff: float = 1.0,
+    ) -> None:
+        """`timeout` is for one whole exchange, in seconds; a failed one is tried again `retries` times, after pauses
+        of `backoff`, twice and four times as long, and so on up to 8 s.
+
+        Raises UserError for what is no URL.
+        """
+        import httpx
+
+        if not _is_url(url):
+            raise UserError(f"no URL of a reward server: {url}", mend="write it like http://127.0.0.1:5000/get_reward")
+        self._url, self._shown = url, shown_url(url)
+        self._timeout, self._retries, self._render, self._backoff = timeout, retries, render, backoff
+        # A transport of our own, as the environment's proxy must not stand between us and this machine.
+        self._client = httpx.Client(timeout=timeout, transport=httpx.HTTPTransport(proxy=proxy_for(url)))
+
+    def __call__(self, prompts: Sequence[Messages], responses: Sequence[str]) -> Scores:
+        """One reward a response; the one part is called `remote`.
+
+        Raises ModelError, with the URL and what came last, where every try failed.
+        """
+        texts = [self._render(messages) for messages in prompts]
+        query = [prompt + response for prompt, response in zip(texts, responses, strict=True)]
+        if not query:
+            return Scores([], {"remote": []})
+        body = json.dumps({"query": query, "prompts": texts, "labels": [""] * len(query)}).encode()
+        total = self._rewards(body, len(query))
+        return Scores(total, {"remote": total})
+
+    def _rewards(self, body: bytes, count: int) -> list[float | None]:
+        for attempt in range(self._retries + 1):
+            try:
+                return _read(self._exchange(body), count)
+            except _BadReplyError as error:
+                if attempt == self._retries:
+                    tries = f"{attempt + 1} tries" if attempt else "one try"
+                    raise ModelError(f"no rewards from {self._shown} in {tries}: {error}") from None
+                pause = min(_LONGEST_PAUSE, self._backoff * 2**attempt)
+                time.sleep(max(pause, min(_LONGEST_WAIT, error.wait or 0.0)))
+        raise AssertionError("the last try returns or raises")
+
+    def _exchange(self, body: bytes) -> bytes:
+        """One request and its reply. The client's own timeout is for each read: a reply that drips has this one."""
+        import httpx
+
+        until = time.monotonic() + self._timeout
+        headers = {"Content-Type": "application/json", "Accept": "application/json"}
+        found = bytearray()
+        try:
+            with self._client.stream("POST", self._url, content=body, headers=headers) as response:
+                for chunk in response.iter_bytes():
+                    found += chunk
+                    if len(found) > _MOST_BYTES:
+                        raise _BadReplyError(f"a reply of more than {_MOST_BYTES >> 20} MiB")
+                    if time.monotonic() > until:
+                        raise _BadReplyError(f"no whole reply within {self._timeout:g} s")
+        except httpx.TimeoutException:
+            raise _BadReplyError(f"no reply within {self._timeout:g} s") from None
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise _BadReplyError(str(error)[:_SHOWN] or type(error).__name__) from None
+        if not response.is_success:
+            why = (
+                error_message(bytes(found))[1][:_SHOWN] or response.headers.get("location", "no reason given")[:_SHOWN]
+            )
+            wait = retry_after(response.headers.get("retry-after"))
+            raise _BadReplyError(f"HTTP {response.status_code}: {why}", wait)
+        return bytes(found)
+
+    def state(self) -> Mapping[str, float]:
+        """Nothing: what a server remembers is its own."""
+        return {}
+
+    def restore(self, state: Mapping[str, float]) -> None:
+        """Nothing to go on from."""
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._client.close()
+
+
+def _is_url(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
+
+
+def _read(body: bytes, count: int) -> list[float | None]:
+    """The rewards of a reply, one for each of `count` queries. Raises _BadReplyError where they are not there."""
+    try:
+        payload: Any = json.loads(body)
+    except (ValueError, RecursionError):
+        raise _BadReplyError(f"the reply is not JSON: {body[:_SHOWN].decode('utf-8', 'replace')}") from None
+    rewards = payload.get("rewards") if isinstance(payload, dict) else None
+    if not isinstance(rewards, list):
+        raise _BadReplyError(f"the reply has no list `rewards`: {json.dumps(payload)[:_SHOWN]}")
+    if len(rewards) != count:
+        raise _BadReplyError(f"{len(rewards)} rewards for {count} responses")
+    for at, reward in enumerate(rewards):
+        number = isinstance(reward, (int, float)) and not isinstance(reward, bool) and _is_finite(reward)
+        if reward is not None and not number:
+            raise _BadReplyError(f"reward {at + 1} is not a number: {json.dumps(reward)[:_SHOWN]}")
+    return [None if reward is None else float(reward) for reward in rewards]
+
+
+def _is_finite(number: float) -> bool:
+    try:
+        return math.isfinite(number)
+    except OverflowError:  # an integer beyond all floats
+        return False

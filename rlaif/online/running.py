@@ -1,0 +1,229 @@
+"""One online training from start to end: players, steps, what is watched, what is saved."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import JsonValue
+
+from rlaif.errors import UserError
+from rlaif.inference.quiet import quiet
+from rlaif.online.card import write_card
+from rlaif.online.curves import draw_curves
+from rlaif.online.keeping import (
+    add_responses,
+    cut_back,
+    load_checkpoint,
+    remove_best,
+    save_checkpoint,
+    take_best,
+)
+from rlaif.online.loop import Loop, Players
+from rlaif.online.players import dealer_of, policy_of, reference_of, reward_of, sampler_of, value_of
+from rlaif.online.prompts import Prompts, load_prompts
+from rlaif.online.settings import OnlineSettings
+from rlaif.online.watching import Watching
+from rlaif.training.arguments import narrow, require_reporters
+from rlaif.training.callbacks import StopCleanly, Told
+from rlaif.training.defaults import resolved
+from rlaif.training.folder import (
+    Begun,
+    add_to_log,
+    begin,
+    claimed,
+    finish,
+    first_process,
+    going_on,
+    remove_checkpoints,
+)
+from rlaif.training.loading import load_tokenizer, merged
+from rlaif.training.mishaps import enough_memory, room_to_write
+from rlaif.training.running import Trained
+from rlaif.training.saving import cast_files, type_of
+from rlaif.training.starts import Start, find_start
+from rlaif.training.use import is_adapter
+
+_CHECKPOINTS = 10
+
+
+def train_online(settings: OnlineSettings, told: Told, *, resume: bool = False) -> Trained:
+    """Train a policy on its own answers.
+
+    Raises UserError for what the user can mend, ModelError where the training cannot go on.
+    """
+    with quiet(), warnings.catch_warnings(), enough_memory(settings.folder):
+        warnings.simplefilter("ignore", FutureWarning)  # names that newer versions of transformers have others for
+        settings, found = resolved(settings, narrow(settings))
+        if found:
+            told.note(f"{', '.join(f'{name} {value:g}' for name, value in found.items())}: the usual, as none is set")
+        require_reporters(settings)
+        with claimed(settings.folder, resume), contextlib.ExitStack() as opened:
+            return _Training(settings, told, opened).run(resume)
+
+
+@dataclass
+class _Training:
+    settings: OnlineSettings
+    told: Told
+    opened: contextlib.ExitStack
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+    def run(self, resume: bool) -> Trained:
+        settings = self.settings
+        start = find_start(settings.model)
+        if start.adapter is not None and is_adapter(settings):
+            what = "is an adapter, and another one on top of it would have no model to lie on"
+            raise UserError(what, where=settings.model, mend="set `lora.merge: true`, or train all weights")
+        tokenizer = load_tokenizer(start.tokenizer)
+        prompts = self._prompts(tokenizer)
+        begun = Begun(
+            method=settings.method, settings=settings.plain(), data_hash=prompts.hash, model_hash=start.hash()
+        )
+        checkpoint = going_on(settings.folder, begun) if resume else None
+        loop = self._loop(start, tokenizer, prompts)
+        watching = self.opened.enter_context(Watching.opened(settings, prompts.held, loop, self.told.note))
+        if not resume and first_process():
+            begin(settings.folder, begun)
+        stop = StopCleanly(self.told.note)
+        stop.on_train_begin(None, None, None)
+        self.opened.callback(stop.restore)
+        with room_to_write(settings.folder):
+            self._steps(loop, watching, stop, checkpoint)
+            return self._saved(loop, watching, tokenizer, start, prompts)
+
+    def _prompts(self, tokenizer: Any) -> Prompts:
+        settings = self.settings
+        held = settings.held_out.prompts if settings.held_out.every else 0
+        prompts = load_prompts(
+            settings.prompts, tokenizer, held=held, longest=settings.max_prompt, limit=settings.limit
+        )
+        for line in prompts.notes:
+            self.told.note(line)
+        wanted = settings.batch_size // settings.samples
+        if len(prompts.train) < wanted:
+            what = f"{len(prompts.train)} prompts are too few: a step takes {wanted}"
+            raise UserError(what, where=settings.prompts, mend="lower `batch_size`, or raise `samples`")
+        return prompts
+
+    def _loop(self, start: Start, tokenizer: Any, prompts: Prompts) -> Loop:
+        settings = self.settings
+        accelerator = _accelerator(settings)
+        reward = reward_of(settings, tokenizer, self.told.note)
+        self.opened.callback(reward.close)
+        policy = policy_of(settings, prompts.train, accelerator, self.told.note)
+        ppo = settings.algorithm == "ppo"
+        value = value_of(settings, prompts.train, accelerator, tokenizer) if ppo else None
+        sampler = sampler_of(settings, policy, tokenizer, start)
+        self.opened.callback(sampler.close)
+        players = Players(
+            policy, reference_of(settings, policy, accelerator), value, sampler, reward, dealer_of(settings, prompts)
+        )
+        return Loop(settings, players, accelerator, settings.kl.beta)
+
+    def _steps(self, loop: Loop, watching: Watching, stop: StopCleanly, checkpoint: Path | None) -> None:
+        settings, first, before = self.settings, 0, 0.0
+        if checkpoint is not None:
+            state = load_checkpoint(checkpoint, loop)
+            watching.restore(state["watch"])
+            first, before = int(state["step"]), float(state["seconds"])
+        if first_process():
+            self.history = cut_back(settings.folder, first)
+        self.began = time.monotonic() - before
+        self.done = first
+        often = settings.save_steps if settings.save_steps is not None else max(1, settings.steps // _CHECKPOINTS)
+        self.told.begin("train", settings.steps)
+        watching.begin()
+        for number in range(first, settings.steps):
+            found = loop.step(number)
+            self.done = number + 1
+            line = {"step": self.done, **found.figures}
+            ended = watching.look(self.done, line)
+            self._log(line)
+            if first_process():
+                add_responses(settings.folder, number, found)
+            self.told.progress("train", self.done, {"reward": line["reward"], "kl": line["kl"]})
+            asked = loop.any_process(stop.asked)
+            stop.asked = asked
+            last = self.done == settings.steps
+            if (asked or (often and self.done % often == 0)) and not last and not ended:
+                self._checkpoint(loop, watching)
+            if asked or ended:
+                break
+        self.ended = not stop.asked or self.done == settings.steps
+
+    def _log(self, line: dict[str, Any]) -> None:
+        self.history.append(line)
+        if first_process():
+            add_to_log(self.settings.folder, line)
+
+    def _checkpoint(self, loop: Loop, watching: Watching) -> None:
+        if first_process():
+            more: dict[str, JsonValue] = {"watch": watching.state(), "seconds": time.monotonic() - self.began}
+            save_checkpoint(self.settings.folder, self.done, loop, more, self.settings.keep)
+        loop.accelerator.wait_for_everyone()
+
+    def _saved(self, loop: Loop, watching: Watching, tokenizer: Any, start: Start, prompts: Prompts) -> Trained:
+        settings, folder = self.settings, self.settings.folder
+        figures = _figures(self.history) | {"seconds": round(time.monotonic() - self.began, 2)}
+        figures |= watching.figures()
+        finished = self.ended
+        trained = Trained(folder, self.done, finished, figures)
+        if not finished or not first_process():
+            return trained
+        if watching.kept_best and take_best(folder, loop):
+            self.told.note(f"the model is that of step {watching.kept_best}, which the held-out judge likes best")
+        model = loop.players.policy.model
+        if settings.lora.rank is not None and settings.lora.merge:
+            model = merged(model)
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        if not is_adapter(settings):
+            cast_files(folder, type_of(start.weights))
+        draw_curves(self.history, folder / "curves.png")
+        metrics: dict[str, JsonValue] = {**figures, "steps": self.done, "alarms": watching.told()}
+        write_card(settings, prompts, metrics)
+        finish(folder, metrics)
+        remove_checkpoints(folder)
+        remove_best(folder)
+        return trained
+
+
+def _figures(history: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """The last value of everything that was logged."""
+    found: dict[str, float] = {}
+    for line in history:
+        found |= {name: float(value) for name, value in line.items() if isinstance(value, (int, float))}
+    return {name: value for name, value in found.items() if name != "step"}
+
+
+def _accelerator(settings: OnlineSettings) -> Any:
+    """One process or many, in the type that the model computes in. Raises UserError for what does not work here."""
+    from accelerate import Accelerator
+    from accelerate.utils import DistributedType, set_seed
+
+    made = Accelerator(
+        mixed_precision="bf16" if narrow(settings) else "no", cpu=settings.device == "cpu", log_with=None
+    )
+    if made.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+        what = "online training needs whole weights in every process, to answer with them"
+        raise UserError(
+            what, mend="choose neither FSDP nor DeepSpeed in `accelerate config`, and train with `lora.rank`"
+        )
+    if settings.rollout.base_url is not None and made.num_processes > 1:
+        what = "a server that samples follows the weights of one process"
+        raise UserError(what, where="rollout.base_url", mend="start the training without `accelerate launch`")
+    wanted = settings.batch_size // settings.samples
+    if wanted % made.num_processes:
+        what = f"{wanted} prompts of a step cannot be shared out evenly among {made.num_processes} processes"
+        raise UserError(what, where="batch_size", mend=f"set a multiple of {made.num_processes * settings.samples}")
+    set_seed(settings.seed)
+    return made
+
+
+__all__ = ["train_online"]

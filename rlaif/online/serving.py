@@ -1,0 +1,255 @@
+"""Answers drawn on a vLLM server, whose weights follow the training by adapters that are loaded while it runs.
+
+A server is asked for answers to prompts of token ids, and gives token ids back: no text is ever split into tokens
+again, which would not always give the tokens that were drawn.
+
+Its numbers are not the training's to the last digit: other kernels, another order of additions, often another type.
+`check_in_step` tells such noise from weights that were left behind (huggingface/trl#5312).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from rlaif.errors import ModelError, UserError
+from rlaif.inference.faults import Fault
+from rlaif.inference.http import AiohttpWire, HttpxWire
+from rlaif.inference.talk import Talk, headers_for, normal_url
+from rlaif.online.adapters import Adapters, AdapterSource, Line
+from rlaif.online.responses import Asked, Response
+
+if TYPE_CHECKING:
+    import httpx
+
+T = TypeVar("T")
+
+_PLAIN = {
+    "top_p": 1.0, "top_k": 0, "min_p": 0.0, "return_tokens_as_token_ids": True,
+    "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0,
+}  # fmt: skip
+"""Sent with every question: where it is silent, the server's own defaults would act."""
+_PROBE, _TOP = list(range(1, 9)), 5
+"""Tokens that every model has, and how many it tells that could follow them."""
+_NARROW = 0.01
+"""A `top_p` that leaves one token."""
+
+
+class ServedSampler:
+    """A `Sampler` on a running vLLM server (`--enable-lora`, VLLM_ALLOW_RUNTIME_LORA_UPDATING=True).
+
+    The log-probabilities are those of the whole distribution at the sampling temperature; where that is 0, greedy,
+    those of temperature 1. vLLM reports those of temperature 1 before `top_p`, or with `--logprobs-mode
+    processed_logprobs` those of the sampling temperature after `top_p`. So another temperature needs that mode, and
+    `top_p` the other one: the first `update` asks the server which it is.
+
+    Not to be used where an event loop runs already.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        model: str | None,
+        adapter_source: AdapterSource,
+        folder: Path,
+        *,
+        tokenizer: Any,
+        max_tokens: int,
+        ends: frozenset[int],
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        concurrency: int = 64,
+        timeout: float = 300.0,
+        backoff: float = 0.5,
+        api_key: str | None = None,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        """`model` is the server's name for the model that the adapter belongs to; None takes its first one.
+        `adapter_source` saves the adapter as it is now into a folder below `folder`, which is this sampler's own and
+        which the server has to see too. `ends` are the tokens that end an answer, and the only ones: they stay in its
+        ids, not in its text. `concurrency` bounds the prompts under way, `timeout` the seconds of one request;
+        `transport` takes the network's place in tests.
+        """
+        url, headers = normal_url(base_url), headers_for(api_key)
+        wire = AiohttpWire(headers, base_url=url) if transport is None else HttpxWire(headers, transport)
+        self._talk = Talk(url, wire, api_key=api_key)
+        self._tokenizer, self._ends, self._max_tokens, self._seed = tokenizer, ends, max_tokens, seed
+        self._temperature, self._top_p = temperature, top_p
+        self._concurrency, self._timeout, self._backoff = concurrency, timeout, backoff
+        self._adapters = Adapters(adapter_source, folder, model)
+        self._version, self._name = 0, ""
+        self._context: int | None = None
+
+    def sample(self, asked: Sequence[Asked], each: int, step: int) -> list[Response]:
+        """`each` answers to every prompt, those to one prompt next to each other; the noise depends on `step`.
+
+        Before the first `update`, the weights are taken up as version 0. Raises UserError for a prompt that is too long
+        and for a server that is not set up for this, ModelError where it cannot go on.
+        """
+        if not self._name:
+            self.update(0)
+        for one in asked:
+            self._require_room(one)
+
+        async def work(line: Line) -> list[Response]:
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(self._answers(line, one, each, step)) for one in asked]
+            return [response for task in tasks for response in task.result()]
+
+        return self._run(work)
+
+    def update(self, version: int) -> None:
+        """Save the adapter, load it under a new name, and forget all but the last two.
+
+        Raises UserError for a server that is not set up for this, ModelError where there is none.
+        """
+
+        async def work(line: Line) -> str:
+            if not self._name:
+                model, self._context = await self._adapters.begin(line)
+                await self._require_numbers(line, model)
+            return await self._adapters.load(line, version)
+
+        self._name, self._version = self._run(work), version
+
+    def close(self) -> None:
+        """Take the adapters from the server, and delete them."""
+        self._run(self._adapters.end)
+
+    def _require_room(self, asked: Asked) -> None:
+        if self._context is not None and len(asked.ids) >= self._context:
+            what = f"{len(asked.ids)} tokens leave no room for an answer in a context of {self._context}"
+            raise UserError(what, where=f"prompt {asked.id}", mend="shorten it, or leave it out")
+
+    def _run(self, work: Callable[[Line], Awaitable[T]]) -> T:
+        """Do some work in an event loop of its own. Of several errors, the first is raised."""
+
+        async def main() -> T:
+            line = Line(self._talk, concurrency=self._concurrency, timeout=self._timeout, backoff=self._backoff)
+            try:
+                return await work(line)
+            finally:
+                await line.close()
+
+        try:
+            return asyncio.run(main())
+        except ExceptionGroup as errors:
+            raise errors.exceptions[0] from None
+
+    async def _answers(self, line: Line, asked: Asked, each: int, step: int) -> list[Response]:
+        greedy = self._temperature == 0
+        body: dict[str, Any] = {
+            **_PLAIN,
+            "model": self._name,
+            "prompt": list(asked.ids),
+            "n": 1 if greedy else each,  # vLLM draws no second answer where there is but one
+            "max_tokens": self._max_tokens,
+            "temperature": self._temperature,
+            "top_p": self._top_p,
+            "seed": seed_of(self._seed, step, asked.id),
+            "stop_token_ids": sorted(self._ends),
+            "ignore_eos": True,  # of the ends, the server may know others
+            "logprobs": 0,
+            "return_token_ids": True,
+        }
+        reply = await line.post("/completions", body)
+        if isinstance(reply, Fault):
+            raise self._failure(line, reply, asked)
+        choices = sorted(reply.get("choices") or (), key=lambda choice: int(choice["index"]))
+        if len(choices) != body["n"]:
+            raise ModelError(f"{line.shown}: {len(choices)} answers to prompt {asked.id}, not {body['n']}")
+        found = [self._read(line, asked, choice) for choice in choices]
+        return [self._response(asked, index, *found[0 if greedy else index]) for index in range(each)]
+
+    def _read(self, line: Line, asked: Asked, choice: Mapping[str, Any]) -> tuple[list[int], list[float]]:
+        """Ids and log-probabilities of one answer, checked."""
+        ids, logps = choice.get("token_ids"), (choice.get("logprobs") or {}).get("token_logprobs")
+        if not ids or not logps or len(ids) != len(logps) or None in logps:
+            what = "gives no token ids with log-probabilities"
+            raise UserError(what, where=line.shown, mend="serve the policy with vLLM 0.20 or newer")
+        if choice.get("prompt_token_ids") != list(asked.ids):
+            raise ModelError(f"{line.shown}: answers another prompt than {asked.id}, which was {len(asked.ids)} tokens")
+        reason = choice.get("finish_reason")
+        if (reason == "length") == (ids[-1] in self._ends):
+            raise ModelError(
+                f"{line.shown}: ended an answer to prompt {asked.id} at token {ids[-1]} because of `{reason}`"
+            )
+        return ids, logps
+
+    def _response(self, asked: Asked, index: int, ids: list[int], logps: list[float]) -> Response:
+        finished = ids[-1] in self._ends
+        text = self._tokenizer.decode(ids[:-1] if finished else ids, skip_special_tokens=True)
+        return Response(asked, index, ids, logps, text, finished, self._version)
+
+    def _failure(self, line: Line, fault: Fault, asked: Asked) -> Exception:
+        if fault.kind in ("too_long", "bad_request"):
+            mend = "shorten it, or leave it out" if fault.kind == "too_long" else ""
+            return UserError(fault.detail, where=f"prompt {asked.id}", mend=mend)
+        if fault.kind == "http_404" and self._name in fault.detail:
+            what = f"{line.shown}: no longer has version {self._version} of the policy; was it started again?"
+            return ModelError(f"{what} Go on with `--resume`")
+        return line.failure(fault)
+
+    async def _require_numbers(self, line: Line, model: str) -> None:
+        """Raise UserError unless log-probabilities come at the sampling temperature, and before `top_p`."""
+        heat = self._temperature
+        if heat not in (0.0, 1.0):
+            cold, hot = await self._tops(line, model, 1.0, 1.0), await self._tops(line, model, heat, 1.0)
+            both = sorted(cold.keys() & hot.keys(), key=lambda token: cold[token])
+            gap, there = (each[both[-1]] - each[both[0]] if both else 0.0 for each in (cold, hot))
+            # A temperature divides the difference between two log-probabilities.
+            if abs(there - gap / heat) >= abs(there - gap):
+                what = f"reports log-probabilities of temperature 1, not of {heat:g}"
+                mend = "start it with --logprobs-mode processed_logprobs, or sample with `temperature: 1`"
+                raise UserError(what, where=line.shown, mend=mend)
+        if self._top_p < 1:
+            wide, narrow = await self._tops(line, model, heat, 1.0), await self._tops(line, model, heat, _NARROW)
+            if max(narrow.values()) > max(wide.values()) / 2:  # alone, the first token has the log-probability 0
+                what = "reports log-probabilities of what `top_p` leaves, not of the whole distribution"
+                mend = "start it without --logprobs-mode, or sample with `top_p: 1`"
+                raise UserError(what, where=line.shown, mend=mend)
+
+    async def _tops(self, line: Line, model: str, temperature: float, top_p: float) -> dict[str, float]:
+        """The most probable tokens after some prompt, and their log-probabilities."""
+        asked = {"prompt": _PROBE, "max_tokens": 1, "temperature": temperature, "top_p": top_p}
+        reply = await line.post("/completions", {**_PLAIN, **asked, "model": model, "logprobs": _TOP, "seed": 0})
+        if isinstance(reply, Fault):
+            raise line.failure(reply)
+        try:
+            return {token: float(logp) for token, logp in reply["choices"][0]["logprobs"]["top_logprobs"][0].items()}
+        except (KeyError, IndexError, TypeError, AttributeError):
+            what = "reports no log-probabilities"
+            raise UserError(what, where=line.shown, mend="serve the policy with vLLM") from None
+
+
+def seed_of(seed: int, step: int, prompt: str) -> int:
+    """The server's seed for the answers to one prompt; it counts up from there for the second, the third, ..."""
+    digest = hashlib.sha256(f"{seed}:{step}:{prompt}".encode("utf-8", "surrogatepass")).digest()
+    return int.from_bytes(digest[:8], "big") >> 2
+
+
+def check_in_step(responses: Sequence[Response], logps: Sequence[Sequence[float]], tolerance: float) -> float:
+    """The mean difference per token between the sampler's log-probabilities and the training's own, of the same tokens.
+
+    Raises ModelError where it is above `tolerance`: the server then has other weights than the training, or computes
+    something else with them. How much rounding alone gives is best measured where the weights are surely equal, right
+    after the first `update`; ten times that is a tolerance.
+    """
+    apart = [
+        abs(one - other)
+        for response, own in zip(responses, logps, strict=True)
+        for one, other in zip(response.logps, own, strict=True)
+    ]
+    mean = sum(apart) / len(apart) if apart else 0.0
+    if not mean <= tolerance:
+        versions = sorted({response.version for response in responses})
+        which = f"version {versions[0]}" if len(versions) == 1 else f"versions {versions[0]} to {versions[-1]}"
+        raise ModelError(
+            f"the answers are not those of {which} of the policy: log-probabilities are off by {mean:.2g} a token, "
+            f"more than {tolerance:g}; the server may have kept older weights, or serve another model"
+        )
+    return mean

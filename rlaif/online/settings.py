@@ -1,0 +1,172 @@
+"""The settings of online training: the same keys in a YAML file, as flags (`--kl-beta`) and with `--set`."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from rlaif.online.watch import WatchLimits
+from rlaif.plainwords import Where, located
+from rlaif.records import Record
+from rlaif.settings import JudgeSettings
+from rlaif.training.settings import CommonSettings
+
+Algorithm = Literal["ppo", "rloo", "grpo", "reinforce++", "p3o", "online-dpo"]
+
+COMPARING = frozenset({"rloo", "grpo", "p3o", "online-dpo"})
+"""Algorithms that compare the answers to one prompt with each other, and need two of them or more."""
+
+
+class KlSettings(Record):
+    """What it costs to leave the start."""
+
+    beta: float = Field(0.05, ge=0)
+    """Price of a nat; for online-dpo its beta."""
+    place: Literal["reward", "loss"] = "reward"
+    """`reward` takes it off the reward of every token (ppo, reinforce++) or answer; `loss` adds it to the loss."""
+    target: float | None = Field(None, gt=0)
+    """Nats an answer that beta is steered to (adaptive, arXiv:1909.08593); none leaves beta as it is."""
+    horizon: int = Field(10_000, ge=1)
+    """Answers over which an adaptive beta moves."""
+
+
+class ValueSettings(Record):
+    """The value network of ppo."""
+
+    model: str | None = None
+    """What it starts from; none takes the reward model, or where the reward is something else the policy."""
+    learning_rate: float | None = Field(None, gt=0)
+    """None takes ten times the policy's."""
+    clip: float = Field(0.2, gt=0)
+    """A value may move so far from what it was when the answers were sampled."""
+    warmup: int = Field(0, ge=0)
+    """First steps in which the value network alone learns."""
+
+
+class MismatchSettings(Record):
+    """What is done about a server whose numbers are not quite the trainer's (truncated importance sampling)."""
+
+    correct: Literal["token", "sequence", "mask", "none"] = "token"
+    """Weight every token or answer by how much more probable it is to the trainer; `mask` leaves answers out."""
+    cap: float = Field(2.0, gt=1)
+    """Largest weight; with `mask`, answers beyond it are left out."""
+    tolerance: float | None = Field(None, gt=0)
+    """Nats a token between sampler and trainer above which weights count as stale; none: ten times the first step's."""
+
+
+class RolloutSettings(Record):
+    """How the policy's answers are drawn."""
+
+    max_tokens: int = Field(256, ge=1)
+    """Most tokens of an answer."""
+    temperature: float = Field(1.0, gt=0)
+    """Sampling temperature; the trainer's log-probabilities are at it too."""
+    top_p: float = Field(1.0, gt=0, le=1)
+    """Nucleus sampling: 1 keeps every token, and the log-probabilities exact."""
+    base_url: str | None = None
+    """A vLLM server that samples, with the adapter of every step loaded into it (needs `lora.rank`)."""
+    served_model: str | None = None
+    """What the server calls the model; none takes its first one."""
+    adapters: str | None = None
+    """Folder for the adapters that the server loads, which both see; none takes one in the output folder."""
+    concurrency: int = Field(64, ge=1)
+    """Most prompts under way at once on a server."""
+    timeout: float = Field(300.0, gt=0)
+    """Seconds until a request to the server counts as lost."""
+
+
+class HeldOutSettings(Record):
+    """A judge that is not the reward compares the policy with its start, now and then."""
+
+    every: int = Field(0, ge=0)
+    """Steps between comparisons; 0 never compares."""
+    prompts: int = Field(64, ge=2)
+    """Prompts set aside for it, drawn by hash; they are not trained on."""
+    judge: JudgeSettings | None = None
+    """The judge; none takes `judge`, which is no independent witness where it is the reward too."""
+
+
+class OnlineSettings(CommonSettings):
+    """Training on the policy's own fresh answers: ppo and its relatives."""
+
+    method, usual_rate = "ppo", 1e-6
+
+    prompts: str = Field(min_length=1)
+    """Prompts to answer: a file (JSONL, Parquet, CSV, text), a `datasets` name, or a run folder's prompts.jsonl."""
+    reward: str = Field(min_length=1)
+    """A reward model's folder, `judge`, a URL, module:function; several by commas, weighted as in `judge*0.5,rm`."""
+    algorithm: Algorithm = "ppo"
+    """`ppo` with a value network; `rloo`, `grpo`, `reinforce++`, `p3o` without; `online-dpo` on the best and worst."""
+    judge: JudgeSettings | None = None
+    """The judge, where it is the reward."""
+    constitution: str = "harmless"
+    """What the judge judges by: a shipped constitution or a file."""
+    principles: Literal["each", "all"] = "each"
+    """Grade under each principle on its own, or under all in one question."""
+    limit: int | None = Field(None, ge=1)
+    """Only the first prompts."""
+    max_prompt: int = Field(1024, ge=8)
+    """Longer prompts, in tokens, are left out."""
+    steps: int = Field(100, ge=1)
+    """Times that the policy answers and learns from its answers."""
+    batch_size: int = Field(64, ge=1)
+    """Answers of a step, over all processes."""
+    samples: int = Field(4, ge=1)
+    """Answers to each prompt of a step."""
+    minibatches: int = Field(1, ge=1)
+    """Optimizer steps in one pass over a step's answers."""
+    epochs: int = Field(2, ge=1)
+    """Passes over a step's answers."""
+    clip: float = Field(0.2, gt=0)
+    """How far a probability may move in a step, as a share, before its gradient is cut."""
+    clip_high: float | None = Field(None, gt=0)
+    """Another bound for moves upwards (DAPO takes 0.28); none takes `clip`."""
+    p3o_clip: Literal["separate", "joint"] = "joint"
+    """p3o: clip the two answers' ratios each, or what they come to together."""
+    gamma: float = Field(1.0, gt=0, le=1)
+    """Discount of later rewards, a token."""
+    lam: float = Field(0.95, ge=0, le=1)
+    """GAE's lambda: 1 trusts the returns, 0 the value network."""
+    whiten: bool = True
+    """ppo, reinforce++: bring advantages to mean 0 and variance 1 over the step's tokens."""
+    scale: Literal["group", "batch", "none"] = "group"
+    """grpo: divide by the deviation of the rewards of one prompt, of the step, or not (Dr. GRPO)."""
+    per: Literal["token", "sequence", "constant"] = "token"
+    """What counts alike in the loss: tokens (DAPO), answers (GRPO's paper), or tokens over a constant (Dr. GRPO)."""
+    group_baseline: bool = False
+    """reinforce++: take the mean reward of the prompt's answers off first."""
+    missing_eos_penalty: float = Field(1.0, ge=0)
+    """Taken off the reward of an answer that did not end by itself."""
+    reward_clip: float | None = Field(None, gt=0)
+    """Rewards are cut to this on either side."""
+    normalise: bool = True
+    """Several rewards: bring each to its own running mean 0 and deviation 1 before they are added."""
+    value: ValueSettings = ValueSettings()
+    kl: KlSettings = KlSettings()
+    rollout: RolloutSettings = RolloutSettings()
+    mismatch: MismatchSettings = MismatchSettings()
+    held_out: HeldOutSettings = HeldOutSettings()
+    watch: WatchLimits = WatchLimits()
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        found: list[tuple[Where, str]] = []
+        if self.batch_size % self.samples:
+            what = f"`batch_size: {self.batch_size}` is no multiple of `samples: {self.samples}`"
+            found.append((("batch_size",), what))
+        elif self.batch_size // self.samples < self.minibatches:
+            prompts = self.batch_size // self.samples
+            what = f"`minibatches: {self.minibatches}` are more than the {prompts} prompts of a step"
+            found.append((("minibatches",), what))
+        if self.algorithm in COMPARING and self.samples < 2:
+            what = f"`algorithm: {self.algorithm}` compares answers to one prompt: set 2 or more"
+            found.append((("samples",), what))
+        if self.rollout.base_url is not None and self.lora.rank is None:
+            what = "a server takes up adapters only: set `lora.rank`, or leave `rollout.base_url` out"
+            found.append((("rollout", "base_url"), what))
+        if self.algorithm == "online-dpo" and self.kl.beta == 0:
+            found.append((("kl", "beta"), "`algorithm: online-dpo` needs a beta above 0, for instance 0.1"))
+        if found:
+            raise located(type(self).__name__, found)
+        return self

@@ -1,0 +1,220 @@
+"""Whole online trainings: they learn, they stop and go on, several processes are one, what they leave behind."""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from rlaif.errors import ModelError, UserError
+from rlaif.online.settings import OnlineSettings
+from rlaif.training.folder import last_checkpoint
+from tests.online.runs import begin, given, log_of, run
+from tests.support import command, environment
+from tests.training.runs import Heard, furthest, weights
+
+ALGORITHMS = ["ppo", "rloo", "grpo", "reinforce++", "p3o", "online-dpo"]
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return begin(tmp_path_factory.mktemp("online"))
+
+
+def flags(folder: Path, out: Path, *more: object) -> list[object]:
+    return [
+        "train", "ppo", "--model", folder / "model", "--prompts", folder / "prompts.jsonl", "--output", out,
+        "--reward", f"{folder / 'reward.py'}:vowels", "--device", "cpu", "--algorithm", "ppo", "--batch-size", "8",
+        "--samples", "4", "--learning-rate", "1e-3", "--rollout-max-tokens", "8", "--watch-on-alarm", "warn", *more,
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_every_algorithm_learns(algorithm: str, folder: Path, tmp_path: Path) -> None:
+    trained = run(
+        folder, output=str(tmp_path), algorithm=algorithm, steps=30, batch_size=32, learning_rate=3e-3, epochs=2,
+        kl={"beta": 0.01},
+    )  # fmt: skip
+    log = log_of(trained.folder)
+    assert trained.finished and len(log) == 30
+    first, last = (sum(line["reward"] for line in lines) / 5 for lines in (log[:5], log[-5:]))
+    assert last > first + 0.1, (first, last)
+    assert log[-1]["kl"] > 0.5 and log[0]["kl"] == pytest.approx(0, abs=1e-4)
+    assert all(math.isfinite(value) for line in log for value in line.values())
+
+
+def test_what_is_left_behind(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run(folder, output=str(out), algorithm="ppo")
+    names = {path.name for path in out.iterdir()}
+    assert {"train.json", "metrics.json", "log.jsonl", "responses.jsonl", "README.md", "curves.png"} < names
+    assert not any(name.startswith(("checkpoint", "best")) or name.endswith((".bin", ".pt")) for name in names)
+    AutoModelForCausalLM.from_pretrained(out)
+    AutoTokenizer.from_pretrained(out)
+    rows = [json.loads(line) for line in (out / "responses.jsonl").open()]
+    assert [row["version"] for row in rows] == [0] * 8 + [1] * 8 + [2] * 8, "the weights that made each answer"
+    assert rows[0]["reward"] == pytest.approx(
+        sum(each in "ae" for each in rows[0]["response"]) / (len(rows[0]["response"]) + 1)
+    )
+    card = (out / "README.md").read_text()
+    assert "trained on its own answers by `ppo`" in card and str(folder) not in card
+
+
+def test_a_killed_training_goes_on_as_if_nothing_had_been(folder: Path, tmp_path: Path) -> None:
+    """kill -9 in the middle: the same weights, the same log, the same answers as in one piece."""
+    more = ["--steps", "16", "--save-steps", "2", "--set", "kl.target=0.5"]
+    calm, broken = tmp_path / "calm", tmp_path / "broken"
+    subprocess.run(command(*flags(folder, calm, *more)), env=environment(), check=True, capture_output=True)
+    with subprocess.Popen(
+        command(*flags(folder, broken, *more)), env=environment(), stderr=subprocess.DEVNULL
+    ) as process:
+        deadline = time.monotonic() + 120
+        while last_checkpoint(broken) is None and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+    assert last_checkpoint(broken) is not None and not (broken / "metrics.json").exists()
+    subprocess.run(
+        command(*flags(folder, broken, *more, "--resume")), env=environment(), check=True, capture_output=True
+    )
+    assert furthest(weights(calm), weights(broken)) <= 1e-6
+    one, other = log_of(calm), log_of(broken)
+    assert [line["step"] for line in other] == list(range(1, 17))
+    for ours, theirs in zip(one, other, strict=True):
+        assert ours == pytest.approx(theirs, abs=1e-5)
+    assert (calm / "responses.jsonl").read_text() == (broken / "responses.jsonl").read_text()
+
+
+@pytest.mark.parametrize("algorithm", ["ppo", "rloo"])
+def test_an_adapter_stops_and_goes_on(
+    algorithm: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C after a step; with several rewards, whose running means go on too."""
+    (tmp_path / "other.py").write_text("def short(prompts, responses):\n    return [-len(r) for r in responses]\n")
+    more: dict[str, Any] = {
+        "algorithm": algorithm, "lora": {"rank": 4}, "steps": 6,
+        "reward": f"{folder / 'reward.py'}:vowels,{tmp_path / 'other.py'}:short*0.5",
+    }  # fmt: skip
+    calm = run(folder, output=str(tmp_path / "calm"), **more)
+    heard = Heard()
+    with monkeypatch.context() as patch:
+        plain = heard.progress
+
+        def progress(stage: str, done: int, logs: dict[str, float]) -> None:
+            plain(stage, done, logs)
+            if done == 3:
+                signal.raise_signal(signal.SIGINT)
+
+        patch.setattr(heard, "progress", progress)
+        stopped = run(folder, output=str(tmp_path / "broken"), heard=heard, **more)
+    assert not stopped.finished and stopped.steps == 3
+    assert any("stopping after this step" in note for note in heard.notes)
+    resumed = run(folder, output=str(tmp_path / "broken"), resume=True, **more)
+    assert resumed.finished and (resumed.folder / "adapter_model.safetensors").exists()
+    assert furthest(weights(calm.folder), weights(resumed.folder)) <= 1e-6
+
+
+def test_memory_budget_does_not_change_the_result(folder: Path, tmp_path: Path) -> None:
+    """Parts of a minibatch add up to it, whatever fits at once."""
+    for algorithm in ("ppo", "p3o"):
+        ends = [
+            run(folder, output=str(tmp_path / f"{algorithm}{tokens}"), algorithm=algorithm, tokens=tokens, samples=2)
+            for tokens in (64, 8192)
+        ]
+        assert furthest(*(weights(each.folder) for each in ends)) <= 2e-5, algorithm
+
+
+def test_two_processes_are_one(folder: Path, tmp_path: Path) -> None:
+    from tests.training.test_processes import finish, launched
+
+    one, two = tmp_path / "one", tmp_path / "two"
+    more = ["--steps", "3", "--minibatches", "1"]
+    finish(command(*flags(folder, one, *more)))
+    finish(launched("rlaif", *flags(folder, two, *more)))
+    assert furthest(weights(one), weights(two)) <= 1e-4
+    for ours, theirs in zip(log_of(one), log_of(two), strict=True):
+        for name in ("reward", "kl", "grad_norm", "value/grad_norm", "entropy"):
+            assert ours[name] == pytest.approx(theirs[name], rel=1e-3, abs=1e-4), name
+
+
+def test_answers_without_a_score_are_left_out_and_counted(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "some.py").write_text(
+        "def some(prompts, responses):\n"
+        "    return [None if at % 4 == 1 else float(at % 3) for at in range(len(responses))]\n"
+    )
+    for algorithm in ALGORITHMS:
+        trained = run(
+            folder,
+            output=str(tmp_path / algorithm),
+            algorithm=algorithm,
+            reward=f"{tmp_path / 'some.py'}:some",
+            steps=1,
+        )
+        (line,) = log_of(trained.folder)
+        assert line["unscored"] == 0.25
+        # of eight scores 0 - 2 0 1 - 0 1
+        assert line["reward"] == pytest.approx(4 / 6)
+
+
+def test_a_reward_that_likes_length_is_caught(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "long.py").write_text("def long(prompts, responses):\n    return [len(r) / 10 for r in responses]\n")
+    heard = Heard()
+    trained = run(
+        folder, output=str(tmp_path / "out"), reward=f"{tmp_path / 'long.py'}:long", steps=60, batch_size=32, epochs=2,
+        learning_rate=5e-3, rollout={"max_tokens": 48}, kl={"beta": 0.0}, watch={"on_alarm": "stop"}, heard=heard,
+    )  # fmt: skip
+    assert trained.finished and trained.steps < 60, log_of(trained.folder)[-1]
+    told = json.loads((trained.folder / "metrics.json").read_text())["alarms"]
+    assert told and told == [note for note in heard.notes if note.startswith("step ")]
+
+
+def test_a_policy_that_is_not_its_sampler_is_caught(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with a server that went on with older weights."""
+    from rlaif.online.sampling import LocalSampler
+
+    plain = LocalSampler.sample
+
+    def stale(self: LocalSampler, *given: Any) -> Any:
+        import dataclasses
+
+        return [dataclasses.replace(each, logps=[logp - 0.5 for logp in each.logps]) for each in plain(self, *given)]
+
+    monkeypatch.setattr(LocalSampler, "sample", stale)
+    with pytest.raises(ModelError, match="its weights are not version 0"):
+        run(folder, output=str(tmp_path / "out"))
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        ({"batch_size": 6}, "no multiple of `samples: 4`"),
+        ({"samples": 1, "batch_size": 4}, "compares answers to one prompt"),
+        ({"algorithm": "online-dpo", "kl": {"beta": 0}}, "needs a beta above 0"),
+        ({"rollout": {"base_url": "http://127.0.0.1:1"}}, "takes up adapters only"),
+        ({"minibatches": 5}, "more than the 2 prompts of a step"),
+    ],
+)
+def test_settings_that_do_not_fit_together(more: dict[str, Any], told: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=told):
+        OnlineSettings.model_validate(given(tmp_path, **more))
+
+
+def test_mistakes_are_told_before_anything_is_written(folder: Path, tmp_path: Path) -> None:
+    for more, told in (
+        ({"batch_size": 64}, "12 prompts are too few: a step takes 16"),
+        ({"held_out": {"every": 1, "prompts": 12}}, "12 prompts are too few to set 12 of them aside"),
+        ({"reward": "judge"}, "needs a judge"),
+        ({"reward": "nothing here"}, "nothing here"),
+    ):
+        with pytest.raises(UserError, match=told):
+            run(folder, output=str(tmp_path / "out"), **more)
+        assert not (tmp_path / "out").exists()
