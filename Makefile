@@ -8,8 +8,9 @@ BIN := $(VENV)/bin
 demo: $(VENV)/.installed
 	$(BIN)/rlaif demo --output runs/demo
 
+# One process a core, each with one thread: they would fight for the cores otherwise.
 test: $(VENV)/.developing
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadgroup
 
 lint: $(VENV)/.developing
 	$(BIN)/ruff check .

@@ -14,6 +14,13 @@ from rlaif.resources import shipped_model
 from tests.inference.tiny import make_tiny_model
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where tests run in several processes, those of a file stay together, and those that ask the one server."""
+    for item in items:
+        fixtures: list[str] = getattr(item, "fixturenames", [])
+        item.add_marker(pytest.mark.xdist_group("vllm" if "vllm" in fixtures else item.nodeid.partition("::")[0]))
+
+
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tiny_model(tmp_path_factory.mktemp("models") / "tiny")

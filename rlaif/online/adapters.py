@@ -61,9 +61,9 @@ class Line:
         reply = await self._steadily(call, tries)
         return reply if isinstance(reply, Fault) else reply.get("refusal")
 
-    def failure(self, fault: Fault) -> ModelError:
-        """The error of a call that nothing mends."""
-        mend = "; start the server again and go on with `--resume`" if fault.kind in _AWAY else ""
+    def failure(self, fault: Fault, how: str = "") -> ModelError:
+        """The error of a call that nothing mends; `how` says more about starting the server again."""
+        mend = f"; start the server again{how} and go on with `--resume`" if fault.kind in _AWAY else ""
         return ModelError(f"{self.shown}: {fault.detail}{mend}")
 
     async def close(self) -> None:

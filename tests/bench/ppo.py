@@ -26,7 +26,7 @@ PEER = ROOT.parent / "shared" / "bench"
 DATA = ROOT.parent / "shared" / "data" / "hh-rlhf-harmless-base-test.jsonl.gz"
 PYTHON = "RLAIF_TRL_PPO_PYTHON"
 PLAN = {"batch": 32, "micro": 8, "tokens": 64, "epochs": 4, "steps": 3}
-LONGEST = 512
+LONGEST = 2048
 """Characters of a prompt, its end kept."""
 
 
@@ -84,7 +84,7 @@ def ours(root: Path, plan: dict[str, int]) -> dict[str, Any]:
         "output": str(root / "ours"), "device": "cpu", "dtype": "float32", "algorithm": "ppo", "samples": 1,
         "batch_size": plan["batch"], "epochs": plan["epochs"], "steps": plan["steps"], "learning_rate": 1e-5,
         "schedule": "constant", "warmup": 0.0, "save_steps": 0, "rollout": {"max_tokens": plan["tokens"]},
-        "value": {"learning_rate": 1e-5}, "watch": {"on_alarm": "warn"}, "tokens": 4096,
+        "value": {"learning_rate": 1e-5}, "watch": {"on_alarm": "warn"},
     }  # fmt: skip
     with watch_training() as told:
         train_online(OnlineSettings.model_validate(given), told)

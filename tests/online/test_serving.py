@@ -240,6 +240,26 @@ def at(port: int, folder: Path, **options: Any) -> ServedSampler:
     return ServedSampler(f"http://127.0.0.1:{port}/v1", "policy", saved, folder, **settings | options)
 
 
+def test_a_server_that_dies_of_a_question(tmp_path: Path) -> None:
+    def gone(*_: Any) -> httpx.Response:
+        raise httpx.ReadError("gone")
+
+    with pytest.raises(ModelError, match=r"gone; start the server again \(on a CPU with --no-enable-chunked-prefill\)"):
+        served(FakeServer(gone), tmp_path).sample(ASKED, 1, 0)
+
+
+def test_a_lost_question_is_asked_once_more(tmp_path: Path) -> None:
+    """A timeout has taken long already."""
+
+    def late(*_: Any) -> httpx.Response:
+        raise httpx.ReadTimeout("late")
+
+    fake = FakeServer(late)
+    with pytest.raises(ModelError, match="no reply within 300 s"):
+        served(fake, tmp_path).sample(ASKED[:1], 1, 0)
+    assert len(fake.bodies) == 2
+
+
 def test_a_dead_and_a_silent_server(tmp_path: Path) -> None:
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
@@ -282,7 +302,7 @@ def vllm_with_adapters(tiny_model: Path, tmp_path_factory: pytest.TempPathFactor
     if not os.environ.get(PYTHON_VARIABLE):
         pytest.skip(f"{PYTHON_VARIABLE} does not name a Python that has vLLM")
     extra = ["--enable-lora", "--max-lora-rank", str(RANK), "--logprobs-mode", "processed_logprobs"]
-    extra += ["--dtype", "float32", "--enforce-eager"]
+    extra += ["--dtype", "float32", "--enforce-eager", "--no-enable-chunked-prefill"]
     log = tmp_path_factory.mktemp("vllm") / "vllm.log"
     server = VllmServer(str(tiny_model), served_name="policy", extra=extra, log=log)
     with pytest.MonkeyPatch.context() as patch:  # only while it starts: other servers are to be other ones
@@ -399,6 +419,18 @@ def test_answers_repeat_and_differ_by_step_and_index(vllm_with_adapters: Served,
     sampler.close()
     assert [each.ids for each in first] == [each.ids for each in again]
     assert len({tuple(each.ids) for each in [*first, *other]}) == 18
+
+
+@pytest.mark.server
+def test_more_prompts_than_the_server_reads_at_once(vllm_with_adapters: Served, tmp_path: Path) -> None:
+    policy = Policy(vllm_with_adapters.folder)
+    drawn = torch.Generator().manual_seed(0)
+    many = [Asked(f"p{at}", (), torch.randint(3, 400, (60,), generator=drawn).tolist()) for at in range(100)]
+    sampler = on(vllm_with_adapters, policy, tmp_path, max_tokens=3, concurrency=100)
+    found = sampler.sample(many, 2, 0)
+    sampler.close()
+    assert [(each.asked.id, each.index) for each in found] == [(one.id, at) for one in many for at in range(2)]
+    check_in_step(found, policy.logps(found), DIGITS)
 
 
 @pytest.mark.server

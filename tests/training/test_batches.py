@@ -136,19 +136,23 @@ def test_parts_hold_the_budget(groups: list[Group], layout: Layout, budget: int,
 
 
 def test_parts_by_hand() -> None:
-    """Rows of 8, 3, 5 and 2 tokens. 8 with 5 would be a rectangle of 16; 5, 3, 2 are one of 15."""
+    """Rows of 8, 3, 5 and 2 tokens; of similar ones 8, 7, 7 and 7."""
     groups = [PAIR, ALONE, Group("c", (1, 2), ((3, 4, 5),)), Group("d", (1,), ((2,),))]
-    assert split(groups, 15) == [[0], [2, 1, 3]]
-    assert split(groups, 16) == [[0, 2], [1, 3]]
-    assert split(groups, 14) == [[0], [2, 1], [3]]
+    similar = [PAIR, *(Group(name, (1, 2, 3), ((4, 5, 6, 7),)) for name in "efg")]
+    assert split(similar, 16) == [[0, 1], [2, 3]]  # 8 with 7 is a rectangle of 16
+    assert split(similar, 15) == [[0], [1, 2], [3]]
+    assert split(similar, 24) == [[0, 1, 2], [3]]
     assert split(groups, 1) == [[0], [2], [1], [3]]
+    # An eighth of the budget is 8: so large is the row of 8 itself, and 5 is shorter than 0.85 of it. 5 is smaller, so
+    # that 3 joins it; the two are a rectangle of 10, and 2 is shorter than 0.85 of 5.
+    assert split(groups, 64) == [[0], [2, 1], [3]]
     assert split(groups, 1000) == [[0, 2, 1, 3]]
     assert split(groups, 1000, least=3) == [[0], [2], [1, 3]]
     assert split(groups, 1000, least=9) == [[0], [2], [1], [3]]
     # packed: 8 + 5 = 13, 3 + 2 = 5; apart: two rows of 6 (3 + 3) and one of 5 are 18
     assert split(groups, 13, "packed") == [[0, 2], [1, 3]]
-    assert split(groups, 18, "apart") == [[0, 2], [1, 3]]
-    assert split(groups, 17, "apart") == [[0], [2, 1, 3]]
+    assert split(groups, 18, "apart") == [[0, 2], [1], [3]]
+    assert split(groups, 17, "apart") == [[0], [2], [1], [3]]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

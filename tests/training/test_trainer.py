@@ -77,7 +77,7 @@ def test_a_step_depends_neither_on_memory_nor_on_the_order(method: str, folder: 
     groups = ready(method, folder)
     loss = {"loss": "kto"} if method == "kto" else {}
     known: Any = "dpo" if method == "kto" else method
-    with trainer_of(known, folder, groups, tokens=4096, **loss) as trainer:
+    with trainer_of(known, folder, groups, tokens=100_000, **loss) as trainer:
         assert len(trainer._parts(groups)) == 1
         wanted_loss, wanted = gradients(trainer, groups)
         again, turned = gradients(trainer, groups[::-1])
