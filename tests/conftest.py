@@ -18,7 +18,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Where tests run in several processes, those of a file stay together, and those that ask the one server."""
     for item in items:
         fixtures: list[str] = getattr(item, "fixturenames", [])
-        item.add_marker(pytest.mark.xdist_group("vllm" if "vllm" in fixtures else item.nodeid.partition("::")[0]))
+        shared = next((name for name in ("vllm", "vllm_with_adapters") if name in fixtures), None)
+        item.add_marker(pytest.mark.xdist_group(shared or item.nodeid.partition("::")[0]))
 
 
 @pytest.fixture(scope="session")
@@ -34,14 +35,19 @@ class Served(NamedTuple):
     folder: Path
 
 
-@pytest.fixture(scope="session")
-def vllm(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    """The shipped judge behind vLLM, started by our own launcher; a tiny random model until weights ship."""
+def require_vllm() -> None:
+    """Skip where there is no vLLM; fail where there has to be one."""
     if not os.environ.get(PYTHON_VARIABLE):
         reason = f"{PYTHON_VARIABLE} does not name a Python that has vLLM"
         if os.environ.get("CI_REQUIRE_VLLM") == "1":
             pytest.fail(f"CI_REQUIRE_VLLM=1, but {reason}")
         pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def vllm(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """The shipped judge behind vLLM, started by our own launcher; a tiny random model until weights ship."""
+    require_vllm()
     folder = shipped_model("demo-judge")
     shipped = folder is not None and (folder / "config.json").is_file()
     extra = ["--max-model-len", "2048", "--block-size", "32"] if shipped else ["--dtype", "float32", "--enforce-eager"]

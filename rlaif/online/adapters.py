@@ -7,6 +7,7 @@ old name would meet what those had computed. So a name and a folder are never us
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 import shutil
 import uuid
@@ -140,6 +141,8 @@ class Adapters:
         while self._held:
             await self._drop(line)
         shutil.rmtree(self._folder, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            self._folder.parent.rmdir()  # where nothing else is in it
 
     async def _drop(self, line: Line) -> None:
         name, path = self._held.pop(0)

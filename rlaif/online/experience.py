@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rlaif.errors import ModelError
 from rlaif.online.responses import Response
 from rlaif.training.groups import Group
 
@@ -112,3 +113,27 @@ def gathered(responses: Sequence[Response], scores: Sequence[float]) -> Experien
         advantages=nothing,
         returns=nothing,
     )
+
+
+def check_in_step(responses: Sequence[Response], logps: Sequence[Sequence[float]], tolerance: float) -> float:
+    """The mean difference per token between the sampler's log-probabilities and the training's own, of the same tokens.
+
+    Raises ModelError where it is above `tolerance`: the server then has other weights than the training, or computes
+    something else with them. How much rounding alone gives is best measured where the weights are surely equal, right
+    after the first `update`; ten times that is a tolerance. A small Llama on a CPU: 4e-7 with float32 on both sides,
+    4e-3 with bfloat16 on both, 5e-3 with bfloat16 on one. Versions that differ by less than that go unnoticed.
+    """
+    apart = [
+        abs(one - other)
+        for response, own in zip(responses, logps, strict=True)
+        for one, other in zip(response.logps, own, strict=True)
+    ]
+    mean = sum(apart) / len(apart) if apart else 0.0
+    if not mean <= tolerance:
+        versions = sorted({response.version for response in responses})
+        which = f"version {versions[0]}" if len(versions) == 1 else f"versions {versions[0]} to {versions[-1]}"
+        raise ModelError(
+            f"the answers are not those of {which} of the policy: log-probabilities are off by {mean:.2g} a token, "
+            f"more than {tolerance:g}; the server may have kept older weights, or serve another model"
+        )
+    return mean

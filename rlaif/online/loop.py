@@ -20,7 +20,7 @@ from torch import Tensor
 
 from rlaif.errors import ModelError
 from rlaif.online.advantages import Moments, moments, spread_sum, totals, usable
-from rlaif.online.experience import Experience, gathered
+from rlaif.online.experience import Experience, check_in_step, gathered
 from rlaif.online.figures import figures_of
 from rlaif.online.kl import AdaptiveKl, estimate
 from rlaif.online.losses import effective_sample_size, explained_variance, importance_weights, mismatch
@@ -122,22 +122,17 @@ class Loop:
             weights = importance_weights(old, sampled, found.lengths, settings.mismatch.correct, settings.mismatch.cap)
         values = players.value.compute(found.groups) if players.value is not None else found.values
         reference = players.reference.compute(found.groups)
-        self._check(old, sampled, reference, number)
+        self._check(kept, old, found.lengths, reference, number)
         self._mismatch = _mismatch(old, sampled, weights)
         return replace(found, old=old, reference=reference, weights=weights, values=values)
 
-    def _check(self, old: Tensor, sampled: Tensor, reference: Tensor, number: int) -> None:
+    def _check(self, kept: Sequence[Response], old: Tensor, lengths: Tensor, reference: Tensor, number: int) -> None:
         """The sampler's weights are the trainer's, and at the start the policy is its reference.
 
         How far rounding alone takes the two apart shows in the first step, whose weights are the ones that both loaded.
         """
-        off = self._mean((old - sampled).abs())
-        most = self._tolerance()
-        if not off <= most:
-            raise ModelError(
-                f"step {number + 1}: the sampler's log-probabilities differ from the trainer's by {off:.3g} nats a "
-                f"token, on average (at most {most:.3g}): its weights are not version {number}"
-            )
+        logps = [each.tolist() for each in torch.split(old, lengths.tolist())] if kept else []
+        off = check_in_step(kept, logps, self._tolerance())
         self.mismatch = off if self.mismatch is None else self.mismatch
         far = self._mean((old - reference).abs())
         if number == 0 and not far <= _FIRST / 10:

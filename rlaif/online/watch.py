@@ -1,16 +1,18 @@
 """Looks over a training's shoulder: is the policy getting better, or better at pleasing its reward?
 
-Over-optimisation is the rule, not the exception (Gao et al. 2022, arXiv:2210.10760): past some distance from the start
-the reward goes on rising while the policy gets worse. What gives it away are the distance itself, the form of the
-answers, and a judge that is not the reward. Every rule has a bound; none is a law, and all can be moved or left out.
+Past some distance from the start the reward goes on rising while the policy gets worse (Gao et al. 2022,
+arXiv:2210.10760). What gives it away are the distance itself, the form of the answers, and a judge that is not the
+reward. Every rule has a bound; none is a law, and all can be moved or left out.
 
 What is done about noise, so that a sound training is left in peace:
 
-- Figures of a step count by the median of the last `recent` steps: one step's spike changes nothing.
+- Figures of a step count by the median of the last `recent` steps: one step's spike changes nothing. Variety and
+  entropy depend on what a step asks, and take four times as many (by three, three of five sound trainings of the tiny
+  policy had an alarm).
 - The start is one batch, so bounds of shares and of the mean length lie three of its standard errors further out.
 - The held-out win rate is compared as the mean of two evaluations with the best such mean before, and by three standard
-  errors of the difference. One would not do: of twenty evaluations of an unchanging policy the lowest lies nearly four
-  of its standard errors below the highest. Evaluations are taken to be independent, which is more than is due: prompts
+  errors of the difference: of twenty evaluations of an unchanging policy the lowest lies nearly four below the highest.
+  Evaluations are taken to be independent, which is more than is due: prompts
   and the start's answers stay the same (with the shipped models evaluations correlate by one half). Of 2,000 simulated
   trainings with 20 evaluations on 64 prompts, 0.4% gave an alarm where they rose to a plateau, and 0.9% where they
   stayed where they were.
@@ -68,7 +70,7 @@ class WatchLimits(Record):
     win_rate_errors: float | None = Field(3.0, gt=0)
     """How far it may fall below its best, in standard errors of the difference; none leaves the win rate alone."""
     recent: int = Field(3, ge=1)
-    """Steps whose median counts."""
+    """Steps whose median counts; of variety and entropy four times as many."""
     on_alarm: Literal["stop", "warn"] = "stop"
     """`warn` lets the training go on whatever is seen."""
     stops: tuple[Rule, ...] = ("kl_stop", "length", "distinct", "win_rate", "reward_hacking", "not_finite")
@@ -125,6 +127,8 @@ _WATCHED = frozenset({"reward", *(bound.figure for bound in _BOUNDS)})
 _JUDGED = frozenset({"win_rate", "reward_hacking"})
 _TOGETHER = 2
 """Evaluations whose mean counts."""
+_LONGER = 4
+"""Times `recent` steps, for variety and entropy."""
 _SPREADS = 3.0
 """Standard errors of the start's share, or mean length, that are added to the bound."""
 _QUIET, _QUIET_EVALUATIONS = 10, 3
@@ -176,12 +180,9 @@ class Watch:
 
     def state(self) -> dict[str, JsonValue]:
         """Everything seen so far as plain JSON data; the limits are settings, and not part of it."""
-        return {
-            "start": dict(self._start),
-            "recent": {name: list(values) for name, values in self._recent.items()},
-            "evaluations": [list(each) for each in self._evaluations],
-            "given": dict(self._given),
-        }
+        recent: JsonValue = {name: list(values) for name, values in self._recent.items()}
+        seen: JsonValue = [list(each) for each in self._evaluations]
+        return {"start": dict(self._start), "recent": recent, "evaluations": seen, "given": dict(self._given)}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on exactly from a `state`. An alarm given before stays given: who resumes after one has decided to."""
@@ -196,16 +197,18 @@ class Watch:
             if value is None or not math.isfinite(value):
                 continue
             self._start.setdefault(name, value)
-            self._recent[name] = [*self._recent.get(name, []), value][-self.limits.recent :]
+            self._recent[name] = [*self._recent.get(name, []), value][-_LONGER * self.limits.recent :]
 
-    def _median(self, name: str) -> float | None:
+    def _median(self, name: str, longer: int = 1) -> float | None:
         """Of the last steps; None until there are enough."""
+        count = longer * self.limits.recent
         values = self._recent.get(name, [])
-        return statistics.median(values) if len(values) == self.limits.recent else None
+        return statistics.median(values[-count:]) if len(values) >= count else None
 
     def _passed(self, rule: _Bound) -> str | None:
         """What is to be said where a figure is beyond its bound."""
-        limit, now = getattr(self.limits, rule.rule), self._median(rule.figure)
+        limit = getattr(self.limits, rule.rule)
+        now = self._median(rule.figure, _LONGER if rule.way == "least" else 1)
         if limit is None or now is None:
             return None
         start = self._start[rule.figure]

@@ -189,7 +189,7 @@ def test_a_policy_that_is_not_its_sampler_is_caught(
         return [dataclasses.replace(each, logps=[logp - 0.5 for logp in each.logps]) for each in plain(self, *given)]
 
     monkeypatch.setattr(LocalSampler, "sample", stale)
-    with pytest.raises(ModelError, match="its weights are not version 0"):
+    with pytest.raises(ModelError, match="not those of version 0"):
         run(folder, output=str(tmp_path / "out"))
 
 

@@ -151,8 +151,8 @@ def test_parts_by_hand() -> None:
     assert split(groups, 1000, least=9) == [[0], [2], [1], [3]]
     # packed: 8 + 5 = 13, 3 + 2 = 5; apart: two rows of 6 (3 + 3) and one of 5 are 18
     assert split(groups, 13, "packed") == [[0, 2], [1, 3]]
-    assert split(groups, 18, "apart") == [[0, 2], [1], [3]]
-    assert split(groups, 17, "apart") == [[0], [2], [1], [3]]
+    assert split(groups, 18, "apart") == [[0], [2], [1], [3]]  # 5 is shorter than 0.85 of 6
+    assert split(groups, 100, "apart") == [[0, 2], [1, 3]]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
