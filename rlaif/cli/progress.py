@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
 _EVERY = 10.0
 """Seconds between two plain progress lines."""
-_SHOWN = {"loss": "loss", "accuracy": "accuracy", "eval_loss": "held-out loss", "eval_accuracy": "held-out accuracy"}
+_SHOWN = {
+    "loss": "loss", "accuracy": "accuracy", "eval_loss": "held-out loss", "eval_accuracy": "held-out accuracy",
+    "reward": "reward", "kl": "KL",
+}  # fmt: skip
 
 
 def _figures(logs: dict[str, float]) -> str:

@@ -28,11 +28,20 @@ PARTS = {
 
 
 def main() -> int:
-    """Run the parts named on the command line, or all of them. Returns how many failed."""
+    """Run the parts named on the command line, each with the words behind its name, or all. Returns how many failed."""
+    plan: list[list[str]] = []
+    for word in sys.argv[1:] or PARTS:
+        if word in PARTS:
+            plan.append([word])
+        elif plan:
+            plan[-1].append(word)
+        else:
+            print(f"no benchmark `{word}`; there are: {', '.join(PARTS)}", file=sys.stderr)
+            return 2
     failed = 0
-    for name in sys.argv[1:] or PARTS:
+    for name, *words in plan:
         print(f"\n== {name}: {PARTS[name]}", flush=True)
-        failed += subprocess.run([sys.executable, HERE / f"{name}.py"], cwd=HERE.parents[1]).returncode != 0
+        failed += subprocess.run([sys.executable, HERE / f"{name}.py", *words], cwd=HERE.parents[1]).returncode != 0
     return failed
 
 
