@@ -7,6 +7,7 @@ import math
 import os
 import signal
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -224,6 +225,7 @@ def test_interrupt_does_not_hang() -> None:
 
     def interrupt() -> None:
         assert silent.wait(30)
+        time.sleep(0.3)  # by then the caller waits for the answers: before, there is nothing to be called off
         os.kill(os.getpid(), signal.SIGINT)
 
     before = len(judges())
