@@ -93,6 +93,9 @@ class _Training:
         stop = StopCleanly(self.told.note)
         stop.on_train_begin(None, None, None)
         self.opened.callback(stop.restore)
+        if settings.report_to:
+            loop.accelerator.init_trackers(settings.folder.resolve().name)
+            self.opened.callback(loop.accelerator.end_training)
         with room_to_write(settings.folder):
             self._steps(loop, watching, stop, checkpoint)
             return self._saved(loop, watching, tokenizer, start, prompts)
@@ -145,6 +148,7 @@ class _Training:
             line = {"step": self.done, **found.figures}
             ended = watching.look(self.done, line)
             self._log(line)
+            loop.accelerator.log({name: value for name, value in line.items() if name != "step"}, step=self.done)
             if first_process():
                 add_responses(settings.folder, number, found)
             self.told.progress("train", self.done, {"reward": line["reward"], "kl": line["kl"]})
@@ -208,7 +212,10 @@ def _accelerator(settings: OnlineSettings) -> Any:
     from accelerate.utils import DistributedType, set_seed
 
     made = Accelerator(
-        mixed_precision="bf16" if narrow(settings) else "no", cpu=settings.device == "cpu", log_with=None
+        mixed_precision="bf16" if narrow(settings) else "no",
+        cpu=settings.device == "cpu",
+        log_with=list(settings.report_to) or None,
+        project_dir=str(settings.folder),
     )
     if made.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
         what = "online training needs whole weights in every process, to answer with them"

@@ -121,6 +121,16 @@ def test_an_adapter_stops_and_goes_on(
     assert furthest(weights(calm.folder), weights(resumed.folder)) <= 1e-6
 
 
+def test_the_log_goes_where_it_is_sent(folder: Path, tmp_path: Path) -> None:
+    reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    trained = run(folder, output=str(tmp_path / "out"), report_to=["tensorboard"])
+    (events,) = {path.parent for path in trained.folder.rglob("events.out.tfevents.*")}
+    read = reader.EventAccumulator(str(events))
+    read.Reload()
+    sent = [each.value for each in read.Scalars("reward")]
+    assert sent == pytest.approx([line["reward"] for line in log_of(trained.folder)], abs=1e-6)
+
+
 def test_memory_budget_does_not_change_the_result(folder: Path, tmp_path: Path) -> None:
     """Parts of a minibatch add up to it, whatever fits at once."""
     for algorithm in ("ppo", "p3o"):
