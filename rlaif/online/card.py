@@ -31,8 +31,8 @@ _FIGURES = {
 }
 
 
-def write_card(settings: OnlineSettings, prompts: Prompts, metrics: Mapping[str, JsonValue]) -> None:
-    """Write README.md into the folder of a training."""
+def write_card(settings: OnlineSettings, prompts: Prompts, metrics: Mapping[str, JsonValue], chat: bool) -> None:
+    """Write README.md into the folder of a training; `chat` says that prompts go through the chat template."""
     alarms = metrics.get("alarms")
     parts = [
         _head(settings),
@@ -48,7 +48,7 @@ def write_card(settings: OnlineSettings, prompts: Prompts, metrics: Mapping[str,
         *(["## Alarms", "\n".join(f"- {alarm}" for alarm in alarms)] if isinstance(alarms, list) and alarms else []),
         "![curves](curves.png)" if (settings.folder / "curves.png").exists() else "",
         "## Use",
-        use(settings.method, settings, chat=any(len(each.messages) > 0 for each in prompts.train)),
+        use(settings.method, settings, chat=chat),
         f"Trained by `rlaif train ppo` ({__version__}).",
     ]
     write_text(settings.folder / "README.md", "\n\n".join(part for part in parts if part) + "\n")

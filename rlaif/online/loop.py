@@ -8,6 +8,7 @@ What differs between the algorithms is in `objectives`; where answers and scores
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from collections.abc import Iterator, Sequence
@@ -78,6 +79,8 @@ class Loop:
         with self._timed("reward"):
             scores = self._scored(responses)
         kept, paid = self._kept(responses, scores)
+        if not self._total(len(kept)):
+            raise ModelError(f"step {number + 1}: the reward has no score for any of {len(responses)} answers")
         with self._timed("forward"):
             found = self._looked_back(kept, paid, number)
             told = self._told(found, scores, len(responses))
@@ -178,7 +181,8 @@ class Loop:
                     moved["value/grad_norm"] = players.value.learn(whole.groups, self._value_loss(whole, share, sums))
         told = self._divided(sums) | moved | {"learning_rate": players.policy.rate}
         if players.value is not None:
-            told["value/explained"] = explained_variance(found.values, found.returns)
+            explained = explained_variance(found.values, found.returns)
+            told |= {} if math.isnan(explained) else {"value/explained": explained}
             told["value/mean"] = self._mean(found.values)
         return told
 

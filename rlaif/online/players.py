@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from rlaif.online.serving import ServedSampler
 from rlaif.online.settings import OnlineSettings
 from rlaif.training.arguments import narrow
 from rlaif.training.defaults import rate_of
-from rlaif.training.forward import Kind, bare, choose_way
+from rlaif.training.forward import Kind, choose_way
 from rlaif.training.groups import Group
 from rlaif.training.loading import load_frozen, load_policy, load_reward_model, weights_type
 from rlaif.training.rewardmodel import ends_of
@@ -56,8 +57,6 @@ def value_of(settings: OnlineSettings, asked: Sequence[Asked], accelerator: Any,
 
 
 def _has_head(start: Start) -> bool:
-    import json
-
     folder = start.adapter or start.weights
     if start.adapter is not None:
         about = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
@@ -72,11 +71,7 @@ def reference_of(settings: OnlineSettings, policy: Network, accelerator: Any) ->
         return Reference(policy, policy.model)
     dtype = torch.bfloat16 if narrow(settings) else weights_type(settings)
     model = load_frozen(settings, dtype)
-    return Reference(_frozen(model, policy, accelerator, settings), None)
-
-
-def _frozen(model: Any, policy: Network, accelerator: Any, settings: OnlineSettings) -> Network:
-    return Network(model, policy.way, "logps", accelerator, tokens=settings.tokens, max_grad_norm=0.0)
+    return Reference(Network(model, policy.way, "logps", accelerator, tokens=settings.tokens, max_grad_norm=0.0), None)
 
 
 def sampler_of(settings: OnlineSettings, policy: Network, tokenizer: Any, start: Start) -> Sampler:
@@ -118,7 +113,7 @@ def reward_of(settings: OnlineSettings, tokenizer: Any, note: Callable[[str], No
 
 
 def dealer_of(settings: OnlineSettings, prompts: Prompts) -> Dealer:
-    """Which prompts each step gets. Raises UserError where there are too few for one."""
+    """Which prompts each step gets."""
     return Dealer(prompts.train, settings.batch_size // settings.samples, settings.seed)
 
 
@@ -137,8 +132,3 @@ def _probes(asked: Sequence[Asked]) -> list[Group]:
 def _prepare(network: Network, settings: OnlineSettings, rate: float) -> None:
     steps = settings.steps * settings.epochs * settings.minibatches
     network.prepare(rate, settings.weight_decay, settings.schedule, round(settings.warmup * steps), steps)
-
-
-def model_of(policy: Network) -> Any:
-    """The transformers model inside."""
-    return bare(policy.model)

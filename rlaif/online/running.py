@@ -138,7 +138,7 @@ class _Training:
         if first_process():
             self.history = cut_back(settings.folder, first)
         self.began = time.monotonic() - before
-        self.done = first
+        self.done, self.ended = first, False
         often = settings.save_steps if settings.save_steps is not None else max(1, settings.steps // _CHECKPOINTS)
         self.told.begin("train", settings.steps)
         watching.begin()
@@ -157,9 +157,9 @@ class _Training:
             last = self.done == settings.steps
             if (asked or (often and self.done % often == 0)) and not last and not ended:
                 self._checkpoint(loop, watching)
+            self.ended = last or ended
             if asked or ended:
                 break
-        self.ended = not stop.asked or self.done == settings.steps
 
     def _log(self, line: dict[str, Any]) -> None:
         self.history.append(line)
@@ -176,9 +176,8 @@ class _Training:
         settings, folder = self.settings, self.settings.folder
         figures = _figures(self.history) | {"seconds": round(time.monotonic() - self.began, 2)}
         figures |= watching.figures()
-        finished = self.ended
-        trained = Trained(folder, self.done, finished, figures)
-        if not finished or not first_process():
+        trained = Trained(folder, self.done, self.ended, figures)
+        if not self.ended or not first_process():
             return trained
         if watching.kept_best and take_best(folder, loop):
             self.told.note(f"the model is that of step {watching.kept_best}, which the held-out judge likes best")
@@ -191,7 +190,7 @@ class _Training:
             cast_files(folder, type_of(start.weights))
         draw_curves(self.history, folder / "curves.png")
         metrics: dict[str, JsonValue] = {**figures, "steps": self.done, "alarms": watching.told()}
-        write_card(settings, prompts, metrics)
+        write_card(settings, prompts, metrics, chat=bool(tokenizer.chat_template))
         finish(folder, metrics)
         remove_checkpoints(folder)
         remove_best(folder)
@@ -231,6 +230,3 @@ def _accelerator(settings: OnlineSettings) -> Any:
         raise UserError(what, where="batch_size", mend=f"set a multiple of {made.num_processes * settings.samples}")
     set_seed(settings.seed)
     return made
-
-
-__all__ = ["train_online"]

@@ -7,7 +7,7 @@ reward. Every rule has a bound; none is a law, and all can be moved or left out.
 What is done about noise, so that a sound training is left in peace:
 
 - Figures of a step count by the median of the last `recent` steps: one step's spike changes nothing. Variety and
-  entropy depend on what a step asks, and take four times as many: by three, three of five sound tiny runs had an alarm.
+  entropy depend on what a step asks, and take four times as many: by three, 10 of 18 sound tiny runs had an alarm.
 - The start is one batch, so bounds of shares and of the mean length lie three of its standard errors further out.
 - The held-out win rate is compared as the mean of two evaluations with the best such mean before, and by three standard
   errors of the difference: of twenty evaluations of an unchanging policy the lowest lies nearly four below the highest.

@@ -65,6 +65,7 @@ def test_what_is_left_behind(folder: Path, tmp_path: Path) -> None:
         sum(each in "ae" for each in rows[0]["response"]) / (len(rows[0]["response"]) + 1)
     )
     card = (out / "README.md").read_text()
+    assert "apply_chat_template" in card, "its tokenizer has a template"
     assert "trained on its own answers by `ppo`" in card and str(folder) not in card
 
 
@@ -171,6 +172,13 @@ def test_answers_without_a_score_are_left_out_and_counted(folder: Path, tmp_path
         assert line["unscored"] == 0.25
         # of eight scores 0 - 2 0 1 - 0 1
         assert line["reward"] == pytest.approx(4 / 6)
+
+
+def test_a_step_without_any_score_is_no_step(folder: Path, tmp_path: Path) -> None:
+    """The optimizer's memory would move the policy all the same."""
+    (tmp_path / "none.py").write_text("def none(prompts, responses):\n    return [None] * len(responses)\n")
+    with pytest.raises(ModelError, match="step 1: the reward has no score for any of 8 answers"):
+        run(folder, output=str(tmp_path / "out"), reward=f"{tmp_path / 'none.py'}:none")
 
 
 def test_a_reward_that_likes_length_is_caught(folder: Path, tmp_path: Path) -> None:
