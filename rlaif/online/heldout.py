@@ -9,14 +9,12 @@ The training is synchronous and models are not: the judge lives on an event loop
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import threading
 from collections import Counter
-from collections.abc import Coroutine, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, Self, TypeVar
+from typing import NamedTuple, Self
 
 from pydantic import JsonValue
 
@@ -29,14 +27,13 @@ from rlaif.errors import ModelError
 from rlaif.evaluation.metrics import mean
 from rlaif.evaluation.winrate import length_controlled
 from rlaif.inference.ask import Progress, ask
+from rlaif.inference.background import Background
 from rlaif.inference.base import ModelSource, Question
 from rlaif.records import Failure, Judgement, Messages, Prompt, Record, Sample, content_id
 from rlaif.samples.inputs import prompt_id
 from rlaif.samples.meetings import Meeting, criteria_of
 from rlaif.settings import CompareSettings, PairSettings
 from rlaif.store import Table, lock_folder
-
-T = TypeVar("T")
 
 STAGE = "held-out"
 """Where the prompts come from, and the stage that failures name."""
@@ -122,7 +119,7 @@ class HeldOutJudge:
             stack.enter_context(lock_folder(folder))
             self._answers = stack.enter_context(contextlib.closing(Table(folder / "judgements.jsonl", Judgement)))
             self._failures = stack.enter_context(contextlib.closing(Table(folder / "failures.jsonl", Failure)))
-            self._background = stack.enter_context(_Background())
+            self._background = Background(STAGE)
             self._open = stack.pop_all()
         self._closed = False
 
@@ -183,7 +180,7 @@ class HeldOutJudge:
             return
         self._closed = True
         with self._open:
-            self._background.run(self._judge.close())
+            self._background.close(self._judge.close())
 
     def __enter__(self) -> Self:
         return self
@@ -250,28 +247,3 @@ def _sample(prompt: Prompt, side: str, text: str) -> Sample:
 
 def _alike(meeting: Meeting) -> bool:
     return meeting.left.text.strip() == meeting.right.text.strip()
-
-
-class _Background(contextlib.AbstractContextManager["_Background"]):
-    """An event loop in a thread of its own, for callers that have none."""
-
-    def __init__(self) -> None:
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name=STAGE, daemon=True)
-        self._thread.start()
-
-    def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """What `work` comes to; where the caller is interrupted, so is the work."""
-        future = asyncio.run_coroutine_threadsafe(work, self._loop)
-        try:
-            return future.result()
-        finally:
-            future.cancel()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.run(self._loop.shutdown_default_executor())
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()

@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections import Counter
-from collections.abc import Coroutine, Mapping, Sequence
-from concurrent.futures import Future
-from typing import Any, Literal, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Literal
 
 from rlaif.constitution import Constitution
 from rlaif.errors import ModelError
+from rlaif.inference.background import Background
 from rlaif.inference.base import Answer, Model, ModelSource, Question
 from rlaif.online.responses import Scores
 from rlaif.records import Messages, Prompt, Sample
 from rlaif.samples.meetings import WHOLE, criteria_of
 from rlaif.scores.grades import readable, score_question, score_record
 
-T = TypeVar("T")
-
 _BEST = 9
 """The highest grade."""
-_LONGEST_CLOSE = 60.0
-"""Seconds that a model may take to close; a launched server needs some."""
 _DETAIL_CHARS = 200
 
 
@@ -53,11 +48,11 @@ class JudgeReward:
         """
         self._criteria = criteria_of(constitution, principles)
         self._name, self._max_chars, self._min_mass = judge.name, max_chars, min_mass
-        self._background = _Background(judge)
+        self._judge, self._background, self._closed = judge, Background("judge"), False
         try:
             self._model = self._background.run(judge.open())
         except BaseException:
-            self._background.close()
+            self.close()
             raise
 
     def __call__(self, prompts: Sequence[Messages], responses: Sequence[str]) -> Scores:
@@ -66,6 +61,8 @@ class JudgeReward:
         Equal questions are asked once. Raises ModelError where the judge cannot go on, or where no response has a
         score.
         """
+        if self._closed:
+            raise ModelError("the judge was closed")
         asked = [self._questions(*pair) for pair in zip(prompts, responses, strict=True)]
         questions = {question.id: question for each in asked for question in each}
         answers = self._background.run(_answers(self._model, list(questions.values())))
@@ -128,7 +125,9 @@ class JudgeReward:
 
     def close(self) -> None:
         """Close the judge, stop its server if it was started for it, and end its thread."""
-        self._background.close()
+        if not self._closed:
+            self._closed = True
+            self._background.close(self._judge.close())
 
 
 async def _answers(model: Model, questions: Sequence[Question]) -> dict[str, Answer]:
@@ -149,50 +148,3 @@ async def _answers(model: Model, questions: Sequence[Question]) -> dict[str, Ans
     except BaseExceptionGroup as errors:
         raise errors.exceptions[0] from None
     return found
-
-
-class _Background:
-    """A thread with an event loop, in which a model lives: connections do not outlive the loop that opened them."""
-
-    def __init__(self, source: ModelSource) -> None:
-        self._source = source
-        ready: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = Future()
-        # A daemon, so that a program that ends without `close` does not wait for it.
-        self._thread = threading.Thread(target=self._main, args=(ready,), name="judge", daemon=True)
-        self._thread.start()
-        self._loop, self._ended = ready.result()
-        self._closed = False
-
-    def _main(self, ready: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]]) -> None:
-        try:
-            asyncio.run(self._live(ready))
-        except BaseException as error:
-            if ready.done():
-                raise
-            ready.set_exception(error)  # no loop could be made: whoever waits for it is told
-
-    async def _live(self, ready: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]]) -> None:
-        ended = asyncio.Event()
-        ready.set_result((asyncio.get_running_loop(), ended))
-        try:
-            await ended.wait()
-        finally:
-            await self._source.close()
-
-    def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """The result of some work in the loop; it is called off where the caller is interrupted while waiting."""
-        if self._closed:
-            work.close()
-            raise ModelError("the judge was closed")
-        future = asyncio.run_coroutine_threadsafe(work, self._loop)
-        try:
-            return future.result()
-        finally:
-            future.cancel()  # does nothing to what is done
-
-    def close(self) -> None:
-        """Close the model and end the thread; the second time nothing."""
-        if not self._closed:
-            self._closed = True
-            self._loop.call_soon_threadsafe(self._ended.set)
-            self._thread.join(_LONGEST_CLOSE)
