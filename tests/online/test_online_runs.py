@@ -174,6 +174,19 @@ def test_answers_without_a_score_are_left_out_and_counted(folder: Path, tmp_path
         assert line["reward"] == pytest.approx(4 / 6)
 
 
+def test_what_an_answer_is_paid_by_hand(tmp_path: Path) -> None:
+    """Scores 5, none, -7, 2 cut to 3 on either side; the second and the third answer met the limit, which costs 1."""
+    from rlaif.online.loop import Loop
+    from rlaif.online.responses import Asked, Response, Scores
+
+    settings = OnlineSettings.model_validate(given(tmp_path, reward_clip=3.0, missing_eos_penalty=1.0))
+    nobody: Any = None
+    made = [Response(Asked("p", (), [1]), at, [2], [-1.0], "", at in (0, 3), 0) for at in range(4)]
+    loop = Loop(settings, nobody, nobody, 0.0)
+    kept, paid = loop._kept(made, Scores([5.0, None, -7.0, 2.0], {}))
+    assert [each.index for each in kept] == [0, 2, 3] and paid == [3.0, -4.0, 2.0]
+
+
 def test_a_step_without_any_score_is_no_step(folder: Path, tmp_path: Path) -> None:
     """The optimizer's memory would move the policy all the same."""
     (tmp_path / "none.py").write_text("def none(prompts, responses):\n    return [None] * len(responses)\n")
