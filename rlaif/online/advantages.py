@@ -7,7 +7,7 @@ completions of one prompt; they need not stand together, nor groups be of one si
 Advantages are constants to a loss, and the losses detach them. Everything is float32 in and out, adds up in a fixed
 order (so that a run repeats itself) and leaves its arguments alone.
 
-Methods that compare the completions of a prompt (`rloo`, `grpo`, `group_normalised`, `reinforce_pp_baseline`) know no
+Methods that compare the completions of a prompt (`rloo`, `grpo`, `reinforce_pp_baseline`) know no
 baseline for a completion whose group has lost all others: its advantage is 0, and `usable` tells which those are. Where
 all scores of a group are the same, its advantages are exactly 0, with no rounding left over to be divided by.
 """
@@ -247,38 +247,6 @@ def reinforce_pp_baseline(
     """
     returns = reinforce_pp(grpo(scores, groups, "none"), kl, lengths, beta, gamma)
     return torch.where(spread(usable(groups), lengths), returns, torch.zeros_like(returns))
-
-
-def decoupled(parts: Tensor, groups: Tensor, weights: Tensor | None = None) -> Tensor:
-    """Several rewards, each normalised within its group, then added up, [C]: the first half of `group_normalised`.
-
-    Args:
-        parts: [C, R]; NaN where a reward says nothing of a completion: it adds 0, and the group has one less for it.
-        groups: [C]
-        weights: [R]; none weighs all alike.
-
-    """
-    total = parts.new_zeros(len(parts))
-    for at, part in enumerate(parts.unbind(1)):
-        said = ~part.isnan()
-        normal = torch.zeros_like(total).masked_scatter(said, grpo(part[said], groups[said], "group"))
-        total = total + (normal if weights is None else weights[at] * normal)
-    return total
-
-
-def group_normalised(
-    parts: Tensor, groups: Tensor, weights: Tensor | None = None, moments: Moments | None = None
-) -> Tensor:
-    """GDPO (arXiv:2601.05242): `decoupled`, over the deviation of the result in the batch, [C].
-
-    Without the first step, different mixtures of rewards with the same sum would get the same advantage. The paper
-    takes off the batch's mean too: it is 0 but for rounding, as every group's sum is, so here it stays.
-
-    `moments` are unbiased ones of `decoupled` over the `usable` completions of all processes; none takes ours.
-    """
-    mixed = decoupled(parts, groups, weights)
-    _, variance = moments or _moments_of(mixed, usable(groups), unbiased=True)
-    return mixed / (math.sqrt(variance) + GROUP_EPS)
 
 
 def overlong_penalty(lengths: Tensor, limit: int, buffer: int) -> Tensor:

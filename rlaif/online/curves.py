@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rlaif.training.curves import BLUE, GREEN, GREY, ORANGE, Curve, Panel, draw, points_of
+from rlaif.training.curves import BLUE, GREEN, GREY, ORANGE, Curve, Panel, draw, figure_of, points_of
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _ONE = (
     ("kl", "divergence from the start, nats an answer", 0.0),
@@ -21,6 +24,12 @@ _ONE = (
 def draw_curves(history: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Draw the log into a PNG; nothing where nothing was logged."""
     draw(list(_panels(history)), path, "step")
+
+
+def curves_figure(history: Sequence[Mapping[str, Any]], most: int = 4) -> Figure | None:
+    """The same as a figure, `most` panels wide, to be drawn elsewhere; None where nothing was logged."""
+    panels = list(_panels(history))
+    return figure_of(panels, "step", most) if panels else None
 
 
 def _panels(history: Sequence[Mapping[str, Any]]) -> Iterator[Panel]:

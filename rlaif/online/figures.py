@@ -9,12 +9,11 @@ and the reward alone looks healthy all the while. Every figure is a plain functi
 from __future__ import annotations
 
 import math
-import re
-from collections import Counter
 from collections.abc import Sequence
 
 from rlaif.data.texts import refuses
 from rlaif.evaluation.metrics import mean
+from rlaif.evaluation.variety import commonest_opening, distinct, repetition, words_of
 from rlaif.online.responses import Response
 
 FIGURES: dict[str, str] = {
@@ -41,12 +40,6 @@ GIVEN: dict[str, str] = {
 
 _LONGEST = 3
 """Words of the longest runs that are counted over the whole batch."""
-_REPEATED = 4
-_OPENING = 4
-
-_WITHOUT_SPACES = r"\u3040-\u30ff\u3400-\u9fff\u0e00-\u0e7f"
-"""Kana, Han and Thai: each character counts as a word."""
-_WORD = re.compile(rf"[{_WITHOUT_SPACES}]|[^\W{_WITHOUT_SPACES}]+(?:['’][^\W{_WITHOUT_SPACES}]+)*")
 
 
 def figures_of(responses: Sequence[Response]) -> dict[str, float]:
@@ -69,55 +62,12 @@ def figures_of(responses: Sequence[Response]) -> dict[str, float]:
         "length_p95": _percentile(lengths, 95),
         "truncated": mean([float(not response.finished) for response in responses]),
         "empty": mean([float(not text.strip()) for text in texts]),
-        "repetition": mean([_repetition(each) for each in words]),
-        "openings": _commonest(words)[1],
+        "repetition": mean([repetition(each) for each in words]),
+        "openings": commonest_opening(words)[1],
         "refusals": mean([float(refuses(text)) for text in texts]),
         "entropy": -math.fsum(logp for response in responses for logp in response.logps) / sum(lengths),
     }
-    return found | {f"distinct_{size}": _distinct(words, size) for size in range(1, _LONGEST + 1)}
-
-
-def commonest_opening(texts: Sequence[str]) -> tuple[str, float]:
-    """The first four words with which most texts begin, in small letters, and the share of the texts that do.
-
-    A shorter text opens with all its words; one without a word opens with nothing, and counts in the share alone. Of
-    equally common openings the first one is told; of no texts, or none with a word, it is ("", 0).
-    """
-    return _commonest([words_of(text) for text in texts])
-
-
-def words_of(text: str) -> list[str]:
-    """The words of a text in small letters, without its marks; in scripts without spaces, its characters."""
-    return _WORD.findall(text.lower())
-
-
-def _commonest(words: Sequence[Sequence[str]]) -> tuple[str, float]:
-    counts = Counter(" ".join(each[:_OPENING]) for each in words if each)
-    if not counts:
-        return "", 0.0
-    ((opening, count),) = counts.most_common(1)
-    return opening, count / len(words)
-
-
-def _runs(words: Sequence[str], size: int) -> list[tuple[str, ...]]:
-    """All runs of so many neighbouring words."""
-    return list(zip(*(words[start:] for start in range(size)), strict=False))
-
-
-def _distinct(words: Sequence[Sequence[str]], size: int) -> float:
-    different: set[tuple[str, ...]] = set()
-    total = 0
-    for each in words:
-        runs = _runs(each, size)
-        different.update(runs)
-        total += len(runs)
-    return len(different) / total if total else 0.0
-
-
-def _repetition(words: Sequence[str]) -> float:
-    """An answer of fewer than four words repeats nothing."""
-    runs = _runs(words, _REPEATED)
-    return 1 - len(set(runs)) / len(runs) if runs else 0.0
+    return found | {f"distinct_{size}": distinct(words, size) for size in range(1, _LONGEST + 1)}
 
 
 def _percentile(values: Sequence[int], percent: float) -> float:

@@ -5,7 +5,7 @@
 | ppo         | GAE on a value network, KL in every token's reward | clipped, a token; clipped value loss     |
 | reinforce++ | reward to go, KL in every token's reward           | clipped, a token                         |
 | rloo        | against the mean of the other answers              | clipped, a whole answer                  |
-| grpo        | against the mean of all, over their deviation      | clipped, a token                         |
+| grpo        | against the mean of all, over their deviation      | clipped, a token, or an answer (GSPO)    |
 | p3o         | against each other answer, in pairs                | clipped, a pair                          |
 | online-dpo  | the best against the worst                         | DPO's                                    |
 """
@@ -35,7 +35,7 @@ from rlaif.online.advantages import (
 )
 from rlaif.online.experience import Experience
 from rlaif.online.kl import estimate
-from rlaif.online.losses import clipped_surrogate, loss_weights, value_loss
+from rlaif.online.losses import clipped_surrogate, loss_weights, per_length, value_loss
 from rlaif.online.p3o import best_and_worst, p3o, pairs_of
 from rlaif.online.settings import OnlineSettings
 from rlaif.training.losses import PairLogps
@@ -77,7 +77,7 @@ def policy_loss(logps: Tensor, part: Experience, whole: Experience, settings: On
     """The loss of a part of the minibatch `whole` from the log-probabilities of its tokens, [tokens]."""
     if settings.algorithm in ("p3o", "online-dpo"):
         found = _of_pairs(logps, part, whole, settings, beta)
-    elif settings.algorithm == "rloo":
+    elif _by_answer(settings):
         found = _of_answers(logps, part, whole, settings)
     else:
         found = _of_tokens(logps, part, whole, settings)
@@ -94,17 +94,20 @@ def critic_loss(values: Tensor, part: Experience, whole: Experience, clip: float
 
 
 def _of_tokens(logps: Tensor, part: Experience, whole: Experience, settings: OnlineSettings) -> Loss:
-    losses, clipped, _ = clipped_surrogate(logps, part.old, part.advantages, settings.clip, _high(settings))
+    losses, clipped, _ = clipped_surrogate(
+        logps, part.old, part.advantages, settings.clip, _high(settings), settings.dual_clip
+    )
     weights = _token_weights(part, whole, settings)
     return Loss((weights * part.weights * losses).sum(), {"clip_share": _share(clipped)})
 
 
 def _of_answers(logps: Tensor, part: Experience, whole: Experience, settings: OnlineSettings) -> Loss:
-    """One ratio an answer (arXiv:2402.14740)."""
+    """One ratio an answer: of its probabilities (RLOO, arXiv:2402.14740), or by its length (GSPO, arXiv:2507.18071)."""
     ends = torch.cumsum(part.lengths, 0) - 1
+    summed = spread_sum if settings.algorithm == "rloo" else per_length
     losses, clipped, _ = clipped_surrogate(
-        spread_sum(logps, part.lengths), spread_sum(part.old, part.lengths), part.advantages[ends],
-        settings.clip, _high(settings),
+        summed(logps, part.lengths), summed(part.old, part.lengths), part.advantages[ends],
+        settings.clip, _high(settings), settings.dual_clip,
     )  # fmt: skip
     return Loss((_answer_weights(part) * losses).sum() / len(whole.lengths), {"clip_share": _share(clipped)})
 
@@ -136,7 +139,12 @@ def counted(whole: Experience, settings: OnlineSettings) -> int:
     """What a minibatch's loss is the mean over: its tokens, answers or prompts."""
     if settings.algorithm in ("p3o", "online-dpo"):
         return len(whole)
-    return whole.tokens if settings.algorithm != "rloo" and settings.per == "token" else len(whole.lengths)
+    return whole.tokens if settings.per == "token" and not _by_answer(settings) else len(whole.lengths)
+
+
+def _by_answer(settings: OnlineSettings) -> bool:
+    """Whether each answer has one ratio."""
+    return settings.algorithm == "rloo" or (settings.algorithm == "grpo" and settings.ratio == "sequence")
 
 
 def _token_weights(part: Experience, whole: Experience, settings: OnlineSettings) -> Tensor:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from rlaif.online.ahead import AheadSampler
 from rlaif.online.network import Network
 from rlaif.online.prompts import Cue, Dealer, Prompts
 from rlaif.online.reference import Reference
@@ -74,7 +75,7 @@ def reference_of(settings: OnlineSettings, policy: Network, accelerator: Any) ->
     return Reference(Network(model, policy.way, "logps", accelerator, tokens=settings.tokens, max_grad_norm=0.0), None)
 
 
-def sampler_of(settings: OnlineSettings, policy: Network, tokenizer: Any, start: Start) -> Sampler:
+def sampler_of(settings: OnlineSettings, policy: Network, tokenizer: Any, start: Start, dealer: Dealer) -> Sampler:
     """Where answers are drawn: in this process, or on a server."""
     rollout = settings.rollout
     ends = ends_of(start.weights) | {tokenizer.eos_token_id}
@@ -83,11 +84,12 @@ def sampler_of(settings: OnlineSettings, policy: Network, tokenizer: Any, start:
             policy.model, tokenizer, max_tokens=rollout.max_tokens, ends=frozenset(ends),
             temperature=rollout.temperature, top_p=rollout.top_p, seed=settings.seed, bf16=narrow(settings),
         )  # fmt: skip
-    return ServedSampler(
+    served = ServedSampler(
         rollout.base_url, rollout.served_model, policy.model.save_pretrained, _adapters(settings), tokenizer=tokenizer,
         max_tokens=rollout.max_tokens, ends=frozenset(ends), temperature=rollout.temperature, top_p=rollout.top_p,
         seed=settings.seed, concurrency=rollout.concurrency, timeout=rollout.timeout,
     )  # fmt: skip
+    return AheadSampler(served, dealer.of, settings.steps) if rollout.ahead else served
 
 
 def _adapters(settings: OnlineSettings) -> Path:

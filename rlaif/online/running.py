@@ -122,11 +122,10 @@ class _Training:
         policy = policy_of(settings, prompts.train, accelerator, self.told.note)
         ppo = settings.algorithm == "ppo"
         value = value_of(settings, prompts.train, accelerator, tokenizer) if ppo else None
-        sampler = sampler_of(settings, policy, tokenizer, start)
+        dealer = dealer_of(settings, prompts)
+        sampler = sampler_of(settings, policy, tokenizer, start, dealer)
         self.opened.callback(sampler.close)
-        players = Players(
-            policy, reference_of(settings, policy, accelerator), value, sampler, reward, dealer_of(settings, prompts)
-        )
+        players = Players(policy, reference_of(settings, policy, accelerator), value, sampler, reward, dealer)
         return Loop(settings, players, accelerator, settings.kl.beta)
 
     def _steps(self, loop: Loop, watching: Watching, stop: StopCleanly, checkpoint: Path | None) -> None:

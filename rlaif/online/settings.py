@@ -70,6 +70,8 @@ class RolloutSettings(Record):
     """What the server calls the model; none takes its first one."""
     adapters: str | None = None
     """Folder for the adapters that the server loads, which both see; none takes one in the output folder."""
+    ahead: bool = False
+    """Draw a step's answers on the server while the one before is learned from: faster, and one update older."""
     concurrency: int = Field(64, ge=1)
     """Most prompts under way at once on a server."""
     timeout: float = Field(300.0, gt=0)
@@ -122,6 +124,10 @@ class OnlineSettings(CommonSettings):
     """How far a probability may move in a step, as a share, before its gradient is cut."""
     clip_high: float | None = Field(None, gt=0)
     """Another bound for moves upwards (DAPO takes 0.28); none takes `clip`."""
+    dual_clip: float | None = Field(None, gt=1)
+    """Of an answer worse than expected, nothing pushes a probability that rose above this multiple (for instance 3)."""
+    ratio: Literal["token", "sequence"] = "token"
+    """grpo: the ratio of each token, or one of the whole answer by its length (GSPO; its clips are about 3e-4)."""
     p3o_clip: Literal["separate", "joint"] = "joint"
     """p3o: clip the two answers' ratios each, or what they come to together."""
     gamma: float = Field(1.0, gt=0, le=1)
@@ -138,6 +144,8 @@ class OnlineSettings(CommonSettings):
     """reinforce++: take the mean reward of the prompt's answers off first."""
     missing_eos_penalty: float = Field(1.0, ge=0)
     """Taken off the reward of an answer that did not end by itself."""
+    overlong_buffer: int = Field(0, ge=0)
+    """Last tokens before `rollout.max_tokens` over which a penalty for length grows from 0 to 1 (DAPO); 0 has none."""
     reward_clip: float | None = Field(None, gt=0)
     """Rewards are cut to this on either side."""
     normalise: bool = True
@@ -162,9 +170,18 @@ class OnlineSettings(CommonSettings):
         if self.algorithm in COMPARING and self.samples < 2:
             what = f"`algorithm: {self.algorithm}` compares answers to one prompt: set 2 or more"
             found.append((("samples",), what))
+        if self.ratio == "sequence" and self.algorithm != "grpo":
+            found.append((("ratio",), f"one ratio an answer is for `algorithm: grpo`, not {self.algorithm}"))
+        if self.overlong_buffer > self.rollout.max_tokens:
+            most = self.rollout.max_tokens
+            what = f"`overlong_buffer: {self.overlong_buffer}` is longer than the longest answer, {most} tokens"
+            found.append((("overlong_buffer",), what))
         if self.rollout.base_url is not None and self.lora.rank is None:
             what = "a server takes up adapters only: set `lora.rank`, or leave `rollout.base_url` out"
             found.append((("rollout", "base_url"), what))
+        if self.rollout.ahead and self.rollout.base_url is None:
+            what = "answers are drawn ahead on a server only: set `rollout.base_url`, or leave `rollout.ahead` out"
+            found.append((("rollout", "ahead"), what))
         if self.algorithm == "online-dpo" and self.kl.beta == 0:
             found.append((("kl", "beta"), "`algorithm: online-dpo` needs a beta above 0, for instance 0.1"))
         if found:

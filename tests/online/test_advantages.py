@@ -23,7 +23,6 @@ TASKS: list[Callable[[Tensor, Tensor], Tensor]] = [
     advantages.grpo,
     lambda scores, groups: advantages.grpo(scores, groups, "batch"),
     lambda scores, groups: advantages.grpo(scores, groups, "none"),
-    lambda scores, groups: advantages.group_normalised(scores[:, None], groups),
     lambda scores, groups: advantages.reinforce_pp_baseline(
         scores, groups, torch.ones_like(scores), torch.ones_like(groups), beta=0.0
     ),
@@ -202,39 +201,6 @@ def test_reinforce_pp_by_hand() -> None:
     assert alone.tolist() == [0, 0, 0]
 
 
-# Two prompts of two answers and two rewards. The first differs by 1 in one reward, the second in both.
-# Within a group, ±0.5 over 0.707107 + 0.0001 is ±0.707007. Sums: ±0.707007 and ±1.414014.
-PARTS = torch.tensor([[0.0, 1.0], [1.0, 1.0], [0.0, 0.0], [1.0, 1.0]])
-PROMPTS = whole(0, 0, 1, 1)
-
-
-def test_gdpo_by_hand() -> None:
-    """Variance of the sums 2 (0.499859 + 1.999436) / 3 = 1.666197, deviation 1.290812, and 0.0001."""
-    assert advantages.decoupled(PARTS, PROMPTS).tolist() == near([-0.707007, 0.707007, -1.414014, 1.414014])
-    found = advantages.group_normalised(PARTS, PROMPTS).tolist()
-    assert found == near([-0.547681, 0.547681, -1.095362, 1.095362])
-    summed = advantages.grpo(PARTS.sum(1), PROMPTS).abs()
-    assert summed.tolist() == near([summed[0].item()] * 4, bound=1e-4), "GRPO of the sum cannot tell the prompts apart"
-
-
-def test_gdpo_weighs_rewards() -> None:
-    weights = torch.tensor([1.0, 0.5])
-    assert advantages.decoupled(PARTS, PROMPTS, weights).tolist() == near([-0.707007, 0.707007, -1.060511, 1.060511])
-
-
-def test_gdpo_where_a_reward_says_nothing() -> None:
-    """Of 1, 2 and no word: ±0.5 / 0.707207, as of two answers; a reward of one answer, and of none, adds 0."""
-    nan = float("nan")
-    parts = torch.tensor([[1.0, nan, nan], [2.0, 5.0, nan], [nan, nan, nan]])
-    found = advantages.decoupled(parts, whole(0, 0, 0))
-    assert found.tolist() == near([-0.707007, 0.707007, 0])
-
-
-def test_gdpo_does_not_count_those_without_a_baseline() -> None:
-    with_one_more = advantages.group_normalised(torch.cat([PARTS, torch.tensor([[3.0, 3.0]])]), whole(0, 0, 1, 1, 2))
-    assert with_one_more.tolist() == near([*advantages.group_normalised(PARTS, PROMPTS).tolist(), 0])
-
-
 def test_overlong_penalty_by_hand() -> None:
     """Free to 10 - 4 = 6 tokens, then a quarter each."""
     found = advantages.overlong_penalty(whole(3, 6, 7, 8, 10, 12), limit=10, buffer=4)
@@ -334,7 +300,6 @@ class Recorded:
 
 
 FIRST = [1.0, 0.25, -3.0, 2.0, 0.5, 0.5, 0.5, 0.5, 4.0, 9.0, -1.0, 4.0]
-SECOND = [0.0, 1.0, 1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 5.0, 5.0, 5.0, 5.0]
 PER_PROMPT = 4
 
 
@@ -370,15 +335,6 @@ OF_TRL = torch.arange(3).repeat_interleave(PER_PROMPT)
 def test_grpo_beside_trl(scale: Scale, tiny_model: Path, tmp_path: Path) -> None:
     theirs = trl_advantages("GRPO", tiny_model, tmp_path, [Recorded("a", FIRST)], scale_rewards=scale)
     assert advantages.grpo(torch.tensor(FIRST), OF_TRL, scale).tolist() == near(theirs)
-
-
-@pytest.mark.slow
-def test_gdpo_beside_trl(tiny_model: Path, tmp_path: Path) -> None:
-    both: list[Rewards] = [Recorded("a", FIRST), Recorded("b", SECOND)]
-    more = {"multi_objective_aggregation": "normalize_then_sum", "reward_weights": [1.0, 0.3]}
-    theirs = trl_advantages("GRPO", tiny_model, tmp_path, both, **more)
-    parts, weights = torch.tensor([FIRST, SECOND]).T, torch.tensor([1.0, 0.3])
-    assert advantages.group_normalised(parts, OF_TRL, weights).tolist() == near(theirs)
 
 
 @pytest.mark.slow

@@ -7,7 +7,8 @@ import random
 
 import pytest
 
-from rlaif.online.figures import FIGURES, GIVEN, commonest_opening, figures_of, words_of
+from rlaif.evaluation.variety import commonest_opening, words_of
+from rlaif.online.figures import FIGURES, GIVEN, figures_of
 from rlaif.online.responses import Asked, Response
 from rlaif.records import Message
 
@@ -62,12 +63,16 @@ def test_repetition_is_counted_within_an_answer_only() -> None:
     assert mixed["repetition"] == pytest.approx(2 / 9), "a long loop does not drown the other answers"
 
 
+def opening_of(*texts: str) -> tuple[str, float]:
+    return commonest_opening([words_of(text) for text in texts])
+
+
 def test_openings() -> None:
     texts = ["I am so sorry. A", "I am SO sorry, but b", "I am so glad", "Yes", ""]
-    assert commonest_opening(texts) == ("i am so sorry", 0.4)
+    assert opening_of(*texts) == ("i am so sorry", 0.4)
     assert figures_of([response(text) for text in texts])["openings"] == 0.4
-    assert commonest_opening(["Yes!", "yes", "no", "oh"]) == ("yes", 0.5)
-    assert commonest_opening(["", " "]) == commonest_opening([]) == ("", 0.0)
+    assert opening_of("Yes!", "yes", "no", "oh") == ("yes", 0.5)
+    assert opening_of("", " ") == opening_of() == ("", 0.0)
     assert figures_of([response(f"answer {at} of many") for at in range(8)])["openings"] == 1 / 8
 
 

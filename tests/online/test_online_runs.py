@@ -17,7 +17,7 @@ from rlaif.errors import ModelError, UserError
 from rlaif.online.settings import OnlineSettings
 from rlaif.training.folder import last_checkpoint
 from tests.online.runs import begin, given, log_of, run
-from tests.support import command, environment
+from tests.support import ROOT, command, environment
 from tests.training.runs import Heard, furthest, weights
 
 ALGORITHMS = ["ppo", "rloo", "grpo", "reinforce++", "p3o", "online-dpo"]
@@ -187,6 +187,20 @@ def test_what_an_answer_is_paid_by_hand(tmp_path: Path) -> None:
     assert [each.index for each in kept] == [0, 2, 3] and paid == [3.0, -4.0, 2.0]
 
 
+def test_long_answers_pay_before_they_meet_the_limit(tmp_path: Path) -> None:
+    """Of at most 8 tokens the last 4 cost a quarter each: 4 tokens nothing, 5 a quarter, 8 all."""
+    from rlaif.online.loop import Loop
+    from rlaif.online.responses import Asked, Response, Scores
+
+    settings = OnlineSettings.model_validate(given(tmp_path, overlong_buffer=4))
+    nobody: Any = None
+    made = [
+        Response(Asked("p", (), [1]), at, [2] * size, [-1.0] * size, "", True, 0) for at, size in enumerate((4, 5, 8))
+    ]
+    _, paid = Loop(settings, nobody, nobody, 0.0)._kept(made, Scores([1.0, 1.0, 1.0], {}))
+    assert paid == [1.0, 0.75, 0.0]
+
+
 def test_a_step_without_any_score_is_no_step(folder: Path, tmp_path: Path) -> None:
     """The optimizer's memory would move the policy all the same."""
     (tmp_path / "none.py").write_text("def none(prompts, responses):\n    return [None] * len(responses)\n")
@@ -204,6 +218,31 @@ def test_a_reward_that_likes_length_is_caught(folder: Path, tmp_path: Path) -> N
     assert trained.finished and trained.steps < 60, log_of(trained.folder)[-1]
     told = json.loads((trained.folder / "metrics.json").read_text())["alarms"]
     assert told and told == [note for note in heard.notes if note.startswith("step ")]
+
+
+def test_in_the_tiny_world_a_sound_reward_raises_no_alarm_and_a_hollow_one_does(tmp_path: Path) -> None:
+    """The oracle's quality of an answer as the reward, and then its length, with the watch as it comes."""
+    (tmp_path / "world.py").write_text(
+        "from rlaif.demo.oracle import quality\n"
+        "def sound(prompts, responses):\n"
+        "    return [quality(p[-1]['content'], r) / 4 for p, r in zip(prompts, responses)]\n"
+        "def hollow(prompts, responses):\n"
+        "    return [len(r) / 50 for r in responses]\n"
+    )
+    more: dict[str, Any] = {
+        "model": "demo-policy", "prompts": str(ROOT / "prompts" / "policy" / "demo.jsonl"), "steps": 40,
+        "batch_size": 64, "learning_rate": 5e-4, "epochs": 1, "kl": {"beta": 0.02}, "rollout": {"max_tokens": 96},
+        "watch": {}, "missing_eos_penalty": 1.0,
+    }  # fmt: skip
+    found = {
+        name: run(tmp_path, output=str(tmp_path / name), reward=f"{tmp_path / 'world.py'}:{name}", **more)
+        for name in ("sound", "hollow")
+    }
+    alarms = {name: json.loads((each.folder / "metrics.json").read_text())["alarms"] for name, each in found.items()}
+    log = log_of(found["sound"].folder)
+    first, last = (sum(line["reward"] for line in lines) / 5 for lines in (log[:5], log[-5:]))
+    assert last > first + 0.15 and alarms["sound"] == [], (first, last, alarms["sound"])
+    assert any("length" in told or "long" in told for told in alarms["hollow"]), log_of(found["hollow"].folder)[-1]
 
 
 def test_a_policy_that_is_not_its_sampler_is_caught(
@@ -231,6 +270,8 @@ def test_a_policy_that_is_not_its_sampler_is_caught(
         ({"samples": 1, "batch_size": 4}, "compares answers to one prompt"),
         ({"algorithm": "online-dpo", "kl": {"beta": 0}}, "needs a beta above 0"),
         ({"rollout": {"base_url": "http://127.0.0.1:1"}}, "takes up adapters only"),
+        ({"algorithm": "ppo", "ratio": "sequence"}, "one ratio an answer is for `algorithm: grpo`, not ppo"),
+        ({"overlong_buffer": 9}, "longer than the longest answer, 8 tokens"),
         ({"minibatches": 5}, "more than the 2 prompts of a step"),
     ],
 )

@@ -41,6 +41,17 @@ def test_the_server_follows_every_update(vllm_with_adapters: Served, tmp_path: P
         assert (trained.folder / "adapter_model.safetensors").exists() and not (trained.folder / "adapters").exists()
 
 
+def test_answers_drawn_ahead_are_one_update_old(vllm_with_adapters: Served, tmp_path: Path) -> None:
+    more = served(vllm_with_adapters, tmp_path, algorithm="rloo", steps=5)
+    more["rollout"] |= {"ahead": True}
+    trained = run(tmp_path, **more)
+    log = log_of(trained.folder)
+    rows = [json.loads(line) for line in (trained.folder / "responses.jsonl").open()]
+    assert [row["version"] for row in rows] == [max(0, at // 8 - 1) for at in range(40)]
+    assert log[0]["mismatch/mean"] < 1e-4 < log[2]["mismatch/mean"], "an update lies between"
+    assert log[2]["mismatch/ess"] < 0.9999 and log[-1]["kl"] > 0.05
+
+
 def test_a_server_that_keeps_older_weights_stops_the_training(
     vllm_with_adapters: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
