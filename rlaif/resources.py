@@ -8,7 +8,7 @@ _PACKAGE = Path(__file__).resolve().parent
 
 
 def resource(name: str) -> Path:
-    """The folder `constitutions` or `prompts`. A wheel carries them as `rlaif/_shipped/NAME` (see pyproject.toml)."""
+    """The folder `constitutions`, `prompts` or `examples`; a wheel carries `rlaif/_shipped/NAME` (pyproject.toml)."""
     shipped = _PACKAGE / "_shipped" / name
     return shipped if shipped.is_dir() else _PACKAGE.parent / name
 

@@ -15,12 +15,11 @@ import yaml
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from rlaif.errors import UserError
 from rlaif.plainwords import Where
 from rlaif.settings import RunSettings
 from rlaif.store import write_text
 from rlaif.yamlcore import dump_yaml
-from rlaif.yamlfile import Source, find_problems, read_yaml, validate
+from rlaif.yamlfile import Source, read_yaml, validate
 
 _PATHS = (
     ("constitution",),
@@ -30,6 +29,9 @@ _PATHS = (
     ("judge", "model"),
 )
 """Settings that may be paths."""
+
+LATER = ("train", "evaluate")
+"""Sections of a run file that `rlaif run` reads, for what comes after the data (see `rlaif.loop.plan`)."""
 
 
 class Setting(NamedTuple):
@@ -67,7 +69,7 @@ def _is_group(annotation: object) -> bool:
 
 def read_run(path: Path, flags: Mapping[tuple[str, ...], str] | None = None) -> Source:
     """The settings as they stand after flags and environment, not yet validated."""
-    source = _long_form(_long_form(read_yaml(path), ("prompts",)), ("revise", "helpful"))
+    source = _long_form(_long_form(_without_later(read_yaml(path)), ("prompts",)), ("revise", "helpful"))
     base = path.resolve().parent
     for setting in (*_PATHS, *_panel_paths(source)):
         source = absolute(source, setting, base)
@@ -79,17 +81,22 @@ def read_run(path: Path, flags: Mapping[tuple[str, ...], str] | None = None) -> 
     return source
 
 
+def read_later(path: Path) -> dict[str, Source]:
+    """The sections of a run file that are not about the data, as far as it has them."""
+    source = read_yaml(path)
+    return {key: source.below((key,)) for key in LATER if isinstance(source.data, dict) and key in source.data}
+
+
+def _without_later(source: Source) -> Source:
+    if not isinstance(source.data, dict):
+        return source
+    kept = {key: value for key, value in source.data.items() if key not in LATER}
+    return Source(kept, source.where, source.places, source.faults)
+
+
 def load_run(path: Path, flags: Mapping[tuple[str, ...], str] | None = None) -> RunSettings:
     """The resolved settings of a run. Raises UserError on the first mistake."""
     return validate(read_run(path, flags), RunSettings)
-
-
-def run_problems(path: Path, flags: Mapping[tuple[str, ...], str] | None = None) -> list[UserError]:
-    """Everything that is wrong with a run file."""
-    try:
-        return find_problems(read_run(path, flags), RunSettings)
-    except UserError as error:
-        return [error]
 
 
 def save_run(settings: RunSettings, path: Path) -> None:

@@ -52,6 +52,14 @@ class Source:
                 return self.places[path[:end]]
         return Place(self.where)
 
+    def below(self, path: Where) -> Source:
+        """What stands at `path`, as a source of its own; nothing at all, or null, is an empty mapping."""
+        data = self.data
+        for key in path:
+            data = data.get(key) if isinstance(data, dict) else None
+        inner = {place[len(path) :]: found for place, found in self.places.items() if place[: len(path)] == path}
+        return Source({} if data is None else data, self.where, {(): self.place(path), **inner})
+
     def with_value(self, path: Where, value: object, where: str) -> Source:
         """A copy where `value` stands at `path`, written at `where` (a flag, an environment variable).
 

@@ -24,8 +24,10 @@ LAYERS = [
     ("run", "slots", "models", "grading", "revising", "outcome", "trials", "impact", "coverage", "data"),
     ("training", "evaluation"),
     ("online",),
+    ("page",),
     ("demo",),
     ("pipeline",),
+    ("loop",),
     ("cli", "__main__"),
 ]
 """Lowest first; a module imports from its own layer and those below."""

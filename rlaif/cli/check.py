@@ -11,7 +11,8 @@ import click
 
 from rlaif.cli.options import run_options
 from rlaif.errors import RlaifError, UserError
-from rlaif.runfile import load_run, run_problems
+from rlaif.loop.plan import plan_problems
+from rlaif.runfile import load_run
 from rlaif.settings import RunSettings
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ def check(run_file: Path, flags: dict[tuple[str, ...], str], offline: bool) -> N
 
     Nothing is stored, and nothing is sent but a probe of each model that is on a server.
     """
-    found: list[RlaifError] = list(run_problems(run_file, flags))
+    found: list[RlaifError] = list(plan_problems(run_file, flags))
     if not found:
         settings = load_run(run_file, flags)
         found += _constitution_problems(settings)

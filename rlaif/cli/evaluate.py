@@ -13,6 +13,8 @@ from rlaif.cli.lazy import Entry, LazyGroup
 class _Commands(LazyGroup):
     entries: ClassVar[Mapping[str, Entry]] = {
         "judge": Entry("rlaif.cli.evaluate_judge", "judge", "A judge on pairs whose better reply is known."),
+        "policy": Entry("rlaif.cli.evaluate_policy", "policy", "Policies beside each other on the same prompts."),
+        "reward": Entry("rlaif.cli.evaluate_reward", "reward", "A reward model on such pairs, and by best-of-n."),
     }
 
 

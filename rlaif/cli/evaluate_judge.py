@@ -7,32 +7,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
+from rlaif.cli.judgeflags import DEFAULT_CONSTITUTION, judge_of, judge_options, run_of
+
 if TYPE_CHECKING:
     from rlaif.evaluation.judging import Evaluated, Evaluation
-    from rlaif.plainwords import Where
     from rlaif.settings import JudgeSettings
-
-_DEFAULT_CONSTITUTION = "helpful-honest-harmless-concise"
-_FLAGS = {"model": "--judge", "base_url": "--base-url", "api_key_env": "--api-key-env", "launch": "--launch"}
 
 
 @click.command()
-@click.option(
-    "--judge", metavar="MODEL|URL", help="A shipped name, a folder, a hub name, a server's name for it, or a URL."
-)
 @click.option("--gold", metavar="FILE", required=True, help="Pairs with `chosen` and `rejected`, or a `datasets` name.")
-@click.option("--constitution", metavar="NAME|FILE", help=f"What is judged by.  [default: {_DEFAULT_CONSTITUTION}]")
-@click.option("--base-url", metavar="URL", help="OpenAI-compatible server that has the judge.")
-@click.option("--model", metavar="NAME", help="Where --judge is a URL: the model, if the server has several.")
-@click.option("--api-key-env", metavar="NAME", help="Environment variable that holds the server's API key.")
-@click.option("--launch", type=click.Choice(["vllm"]), help="Start `vllm serve` for this, and stop it afterwards.")
-@click.option(
-    "--run",
-    "run_file",
-    metavar="RUN.yaml",
-    type=click.Path(path_type=Path),
-    help="Take judge, constitution and settings from a run file.",
-)
+@judge_options
 @click.option(
     "--principles",
     type=click.Choice(["one", "each", "all"]),
@@ -100,7 +84,7 @@ def _wanted(gold: str, run_file: Path | None, flags: dict[str, Any]) -> tuple[Ju
     if run_file is not None:
         settings, base = _from_run(run_file, flags)
     else:
-        settings, base = _judge(flags), _Base(_DEFAULT_CONSTITUTION, {})
+        settings, base = judge_of(flags), _Base(DEFAULT_CONSTITUTION, {})
     changed = {key: flags[key] for key in ("principles", "orders") if flags[key] is not None}
     # Critiques are not written here; the note about it is in `_from_run`.
     compare = base.values.pop("compare", CompareSettings()).model_copy(update={**changed, "critique": False})
@@ -116,51 +100,10 @@ def _wanted(gold: str, run_file: Path | None, flags: dict[str, Any]) -> tuple[Ju
 
 
 def _from_run(run_file: Path, flags: dict[str, Any]) -> tuple[JudgeSettings, _Base]:
-    from rlaif.runfile import load_run
-
-    if any(flags[name] is not None for name in ("judge", "base_url", "model", "api_key_env", "launch")):
-        raise click.UsageError("--run takes the judge from the run file: leave out the judge's own flags")
-    run = load_run(run_file)
+    run = run_of(run_file, flags)
     if run.compare.critique:
         click.echo("note: the run shows the judge its critiques; this measures the judge without them", err=True)
     return run.judge, _Base(run.constitution, {"compare": run.compare, "pair": run.pair, "max_failed": run.max_failed})
-
-
-def _judge(flags: dict[str, Any]) -> JudgeSettings:
-    """The judge by its flags."""
-    from rlaif.settings import JudgeSettings
-    from rlaif.yamlfile import Place, Source, validate
-
-    name = flags["judge"]
-    if name is None:
-        raise click.UsageError("name the judge with --judge MODEL|URL, or take it from a run file with --run RUN.yaml")
-    given = {"model": name, **{key: flags[key] for key in ("base_url", "api_key_env", "launch")}}
-    if name.startswith(("http://", "https://")):
-        if flags["base_url"] is not None:
-            raise click.UsageError("--judge is a URL already: leave out --base-url")
-        given |= {"base_url": name, "model": flags["model"] or "(asked of the server)"}
-    elif flags["model"] is not None:
-        raise click.UsageError("--model goes with a --judge that is a URL: name the model in --judge")
-    data = {key: value for key, value in given.items() if value is not None}
-    places: dict[Where, Place] = {(key,): Place(flag) for key, flag in _FLAGS.items()}
-    settings = validate(Source(data, "the judge's flags", places), JudgeSettings)
-    if settings.base_url == name and flags["model"] is None:
-        return settings.model_copy(update={"model": _only_model(settings)})
-    return settings
-
-
-def _only_model(settings: JudgeSettings) -> str:
-    import asyncio
-
-    from rlaif.errors import UserError
-    from rlaif.inference.catalogue import only_model
-    from rlaif.inference.source import api_key
-
-    assert settings.base_url is not None
-    try:
-        return asyncio.run(only_model(settings.base_url, api_key(settings)))
-    except UserError as error:
-        raise UserError(error.what, where=error.where, mend="say which one with --model NAME") from None
 
 
 def _evaluated(settings: JudgeSettings, wanted: Evaluation, output: Path, plots: bool) -> Evaluated:

@@ -19,6 +19,7 @@ class _Commands(LazyGroup):
     entries: ClassVar[Mapping[str, Entry]] = {
         "demo": Entry("rlaif.cli.demo", "demo", "Run the whole loop offline on the tiny models of the package."),
         "init": Entry("rlaif.cli.init", "init", "Make a folder with all that a run needs, to start from."),
+        "run": Entry("rlaif.cli.run", "run", "The whole loop from one file: generate, train, evaluate, report."),
         "constitution": Entry("rlaif.cli.constitution", "constitution", "Write, check, test and diff constitutions."),
         "check": Entry("rlaif.cli.check", "check", "Tell every problem of a run file; only the models are probed."),
         "preview": Entry("rlaif.cli.preview", "preview", "Full transcripts of a few prompts, and the cost of the run."),
@@ -31,6 +32,7 @@ class _Commands(LazyGroup):
         "train": Entry("rlaif.cli.train", "train", "Train on the data: SFT, a reward model, DPO and its relatives."),
         "score": Entry("rlaif.cli.score", "score", "Rewards of a reward model for a file of responses."),
         "evaluate": Entry("rlaif.cli.evaluate", "evaluate", "Measure a judge on pairs whose better reply is known."),
+        "report": Entry("rlaif.cli.report", "report", "A run, its trainings and evaluations as one HTML page."),
         "data": Entry("rlaif.cli.data", "data", "Check preference data, ours or anybody's, and export it."),
         "judge": Entry("rlaif.cli.judge", "judge", "Serve a judge model with vLLM."),
     }

@@ -25,13 +25,13 @@ def _run(run_file: Path, flags: Flags, stages: Sequence[str]) -> None:
 
     settings = settings_of(run_file, flags)
     if {"compare", "pair"} <= set(stages):
-        _warn_of_judges(run_file, settings)
+        warn_of_judges(run_file, settings)
     with watch() as told:
         report = run_stages(settings, stages, told)
     show_report(report)
 
 
-def _warn_of_judges(run_file: Path, settings: RunSettings) -> None:
+def warn_of_judges(run_file: Path, settings: RunSettings) -> None:
     """Lines on standard error about the judges of these labels: what is known of them, and who is the policy's kin."""
     from rlaif.constitution import load_constitution
     from rlaif.evaluation.verdict import FOLDER, known_verdict

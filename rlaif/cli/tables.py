@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -43,18 +43,23 @@ def print_table(
     and the columns `folded` break them over lines; with any of the latter there is a line between two rows.
     """
     from rich import box
+    from rich.cells import cell_len
     from rich.console import Console
     from rich.table import Table
 
+    listed = list(rows)
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1), show_lines=bool(folded))
-    for name in columns:
+    for at, name in enumerate(columns):
         rigid = name not in (*cut, *folded)
-        table.add_column(name, justify="right" if name in right else "left", no_wrap=rigid, overflow="fold")
-    for row in rows:
+        # Of a column without line breaks, rich would still take the longest word for the least that it needs.
+        least = max(cell_len(str(cell)) for cell in (name, *(row[at] for row in listed))) if rigid else None
+        justify: Literal["left", "right"] = "right" if name in right else "left"
+        table.add_column(name, justify=justify, no_wrap=rigid, min_width=least, overflow="fold")
+    for row in listed:
         table.add_row(*(_cut(cell) if name in cut else cell for name, cell in zip(columns, row, strict=True)))
     console = Console(markup=False, highlight=False, emoji=False)
-    least = console.measure(table, options=console.options.update(max_width=_WIDEST)).minimum
-    console.width = max(console.width, least)
+    width = console.measure(table, options=console.options.update(max_width=_WIDEST)).minimum
+    console.width = max(console.width, width)
     console.print(table)
 
 

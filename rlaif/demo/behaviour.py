@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rlaif.demo.oracle import violations
-from rlaif.demo.prompts import demo_scenes
+from rlaif.demo.prompts import fresh_scenes
 from rlaif.demo.reading import read_reply
-from rlaif.demo.words import Family
 from rlaif.evaluation.estimates import wilson
 from rlaif.inference.quiet import quiet
 from rlaif.records import Message
@@ -38,9 +37,7 @@ class Behaviour(NamedTuple):
 
 def fresh_prompts(count: int, seed: int = _SEED) -> list[str]:
     """Prompts of all families that are not in the shipped file, four in ten in held-out wordings."""
-    shares: dict[Family, int] = {"ordinary": count, "harm": count // 2, "upset": count // 2}
-    known = {scene.prompt for scene in demo_scenes()}
-    return [scene.prompt for scene in demo_scenes(seed, shares) if scene.prompt not in known][:count]
+    return [scene.prompt for scene in fresh_scenes(count, seed)]
 
 
 def behaviour(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,12 @@ _STYLE: Any = {
 
 def write_plots(report: JudgeReport, stem: Path) -> list[Path]:
     """Write `STEM-NAME.png` and `.svg` for every plot that there is something to draw in. Returns their paths."""
+    return write_figures(_figures(report), f"{_short(report.about.judge, 60)}  ·  {report.about.constitution}", stem)
+
+
+def write_figures(figures: Iterable[tuple[str, Figure]], title: str, stem: Path) -> list[Path]:
+    """Write each named figure as `STEM-NAME.png` and `.svg` under a title, in the package's style if it is drawn only
+    when its turn comes. Returns their paths."""
     import matplotlib as mpl
 
     written = []
@@ -35,8 +41,8 @@ def write_plots(report: JudgeReport, stem: Path) -> list[Path]:
         warnings.filterwarnings("ignore", "Glyph .* missing")  # a name in another script: boxes, and no more
         mpl.rcdefaults()
         mpl.rcParams.update(_STYLE)
-        for name, figure in _figures(report):
-            figure.suptitle(f"{_short(report.about.judge, 60)}  ·  {report.about.constitution}", fontsize=11)
+        for name, figure in figures:
+            figure.suptitle(title, fontsize=11)
             for ending, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
                 path = stem.with_name(f"{stem.name}-{name}.{ending}")
                 figure.savefig(path, dpi=150, metadata=metadata)

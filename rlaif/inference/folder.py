@@ -7,7 +7,9 @@ weights, template or tokenizer changed has another name, and the questions put t
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
+from typing import NamedTuple
 
 from rlaif.errors import UserError
 from rlaif.resources import shipped_model
@@ -17,6 +19,17 @@ _BESIDE = frozenset({"trainer_state.json", "training_args.bin", "optimizer.bin",
 """Files of those kinds that trainers leave, and that change no answer."""
 _WHOLE = 64 * 2**20
 _EDGE = 2**20
+_ADAPTER = "adapter_config.json"
+
+
+class Parts(NamedTuple):
+    """Where the parts of a model lie: they are one folder, but for a LoRA adapter."""
+
+    weights: Path
+    """The folder of a whole model."""
+    adapter: Path | None
+    """What is added to it; None where it is all there is."""
+    tokenizer: Path
 
 
 def model_folder(model: str) -> Path:
@@ -26,16 +39,42 @@ def model_folder(model: str) -> Path:
         path = Path(model).expanduser()
     if path is None:
         return _from_hub(model)
-    if not (path / "config.json").is_file():
+    if not any((path / name).is_file() for name in ("config.json", _ADAPTER)):
         raise UserError("no model here: `config.json` is missing", where=path, mend="name the folder of a saved model")
     return path
+
+
+def parts_of(folder: Path) -> Parts:
+    """The parts of the model in a folder. Raises UserError where an adapter does not lead to a whole model."""
+    if not _is_adapter(folder):
+        return Parts(folder, None, folder)
+    try:
+        about = json.loads((folder / _ADAPTER).read_text(encoding="utf-8"))
+        base, task = about["base_model_name_or_path"], about.get("task_type")
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+        raise UserError("does not say which model the adapter belongs to", where=folder / _ADAPTER) from None
+    if task == "SEQ_CLS":
+        raise UserError("is an adapter of a reward model", where=folder, mend="name a language model")
+    weights = model_folder(str(base))
+    if _is_adapter(weights):
+        raise UserError("is an adapter on top of another adapter", where=folder, mend="merge the one below first")
+    own = any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json"))
+    return Parts(weights, folder, folder if own else weights)
+
+
+def _is_adapter(folder: Path) -> bool:
+    return (folder / _ADAPTER).is_file() and not (folder / "config.json").is_file()
 
 
 def identity(model: str) -> str:
     """The full name of a model in process, worked out without loading it."""
     folder = model_folder(model)
     shown = folder.resolve().name if _is_path(model) else model
-    return f"{shown}@{fingerprint(folder)}"
+    parts = parts_of(folder)
+    digits = fingerprint(folder)
+    if parts.adapter is not None:  # the model below it decides its answers too
+        digits = hashlib.sha256(f"{digits}{fingerprint(parts.weights)}".encode()).hexdigest()[:8]
+    return f"{shown}@{digits}"
 
 
 def fingerprint(folder: Path) -> str:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from rlaif.errors import UserError
 from rlaif.inference.base import Answer, Question
 from rlaif.inference.drawing import Draw, Halt
+from rlaif.inference.folder import Parts, parts_of
 from rlaif.inference.labels import label_text, label_tokens, last_label, logsumexp
 from rlaif.inference.quiet import quiet
 
@@ -41,9 +42,9 @@ class Loaded:
     """The model of a folder, on its device. Used by one thread at a time."""
 
     def __init__(self, folder: Path, device: str, dtype: str | None, options: Mapping[str, Any]) -> None:
-        place = _place(device)
+        place = place_of(device)
         self._folder, self._options, self._device = folder, options, place
-        self._tokenizer, self._model = _read(folder, place, dtype or ("float32" if place.type == "cpu" else "auto"))
+        self._tokenizer, self._model = read_model(folder, place, dtype)
         self._ends = _end_tokens(self._model, self._tokenizer)
         padding = self._tokenizer.pad_token_id
         self._pad = int(padding if padding is not None else min(self._ends, default=0))
@@ -149,16 +150,20 @@ class Loaded:
         return self._label_ids[labels]
 
 
-def _read(folder: Path, device: torch.device, dtype: str) -> tuple[Any, Any]:
-    """Tokenizer and model, checked, on the device."""
+def read_model(folder: Path, device: torch.device, dtype: str | None = None) -> tuple[Any, Any]:
+    """Tokenizer and model of a folder, checked, on the device; an adapter is added to the weights that it belongs to.
+
+    `dtype` None is fp32 on a CPU, the model's own elsewhere. Raises UserError where it cannot be loaded.
+    """
     from safetensors import SafetensorError
 
-    transformers = _transformers()
+    transformers, parts = _transformers(), parts_of(folder)
+    dtype = dtype or ("float32" if device.type == "cpu" else "auto")
     with quiet():
         try:
-            tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
-            model = transformers.AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, dtype=dtype)
-            model = model.to(device).eval()
+            tokenizer = transformers.AutoTokenizer.from_pretrained(parts.tokenizer, local_files_only=True)
+            model = transformers.AutoModelForCausalLM.from_pretrained(parts.weights, local_files_only=True, dtype=dtype)
+            model = _with_adapter(model, parts).to(device).eval()
         except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
             why = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise UserError(f"the model cannot be loaded: {why}", where=folder) from error
@@ -174,6 +179,14 @@ def _read(folder: Path, device: torch.device, dtype: str) -> tuple[Any, Any]:
     return tokenizer, model
 
 
+def _with_adapter(model: Any, parts: Parts) -> Any:
+    if parts.adapter is None:
+        return model
+    from peft import PeftModel
+
+    return PeftModel.from_pretrained(model, str(parts.adapter)).merge_and_unload()
+
+
 def _transformers() -> Any:
     import transformers
 
@@ -187,7 +200,7 @@ def _end_tokens(model: Any, tokenizer: Any) -> set[int]:
     return {int(token) for token in ends | {tokenizer.eos_token_id} if token is not None}
 
 
-def _place(device: str) -> torch.device:
+def place_of(device: str) -> torch.device:
     """The device of that name; `auto` takes the best one there is."""
     import torch
 

@@ -11,6 +11,7 @@ from rlaif.store import draft_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 # Told apart by people with any colour vision (Okabe and Ito 2008).
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#6E6E6E"
@@ -61,29 +62,42 @@ def draw_curves(history: Sequence[Mapping[str, Any]], path: Path) -> None:
     draw(list(_panels(history)), path, "optimizer step")
 
 
+def curves_figure(history: Sequence[Mapping[str, Any]], most: int = 4) -> Figure | None:
+    """The same as a figure, `most` panels wide, to be drawn elsewhere; None where nothing was logged."""
+    panels = list(_panels(history))
+    return figure_of(panels, "optimizer step", most) if panels else None
+
+
 def draw(panels: Sequence[Panel], path: Path, step: str) -> None:
     """Draw panels side by side into a PNG, over what is called `step`; nothing where there are none."""
     if not panels:
         return
     import matplotlib as mpl
-    from matplotlib.figure import Figure
 
-    columns = _COLUMNS.get(len(panels), 3)
-    rows = math.ceil(len(panels) / columns)
     with mpl.rc_context():
         mpl.rcdefaults()
         mpl.rcParams.update(_STYLE)
-        figure = Figure(figsize=(3.5 * columns, 0.4 + 2.4 * rows), layout="constrained")
-        places = figure.subplots(rows, columns, squeeze=False, sharex=True).flatten()
-        for axes, panel in zip(places, panels, strict=False):
-            _draw(axes, panel)
-        for axes in places[len(panels) :]:
-            axes.set_visible(False)
-        for axes in places[max(0, len(panels) - columns) : len(panels)]:
-            axes.set_xlabel(step)
-            axes.tick_params(labelbottom=True)  # of a shared axis only the last row has numbers, and it may be short
+        figure = figure_of(panels, step)
         with draft_of(path) as draft:
             figure.savefig(draft, format="png", dpi=130, metadata={"Software": None})
+
+
+def figure_of(panels: Sequence[Panel], step: str, most: int = 4) -> Figure:
+    """Panels (one at least), at most `most` side by side, over what is called `step`, in the style of the moment."""
+    from matplotlib.figure import Figure
+
+    columns = min(most, _COLUMNS.get(len(panels), 3))
+    rows = math.ceil(len(panels) / columns)
+    figure = Figure(figsize=(3.5 * columns, 0.4 + 2.4 * rows), layout="constrained")
+    places = figure.subplots(rows, columns, squeeze=False, sharex=True).flatten()
+    for axes, panel in zip(places, panels, strict=False):
+        _draw(axes, panel)
+    for axes in places[len(panels) :]:
+        axes.set_visible(False)
+    for axes in places[max(0, len(panels) - columns) : len(panels)]:
+        axes.set_xlabel(step)
+        axes.tick_params(labelbottom=True)  # of a shared axis only the last row has numbers, and it may be short
+    return figure
 
 
 def _panels(history: Sequence[Mapping[str, Any]]) -> Iterator[Panel]:

@@ -24,7 +24,7 @@ from rlaif.store import lock_folder, write_json, write_text
 
 _BEGUN, _LOG, _DONE, _LOCK = "train.json", "log.jsonl", "metrics.json", ".lock"
 _SECONDS = "seconds.json"
-_FREE = frozenset(
+FREE = frozenset(
     {
         "output", "tokens", "log_steps", "save_steps", "keep", "report_to", "reference_cache", "device",
         "gradient_checkpointing",
@@ -125,7 +125,7 @@ def leave_processes() -> None:
 
 
 def _changed(before: Begun, now: Begun) -> list[str]:
-    names = sorted((before.settings.keys() | now.settings.keys()) - _FREE - {"data", "held_data", "model"})
+    names = sorted((before.settings.keys() | now.settings.keys()) - FREE - {"data", "held_data", "model"})
     told = [
         f"`{name}: {json.dumps(before.settings.get(name))}`, not {json.dumps(now.settings.get(name))}"
         for name in names
@@ -139,6 +139,11 @@ def _changed(before: Begun, now: Begun) -> list[str]:
 def is_begun(folder: Path) -> bool:
     """Whether an unfinished training is here."""
     return (folder / _BEGUN).exists() and not (folder / _DONE).exists()
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether a finished training is here."""
+    return (folder / _DONE).exists()
 
 
 def last_checkpoint(folder: Path) -> Path | None:

@@ -14,10 +14,11 @@ from rlaif.runfile import Setting, absolute, settable
 from rlaif.training.settings import CommonSettings
 from rlaif.yamlfile import Source, find_problems, read_yaml
 
-_PATHS = (
+PATHS = (
     ("model",), ("data",), ("held_data",), ("reference",), ("center_on",), ("prompts",), ("reward",), ("constitution",),
     ("judge", "model"), ("held_out", "judge", "model"),
 )  # fmt: skip
+"""Settings that may be paths."""
 _ENVIRONMENT = "RLAIF_TRAIN_"
 
 
@@ -37,7 +38,7 @@ def load_settings(
     known = {setting.path: setting for setting in settable(kind)}
     source = Source({}, f"rlaif train {kind.method}", {}, ()) if path is None else read_yaml(path)
     if path is not None:
-        for relative in _PATHS:
+        for relative in PATHS:
             source = absolute(source, relative, path.resolve().parent)
     for setting in known.values():
         variable = _ENVIRONMENT + "_".join(setting.path).upper()

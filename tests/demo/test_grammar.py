@@ -87,6 +87,18 @@ def test_the_prompt_file_is_what_the_grammar_writes() -> None:
     assert {scene.topic for scene in scenes if scene} == set(topics())
 
 
+def test_the_held_out_prompts_are_others() -> None:
+    assert prompts.prompt_file("demo-held-out.jsonl").read_text(encoding="utf-8") == prompts.held_out_lines()
+    rows = [json.loads(line) for line in prompts.held_out_lines().splitlines()]
+    assert (
+        len({row["prompt"] for row in rows} - {json.loads(line)["prompt"] for line in prompts.lines().splitlines()})
+        == 120
+    )
+    scenes = {row["prompt"]: read_prompt(row["prompt"]) for row in rows}
+    assert all((scene := scenes[row["prompt"]]) and scene.family == row["kind"] for row in rows)
+    assert {row["kind"] for row in rows} == {"ordinary", "harm", "upset"}
+
+
 def test_the_prompt_file_holds_wordings_that_training_never_saw() -> None:
     trained = {
         plain(frame.replace("{ask}", ask).replace("{says}", ask))

@@ -1,0 +1,153 @@
+"""`rlaif run`: generate, train, evaluate and report, from one run file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from rlaif.cli.options import run_options
+from rlaif.cli.progress import watch_training
+from rlaif.cli.show import show_report, watch
+from rlaif.cli.tables import print_table
+
+if TYPE_CHECKING:
+    from rlaif.evaluation.policies.report import Player, PolicyReport
+    from rlaif.evaluation.report import Estimate
+    from rlaif.evaluation.rewards.report import RewardReport
+    from rlaif.loop.running import Looped
+    from rlaif.pipeline import Report, Watch
+    from rlaif.training.callbacks import Told
+
+
+class Screen:
+    """Shows the loop on standard error: a heading a stage, and its progress below."""
+
+    def stage(self, name: str) -> None:
+        """A heading."""
+        click.secho(f"\n{name}", err=True, bold=True)
+
+    def note(self, text: str) -> None:
+        """A line."""
+        click.echo(text, err=True)
+
+    def data(self, report: Report) -> None:
+        """The counts of the data."""
+        click.echo()
+        show_report(report)
+
+    def watching(self) -> AbstractContextManager[Watch]:
+        """Progress of questions to models."""
+        return watch()
+
+    def training(self) -> AbstractContextManager[Told]:
+        """Progress of a training."""
+        return watch_training()
+
+
+@click.command(
+    epilog="A flag beats the environment (RLAIF_POLICY_SAMPLES for --policy-samples), which beats RUN.yaml; the "
+    "sections `train` and `evaluate` are set in the file alone."
+)
+@run_options
+def run(run_file: Path, flags: dict[tuple[str, ...], str]) -> None:
+    """The whole loop: generate the data, train on them, evaluate the policies, write the report.
+
+    RUN.yaml is the file of `rlaif generate` with two sections more. `train:` names trainings, each with the settings of
+    `rlaif train`; `evaluate:` says on which prompts and by which judge the trained policies are compared with the one
+    that they started from. The same command goes on after an interrupt, and after a change it does anew only what the
+    change touches.
+    """
+    from rlaif.cli.runs import warn_of_judges
+    from rlaif.loop.plan import load_plan
+    from rlaif.loop.running import run_loop
+    from rlaif.training.folder import leave_processes
+
+    plan = load_plan(run_file, flags)
+    warn_of_judges(run_file, plan.run)
+    done = run_loop(plan, Screen())
+    leave_processes()
+    if done.stopped is not None:
+        click.echo(f"Stopped in `train {done.stopped}`; the same command goes on from there.", err=True)
+        raise SystemExit(130)
+    show_loop(done)
+
+
+def show_loop(done: Looped) -> None:
+    """What the loop has come to: the models, how the policies compare, where everything is."""
+    click.echo()
+    for name, folder in done.trained.items():
+        click.echo(f"Model of `{name}` in {folder}")
+    if done.policies is not None:
+        click.echo()
+        show_policies(done.policies)
+    for name, found in done.rewards.items():
+        click.echo()
+        show_reward(name, found)
+    if done.page is not None:
+        click.echo(f"\nReport in {done.page}")
+
+
+def show_policies(report: PolicyReport) -> None:
+    """The policies beside each other, a column each, the one that they started from first."""
+    players = sorted(report.players, key=lambda each: each.name != report.baseline)
+    print_table(
+        ["", *(player.name for player in players)], _rows(report, players), right=[each.name for each in players]
+    )
+    about = report.about
+    click.echo(
+        f"\nAgainst `{report.baseline}` on {about.prompt_count:,} prompts by {about.judge}; 95% intervals over "
+        "prompts, KL in nats an answer, length in characters"
+    )
+    for warning in report.warnings:
+        click.echo(f"note: {warning}")
+
+
+def show_reward(name: str, report: RewardReport) -> None:
+    """A reward model in a few lines."""
+    gold, best = report.gold, report.best_of_n
+    if gold is not None and gold.accuracy is not None:
+        told = f", {100 * gold.gain.value:+.1f} points over the best baseline" if gold.gain is not None else ""
+        click.echo(f"Reward model `{name}`: right in {gold.accuracy} of {gold.pairs:,} pairs{told}")
+    if best is not None:
+        first, last = best.points[0], best.points[-1]
+        over = ", and falls after that" if best.overoptimised else ""
+        click.echo(
+            f"Reward model `{name}`: the best of {last.n} by it has {best.measure} {last.gold.value:.2f}, any one "
+            f"{first.gold.value:.2f}; it is highest at n = {best.best_n}{over}"
+        )
+    for warning in report.warnings:
+        click.echo(f"note: {warning}")
+
+
+def _rows(report: PolicyReport, players: Sequence[Player]) -> Iterator[list[str]]:
+    """A line a measure, as far as any policy has it."""
+    against = {match.policy: match for match in report.matches if match.baseline == report.baseline}
+    met = [against.get(player.name) for player in players]
+    yield ["better", *(_cell(match.wins if match else None) for match in met)]
+    yield ["worse", *(_cell(match.losses if match else None) for match in met)]
+    yield ["win rate", *(_cell(match.win_rate if match else None) for match in met)]
+    yield ["  at equal length", *(_cell(match.controlled if match else None) for match in met)]
+    for name in dict.fromkeys(name for player in players for name in player.meters):
+        yield [name, *(_cell(player.meters.get(name)) for player in players)]
+    if any(player.violations for player in players):
+        yield ["faulty (judge)", *(_cell(_broken(player)) for player in players)]
+    if any(player.kl for player in players):
+        yield ["KL, nats", *("" if each.kl is None else f"{each.kl.value:.1f}" for each in players)]
+    yield ["length", *(f"{player.length.value:.0f}" for player in players)]
+
+
+def _broken(player: Player) -> Estimate | None:
+    return next((each.share for each in player.violations if each.principle == "*"), None)
+
+
+def _cell(found: Estimate | None) -> str:
+    """A share in percent with its interval; a measure that leaves 0 to 1 as a number."""
+    if found is None:
+        return ""
+    if 0 <= found.value <= 1:
+        return f"{found.value:.1%} ({max(0, 100 * found.low):.0f}-{min(100, 100 * found.high):.0f})"
+    return f"{found.value:.2f} ({found.low:.2f}-{found.high:.2f})"

@@ -1,0 +1,229 @@
+"""From what was asked to the report: figures of the players, the matches and the ratings, costs and warnings."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from rlaif import __version__
+from rlaif.constitution import Constitution
+from rlaif.evaluation.policies.comparing import Compared, Plan
+from rlaif.evaluation.policies.distance import Distance
+from rlaif.evaluation.policies.doubts import Known, doubts
+from rlaif.evaluation.policies.gathering import Gathered, reason_of, tag_of
+from rlaif.evaluation.policies.lineage import Lineage, lineage_of, trained_prompts
+from rlaif.evaluation.policies.matches import match_of
+from rlaif.evaluation.policies.players import Answer, Bounds, Kinds, Meter, player_of, shared_places
+from rlaif.evaluation.policies.ratings import Won, ratings
+from rlaif.evaluation.policies.report import About, Cost, Match, Player, PolicyReport, Rating
+from rlaif.evaluation.policies.settings import EvaluateSettings
+from rlaif.records import Prompt, Score, content_id
+from rlaif.samples.inputs import Oddities
+from rlaif.samples.meetings import Criterion, criteria_of
+from rlaif.scores.grades import score_question
+from rlaif.store import sha256_of
+
+if TYPE_CHECKING:
+    from rlaif.evaluation.policies.tables import Tables
+
+_LONGEST_NAME = 80
+_UNTOLD = {"judge", "max_failed", "prompts", "kl"}
+
+
+class Facts(NamedTuple):
+    """What an evaluation was about."""
+
+    settings: EvaluateSettings
+    constitution: Constitution
+    oddities: Oddities
+    judge: str
+    """Name of its model."""
+    gathered: Sequence[Gathered]
+    """The baseline last."""
+    prompts: Sequence[Prompt]
+    distances: Mapping[str, Distance]
+    warn_same: tuple[str, ...]
+
+
+def report_stem(
+    settings: EvaluateSettings, constitution: Constitution, judge: str, players: Sequence[tuple[str, str]]
+) -> str:
+    """The name, without ending, of the files of one evaluation: its players' names, and a hash of what is asked.
+
+    `players` are names and identities, the baseline last.
+    """
+    *others, last = [re.sub(r"[^A-Za-z0-9._@+-]+", "-", name).strip("-.") for name, _ in players]
+    words = f"{'-'.join(others)}-against-{last}"[:_LONGEST_NAME]
+    about = settings.model_dump(mode="json", include=set(EvaluateSettings.model_fields) - _UNTOLD)
+    prompts = (_sha256(settings.prompts.path) or settings.prompts.path, settings.prompts.column, settings.prompts.limit)
+    warmth = settings.asked.temperature
+    return (
+        f"{words}-{content_id(about, prompts, warmth, constitution.hash, judge, [list(each) for each in players])[:8]}"
+    )
+
+
+def derive(
+    facts: Facts, plan: Plan, rows: Sequence[Compared], tables: Tables, meters: Mapping[str, Meter], seconds: float
+) -> PolicyReport:
+    """The report; `rows` are all comparisons of the plan. Nothing is asked."""
+    settings = facts.settings
+    criteria = criteria_of(facts.constitution, "each")
+    costs = _Costs(tables)
+    costs.judgements(plan)
+    players = tuple(_players(facts, criteria, costs, meters))
+    names = [criterion.id for criterion in plan.criteria]
+    matches = tuple(_match(pair, rows, settings, names) for pair in plan.pairs)
+    return PolicyReport(
+        made_by=f"rlaif {__version__}",
+        about=_about(facts),
+        warnings=_warnings(facts, players, matches),
+        baseline=players[-1].name,
+        players=players,
+        matches=matches,
+        ratings=_ratings([player.name for player in players], rows),
+        cost=costs.total(facts.gathered, seconds),
+    )
+
+
+def _match(pair: tuple[str, str], rows: Sequence[Compared], settings: EvaluateSettings, names: Sequence[str]) -> Match:
+    own = [row for row in rows if (row.policy, row.baseline) == pair]
+    return match_of(*pair, own, margin=settings.pair.margin, principles=names)
+
+
+def _ratings(names: Sequence[str], rows: Sequence[Compared]) -> tuple[Rating, ...]:
+    if len(names) < 3:
+        return ()
+    won = [Won(row.policy, row.baseline, row.prompt, row.probability) for row in rows if row.probability is not None]
+    return ratings(names, won)
+
+
+def _players(
+    facts: Facts, criteria: Sequence[Criterion], costs: _Costs, meters: Mapping[str, Meter]
+) -> Iterator[Player]:
+    settings, answered = facts.settings, {each.name: each.answers for each in facts.gathered}
+    shared = shared_places(answered)
+    kinds, bounds = (
+        Kinds(tag_of(settings), settings.harmful),
+        Bounds(settings.violation_below, settings.pair.min_label_mass),
+    )
+    for each in facts.gathered:
+        answers = list(_answers(each, facts, criteria, costs))
+        player = player_of(
+            each.name, each.identity, answers, each.missing, shared,
+            criteria=criteria, kinds=kinds, bounds=bounds, meters=meters,
+        )  # fmt: skip
+        far = facts.distances.get(each.name, Distance(None))
+        yield player.model_copy(update={"kl": far.kl, "kl_note": far.note})
+
+
+def _answers(own: Gathered, facts: Facts, criteria: Sequence[Criterion], costs: _Costs) -> Iterator[Answer]:
+    for prompt in facts.prompts:
+        for sample in own.answers[prompt.id]:
+            if sample is None:
+                continue
+            grades: dict[str, Score | None] = {}
+            for criterion in criteria if facts.settings.grades else ():
+                most = facts.settings.compare.max_chars
+                question = score_question(prompt, sample, criterion, facts.judge, max_chars=most)
+                grades[criterion.id] = costs.grade(question.id)
+            yield Answer(prompt, sample, grades)
+
+
+class _Costs:
+    """Counts, each question once, what the answers on disk took."""
+
+    def __init__(self, tables: Tables) -> None:
+        self._tables = tables
+        self._seen: set[str] = set()
+        self._failed: Counter[str] = Counter()
+        self._spent: Counter[str] = Counter()
+
+    def judgements(self, plan: Plan) -> None:
+        """Those of all comparisons."""
+        for question in plan.questions():
+            found = self._tables.judgements.get(question.id)
+            if self._new(question.id):
+                self._count("compare", "judgements", question.id, found)
+
+    def grade(self, question: str) -> Score | None:
+        """The grade that answers a question."""
+        found = self._tables.scores.get(question)
+        if self._new(question):
+            self._count("grade", "grades", question, found)
+        return found
+
+    def _new(self, question: str) -> bool:
+        known = question in self._seen
+        self._seen.add(question)
+        return not known
+
+    def _count(self, stage: str, kind: str, question: str, found: object) -> None:
+        if found is None:
+            self._failed[f"{stage}: {reason_of(question, self._tables.failures)}"] += 1
+            return
+        spent = {name: getattr(found, f"{name}_tokens") for name in ("prompt", "cached", "completion")}
+        self._spent.update({kind: 1, **spent})
+
+    def total(self, gathered: Sequence[Gathered], seconds: float) -> Cost:
+        """The sum, with what the policies took."""
+        drawn = {sample.id: sample for each in gathered if each.drawn for sample in each.found()}
+        sampled = Counter[str]()
+        for each in gathered:
+            sampled.update({f"sample: {reason}": count for reason, count in each.failed.items()})
+        return Cost(
+            answers=len(drawn),
+            judgements=self._spent["judgements"],
+            grades=self._spent["grades"],
+            failed=dict(sampled + self._failed),
+            judge_prompt_tokens=self._spent["prompt"],
+            judge_cached_tokens=self._spent["cached"],
+            judge_completion_tokens=self._spent["completion"],
+            policy_tokens=sum(each.completion_tokens for each in drawn.values()),
+            seconds=seconds,
+        )
+
+
+def _about(facts: Facts) -> About:
+    settings = facts.settings
+    return About(
+        judge=facts.judge,
+        constitution=facts.constitution.name,
+        constitution_hash=facts.constitution.hash,
+        prompts=settings.prompts.path,
+        prompts_sha256=_sha256(settings.prompts.path),
+        prompt_count=len(facts.prompts),
+        oddities=dict(facts.oddities.counts),
+        tag=settings.tag,
+        harmful=settings.harmful,
+        violation_below=settings.violation_below,
+        drawing=settings.drawing,
+        compare=settings.asked.model_dump(mode="json"),
+        pair=settings.read.model_dump(mode="json"),
+    )
+
+
+def _warnings(facts: Facts, players: Sequence[Player], matches: Sequence[Match]) -> tuple[str, ...]:
+    lineages = {
+        each.name: lineage_of(each.contestant.thing) if each.contestant.folder is not None else Lineage()
+        for each in facts.gathered
+    }
+    return doubts(
+        Known(
+            judge=facts.judge,
+            constitution_hash=facts.constitution.hash,
+            players=players,
+            lineages=lineages,
+            matches=matches,
+            prompts=[prompt.id for prompt in facts.prompts],
+            trained={name: trained_prompts(own) for name, own in lineages.items()},
+            warn_same=facts.warn_same,
+        )
+    )
+
+
+def _sha256(path: str) -> str | None:
+    file = Path(path).expanduser()
+    return sha256_of(file) if file.is_file() else None

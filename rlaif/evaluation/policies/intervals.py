@@ -1,0 +1,111 @@
+"""Means with 95% intervals over prompts: all values of one prompt stand or fall together. Pure functions.
+
+The percentile bootstrap over prompts is too narrow where prompts are few: of 50 prompts and a share near 0.9 its
+intervals hold the truth in 90 to 93 of 100 cases, these in 93 to 97 (`python -m tests.bench coverage`). The standard
+error is that of a ratio of sums over prompts (Cochran 1977, Sampling Techniques, section 6.3), which is what the
+bootstrap's comes to, and the interval is the score interval (Wilson 1927, JASA 22:209-212) of as many independent
+trials as have that error, with Student's t for the normal quantile: it stays between 0 and 1, and leans towards one
+half as it should. A value that was fitted gets its interval on the scale of log-odds; in the hardest case tried (50
+prompts, one pair each, nine of ten won) that holds the truth in 92 of 100.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Sequence
+
+from rlaif.comparisons.fold import sigmoid
+from rlaif.evaluation.estimates import wilson
+from rlaif.evaluation.metrics import mean
+from rlaif.evaluation.report import Estimate
+
+_Z = 1.959963984540054
+_SMALLEST = 1e-12
+"""Errors under this are rounding."""
+_CERTAIN = 0.02
+"""As near to 0 or 1 as a text verdict counts (0.99) and a little farther."""
+
+
+def share(values: Sequence[float], prompts: Sequence[Hashable]) -> Estimate:
+    """The mean of values between 0 and 1, one an answer or comparison; `prompts` says which belong together.
+
+    Where all values are (nearly) 0, or all are 1, no error can be seen, and each prompt counts as one trial. One prompt
+    alone tells nothing of others: its interval is all there is. `Estimate.pairs` counts the values. Raises ValueError
+    of no values, or where the two lists differ in length.
+    """
+    value, error, groups = clustered(values, prompts)
+    if groups > 1 and (min(values) >= 1 - _CERTAIN or max(values) <= _CERTAIN):
+        _, low, high = wilson(value * groups, groups)
+        return Estimate(value=value, low=low, high=high, pairs=len(values))
+    return within(value, error, groups, len(values))
+
+
+def average(values: Sequence[float], prompts: Sequence[Hashable]) -> Estimate:
+    """The mean of any values, with an interval of Student's t. Raises ValueError as `share` does."""
+    value, error, groups = clustered(values, prompts)
+    reach = quantile(groups - 1) * error
+    return Estimate(value=value, low=value - reach, high=value + reach, pairs=len(values))
+
+
+def clustered(values: Sequence[float], prompts: Sequence[Hashable]) -> tuple[float, float, int]:
+    """The mean of all values, its standard error over prompts, and the number of prompts.
+
+    A prompt with more values counts for more. The error is 0 of a single prompt: nothing tells it. Raises ValueError
+    of no values, or where the two lists differ in length.
+    """
+    if not values:
+        raise ValueError("no value to take a mean of")
+    sums: dict[Hashable, list[float]] = {}
+    for value, prompt in zip(values, prompts, strict=True):
+        sums.setdefault(prompt, []).append(value)
+    middle, groups = mean(values), len(sums)
+    if groups < 2:
+        return middle, 0.0, groups
+    residuals = math.fsum(math.fsum(each - middle for each in own) ** 2 for own in sums.values())
+    error = math.sqrt(groups / (groups - 1) * residuals) / len(values)
+    return middle, (error if error > _SMALLEST else 0.0), groups
+
+
+def within(value: float, error: float, prompts: int, pairs: int) -> Estimate:
+    """A share with the score interval that belongs to its standard error over so many prompts; `pairs` is only told."""
+    if prompts < 2:
+        return Estimate(value=value, low=0.0, high=1.0, pairs=pairs)
+    if error == 0.0 or value in (0.0, 1.0):
+        return Estimate(value=value, low=value, high=value, pairs=pairs)
+    trials, t = value * (1 - value) / error**2, quantile(prompts - 1)
+    middle = (value + t * t / (2 * trials)) / (1 + t * t / trials)
+    reach = t * math.sqrt(value * (1 - value) / trials + t * t / (4 * trials**2)) / (1 + t * t / trials)
+    return Estimate(value=value, low=max(0.0, middle - reach), high=min(1.0, middle + reach), pairs=pairs)
+
+
+def fitted(value: float, error: float, prompts: int, pairs: int) -> Estimate:
+    """A share that comes from a fit of two parameters, with the bootstrap's standard error over so many prompts.
+
+    The interval is one of Student's t about the log-odds. Raises ValueError where the value is not between 0 and 1.
+    """
+    if not 0 < value < 1:
+        raise ValueError("a fitted share lies between 0 and 1")
+    if prompts < 3:
+        return Estimate(value=value, low=0.0, high=1.0, pairs=pairs)
+    # The bootstrap's error is too small by the root, as its resamples fit themselves.
+    error *= math.sqrt(prompts / (prompts - 2)) / (value * (1 - value))
+    middle, reach = math.log(value / (1 - value)), quantile(prompts - 2) * error
+    return Estimate(value=value, low=sigmoid(middle - reach), high=sigmoid(middle + reach), pairs=pairs)
+
+
+def quantile(freedom: int) -> float:
+    """The 0.975 quantile of Student's t: exact for 1 and 2 degrees of freedom, then by its expansion about the normal
+    one (Abramowitz and Stegun 1964, 26.7.5), right to 0.004 at 3. That of 1 degree where there is none.
+    """
+    if freedom <= 1:
+        return math.tan(math.pi * 0.475)
+    if freedom == 2:
+        return 0.95 / math.sqrt(2 * 0.975 * 0.025)
+    z = _Z
+    terms = (
+        (z**3 + z) / 4,
+        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
+        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
+        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
+    )
+    return z + math.fsum(term / freedom**power for power, term in enumerate(terms, start=1))

@@ -1,0 +1,1 @@
+"""The whole loop in one file and one command: generate, train, evaluate, report."""

@@ -1,0 +1,216 @@
+"""The loop, stage by stage: generate, train, evaluate, report. Each stage goes on where an earlier call left it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from rlaif.constitution import load_constitution
+from rlaif.errors import UserError
+from rlaif.evaluation.policies.contestants import Contestant
+from rlaif.evaluation.policies.evaluating import evaluate_policies_now
+from rlaif.evaluation.policies.report import PolicyReport
+from rlaif.evaluation.rewards.answers import Drawn
+from rlaif.evaluation.rewards.evaluating import EvaluatedReward, OnAnswers, OnGold, evaluate_reward
+from rlaif.evaluation.rewards.meters import Grading
+from rlaif.evaluation.rewards.report import RewardReport
+from rlaif.evaluation.rewards.scorer import RewardModel
+from rlaif.inference.source import LazyModel
+from rlaif.loop.ledger import Kept, Ledger, standing
+from rlaif.loop.plan import BASE, EVALUATION, Plan, Step
+from rlaif.pipeline import STAGES, Report, Watch, generate
+from rlaif.records import Messages
+from rlaif.scores.questions import DIGITS
+from rlaif.settings import ModelSettings, PolicySettings
+
+if TYPE_CHECKING:
+    from rlaif.training.callbacks import Told
+    from rlaif.training.running import Trained
+
+Meters = Mapping[str, Callable[[Messages, str], float]]
+"""The caller's own measures of an answer, by name."""
+
+
+class Screen(Protocol):
+    """Who is shown how the loop goes."""
+
+    def stage(self, name: str) -> None:
+        """A stage begins."""
+        ...
+
+    def note(self, text: str) -> None:
+        """Something to know."""
+        ...
+
+    def data(self, report: Report) -> None:
+        """The preference data are made."""
+        ...
+
+    def watching(self) -> AbstractContextManager[Watch]:
+        """For questions to models."""
+        ...
+
+    def training(self) -> AbstractContextManager[Told]:
+        """For a training."""
+        ...
+
+
+@dataclass
+class Looped:
+    """What the loop has come to."""
+
+    plan: Plan
+    data: Report
+    trained: dict[str, Path] = field(default_factory=dict)
+    """Folders of the finished trainings, by step."""
+    stopped: str | None = None
+    """The training that was asked to stop; the same command goes on with it."""
+    policies: PolicyReport | None = None
+    rewards: dict[str, RewardReport] = field(default_factory=dict)
+    """Of the reward models, by step."""
+    page: Path | None = None
+
+
+def run_loop(plan: Plan, screen: Screen, *, meters: Meters | None = None) -> Looped:
+    """Take every stage that is not done yet.
+
+    `meters` are measures of an answer that stand beside the judge's in the evaluation. Raises UserError for what the
+    user can mend and ModelError where a model cannot go on; a second call resumes.
+    """
+    screen.stage("generate")
+    with screen.watching() as watch:
+        found = Looped(plan, generate(plan.run, STAGES, watch))
+    screen.data(found.data)
+    for step in plan.steps:
+        screen.stage(f"train {step.name}")
+        if not _trained(step, plan.run.folder, found, screen):
+            found.stopped = step.name
+            return found
+    if plan.evaluate is not None and plan.compared:
+        screen.stage("evaluate")
+        found.policies = _evaluated(plan, found.data, screen, meters)
+    if plan.evaluate is not None and (plan.evaluate.reward_gold or plan.evaluate.reward_samples):
+        for step in plan.steps:
+            if not step.is_policy:
+                screen.stage(f"evaluate {step.name}")
+                found.rewards[step.name] = _rewarded(plan, step, screen)
+    screen.stage("report")
+    found.page = write_report(plan.run.folder)
+    return found
+
+
+def write_report(folder: Path) -> Path:
+    """The page of a folder."""
+    from rlaif.page.write import write_page
+
+    return write_page(folder)
+
+
+def _trained(step: Step, folder: Path, found: Looped, screen: Screen) -> bool:
+    """Whether a training is finished, now or before."""
+    ledger = Ledger.read(folder)
+    now = standing(step, ledger)
+    if now.moved is not None:
+        screen.note(f"{step.settings.folder} was made with other settings or data; it is {now.moved.name} now")
+    if now.state == "finished":
+        screen.note(f"finished before, in {step.settings.folder}")
+    else:
+        ledger = ledger.noted(folder, step.name, Kept(key=now.key))
+        with screen.training() as told:
+            trained = _train(step, told, resume=now.state == "begun")
+        if not trained.finished:
+            return False
+        ledger.noted(folder, step.name, Kept(key=now.key, seconds=trained.metrics.get("seconds")))
+    found.trained[step.name] = step.settings.folder
+    return True
+
+
+def _train(step: Step, told: Told, *, resume: bool) -> Trained:
+    from rlaif.online.running import train_online
+    from rlaif.online.settings import OnlineSettings
+    from rlaif.training.running import train
+    from rlaif.training.settings import TrainSettings
+
+    if isinstance(step.settings, OnlineSettings):
+        return train_online(step.settings, told, resume=resume)
+    assert isinstance(step.settings, TrainSettings)
+    return train(step.settings.method, step.settings, told, resume=resume)
+
+
+def _evaluated(plan: Plan, data: Report, screen: Screen, meters: Meters | None) -> PolicyReport:
+    """The trained policies beside the one that they started from."""
+    assert plan.evaluate is not None
+    judge = plan.evaluate.judge or plan.run.judge
+    folder = plan.run.folder / EVALUATION
+    labellers = (data.run.judge_name, *data.run.panel_names)
+    trained = [Contestant(step.name, ModelSettings(model=step.settings.output)) for step in plan.compared]
+    with screen.watching() as watch:
+        source = LazyModel(judge, log=folder / "judge.log", say=watch.note)
+        done = evaluate_policies_now(
+            plan.evaluate,
+            load_constitution(plan.run.constitution),
+            [*trained, _base(plan)],
+            source,
+            folder,
+            watch=watch,
+            meters=meters,
+            warn_same=[each.name for each in trained] if source.name in labellers else [],
+        )
+    return done.report
+
+
+def _rewarded(plan: Plan, step: Step, screen: Screen) -> RewardReport:
+    """A trained reward model on gold pairs, and choosing among answers of the run's policy."""
+    assert plan.evaluate is not None
+    wanted, folder = plan.evaluate, plan.run.folder / EVALUATION / "rewards"
+    with screen.watching() as watch:
+        answers = _answers(plan, watch) if wanted.reward_samples else None
+        gold = None if wanted.reward_gold is None else OnGold(wanted.reward_gold)
+        work = evaluate_reward(RewardModel(step.settings.output), folder, gold=gold, answers=answers, watch=watch)
+        return asyncio.run(_closing(work, answers)).report
+
+
+def _answers(plan: Plan, watch: Watch) -> OnAnswers:
+    assert plan.evaluate is not None
+    wanted, base = plan.evaluate, _base(plan)
+    assert base.model is not None
+    drawing = {**wanted.drawing, "samples": wanted.reward_samples}
+    folder = plan.run.folder / EVALUATION
+    return OnAnswers(
+        Drawn(
+            LazyModel(base.model, log=folder / "policy.log", say=watch.note),
+            PolicySettings.model_validate({"model": base.model.model, **drawing}),
+            wanted.prompts.path, wanted.prompts.column, wanted.prompts.limit,
+        ),
+        Grading(
+            LazyModel(wanted.judge or plan.run.judge, log=folder / "judge.log", say=watch.note, labels=DIGITS),
+            load_constitution(plan.run.constitution), max_failed=wanted.max_failed,
+        ),
+        wanted.max_failed,
+    )  # fmt: skip
+
+
+async def _closing(work: Coroutine[Any, Any, EvaluatedReward], answers: OnAnswers | None) -> EvaluatedReward:
+    """Do the work, and close the models of the answers in the loop that opened them."""
+    try:
+        return await work
+    finally:
+        if answers is not None:
+            assert isinstance(answers.answers, Drawn) and isinstance(answers.other, Grading)
+            await answers.answers.source.close()
+            await answers.other.judge.close()
+
+
+def _base(plan: Plan) -> Contestant:
+    """The policy that all began with."""
+    if plan.run.policy is not None:
+        return Contestant(BASE, plan.run.policy)
+    models = {step.settings.model for step in plan.compared} - {step.settings.output for step in plan.steps}
+    if len(models) != 1:
+        what = "the trained policies started from different models, and none is the run's `policy`"
+        raise UserError(what, where="evaluate.policies", mend="name those that started from one model")
+    return Contestant(BASE, ModelSettings(model=models.pop()))

@@ -1,0 +1,168 @@
+"""The evaluations that a folder holds, or that are known of its judge: policies, reward models, judges."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+
+from rlaif.errors import RlaifError
+from rlaif.evaluation.policies.report import PolicyReport
+from rlaif.evaluation.report import JudgeReport
+from rlaif.evaluation.rewards.report import RewardReport
+from rlaif.evaluation.verdict import FOLDER
+from rlaif.page.learned import Judges, Policies, Rewards, Versus
+from rlaif.page.reading import rows
+from rlaif.page.trainings import folders
+from rlaif.records import Record
+
+_LARGEST = 20_000_000
+"""Bytes: no report is larger."""
+_SHOWN = 12
+"""Comparisons of two policies to read, half of them won and half lost."""
+_LONGEST = 1200
+
+R = TypeVar("R", bound=Record)
+Found = dict[Path, JudgeReport | PolicyReport | RewardReport]
+
+
+def find_reports(root: Path) -> Found:
+    """Every report of an evaluation in `root` and up to two levels below, by its file."""
+    found: Found = {}
+    for folder in folders(root):
+        for path in sorted(folder.glob("*.json")):
+            report = _report(path)
+            if report is not None:
+                found[path] = report
+    return found
+
+
+def _report(path: Path) -> JudgeReport | PolicyReport | RewardReport | None:
+    try:
+        if path.stat().st_size > _LARGEST:
+            return None
+        raw = path.read_bytes()
+    except OSError:
+        return None
+    if b'"made_by"' not in raw[:200]:
+        return None
+    for kind, mark in ((PolicyReport, b'"players"'), (JudgeReport, b'"verdict"'), (RewardReport, b'"best_of_n"')):
+        if mark in raw:
+            try:
+                return kind.model_validate_json(raw)
+            except ValidationError:
+                continue
+    return None
+
+
+def judges_of(root: Path, found: Found, judge: str | None, constitution_hash: str | None) -> list[Judges]:
+    """The evaluations of judges: those in the folder, and those of this run's judge where evaluations are kept."""
+    told = {path: report for path, report in found.items() if isinstance(report, JudgeReport)}
+    names = [] if judge is None else judge.split(" + ")
+    for place in (FOLDER, root.parent / FOLDER.name):
+        for path in sorted(place.glob("*.json")) if names else ():
+            report = _report(path)
+            known = path.resolve() in {each.resolve() for each in told}
+            if isinstance(report, JudgeReport) and not known and _same(report, names, constitution_hash):
+                told[path] = report
+    return [
+        Judges(path=_shown(path, root), report=report, labeller=_same(report, names, constitution_hash))
+        for path, report in told.items()
+    ]
+
+
+def _same(report: JudgeReport, names: Sequence[str], constitution_hash: str | None) -> bool:
+    return report.about.judge in names and report.about.constitution_hash == constitution_hash
+
+
+def rewards_of(root: Path, found: Found) -> list[Rewards]:
+    """The evaluations of reward models."""
+    return [
+        Rewards(path=_shown(path, root), report=report)
+        for path, report in found.items()
+        if isinstance(report, RewardReport)
+    ]
+
+
+def policies_of(root: Path, found: Found) -> list[Policies]:
+    """The evaluations of policies, each with some of its comparisons to read."""
+    told = []
+    for path, report in found.items():
+        if isinstance(report, PolicyReport):
+            compared, examples = _examples(path, report)
+            told.append(Policies(path=_shown(path, root), report=report, examples=examples, compared=compared))
+    return told
+
+
+def _shown(path: Path, root: Path) -> str:
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
+
+
+def _examples(path: Path, report: PolicyReport) -> tuple[int, tuple[Versus, ...]]:
+    """How many comparisons there are, and the surest wins and losses of every policy against the baseline."""
+    file = path.with_name(f"{path.stem}.comparisons.jsonl")
+    if not file.is_file():
+        return 0, ()
+    try:
+        lines = list(rows(file))
+        chosen = _chosen(lines, report.baseline)
+        texts = _texts(path.parent, {key for line in chosen for key in _samples(line)})
+        prompts = _prompts(path.parent, {str(line.get("prompt")) for line in chosen})
+    except RlaifError:
+        return 0, ()
+    return len(lines), tuple(_versus(line, texts, prompts) for line in chosen)
+
+
+def _chosen(lines: Sequence[dict[str, Any]], baseline: str) -> list[dict[str, Any]]:
+    known = [line for line in lines if isinstance(line.get("probability"), float) and line.get("baseline") == baseline]
+    players = list(dict.fromkeys(str(line.get("policy")) for line in known))
+    each = max(1, _SHOWN // (2 * max(len(players), 1)))
+    found = []
+    for player in players:
+        own = sorted(
+            (line for line in known if line.get("policy") == player),
+            key=lambda line: (line["probability"], str(line.get("prompt"))),
+        )
+        worst = own[:each]
+        found += [line for line in own[-each:][::-1] if line not in worst] + worst
+    return found
+
+
+def _samples(line: dict[str, Any]) -> tuple[str, str]:
+    left, right = (line.get("samples") or (line.get("sample"), line.get("other")))[:2]
+    return str(left), str(right)
+
+
+def _texts(folder: Path, wanted: set[str]) -> dict[str, str]:
+    return {row["id"]: str(row.get("text", "")) for row in rows(folder / "samples.jsonl") if row.get("id") in wanted}
+
+
+def _prompts(folder: Path, wanted: set[str]) -> dict[str, str]:
+    return {
+        row["id"]: "\n\n".join(f"{each['role']}: {each['content']}" for each in row.get("messages", ()))
+        for row in rows(folder / "prompts.jsonl")
+        if row.get("id") in wanted
+    }
+
+
+def _versus(line: dict[str, Any], texts: dict[str, str], prompts: dict[str, str]) -> Versus:
+    left, right = _samples(line)
+    prompt = str(line.get("prompt"))
+    principles = line.get("principles")
+    return Versus(
+        prompt=_cut(prompts.get(prompt, prompt)),
+        tag=line.get("tag"),
+        policy=str(line.get("policy")),
+        baseline=str(line.get("baseline")),
+        answer=_cut(texts.get(left, "(its text is not in samples.jsonl)")),
+        other=_cut(texts.get(right, "(its text is not in samples.jsonl)")),
+        status=str(line.get("status", "")),
+        probability=line.get("probability"),
+        principles=principles if isinstance(principles, dict) else {},
+    )
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST].rstrip()} … [cut: {len(text):,} characters]"

@@ -1,0 +1,182 @@
+"""What a run folder says of itself: its manifest, its settings as they were resolved, its constitution."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rlaif.constitution import Constitution, load_constitution
+from rlaif.errors import RlaifError
+from rlaif.page.figures import Panel, Panelist, Principle, Stage
+from rlaif.page.reading import document, within
+from rlaif.page.verdicts import Reading, Tally
+
+TABLES = ("samples.jsonl", "judgements.jsonl", "pairs.jsonl", "rankings.jsonl", "revisions.jsonl", "critiques.jsonl")
+"""Any of them says that a run was here."""
+
+
+@dataclass
+class Told:
+    """The run's own words, as far as they can be read."""
+
+    folder: Path
+    manifest: dict[str, Any]
+    text: str
+    """run.yaml as it stands."""
+    settings: dict[str, Any]
+    constitution: Constitution | None = None
+    note: str = ""
+    """Why the constitution's texts are not told, or to be doubted."""
+    revised: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_run(self) -> bool:
+        """Whether this folder holds a run."""
+        if bool(within(self.manifest, "counts")) or all((self.folder / name).is_file() for name in TABLES[:2]):
+            return bool(self.manifest or self.settings)
+        output = self.settings.get("output")  # a run file that was not run yet names another folder
+        return isinstance(output, str) and "judge" in self.settings and Path(output).resolve() == self.folder.resolve()
+
+    @property
+    def finished(self) -> bool:
+        """Whether the manifest is there, which is written last."""
+        return bool(self.manifest)
+
+    @property
+    def judge(self) -> str | None:
+        """Identity of the judge, or of all judges of a panel."""
+        known = self.manifest.get("judge")
+        return str(known) if known else None
+
+    @property
+    def constitution_hash(self) -> str | None:
+        """Content hash of the constitution by which the labels were made."""
+        known = within(self.manifest, "constitution", "hash")
+        return known if isinstance(known, str) else None
+
+
+def read_told(folder: Path) -> Told:
+    """Read manifest, settings and constitution; what is not there, or cannot be read, is empty."""
+    manifest = document(folder / "manifest.json")
+    try:
+        text = (folder / "run.yaml").read_text(encoding="utf-8")
+        settings = yaml.safe_load(text)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        text, settings = "", None
+    known = settings if isinstance(settings, dict) else manifest.get("settings")
+    told = Told(folder, manifest, text, known if isinstance(known, dict) else {})
+    told.revised = document(folder / "revised.json")
+    if isinstance(told.settings.get("constitution"), str):
+        _read_constitution(told)
+    return told
+
+
+def _read_constitution(told: Told) -> None:
+    name = told.settings["constitution"]
+    try:
+        found = load_constitution(name, told.folder)
+    except RlaifError:
+        told.note = f"The constitution {name} cannot be read any more, so its texts and weights are not told."
+        return
+    if told.constitution_hash is not None and found.hash != told.constitution_hash:
+        told.note = f"The constitution {name} has changed since the labels were made, so it is not told here."
+        return
+    told.constitution = found
+
+
+def reading_of(told: Told) -> Reading:
+    """How the run reads its judges' answers."""
+    given = told.settings.get("judge")
+    listed = [each for each in (given if isinstance(given, list) else [given]) if isinstance(each, dict)]
+    names = (told.judge or "").split(" + ")
+    common = _number(within(told.settings, "compare", "temperature"), 1.0)
+    matched = list(zip(names, listed, strict=False))
+    slots = told.manifest.get("slot_bias")
+    found = told.constitution
+    return Reading(
+        least_mass=_number(within(told.settings, "pair", "min_label_mass"), 0.5),
+        weights=None if found is None else {each.id: each.weight for each in found.principles},
+        temperatures={name: common * _number(judge.get("temperature"), 1.0) for name, judge in matched},
+        shares={name: _number(judge.get("weight"), 1.0) for name, judge in matched},
+        both=within(told.settings, "compare", "orders") != "random",
+        removed={
+            str(name): _number(within(slot, "removed"), 0.0)
+            for name, slot in (slots.items() if isinstance(slots, dict) else ())
+        },
+    )
+
+
+def _number(value: object, otherwise: float) -> float:
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else otherwise
+
+
+def principles_of(told: Told, tallies: Mapping[str, Tally]) -> list[Principle]:
+    """The principles in the order of the constitution, with what the manifest and the answers say of each."""
+    counted = told.manifest.get("principles")
+    labels: dict[str, dict[str, int]] = counted if isinstance(counted, dict) else {}
+    known = {} if told.constitution is None else {each.id: each for each in told.constitution.principles}
+    found = []
+    for name in dict.fromkeys([*known, *labels, *tallies]):
+        tally, told_of, principle = tallies.get(name), labels.get(name, {}), known.get(name)
+        found.append(
+            Principle(
+                id=name,
+                text=None if principle is None else principle.compare,
+                weight=None if principle is None else principle.weight,
+                labels=told_of.get("labels"),
+                flips=tally.flips if tally is not None else told_of.get("flips"),
+                **({} if tally is None else _of(tally)),
+            )
+        )
+    return found
+
+
+def _of(tally: Tally) -> dict[str, Any]:
+    return {name: getattr(tally, name) for name in ("compared", "agreed", "opposed", "decided")}
+
+
+def panel_of(told: Told) -> Panel | None:
+    """How the judges of a panel agree; None of a single judge."""
+    found = told.manifest.get("panel")
+    if not isinstance(found, dict):
+        return None
+    two = "cohen_kappa" in found
+    return Panel(
+        judges=tuple(
+            Panelist(
+                judge=str(each.get("judge")),
+                agrees=each.get("agrees", 0),
+                opposes=each.get("opposes", 0),
+                abstains=each.get("abstains", 0),
+                flips=each.get("flips", 0),
+                accuracy=each.get("dawid_skene_accuracy"),
+            )
+            for each in found.get("judges", [])
+        ),
+        comparisons=found.get("comparisons", 0),
+        measure="Cohen's kappa" if two else "Krippendorff's alpha",
+        agreement=found.get("cohen_kappa") if two else found.get("krippendorff_alpha"),
+        correlation=found.get("correlation"),
+        effective=found.get("effective_judges"),
+    )
+
+
+def stages_of(told: Told) -> list[Stage]:
+    """What the last session asked, stage by stage."""
+    found = within(told.manifest or told.revised, "session", "stages")
+    return [
+        Stage(
+            name=str(name),
+            asked=each.get("asked", 0),
+            answered=each.get("answered", 0),
+            known=each.get("on_disk_already", 0),
+            failed=each.get("failed") or {},
+            seconds=each.get("seconds"),
+        )
+        for name, each in (found.items() if isinstance(found, dict) else ())
+        if isinstance(each, dict)
+    ]

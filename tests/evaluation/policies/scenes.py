@@ -1,0 +1,87 @@
+"""Small evaluations of policies: files of answers, and judges in process whose taste is known."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from rlaif.constitution import load_constitution
+from rlaif.evaluation.policies.comparing import Compared
+from rlaif.evaluation.policies.contestants import Contestant
+from rlaif.evaluation.policies.evaluating import Evaluated, evaluate_policies_now
+from rlaif.evaluation.policies.settings import EvaluateSettings
+from rlaif.inference.base import Answer, Question
+from rlaif.pipeline import Silent
+from rlaif.scores.questions import DIGITS
+from tests.evaluation.judges import Judge, Opinion
+
+__all__ = ["Grader", "compared", "evaluated", "write_answers", "write_prompts"]
+
+
+class Grader(Judge):
+    """A judge that grades too: a reply with `bad` in it gets 1, any other 8."""
+
+    def __init__(self, opinion: Opinion, *, name: str = "synthetic") -> None:
+        super().__init__(opinion, name=name)
+        self.failing: set[str] = set()
+        """Words that make a question fail."""
+
+    def _answer(self, question: Question) -> Answer:
+        text = question.messages[-1].content
+        if any(word in text for word in self.failing):
+            return Answer(failure="timeout")
+        if question.labels != DIGITS:
+            return super()._answer(question)
+        grade = 1 if "bad" in text.partition("The reply:")[2] else 8
+        logprobs = tuple(math.log(0.99 if digit == grade else 0.001) for digit in range(10))
+        return Answer(logprobs=logprobs, prompt_tokens=50, completion_tokens=1)
+
+
+def write_prompts(path: Path, count: int, **columns: Sequence[object]) -> Path:
+    """`What about matter N?`, each with a cell of every column."""
+    rows = [
+        {"prompt": f"What about matter {at}?", **{name: cells[at % len(cells)] for name, cells in columns.items()}}
+        for at in range(count)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def write_answers(path: Path, answers: Mapping[int, object]) -> Path:
+    """Answers to the prompts with those numbers, in the order given; a list is several."""
+    rows = [
+        {"prompt": f"What about matter {at}?", "responses" if isinstance(text, list) else "response": text}
+        for at, text in answers.items()
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def evaluated(judge: Judge, prompts: Path, files: Mapping[str, Path], folder: Path, **more: object) -> Evaluated:
+    """Files of answers put to a judge under `harmless`; the last one is the baseline. Without grades or plots."""
+    settings = EvaluateSettings.model_validate(
+        {"prompts": str(prompts), "grades": False, "compare": {"principles": "all"}} | more
+    )
+    players = [Contestant(name, answers=path) for name, path in files.items()]
+    constitution = load_constitution("harmless")
+    return evaluate_policies_now(settings, constitution, players, judge, folder, watch=Silent(), plots=False)
+
+
+def compared(prompt: str, probability: float | None, **more: object) -> Compared:
+    """A comparison of `a` and `b`, both answers of 10 characters, judged without a flip."""
+    told: dict[str, object] = {
+        "policy": "a",
+        "baseline": "b",
+        "prompt": prompt,
+        "index": 0,
+        "tag": None,
+        "samples": ("x", "y"),
+        "status": "labelled" if probability is not None else "unparsed",
+        "probability": probability,
+        "flip": False,
+        "principles": {"kind": probability},
+        "lengths": (10, 10),
+    }
+    return Compared.model_validate(told | more)

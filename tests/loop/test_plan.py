@@ -1,0 +1,126 @@
+"""The sections of a run file that come after the data: what they say, what is filled in, what is wrong with them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from rlaif.errors import UserError
+from rlaif.loop.plan import load_plan, plan_problems
+from rlaif.online.settings import OnlineSettings
+from rlaif.runfile import load_run
+from rlaif.training.settings import DpoSettings, SftSettings
+
+RUN = """\
+constitution: demo
+prompts: prompts.jsonl
+policy: {model: demo-policy}
+judge: {model: demo-judge, weight: 2}
+revise: {enabled: true}
+output: runs/x
+"""
+
+
+def write(folder: Path, more: str, run: str = RUN) -> Path:
+    (folder / "prompts.jsonl").write_text('{"prompt": "How can I pack a suitcase?"}\n')
+    path = folder / "run.yaml"
+    path.write_text(run + more)
+    return path
+
+
+def told(folder: Path, more: str, run: str = RUN) -> list[str]:
+    return [str(each) for each in plan_problems(write(folder, more, run))]
+
+
+def test_a_file_without_them_is_a_plan_too(tmp_path: Path) -> None:
+    plan = load_plan(write(tmp_path, ""))
+    assert plan.steps == () and plan.evaluate is None and plan.compared == ()
+
+
+def test_what_a_step_leaves_out_comes_from_the_run(tmp_path: Path) -> None:
+    plan = load_plan(write(tmp_path, "train:\n  sft:\n  dpo: {beta: 0.3}\n  ppo: {steps: 7}\n"))
+    sft, dpo, ppo = (step.settings for step in plan.steps)
+    assert isinstance(sft, SftSettings) and isinstance(dpo, DpoSettings) and isinstance(ppo, OnlineSettings)
+    assert (sft.model, sft.data, sft.output) == ("demo-policy", "runs/x", "runs/x/train/sft")
+    assert (dpo.beta, dpo.data) == (0.3, "runs/x")
+    assert (ppo.prompts, ppo.reward, ppo.constitution, ppo.steps) == ("runs/x", "judge", "demo", 7)
+    assert ppo.judge is not None and (ppo.judge.model, ppo.judge.weight) == ("demo-judge", 2)
+
+
+def test_the_name_of_a_step_stands_for_its_model(tmp_path: Path) -> None:
+    text = "train:\n  sft: {}\n  rm: {method: reward}\n  ppo: {model: sft}\n"
+    text += "  both: {method: ppo, reward: 'rm*0.5,judge'}\n  careful: {method: dpo, reference: sft}\n"
+    _, _, ppo, both, careful = (step.settings for step in load_plan(write(tmp_path, text)).steps)
+    assert isinstance(ppo, OnlineSettings) and isinstance(both, OnlineSettings) and isinstance(careful, DpoSettings)
+    assert (ppo.model, ppo.reward) == ("runs/x/train/sft", "runs/x/train/rm"), "the last reward model above"
+    assert both.reward == "runs/x/train/rm*0.5,judge"
+    assert careful.reference == "runs/x/train/sft"
+
+
+def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
+    (tmp_path / "held.jsonl").write_text('{"prompt": "Hello"}\n')
+    (tmp_path / "mine.jsonl").write_text("{}\n")
+    plan = load_plan(write(tmp_path, "train: {dpo: {data: mine.jsonl}}\nevaluate: {prompts: held.jsonl}\n"))
+    assert isinstance(settings := plan.steps[0].settings, DpoSettings) and settings.data == str(tmp_path / "mine.jsonl")
+    assert plan.evaluate is not None and plan.evaluate.prompts.path == str(tmp_path / "held.jsonl")
+
+
+def test_policies_are_compared_and_reward_models_are_not(tmp_path: Path) -> None:
+    train = "train: {sft: {}, reward: {}, dpo: {}}\n"
+    plan = load_plan(write(tmp_path, train + "evaluate: {prompts: prompts.jsonl}\n"))
+    assert [step.name for step in plan.compared] == ["sft", "dpo"]
+    plan = load_plan(write(tmp_path, train + "evaluate: {prompts: prompts.jsonl, policies: [dpo]}\n"))
+    assert [step.name for step in plan.compared] == ["dpo"]
+
+
+def test_generate_reads_the_same_file(tmp_path: Path) -> None:
+    path = write(tmp_path, "train: {dpo: {beta: 0.3}}\nevaluate: {prompts: prompts.jsonl}\n")
+    assert load_run(path) == load_plan(path).run
+
+
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [
+        ("train: {dpo: {bta: 0.3}}\n", ["run.yaml:7", "unknown key `bta`", "did you mean `beta`?"]),
+        ("train:\n  dpo:\n    beta: -1\n", ["run.yaml:9", "`beta`"]),
+        ("train: {fine: {}}\n", ["`train.fine` needs a `method`", "sft, reward, dpo, ppo"]),
+        ("train: {fine: {method: dop}}\n", ["no method `dop`"]),
+        ("train: [dpo]\n", ["`train` must be a mapping of trainings"]),
+        ("train: {dpo: 3}\n", ["`train.dpo` must be a mapping"]),
+        ("train: {dpo: {output: there}}\n", ["`train.dpo` goes to train/dpo", "leave `output` out"]),
+        ("train: {dpo: {model: sft}, sft: {}}\n", ["`sft` is trained here or further down", "move it above"]),
+        ("train: {base: {method: dpo}}\n", ["`base` is what the policy before any training is called"]),
+        ("train: {../up: {method: dpo}}\n", ["cannot be the name of a folder"]),
+        ("evaluate: {samples: 2}\n", ["`prompts` is missing"]),
+        ("evaluate: {prompts: prompts.jsonl, seeed: 2}\n", ["run.yaml:7", "did you mean `seed`?"]),
+        ("train: {dpo: {}}\nevaluate: {prompts: prompts.jsonl, policies: [dop]}\n", ["no training `dop`", "`dpo`"]),
+        ("trian: {dpo: {}}\n", ["unknown key `trian`"]),
+    ],
+)
+def test_mistakes(more: str, expected: list[str], tmp_path: Path) -> None:
+    found = told(tmp_path, more)
+    assert len(found) == 1, found
+    for part in expected:
+        assert part in found[0], found[0]
+
+
+def test_all_mistakes_are_told(tmp_path: Path) -> None:
+    more = "train: {dpo: {bta: 1}, sft: {epochs: -2}}\nevaluate: {prompts: 7}\n"
+    assert len(told(tmp_path, more)) == 3
+    with pytest.raises(UserError, match="and 2 more: `rlaif check` lists them all"):
+        load_plan(tmp_path / "run.yaml")
+
+
+def test_demonstrations_need_revisions(tmp_path: Path) -> None:
+    run = RUN.replace("enabled: true", "enabled: false")
+    (found,) = told(tmp_path, "train: {sft: {}}\n", run)
+    assert "this run makes none" in found and "revise: {enabled: true}" in found
+    assert told(tmp_path, "train: {sft: {data: prompts.jsonl}}\n", run) == []
+
+
+def test_a_run_without_a_policy_needs_a_model(tmp_path: Path) -> None:
+    run = RUN.replace("policy: {model: demo-policy}\n", "")
+    (found,) = told(tmp_path, "train: {dpo: {}}\n", run)
+    assert "`model` is missing" in found
+    assert told(tmp_path, "train: {dpo: {model: demo-policy}}\n", run) == []

@@ -1,0 +1,275 @@
+"""The figures of a folder, counted by hand (see `tests.page.folders`)."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rlaif.errors import RecordError, UserError
+from rlaif.page.choosing import choose
+from rlaif.page.counting import Plan
+from rlaif.page.figures import Page
+from rlaif.page.gathering import figures_of
+from rlaif.page.verdicts import logit_of
+from tests.page.folders import answers, key, lines, write_run, write_training
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    return write_run(tmp_path / "run")
+
+
+def levels(page: Page) -> list[str]:
+    return [each.level for each in page.warnings]
+
+
+def test_from_samples_to_pairs(run: Path) -> None:
+    data = figures_of(run).data
+    assert data is not None
+    assert (data.prompts, data.samples, data.truncated, data.blank, data.distinct) == (3, 5, 1, 0, 5)
+    assert data.comparisons == {"labelled": 1, "tie": 1, "flip": 1, "unparsed": 1, "failed": 0}
+    assert (data.flipped, data.pairs, data.without_pair, data.ranks) == (1, 1, 2, {"1>2": 1})
+    # 0.62 lies in [0.6, 0.625), the fifth of twenty bins; its margin of 0.12 in [0.1, 0.125).
+    assert [at for at, count in enumerate(data.confidence["labelled"].counts) if count] == [4]
+    assert data.margins is not None
+    assert [at for at, count in enumerate(data.margins.counts) if count] == [4]
+    assert data.lengths is not None
+    assert (data.lengths.chosen.median, data.lengths.rejected.median, data.lengths.shorter) == (5, 14, 1)
+
+
+def test_what_the_judge_said(run: Path) -> None:
+    """12 readable answers, 7 for the first slot: log-odds 2 -1 -1 +2, 2 +3 +1 -1, and four that cancel, 7 in all."""
+    said = figures_of(run).verdicts
+    assert said is not None
+    assert (said.judgements, said.unused, said.unparsed, said.low_mass, said.hard) == (16, 1, 1, 3, 1)
+    assert said.mass is not None
+    assert said.mass.total == 15
+    assert said.mass_mean == pytest.approx((12 * 0.9 + 3 * 0.2) / 15)
+    (slot,) = said.slots
+    assert (slot.judge, slot.verdicts) == ("judge@1", 12)
+    assert (slot.first, slot.bias) == (pytest.approx(7 / 12), pytest.approx(7 / 12))
+
+
+def test_what_each_principle_did(run: Path) -> None:
+    """The one label is a over b: `kind` says so, and without it `short` would turn it."""
+    kind, short = figures_of(run).principles
+    assert (kind.id, kind.weight, kind.labels, kind.compared, kind.flips) == ("kind", 2, 1, 3, 1)
+    assert (kind.agreed, kind.opposed, kind.decided) == (1, 0, 1)
+    assert (short.id, short.weight, short.labels, short.compared, short.flips) == ("short", 1, 1, 3, 0)
+    assert (short.agreed, short.opposed, short.decided) == (0, 1, 0)
+
+
+def test_an_answer_that_names_another_sample_counts_by_its_place_in_the_plan(run: Path) -> None:
+    """A question is known by its texts: a revision that came out like a sample was asked about first."""
+    rows = answers()
+    for row in rows:
+        if row["id"] in (key("bak"), key("abs")):
+            row["first"], row["second"] = key("other"), key("more")
+    lines(run / "judgements.jsonl", rows)
+    page = figures_of(run)
+    assert [(each.agreed, each.decided, each.flips) for each in page.principles] == [(1, 1, 1), (0, 0, 0)]
+    assert page.examples is not None
+    (story,) = (item for item in page.examples.items if item["id"] == key("p1"))
+    kind = next(vote for vote in story["comparisons"][0]["votes"] if page.examples.principles[vote[0]] == "kind")
+    assert kind[2:] == [pytest.approx(0.881), pytest.approx(0.731)]  # sigmoid of +2 and +1, both for a
+
+
+def test_the_examples_tell_the_whole_story(run: Path) -> None:
+    found = figures_of(run).examples
+    assert found is not None
+    assert (found.shown, found.total, found.cut) == (3, 3, 0)
+    story = {item["id"]: item for item in found.items}[key("p1")]
+    assert [(each["rank"], each["text"]) for each in story["samples"]] == [
+        (1, "short"), (2, "a longer reply"), (3, "ten chars."),
+    ]  # fmt: skip
+    assert [(each["of"], each["status"], each["pair"]) for each in story["comparisons"]] == [
+        ([0, 1], "labelled", key("pair")), ([0, 2], "flip", None), ([1, 2], "tie", None),
+    ]  # fmt: skip
+    silent = {item["id"]: item for item in found.items}[key("p2")]["comparisons"][0]
+    assert [vote[2:] for vote in silent["votes"]] == [["low mass", "unparsed"], ["low mass", "low mass"]]
+
+
+def test_long_texts_are_cut_with_a_note(run: Path) -> None:
+    rows = [json.loads(line) for line in (run / "samples.jsonl").read_text().splitlines()]
+    rows[0]["text"] = "x" * 5000
+    lines(run / "samples.jsonl", rows)
+    found = figures_of(run).examples
+    assert found is not None
+    assert found.cut == 1
+    text = next(item for item in found.items if item["id"] == key("p1"))["samples"][0]["text"]
+    assert len(text) < 1600
+    assert text.endswith("[cut: 5,000 characters]")
+
+
+def test_examples_are_drawn_from_all_that_is_of_interest() -> None:
+    """20 prompts, one comparison each: of four places one goes to each list, the random ones by their ids."""
+    plan = Plan(prompts=[key(f"q{at:02}") for at in range(20)])
+    for at in range(20):
+        plan.prompt.append(at)
+        plan.probability.append(0.6 + at / 100 if at < 10 else 0.5)
+        plan.status.append(0 if at < 10 else 2 if at < 15 else 3)
+    assert {plan.prompts.index(name): why for name, why in choose(plan, Path("nowhere"), 5).items()} == {
+        9: ["widest margin"], 0: ["narrowest margin"], 10: ["flip"], 15: ["no label"], 1: ["random"],
+    }  # fmt: skip
+    assert len(choose(plan, Path("nowhere"), 100)) == 20
+
+
+def test_an_unfinished_run_says_what_to_do(run: Path) -> None:
+    for name in ("manifest.json", "rankings.jsonl", "pairs.jsonl"):
+        (run / name).unlink()
+    with (run / "samples.jsonl").open("a") as file:
+        file.write('{"id": "torn')
+    page = figures_of(run)
+    assert not page.about.finished
+    assert page.about.next == f"rlaif generate {run}/run.yaml"
+    assert page.warnings[0].level == "serious"
+    assert page.data is not None and page.verdicts is not None
+    assert (page.data.samples, page.data.ranked, page.verdicts.judgements) == (5, None, 17)
+    assert page.missing[0].command == f"rlaif generate {run}/run.yaml"
+    assert page.examples is not None and page.examples.shown == 3
+
+
+def test_an_older_manifest_without_most_of_its_keys(run: Path) -> None:
+    (run / "manifest.json").write_text('{"judge": "judge@1", "counts": {}}')
+    page = figures_of(run)
+    assert page.about.finished
+    assert [each.labels for each in page.principles] == [None, None]
+    assert [each.agreed for each in page.principles] == [1, 0]
+
+
+def test_a_constitution_that_changed_is_not_told(run: Path) -> None:
+    (run / "two.yaml").write_text((run / "two.yaml").read_text().replace("kinder", "warmer"))
+    page = figures_of(run)
+    assert [(each.text, each.decided, each.agreed) for each in page.principles] == [(None, None, 1), (None, None, 0)]
+    assert any("has changed" in each.what for each in page.warnings)
+
+
+def test_files_that_changed_since_are_named(run: Path) -> None:
+    manifest = json.loads((run / "manifest.json").read_text())
+    manifest["files"] = {"pairs.jsonl": "0" * 64}
+    (run / "manifest.json").write_text(json.dumps(manifest))
+    page = figures_of(run)
+    assert page.provenance.changed == ("pairs.jsonl",)
+    assert any("pairs.jsonl changed since" in each.what for each in page.warnings)
+
+
+def test_warnings_come_worst_first(run: Path) -> None:
+    """A flip in three of four readable ones is one third; 4 of 16 answers without a label are a quarter."""
+    page = figures_of(run)
+    told = [each.what for each in page.warnings]
+    assert levels(page) == sorted(levels(page), key=["serious", "caution", "note"].index)
+    assert any("33% of the comparisons" in each for each in told)
+    assert any("3 of 16 answers of the judge (18.8%) put little probability" in each for each in told)
+    assert any("No evaluation of the judge judge@1" in each for each in told)
+
+
+def test_trainings_are_found_two_levels_down(run: Path) -> None:
+    write_training(run / "dpo")
+    write_training(run / "sweep" / "ppo", method="ppo", finished=False)
+    write_training(run / "too" / "deep" / "down")
+    page = figures_of(run)
+    assert [(each.name, each.status, each.steps) for each in page.trainings] == [
+        ("dpo", "finished", 3), ("sweep/ppo", "unfinished", 3),
+    ]  # fmt: skip
+    dpo, ppo = page.trainings
+    assert dpo.figures["loss"] == (0.25, 0.5)
+    assert (dpo.told, dpo.seconds) == ({"learning_rate": 0.5}, 7.5)
+    assert [look["win_rate"] for look in ppo.held_out] == pytest.approx([0.55, 0.6, 0.65])
+    assert ppo.command.endswith("--resume")
+    assert any("sweep/ppo is unfinished after step 3" in each.what for each in page.warnings)
+
+
+def test_a_training_that_stopped_tells_its_alarms(tmp_path: Path) -> None:
+    alarm = "step 2: the policy is 20.0 nats an answer away from its reference (bound 15.0): go back"
+    write_training(tmp_path / "ppo", method="ppo", steps=2, alarms=[alarm])
+    page = figures_of(tmp_path / "ppo")
+    assert (page.about.kind, page.trainings[0].name, page.trainings[0].status) == ("training", ".", "stopped")
+    told = {each.what: each.mend for each in page.warnings}
+    assert told["The training, step 2: the policy is 20.0 nats an answer away from its reference (bound 15.0)"] == (
+        "Go back."
+    )
+    assert "The training stopped at step 2 of 3." in told
+
+
+def test_data_of_a_training_are_recognised(run: Path) -> None:
+    from rlaif.store import sha256_of
+
+    folder = write_training(run / "dpo")
+    begun: dict[str, Any] = json.loads((folder / "train.json").read_text())
+    begun["data_hash"] = sha256_of(run / "pairs.jsonl")
+    (folder / "train.json").write_text(json.dumps(begun))
+    assert figures_of(run).trainings[0].data_note == "pairs.jsonl of this folder, as it is now"
+    begun |= {"data_hash": "0" * 64, "settings": begun["settings"] | {"data": str(run / "pairs.jsonl")}}
+    (folder / "train.json").write_text(json.dumps(begun))
+    assert figures_of(run).trainings[0].data_note.startswith("changed since")
+
+
+def test_the_command_of_a_training_makes_the_same_settings(tmp_path: Path) -> None:
+    """What is told is what was set, so that the words on the page, read back as flags, are the training again."""
+    import shlex
+
+    from rlaif.online.settings import OnlineSettings
+    from rlaif.settings import JudgeSettings
+    from rlaif.training.settings import DpoSettings, LoraSettings
+    from rlaif.training.settingsfile import load_settings
+
+    judge = JudgeSettings(model="demo-judge", concurrency=3, base_url="http://127.0.0.1:1/v1")
+    for at, settings in enumerate((
+        DpoSettings(model="m n", data="d", output="o", beta=0.2, lora=LoraSettings(rank=4), report_to=("tensorboard",)),
+        OnlineSettings(model="m", output="o", prompts="p", reward="judge", judge=judge, steps=7, clip_high=0.3),
+    )):  # fmt: skip
+        folder = write_training(tmp_path / str(at), method=settings.method)
+        begun = json.loads((folder / "train.json").read_text()) | {"settings": settings.plain()}
+        (folder / "train.json").write_text(json.dumps(begun))
+        _, _, method, *words = shlex.split(figures_of(folder).trainings[0].command)
+        given = list(zip(words[::2], words[1::2], strict=True))
+        flags = {(name.removeprefix("--"),): value for name, value in given if name != "--set"}
+        again = load_settings(type(settings), None, flags, [value for name, value in given if name == "--set"])
+        assert method == settings.method
+        assert again.plain() == settings.plain() | {"output": str(folder)}
+
+
+def test_an_unfinished_run_knows_its_judge_by_its_answers(run: Path) -> None:
+    (run / "manifest.json").unlink()
+    assert figures_of(run).about.judge == "judge@1"
+
+
+@pytest.mark.parametrize("name", ["nowhere", "a file", "empty", "foreign", "only a run file"])
+def test_folders_with_nothing_to_tell(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / name
+    if name == "a file":
+        folder.write_text("")
+    elif name != "nowhere":
+        folder.mkdir()
+    if name == "foreign":
+        (folder / "manifest.json").write_text('{"name": "an app"}')
+        (folder / "data.json").write_text('{"made_by": "somebody", "players": []}')
+    if name == "only a run file":
+        (folder / "run.yaml").write_text("constitution: demo\njudge: {model: j}\noutput: runs/first\n")
+    with pytest.raises(UserError) as caught:
+        figures_of(folder)
+    assert str(caught.value).startswith(str(folder))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["judgements.jsonl", "rankings.jsonl", "pairs.jsonl"])
+def test_a_broken_line_is_named(run: Path, name: str) -> None:
+    path = run / name
+    path.write_text('{"id": "00"}\n' + path.read_text())
+    with pytest.raises(RecordError, match=rf"{name}:1"):
+        figures_of(run)
+
+
+def test_logits_are_those_of_the_fold() -> None:
+    """Cut at 30, hard verdicts at ln 99, and no label under the least mass."""
+    row = {"verdict": "first", "label_mass": 0.9, "logprobs": [-0.1, -50.0]}
+    assert logit_of(row, 0.5) == 30
+    assert logit_of(row | {"logprobs": [None, -0.1]}, 0.5) == -30
+    assert math.isnan(logit_of(row, 0.95))
+    assert logit_of({"verdict": "second", "logprobs": None}, 0.5) == pytest.approx(-math.log(99))
+    assert logit_of({"verdict": "tie", "logprobs": None}, 0.5) == 0
+    assert math.isnan(logit_of({"verdict": "unparsed", "logprobs": None}, 0.5))
