@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -107,7 +107,7 @@ def show_transcript(story: Story, prompt: Prompt, *, brief: bool = False) -> Non
         for key in settled.judgements if not brief or _made_a_pair(settled, story.pairs[prompt.id]) else ():
             judgement = story.judgements[key]
             by = f"{judgement.judge}, " if len(story.judges) > 1 else ""
-            click.echo(_indented(by + _verdict(judgement, names), 6))
+            click.echo(_indented(by + _verdict(judgement, _named(story, names)), 6))
             _show_reasons(judgement)
     click.secho("Pairs", bold=True)
     for pair in story.pairs[prompt.id]:
@@ -144,8 +144,18 @@ def _made_a_pair(settled: Settled, pairs: Iterable[PreferencePair]) -> bool:
     return any({pair.chosen_id, pair.rejected_id} == {settled.left, settled.right} for pair in pairs)
 
 
-def _verdict(judgement: Judgement, names: dict[str, str]) -> str:
-    order = f"{judgement.principle}: A = {names[judgement.first]}, B = {names[judgement.second]}"
+def _named(story: Story, names: dict[str, str]) -> Callable[[str], str]:
+    """The name of a sample by its id.
+
+    A question is known by its texts: it may have been asked of a revision first that came out word for word like one of
+    these samples, and then its answer names that revision.
+    """
+    by_text = {story.samples[key].text: name for key, name in names.items()}
+    return lambda key: names.get(key) or by_text[story.samples[key].text]
+
+
+def _verdict(judgement: Judgement, named: Callable[[str], str]) -> str:
+    order = f"{judgement.principle}: A = {named(judgement.first)}, B = {named(judgement.second)}"
     if judgement.logprobs is None:
         return f"{order}: {judgement.verdict.value} ({judgement.text[:60]!r})"
     first, second = (math.exp(each) for each in judgement.logprobs)
