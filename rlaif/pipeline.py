@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from rlaif.critiques.plan import critique_record, require_critiques
 from rlaif.errors import UserError
 from rlaif.grading import rank_questions, score_questions
 from rlaif.inference.ask import Tally, ask
+from rlaif.inference.background import blocking
 from rlaif.inference.base import Answer, ModelSource, Question
 from rlaif.models import opened_models
 from rlaif.outcome import Outcome, derive
@@ -93,12 +93,13 @@ def generate(settings: RunSettings, stages: Sequence[str] = STAGES, watch: Watch
     """Run `stages` of a run, asking only for what is missing, and derive the dataset.
 
     Raises UserError for the user's mistakes and ModelError when a model cannot go on; a second call resumes.
+    It also works inside a running event loop, and blocks it.
     """
-    return asyncio.run(generate_async(settings, stages, watch or Silent()))
+    return blocking(generate_async(settings, stages, watch or Silent()))
 
 
 async def generate_async(settings: RunSettings, stages: Sequence[str], watch: Watch) -> Report:
-    """`generate` inside a running event loop."""
+    """`generate` for callers in an event loop that is not to be blocked."""
     start = time.perf_counter()
     _require_texts(settings, stages)
     async with opened_models(settings, watch.note) as (policy, judge, panel):

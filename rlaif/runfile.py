@@ -34,6 +34,18 @@ LATER = ("train", "evaluate")
 """Sections of a run file that `rlaif run` reads, for what comes after the data (see `rlaif.loop.plan`)."""
 
 
+class Value(NamedTuple):
+    """A setting's value from Python code; a flag's is a text."""
+
+    value: object
+    where: str
+    """What the caller named it, for messages."""
+
+
+Flags = Mapping[tuple[str, ...], "str | Value"]
+"""What is said beside the file, by the path of the setting."""
+
+
 class Setting(NamedTuple):
     """One setting that can be given by flag and environment variable."""
 
@@ -67,17 +79,19 @@ def _is_group(annotation: object) -> bool:
     return isinstance(annotation, type) and issubclass(annotation, BaseModel)
 
 
-def read_run(path: Path, flags: Mapping[tuple[str, ...], str] | None = None) -> Source:
-    """The settings as they stand after flags and environment, not yet validated."""
-    source = _long_form(_long_form(_without_later(read_yaml(path)), ("prompts",)), ("revise", "helpful"))
-    base = path.resolve().parent
-    for setting in (*_PATHS, *_panel_paths(source)):
-        source = absolute(source, setting, base)
-    for each in settable():
-        if (value := os.environ.get(each.variable)) is not None:
-            source = _overridden(source, each.path, value, each.variable)
-        if (value := (flags or {}).get(each.path)) is not None:
-            source = _overridden(source, each.path, value, each.flag)
+def read_run(path: Path | None, flags: Flags | None = None) -> Source:
+    """The settings as they stand after flags and environment, not yet validated; without a file, those alone."""
+    found = Source({}, "the settings") if path is None else read_yaml(path)
+    source = _long_form(_long_form(_without_later(found), ("prompts",)), ("revise", "helpful"))
+    if path is not None:
+        for setting in (*_PATHS, *_panel_paths(source)):
+            source = absolute(source, setting, path.resolve().parent)
+    known = {each.path: each for each in settable()}
+    for each in known.values():
+        if (text := os.environ.get(each.variable)) is not None:
+            source = _overridden(source, each.path, text, each.variable)
+    for place, value in (flags or {}).items():
+        source = _overridden(source, place, value, known[place].flag if place in known else ".".join(place))
     return source
 
 
@@ -94,7 +108,7 @@ def _without_later(source: Source) -> Source:
     return Source(kept, source.where, source.places, source.faults)
 
 
-def load_run(path: Path, flags: Mapping[tuple[str, ...], str] | None = None) -> RunSettings:
+def load_run(path: Path, flags: Flags | None = None) -> RunSettings:
     """The resolved settings of a run. Raises UserError on the first mistake."""
     return validate(read_run(path, flags), RunSettings)
 
@@ -108,7 +122,13 @@ def save_run(settings: RunSettings, path: Path) -> None:
     write_text(path, text)
 
 
-def _overridden(source: Source, path: tuple[str, ...], value: str, where: str) -> Source:
+def _overridden(source: Source, path: tuple[str, ...], value: str | Value, where: str) -> Source:
+    if isinstance(value, Value):
+        source = source.with_value(_of_first_judge(source, path), *value)
+        inner = _panel_paths(source) if path == ("judge",) else [_of_first_judge(source, path)]
+        for place in inner if path in (*_PATHS, ("judge",)) else ():
+            source = absolute(source, place, Path.cwd())
+        return source
     try:
         parsed = yaml.safe_load(value)
     except yaml.YAMLError:
@@ -127,7 +147,7 @@ def _panel_paths(source: Source) -> list[Where]:
 
 def _of_first_judge(source: Source, path: tuple[str, ...]) -> Where:
     """Where a setting stands: those of the judge, in a panel, at its first judge."""
-    return ("judge", 0, *path[1:]) if path[0] == "judge" and _panel_paths(source) else path
+    return ("judge", 0, *path[1:]) if path[0] == "judge" and path[1:] and _panel_paths(source) else path
 
 
 def _at(source: Source, path: Where) -> object:

@@ -58,7 +58,8 @@ def demo(output: str, prompts: int) -> None:
         "policy is trained three times: on the revisions (sft), on the pairs (dpo), and on its own answers with the "
         f"judge's grades as the reward (ppo). This is `rlaif run {file}`.\n"
     )
-    done = run_loop(plan, _Screen(), meters={"faulty (oracle)": _faulty, "malformed": _malformed})
+    meters = {"faulty (oracle)": _faulty, "malformed": _malformed, "quality (oracle)": _quality}
+    done = run_loop(plan, _Screen(), meters=meters)
     if done.stopped is not None:
         click.echo(f"Stopped in `train {done.stopped}`; the same command goes on from there.", err=True)
         raise SystemExit(130)
@@ -70,6 +71,12 @@ def _faulty(prompt: Messages, reply: str) -> float:
     from rlaif.demo.oracle import violations
 
     return float(bool(violations(prompt[-1].content, reply)))
+
+
+def _quality(prompt: Messages, reply: str) -> float:
+    from rlaif.demo.oracle import quality
+
+    return quality(prompt[-1].content, reply)
 
 
 def _malformed(prompt: Messages, reply: str) -> float:  # noqa: ARG001 - a meter's signature

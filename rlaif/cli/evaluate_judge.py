@@ -107,19 +107,11 @@ def _from_run(run_file: Path, flags: dict[str, Any]) -> tuple[JudgeSettings, _Ba
 
 
 def _evaluated(settings: JudgeSettings, wanted: Evaluation, output: Path, plots: bool) -> Evaluated:
-    import asyncio
-
     from rlaif.cli.show import watch
     from rlaif.comparisons.questions import LABELS
-    from rlaif.evaluation.judging import evaluate_judge
+    from rlaif.evaluation.now import evaluate_judge_now
     from rlaif.inference.source import LazyModel
 
-    async def evaluated() -> Evaluated:
-        with watch() as told:
-            source = LazyModel(settings, log=output / "judge.log", labels=LABELS, say=told.note)
-            try:
-                return await evaluate_judge(wanted, source, output, watch=told, plots=plots)
-            finally:
-                await source.close()
-
-    return asyncio.run(evaluated())
+    with watch() as told:
+        source = LazyModel(settings, log=output / "judge.log", labels=LABELS, say=told.note)
+        return evaluate_judge_now(wanted, source, output, watch=told, plots=plots)

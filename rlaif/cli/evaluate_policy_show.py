@@ -83,8 +83,7 @@ def _show_matches(matches: Sequence[Match]) -> None:
     ]
     print_table(columns, rows, right=columns[2:])
     click.echo(
-        "\nwin rate: mean probability of being better (principles that see no difference draw it to one half);"
-        " wins: ahead by more than the margin; 95% intervals over prompts\n"
+        "\nwins: ahead by more than the margin; win rate: wins and half the ties; 95% intervals over prompts\n"
     )
 
 

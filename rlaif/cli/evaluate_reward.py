@@ -223,26 +223,11 @@ def _judge(flags: Mapping[str, Any]) -> JudgeSettings:
 def _evaluated(
     flags: Mapping[str, Any], output: Path, plots: bool, gold: OnGold | None, wanted: OnAnswers | None
 ) -> EvaluatedReward:
-    import asyncio
-
     from rlaif.cli.show import watch
-    from rlaif.evaluation.rewards.answers import Drawn
-    from rlaif.evaluation.rewards.evaluating import evaluate_reward
-    from rlaif.evaluation.rewards.meters import Grading
+    from rlaif.evaluation.now import evaluate_reward_now
     from rlaif.evaluation.rewards.scorer import RewardModel
 
     names = ("template", "max_length", "tokens", "device")
     model = RewardModel(flags["model"], **{name: flags[name] for name in names})
-
-    async def evaluated() -> EvaluatedReward:
-        with watch() as told:
-            try:
-                return await evaluate_reward(model, output, gold=gold, answers=wanted, watch=told, plots=plots)
-            finally:
-                model.close()
-                if wanted is not None and isinstance(wanted.answers, Drawn):
-                    await wanted.answers.source.close()
-                if wanted is not None and isinstance(wanted.other, Grading):
-                    await wanted.other.judge.close()
-
-    return asyncio.run(evaluated())
+    with watch() as told:
+        return evaluate_reward_now(model, output, gold=gold, answers=wanted, watch=told, plots=plots)

@@ -81,15 +81,14 @@ def judge_of(flags: Mapping[str, Any]) -> JudgeSettings:
 
 def served_model(base_url: str, api_key_env: str | None, mend: str) -> str:
     """The one model of a server. Raises UserError where it has several: `mend` is how to name one of them."""
-    import asyncio
-
     from rlaif.errors import UserError
+    from rlaif.inference.background import blocking
     from rlaif.inference.catalogue import only_model
     from rlaif.inference.source import api_key
     from rlaif.settings import ModelSettings
 
     key = api_key(ModelSettings(model="-", base_url=base_url, api_key_env=api_key_env))
     try:
-        return asyncio.run(only_model(base_url, key))
+        return blocking(only_model(base_url, key))
     except UserError as error:
         raise UserError(error.what, where=error.where, mend=f"say which one with {mend}") from None

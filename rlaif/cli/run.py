@@ -132,7 +132,10 @@ def _rows(report: PolicyReport, players: Sequence[Player]) -> Iterator[list[str]
     yield ["win rate", *(_cell(match.win_rate if match else None) for match in met)]
     yield ["  at equal length", *(_cell(match.controlled if match else None) for match in met)]
     for name in dict.fromkeys(name for player in players for name in player.meters):
-        yield [name, *(_cell(player.meters.get(name)) for player in players)]
+        own = [player.meters.get(name) for player in players]
+        yield [name, *map(_cell, own)]
+        if any(found is not None and not 0 <= found.value <= 1 for found in own):
+            yield ["  win rate by it", *(_cell(match.meters.get(name) if match else None) for match in met)]
     if any(player.violations for player in players):
         yield ["faulty (judge)", *(_cell(_broken(player)) for player in players)]
     if any(player.kl for player in players):

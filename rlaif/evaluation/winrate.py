@@ -13,7 +13,7 @@ theta itself stands for the difference of the models. The differences are scaled
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from rlaif.evaluation.estimates import wilson
 from rlaif.evaluation.metrics import Interval
@@ -56,6 +56,9 @@ class LengthControlled(NamedTuple):
     """Preferences above one half by the margin."""
     ties: int
     losses: int
+    separated: Literal["", "side", "length"] = ""
+    """What the fit cannot weigh against chance: `side` where one side wins every comparison, `length` where length
+    alone decides every one. `controlled` then rests on the ridge, and its interval on nothing."""
 
 
 class _Drawn(NamedTuple):
@@ -111,6 +114,7 @@ def length_controlled(
         wins=wins,
         ties=len(said) - wins - losses,
         losses=losses,
+        separated="" if slope == 0.0 else _separated(said, gaps),
     )
 
 
@@ -148,15 +152,22 @@ def _unable(said: Numbers, gaps: Numbers) -> str | None:
 
 def _doubt(said: Numbers, gaps: Numbers) -> str:
     """What makes a fitted value at equal length doubtful."""
-    can_win, can_lose = gaps[said > _CERTAIN], gaps[said < 1 - _CERTAIN]
-    if not len(can_win) or not len(can_lose):
+    separated = _separated(said, gaps)
+    if separated == "side":
         return "one side wins every comparison: the value at equal length rests on the ridge"
-    if can_lose.max() <= can_win.min() or can_win.max() <= can_lose.min():
-        return "length alone decides every comparison: the value at equal length rests on the ridge"
+    if separated == "length":
+        return "length alone decides every comparison: what is left at equal length cannot be told"
     if gaps.min() > 0 or gaps.max() < 0:
         side = "longer" if gaps.min() > 0 else "shorter"
         return f"every answer is {side} than the baseline's: the value at equal length is extrapolated"
     return ""
+
+
+def _separated(said: Numbers, gaps: Numbers) -> Literal["", "side", "length"]:
+    can_win, can_lose = gaps[said > _CERTAIN], gaps[said < 1 - _CERTAIN]
+    if not len(can_win) or not len(can_lose):
+        return "side"
+    return "length" if can_lose.max() <= can_win.min() or can_win.max() <= can_lose.min() else ""
 
 
 def _fit(x: Numbers, said: Numbers, weights: Numbers) -> tuple[Numbers, Numbers]:

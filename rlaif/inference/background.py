@@ -1,10 +1,14 @@
-"""An event loop in a thread of its own, for callers that have none: models are asked in it, and live as long as it."""
+"""Event loops for callers that have none: one in a thread of its own, in which models are asked and live as long as it
+does; and one for a single piece of work, also where a loop is running already.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import Coroutine
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -46,3 +50,36 @@ class Background:
             self._thread.join(_LONGEST_CLOSE)
             if not self._thread.is_alive():
                 self._loop.close()
+
+
+def blocking(work: Coroutine[Any, Any, T]) -> T:
+    """What some work comes to: `asyncio.run`, also where an event loop is running, as in a notebook.
+
+    There the work gets a loop in a thread of its own. A caller that is interrupted while waiting calls it off, and goes
+    on when it has closed what it opened.
+    """
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        running = False
+    else:
+        running = True
+    return _apart(work) if running else asyncio.run(work)
+
+
+def _apart(work: Coroutine[Any, Any, T]) -> T:
+    begun: Future[tuple[asyncio.AbstractEventLoop, asyncio.Task[Any] | None]] = Future()
+
+    async def main() -> T:
+        begun.set_result((asyncio.get_running_loop(), asyncio.current_task()))
+        return await work
+
+    with ThreadPoolExecutor(1, thread_name_prefix="rlaif") as pool:
+        done = pool.submit(asyncio.run, main())
+        try:
+            return done.result()
+        except KeyboardInterrupt:
+            loop, task = begun.result()
+            with contextlib.suppress(RuntimeError):  # the loop is closed: the work was done a moment before
+                loop.call_soon_threadsafe(task.cancel if task is not None else loop.stop)
+            raise

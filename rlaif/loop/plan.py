@@ -27,13 +27,11 @@ from rlaif.errors import UserError, nearest
 from rlaif.evaluation.policies.settings import EvaluateSettings
 from rlaif.online.settings import OnlineSettings
 from rlaif.plainwords import Where
-from rlaif.runfile import absolute, read_later, read_run
+from rlaif.runfile import Flags, absolute, read_later, read_run
 from rlaif.settings import RunSettings
 from rlaif.training.settings import SETTINGS, CommonSettings
 from rlaif.training.settingsfile import PATHS
 from rlaif.yamlfile import Place, Source, find_problems, refuse
-
-Flags = Mapping[tuple[str, ...], str]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _OTHER_MODELS = (("model",), ("reference",), ("reward",), ("value", "model"))

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from rlaif.constitution import load_constitution
 from rlaif.errors import UserError
+from rlaif.evaluation.now import evaluate_reward_now
 from rlaif.evaluation.policies.contestants import Contestant
 from rlaif.evaluation.policies.evaluating import evaluate_policies_now
 from rlaif.evaluation.policies.report import PolicyReport
 from rlaif.evaluation.rewards.answers import Drawn
-from rlaif.evaluation.rewards.evaluating import EvaluatedReward, OnAnswers, OnGold, evaluate_reward
+from rlaif.evaluation.rewards.evaluating import OnAnswers, OnGold
 from rlaif.evaluation.rewards.meters import Grading
 from rlaif.evaluation.rewards.report import RewardReport
 from rlaif.evaluation.rewards.scorer import RewardModel
@@ -151,7 +151,7 @@ def _evaluated(plan: Plan, data: Report, screen: Screen, meters: Meters | None) 
     with screen.watching() as watch:
         source = LazyModel(judge, log=folder / "judge.log", say=watch.note)
         done = evaluate_policies_now(
-            plan.evaluate,
+            plan.evaluate.model_copy(update={"judge": judge}),  # with its calibration
             load_constitution(plan.run.constitution),
             [*trained, _base(plan)],
             source,
@@ -170,8 +170,8 @@ def _rewarded(plan: Plan, step: Step, screen: Screen) -> RewardReport:
     with screen.watching() as watch:
         answers = _answers(plan, watch) if wanted.reward_samples else None
         gold = None if wanted.reward_gold is None else OnGold(wanted.reward_gold)
-        work = evaluate_reward(RewardModel(step.settings.output), folder, gold=gold, answers=answers, watch=watch)
-        return asyncio.run(_closing(work, answers)).report
+        model = RewardModel(step.settings.output)
+        return evaluate_reward_now(model, folder, gold=gold, answers=answers, watch=watch).report
 
 
 def _answers(plan: Plan, watch: Watch) -> OnAnswers:
@@ -192,17 +192,6 @@ def _answers(plan: Plan, watch: Watch) -> OnAnswers:
         ),
         wanted.max_failed,
     )  # fmt: skip
-
-
-async def _closing(work: Coroutine[Any, Any, EvaluatedReward], answers: OnAnswers | None) -> EvaluatedReward:
-    """Do the work, and close the models of the answers in the loop that opened them."""
-    try:
-        return await work
-    finally:
-        if answers is not None:
-            assert isinstance(answers.answers, Drawn) and isinstance(answers.other, Grading)
-            await answers.answers.source.close()
-            await answers.other.judge.close()
 
 
 def _base(plan: Plan) -> Contestant:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from rlaif.errors import ModelError, UserError
+from rlaif.inference.background import blocking
 from rlaif.inference.faults import Fault
 from rlaif.inference.http import AiohttpWire, HttpxWire
 from rlaif.inference.talk import Talk, headers_for, normal_url
@@ -137,7 +138,7 @@ class ServedSampler:
                 await line.close()
 
         try:
-            return asyncio.run(main())
+            return blocking(main())
         except ExceptionGroup as errors:
             raise errors.exceptions[0] from None
 

@@ -10,7 +10,7 @@ from typing import TypeVar, get_origin
 import yaml
 
 from rlaif.errors import UserError, nearest
-from rlaif.runfile import Setting, absolute, settable
+from rlaif.runfile import Flags, Setting, Value, absolute, settable
 from rlaif.training.settings import CommonSettings
 from rlaif.yamlfile import Source, find_problems, read_yaml
 
@@ -28,7 +28,7 @@ Settings = TypeVar("Settings", bound=CommonSettings)
 def load_settings(
     kind: type[Settings],
     path: Path | None,
-    flags: Mapping[tuple[str, ...], str],
+    flags: Flags,
     pairs: Sequence[str] = (),
 ) -> Settings:
     """The resolved settings. `pairs` are texts `key=value` (`--set`), which beat the flags. Raises UserError.
@@ -45,16 +45,19 @@ def load_settings(
         if (value := os.environ.get(variable)) is not None:
             source = _with(source, setting, value, variable)
     for place, value in flags.items():
-        source = _with(source, known[place], value, known[place].flag)
+        if isinstance(value, Value):
+            source = source.with_value(place, *value)
+        else:
+            source = _with(source, known[place], value, known[place].flag)
     for text in pairs:
         place, value = _pair(text, {".".join(name): name for name in known})
         source = _with(source, known[place], value, f"--set {'.'.join(place)}")
-    _refuse(find_problems(source, kind))
+    refuse_all(find_problems(source, kind))
     return kind.model_validate(source.data)
 
 
-def _refuse(found: Sequence[UserError]) -> None:
-    """Raise the first mistake; no other command lists them, so that all of them are told, in one line."""
+def refuse_all(found: Sequence[UserError]) -> None:
+    """Raise the mistakes, if there are any: no command lists them, so that all of them are told, in one line."""
     if not found:
         return
     first, *others = found

@@ -106,15 +106,23 @@ def figures(found: Drawn) -> dict[str, Estimate]:
     ]  # fmt: skip
     match = match_of("a", "b", rows, margin=MARGIN, principles=())
     assert match.win_rate and match.controlled and match.wins
-    return {"win rate": match.win_rate, "at equal length": match.controlled, "wins": match.wins}
+    assert match.preference
+    return {
+        "win rate": match.win_rate, "at equal length": match.controlled, "wins": match.wins,
+        "preference": match.preference,
+    }  # fmt: skip
 
 
 def truth_of(large: Drawn) -> dict[str, float]:
     """What the figures come to over all prompts."""
     said = sigmoid(large.logits)
-    equal = length_controlled(said.ravel().tolist(), large.gaps.ravel().tolist(), resamples=2)
-    wins = float((said - 0.5 >= MARGIN).mean())
-    return {"win rate": float(said.mean()), "at equal length": equal.controlled, "wins": wins}
+    won, lost = said - 0.5 >= MARGIN, 0.5 - said >= MARGIN
+    ends = np.where(won, 1.0, np.where(lost, 0.0, 0.5))
+    equal = length_controlled(ends.ravel().tolist(), large.gaps.ravel().tolist(), resamples=2)
+    return {
+        "win rate": float(ends.mean()), "at equal length": equal.controlled, "wins": float(won.mean()),
+        "preference": float(said.mean()),
+    }  # fmt: skip
 
 
 def percentiles(found: Drawn, rng: np.random.Generator) -> dict[str, tuple[float, float]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,12 +15,14 @@ from rlaif.evaluation.policies.comparing import Compared, Plan
 from rlaif.evaluation.policies.distance import Distance
 from rlaif.evaluation.policies.doubts import Known, doubts
 from rlaif.evaluation.policies.gathering import Gathered, reason_of, tag_of
+from rlaif.evaluation.policies.intervals import share
 from rlaif.evaluation.policies.lineage import Lineage, lineage_of, trained_prompts
-from rlaif.evaluation.policies.matches import match_of
+from rlaif.evaluation.policies.matches import match_of, outcome
 from rlaif.evaluation.policies.players import Answer, Bounds, Kinds, Meter, player_of, shared_places
 from rlaif.evaluation.policies.ratings import Won, ratings
 from rlaif.evaluation.policies.report import About, Cost, Match, Player, PolicyReport, Rating
 from rlaif.evaluation.policies.settings import EvaluateSettings
+from rlaif.evaluation.report import Estimate
 from rlaif.records import Prompt, Score, content_id
 from rlaif.samples.inputs import Oddities
 from rlaif.samples.meetings import Criterion, criteria_of
@@ -75,7 +78,8 @@ def derive(
     costs.judgements(plan)
     players = tuple(_players(facts, criteria, costs, meters))
     names = [criterion.id for criterion in plan.criteria]
-    matches = tuple(_match(pair, rows, settings, names) for pair in plan.pairs)
+    values = _Values(facts, meters)
+    matches = tuple(_match(pair, rows, settings, names, values) for pair in plan.pairs)
     return PolicyReport(
         made_by=f"rlaif {__version__}",
         about=_about(facts),
@@ -83,20 +87,64 @@ def derive(
         baseline=players[-1].name,
         players=players,
         matches=matches,
-        ratings=_ratings([player.name for player in players], rows),
+        ratings=_ratings([player.name for player in players], rows, settings.pair.margin),
         cost=costs.total(facts.gathered, seconds),
     )
 
 
-def _match(pair: tuple[str, str], rows: Sequence[Compared], settings: EvaluateSettings, names: Sequence[str]) -> Match:
+def _match(
+    pair: tuple[str, str],
+    rows: Sequence[Compared],
+    settings: EvaluateSettings,
+    names: Sequence[str],
+    values: _Values,
+) -> Match:
     own = [row for row in rows if (row.policy, row.baseline) == pair]
-    return match_of(*pair, own, margin=settings.pair.margin, principles=names)
+    found = match_of(*pair, own, margin=settings.pair.margin, principles=names)
+    return found.model_copy(update={"meters": values.compared(own)})
 
 
-def _ratings(names: Sequence[str], rows: Sequence[Compared]) -> tuple[Rating, ...]:
+class _Values:
+    """What the caller's own measures say of every answer, each asked once."""
+
+    def __init__(self, facts: Facts, meters: Mapping[str, Meter]) -> None:
+        self._meters = meters
+        self._messages = {prompt.id: prompt.messages for prompt in facts.prompts}
+        self._texts = {sample.id: sample.text for each in facts.gathered for sample in each.found()}
+        self._known: dict[tuple[str, str], float] = {}
+
+    def compared(self, rows: Sequence[Compared]) -> dict[str, Estimate]:
+        """By measure, how often the policy's answer has the higher value, in the pairs that have both answers."""
+        found = {}
+        for name in self._meters:
+            ends = [(self._end(name, row), row.prompt) for row in rows]
+            told = [(end, prompt) for end, prompt in ends if end is not None]
+            if told:
+                found[name] = share([end for end, _ in told], [prompt for _, prompt in told])
+        return found
+
+    def _end(self, name: str, row: Compared) -> float | None:
+        if None in row.samples:
+            return None
+        own, other = (self._value(name, row.prompt, str(sample)) for sample in row.samples)
+        if math.isnan(own) or math.isnan(other):
+            return None
+        return 1.0 if own > other else 0.0 if own < other else 0.5
+
+    def _value(self, name: str, prompt: str, sample: str) -> float:
+        if (name, sample) not in self._known:
+            self._known[name, sample] = float(self._meters[name](self._messages[prompt], self._texts[sample]))
+        return self._known[name, sample]
+
+
+def _ratings(names: Sequence[str], rows: Sequence[Compared], margin: float) -> tuple[Rating, ...]:
     if len(names) < 3:
         return ()
-    won = [Won(row.policy, row.baseline, row.prompt, row.probability) for row in rows if row.probability is not None]
+    won = [
+        Won(row.policy, row.baseline, row.prompt, outcome(row.probability, margin))
+        for row in rows
+        if row.probability is not None
+    ]
     return ratings(names, won)
 
 

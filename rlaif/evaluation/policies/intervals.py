@@ -34,7 +34,7 @@ def share(values: Sequence[float], prompts: Sequence[Hashable]) -> Estimate:
     of no values, or where the two lists differ in length.
     """
     value, error, groups = clustered(values, prompts)
-    if groups > 1 and (min(values) >= 1 - _CERTAIN or max(values) <= _CERTAIN):
+    if groups > 1 and (min(values) >= 1 - _CERTAIN - _SMALLEST or max(values) <= _CERTAIN + _SMALLEST):
         _, low, high = wilson(value * groups, groups)
         return Estimate(value=value, low=low, high=high, pairs=len(values))
     return within(value, error, groups, len(values))

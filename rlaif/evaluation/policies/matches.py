@@ -1,4 +1,9 @@
-"""What the comparisons of two policies come to: a `Match`."""
+"""What the comparisons of two policies come to: a `Match`.
+
+A comparison is won, tied or lost by its probability and the margin, and the win rate counts ties half. In the tiny
+world that agrees with what the oracle counts; the mean probability does not, as it is drawn to one half by every
+principle that sees no difference.
+"""
 
 from __future__ import annotations
 
@@ -20,18 +25,26 @@ class _Labelled(NamedTuple):
     rows: Sequence[Compared]
     said: list[float]
     """Their probabilities."""
+    ends: list[float]
+    """Their outcomes."""
     prompts: list[str]
 
     @classmethod
-    def of(cls, rows: Sequence[Compared]) -> _Labelled:
-        kept = [(row, row.probability) for row in rows if row.probability is not None]
-        return cls([row for row, _ in kept], [value for _, value in kept], [row.prompt for row, _ in kept])
+    def of(cls, rows: Sequence[Compared], margin: float) -> _Labelled:
+        kept = [row for row in rows if row.probability is not None]
+        said = [row.probability for row in kept if row.probability is not None]
+        return cls(kept, said, [outcome(each, margin) for each in said], [row.prompt for row in kept])
 
 
 class _AtEqualLength(NamedTuple):
     rate: Estimate | None
     note: str
     slope: float
+
+
+def outcome(probability: float, margin: float) -> float:
+    """1 for a win, 0 for a loss, one half for a probability nearer to one half than the margin."""
+    return 1.0 if probability - 0.5 >= margin else 0.0 if 0.5 - probability >= margin else 0.5
 
 
 def match_of(
@@ -41,27 +54,28 @@ def match_of(
 
     A probability at least `margin` above one half is a win. `principles` are told in their order.
     """
-    known = _Labelled.of(rows)
-    said, prompts = known.said, known.prompts
+    known = _Labelled.of(rows, margin)
+    ends, prompts = known.ends, known.prompts
     controlled = _controlled(known, margin)
     judged = [row for row in known.rows if row.status != "identical"]
     statuses: Counter[str] = Counter(row.status for row in rows)
     return Match(
         policy=policy,
         baseline=baseline,
-        compared=len(said),
+        compared=len(ends),
         identical=statuses["identical"],
         no_label={name: statuses[name] for name in NO_LABEL if statuses[name]},
-        wins=_share([float(p - 0.5 >= margin) for p in said], prompts),
-        ties=_share([float(abs(p - 0.5) < margin) for p in said], prompts),
-        losses=_share([float(0.5 - p >= margin) for p in said], prompts),
-        win_rate=_share(said, prompts),
+        wins=_share([float(each == 1) for each in ends], prompts),
+        ties=_share([float(each == 0.5) for each in ends], prompts),
+        losses=_share([float(each == 0) for each in ends], prompts),
+        win_rate=_share(ends, prompts),
+        preference=_share(known.said, prompts),
         controlled=controlled.rate,
         controlled_note=controlled.note,
         length_slope=controlled.slope,
         length_ratio=_ratio(rows),
         flips=mean([float(row.flip) for row in judged]) if judged else None,
-        principles=tuple(_principle(name, known.rows) for name in principles),
+        principles=tuple(_principle(name, known.rows, margin) for name in principles),
         tags=tuple(_tag(name, known) for name in sorted({row.tag for row in rows if row.tag is not None})),
     )
 
@@ -71,9 +85,14 @@ def _controlled(known: _Labelled, margin: float) -> _AtEqualLength:
     if not known.said:
         return _AtEqualLength(None, "nothing was compared", 0.0)
     gaps = [float(row.lengths[0] - row.lengths[1]) if row.lengths else 0.0 for row in known.rows]
-    found = length_controlled(known.said, gaps, known.prompts, margin=margin)
+    found = length_controlled(known.ends, gaps, known.prompts, margin=margin)
     if found.slope == 0.0:  # nothing was fitted, and the note says why
-        return _AtEqualLength(share(known.said, known.prompts), found.note, 0.0)
+        return _AtEqualLength(share(known.ends, known.prompts), found.note, 0.0)
+    if found.separated == "side":  # no error can be seen: that of the plain rate stands in
+        return _AtEqualLength(share(known.ends, known.prompts), found.note, found.slope)
+    if found.separated == "length":
+        untold = Estimate(value=found.controlled, low=0.0, high=1.0, pairs=len(known.ends))
+        return _AtEqualLength(untold, found.note, found.slope)
     rate = fitted(found.controlled, found.error, len(set(known.prompts)), len(known.said))
     return _AtEqualLength(rate, found.note, found.slope)
 
@@ -84,14 +103,15 @@ def _ratio(rows: Sequence[Compared]) -> float:
     return own / other if own and other else 1.0
 
 
-def _principle(name: str, rows: Sequence[Compared]) -> Part:
-    found = [(value, row.prompt) for row in rows if (value := row.principles.get(name)) is not None]
+def _principle(name: str, rows: Sequence[Compared], margin: float) -> Part:
+    said = [(value, row.prompt) for row in rows if (value := row.principles.get(name)) is not None]
+    found = [(outcome(value, margin), prompt) for value, prompt in said]
     return Part(name=name, rate=_share([value for value, _ in found], [prompt for _, prompt in found]))
 
 
 def _tag(name: str, known: _Labelled) -> Part:
-    found = [(p, row.prompt) for row, p in zip(known.rows, known.said, strict=True) if row.tag == name]
-    return Part(name=name, rate=_share([p for p, _ in found], [prompt for _, prompt in found]))
+    found = [(end, row.prompt) for row, end in zip(known.rows, known.ends, strict=True) if row.tag == name]
+    return Part(name=name, rate=_share([end for end, _ in found], [prompt for _, prompt in found]))
 
 
 def _share(values: Sequence[float], prompts: Sequence[str]) -> Estimate | None:

@@ -72,7 +72,7 @@ def winrate_figure(matches: Sequence[Match], baseline: str) -> Figure:
     axes.set_yticks(rows, [f"{_short(match.policy)}  ({match.compared:,})" for match in matches])
     axes.set_ylim(len(rows) - 0.4, -0.6)
     _shares(axes)
-    axes.set_xlabel(f"win rate against {_short(baseline)} (comparisons)")
+    axes.set_xlabel(f"win rate against {_short(baseline)} (comparisons), 95% intervals")
     _legend(figure)
     return figure
 
@@ -92,7 +92,7 @@ def principles_figure(matches: Sequence[Match], baseline: str) -> Figure:
     axes.set_yticks(rows, [_short(name) for name in names])
     axes.set_ylim(len(rows) - 0.4, -0.6)
     _shares(axes)
-    axes.set_xlabel(f"win rate against {_short(baseline)} by one principle alone")
+    axes.set_xlabel(f"win rate against {_short(baseline)} by one principle alone, 95% intervals")
     _legend(figure)
     return figure
 
@@ -106,7 +106,7 @@ def ratings_figure(ratings: Sequence[Rating]) -> Figure:
     axes.axvline(0.0, color=_GREY, linestyle="--", linewidth=1)
     axes.set_yticks(rows, [f"{_short(rating.name)}  (Elo {rating.elo:.0f})" for rating in ratings])
     axes.set_ylim(len(rows) - 0.4, -0.6)
-    axes.set_xlabel("log-strength (Bradley-Terry); 1.1 apart is three wins of four")
+    axes.set_xlabel("log-strength (Bradley-Terry); 1.1 apart is three wins of four; 95% intervals")
     return figure
 
 
@@ -141,9 +141,8 @@ def _shares(axes: Axes) -> None:
 
 
 def _legend(figure: Figure) -> None:
-    """Above the axes: wherever it stood inside, some policy would have a point there."""
-    title = "with 95% intervals"
-    figure.legend(frameon=False, loc="outside upper center", ncols=3, fontsize=9, title=title, title_fontsize=9)
+    """Below the axes: wherever it stood inside, some policy would have a point there."""
+    figure.legend(frameon=False, loc="outside lower center", ncols=3, fontsize=9)
 
 
 def _short(name: str, most: int = _LONGEST_NAME) -> str:

@@ -1,7 +1,7 @@
 """Bradley-Terry strengths of several policies from all their matches, with intervals over prompts.
 
-P(a beats b) = sigmoid(s_a - s_b) (Bradley and Terry 1952, Biometrika 39:324-345), fitted by maximum likelihood on soft
-wins: a comparison with probability p is p of a win and 1 - p of a loss. All comparisons of a prompt, in whatever match,
+P(a beats b) = sigmoid(s_a - s_b) (Bradley and Terry 1952, Biometrika 39:324-345), fitted by maximum likelihood; a tie
+is half a win and half a loss. All comparisons of a prompt, in whatever match,
 are drawn together for the intervals, as a prompt that is easy for one policy is so in all its matches.
 """
 
@@ -35,8 +35,8 @@ class Won(NamedTuple):
     policy: str
     baseline: str
     prompt: str
-    probability: float
-    """That the policy's answer is better; one half for a tie."""
+    share: float
+    """1 for a win of the policy, 0 for a loss, between them for a tie or a doubtful win."""
 
 
 def ratings(
@@ -58,7 +58,7 @@ def ratings(
     won, played = np.zeros((len(prompts), len(pairs))), np.zeros((len(prompts), len(pairs)))
     for each in comparisons:
         at = prompts[each.prompt], pairs[each.policy, each.baseline]
-        won[at] += each.probability
+        won[at] += each.share
         played[at] += 1
     signs = np.zeros((len(pairs), len(known)))
     for (policy, baseline), row in pairs.items():

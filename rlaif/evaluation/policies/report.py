@@ -72,7 +72,7 @@ class Part(Record):
 
     name: str
     rate: Estimate | None
-    """Mean probability that the policy's answer is better; None where there is no label."""
+    """Share of the comparisons that are won, ties counting half; None where there is no label."""
 
 
 class Match(Record):
@@ -91,9 +91,12 @@ class Match(Record):
     ties: Estimate | None
     losses: Estimate | None
     win_rate: Estimate | None
-    """Mean probability that the policy's answer is better, a tie being one half."""
+    """Share of the comparisons that are won, ties counting half."""
     controlled: Estimate | None
     """The same where both answers are equally long (`rlaif.evaluation.winrate`)."""
+    preference: Estimate | None = None
+    """Mean probability that the policy's answer is better. Principles that see no difference draw each probability to
+    one half, so with many of them it lies nearer to one half than the win rate, and says as much."""
     controlled_note: str
     """Why it could not be told, or what to know before it is believed; empty where there is nothing."""
     length_slope: float
@@ -104,6 +107,8 @@ class Match(Record):
     """Share of the judged pairs whose two orders disagree."""
     principles: tuple[Part, ...]
     tags: tuple[Part, ...]
+    meters: dict[str, Estimate] = Field(default_factory=dict)
+    """How often the policy's answer has the higher value by each of the caller's own measures, ties counting half."""
 
 
 class Rating(Record):

@@ -124,7 +124,7 @@ def adapter(models: Path, tmp_path: Path) -> Path:
     for name, each in made.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(each, std=0.3)
-    made.save_pretrained(tmp_path / "lora")
+    made.save_pretrained(str(tmp_path / "lora"))
     return tmp_path / "lora"
 
 

@@ -199,7 +199,7 @@ def test_mistakes(tmp_path: Path) -> None:
         evaluated(judge, prompts, {"a": a, "b": a}, tmp_path / "out", tag="kid")
     with pytest.raises(UserError, match="no prompt has `z` in the column `kind`"):
         evaluated(judge, prompts, {"a": a, "b": a}, tmp_path / "out", tag="kind", harmful=["z"])
-    settings = EvaluateSettings(prompts=str(prompts))  # type: ignore[arg-type]
+    settings = EvaluateSettings(prompts=str(prompts))
     with pytest.raises(ValueError, match="two or more contestants"):
         evaluate_policies_now(
             settings, constitution(), [Contestant("a", answers=a)], judge, tmp_path / "out", watch=Silent()

@@ -51,7 +51,7 @@ def test_where_no_error_can_be_seen() -> None:
     )
     assert share([1.0] * 20, range(20)).low == pytest.approx(0.839, abs=0.001)  # Wilson: 20 / (20 + 1.96^2)
     sure = share([0.99] * 20, range(20))  # a judge that answers in words, and says the same everywhere
-    assert (sure.value, sure.low) == (pytest.approx(0.99), pytest.approx(wilson(19.8, 20).low))
+    assert (sure.value, sure.low) == pytest.approx((0.99, wilson(19.8, 20).low))
     ties = share([0.5] * 20, range(20))
     assert (ties.low, ties.high) == (0.5, 0.5)
     one = share([0.9, 0.8], ["a", "a"])

@@ -30,15 +30,16 @@ def test_by_hand() -> None:
     assert found.no_label == {"missing": 1, "unparsed": 1, "failed": 1}
     assert found.wins and found.ties and found.losses and found.win_rate
     assert (found.wins.value, found.ties.value, found.losses.value) == (0.4, 0.4, 0.2)
-    assert found.win_rate.value == pytest.approx((0.9 + 0.55 + 0.54 + 0.1 + 0.5) / 5)
+    assert found.win_rate.value == pytest.approx((1 + 1 + 0.5 + 0 + 0.5) / 5)
+    assert found.preference and found.preference.value == pytest.approx((0.9 + 0.55 + 0.54 + 0.1 + 0.5) / 5)
     assert found.flips == 0.25, "of the four that were judged"
     assert found.length_ratio == pytest.approx((30 + 10 + 10 + 10 + 10 + 10 + 10) / (10 + 20 + 10 + 20 + 10 + 10 + 10))
     kind, true = found.principles
-    assert kind.rate and kind.rate.value == pytest.approx(0.5) and kind.rate.pairs == 5
-    assert true.rate and true.rate.value == pytest.approx(0.4) and true.rate.pairs == 4, "no verdict counts as nothing"
+    assert kind.rate and kind.rate.value == pytest.approx((1 + 0 + 1 + 0 + 0.5) / 5) and kind.rate.pairs == 5
+    assert true.rate and true.rate.value == pytest.approx((1 + 0 + 0 + 0.5) / 4), "no verdict counts as nothing"
     x, y = found.tags
-    assert (x.name, x.rate and x.rate.value) == ("x", pytest.approx(0.725))
-    assert (y.name, y.rate and y.rate.value) == ("y", pytest.approx(1.14 / 3))
+    assert (x.name, y.name) == ("x", "y") and x.rate and y.rate
+    assert (x.rate.value, y.rate.value) == pytest.approx((1.0, 1 / 3))
 
 
 def test_nothing_compared_is_no_rate_of_0() -> None:
@@ -68,17 +69,31 @@ def test_changing_places_mirrors_everything(seed: int) -> None:
 
 
 def test_length_is_taken_out() -> None:
-    """Preferences that follow the length difference alone: at equal length there is no winner."""
+    """Preferences that follow the length difference and chance: at equal length there is no winner."""
     rng = random.Random(5)
     rows = []
     for at in range(200):
         longer = rng.choice((40, 40, 40, -40)) + rng.randint(-5, 5)
-        rows.append(compared(f"p{at}", 0.8 if longer > 0 else 0.2, lengths=(100 + longer, 100)))
+        liked = longer > 0 if rng.random() < 0.8 else longer <= 0
+        rows.append(compared(f"p{at}", 0.8 if liked else 0.2, lengths=(100 + longer, 100)))
     found = match(*rows)
     assert found.win_rate and found.controlled
-    assert found.win_rate.low > 0.6
+    assert found.win_rate.low > 0.55
     assert found.controlled.low < 0.5 < found.controlled.high
     assert found.length_slope > 1
+
+
+def test_where_length_alone_decides_nothing_is_told_of_equal_length() -> None:
+    rows = [compared(f"p{at}", 0.9 if at % 4 else 0.1, lengths=(140 if at % 4 else 60, 100)) for at in range(40)]
+    found = match(*rows)
+    assert found.controlled and (found.controlled.low, found.controlled.high) == (0.0, 1.0)
+    assert "length alone decides every comparison" in found.controlled_note
+
+
+def test_where_one_side_wins_all_the_interval_is_that_of_the_wins() -> None:
+    found = match(*(compared(f"p{at}", 0.9, lengths=(100 + at, 100)) for at in range(40)))
+    assert found.controlled == found.win_rate and found.win_rate and 0.85 < found.win_rate.low < 0.95
+    assert "equal" in found.controlled_note
 
 
 def test_where_length_cannot_be_told_apart() -> None:

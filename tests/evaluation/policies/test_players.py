@@ -6,6 +6,7 @@ import math
 
 import pytest
 
+from rlaif.evaluation.policies.comparing import Answered
 from rlaif.evaluation.policies.players import Answer, Bounds, Kinds, player_of, shared_places
 from rlaif.evaluation.policies.report import Player
 from rlaif.records import Message, Prompt, Sample, Score, content_id
@@ -90,7 +91,7 @@ def test_what_cannot_be_read_is_no_grade_of_0() -> None:
 
 def test_variety_is_measured_where_all_have_an_answer() -> None:
     one, two = answer("p", "a b c").sample, answer("q", "a b c").sample
-    both = {"a": {"p": [one, two], "q": [two]}, "b": {"p": [two, None], "q": [one]}}
+    both: Answered = {"a": {"p": [one, two], "q": [two]}, "b": {"p": [two, None], "q": [one]}}
     assert shared_places(both) == {("p", 0), ("q", 0)}
 
 

@@ -14,8 +14,8 @@ from tests.fakes import FakeServer, unit
 from tests.support import command, environment, rlaif, write_run
 
 
-def evaluated(*arguments: object, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
-    return rlaif("evaluate", "policy", *arguments, cwd=cwd, **env)
+def evaluated(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return rlaif("evaluate", "policy", *arguments, cwd=cwd)
 
 
 @pytest.fixture

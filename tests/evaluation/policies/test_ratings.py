@@ -35,7 +35,7 @@ def test_the_fit_solves_its_equations() -> None:
         excess = 0.0
         for row in rows:
             expected = 1 / (1 + math.exp(found[row.baseline] - found[row.policy]))
-            excess += (row.probability - expected) * ((row.policy == name) - (row.baseline == name))
+            excess += (row.share - expected) * ((row.policy == name) - (row.baseline == name))
         assert excess == pytest.approx(RIDGE * found[name], abs=1e-6)
 
 

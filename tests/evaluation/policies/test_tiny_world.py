@@ -67,19 +67,12 @@ def of_oracle(done: Evaluated) -> Estimate:
     return share(said, [row.prompt for row in rows])
 
 
-def of_judge(done: Evaluated) -> Estimate:
-    """Wins and half the ties: what the oracle's preference is to be held against."""
-    rows = list(read_records(done.path.with_suffix(".comparisons.jsonl"), Compared))
-    said = [0.5 if abs((p := row.probability or 0.0) - 0.5) < 0.05 else float(p > 0.5) for row in rows]
-    return share(said, [row.prompt for row in rows])
-
-
 def test_the_policy_at_two_seeds_is_no_better_than_itself(tmp_path: Path) -> None:
     files = [drawn(tmp_path / f"{name}.jsonl", temperature=0.7, seed=seed) for name, seed in (("one", 5), ("two", 6))]
     done = judged(tmp_path, [Contestant(path.stem, answers=path) for path in files])
     (match,) = done.report.matches
-    truth, seen = of_oracle(done), of_judge(done)
-    assert match.win_rate and match.win_rate.low <= 0.5 <= match.win_rate.high
+    truth, seen = of_oracle(done), match.win_rate
+    assert seen and seen.low <= 0.5 <= seen.high
     assert truth.low <= 0.5 <= truth.high
     assert seen.low <= truth.value <= seen.high
 
@@ -90,8 +83,9 @@ def test_a_garbled_policy_loses_by_the_judge_and_by_the_oracle(tmp_path: Path) -
     ]
     done = judged(tmp_path, [Contestant(path.stem, answers=path) for path in files])
     (match,) = done.report.matches
-    truth, seen = of_oracle(done), of_judge(done)
-    assert match.win_rate and match.win_rate.high < 0.5 and truth.high < 0.5
+    truth, seen = of_oracle(done), match.win_rate
+    assert seen and seen.high < 0.5 and truth.high < 0.5
+    assert match.meters["oracle"].value == pytest.approx(truth.value), "the pairs by the caller's own measure"
     assert seen.low <= truth.high and truth.low <= seen.high, "the intervals of judge and oracle meet"
     hot, cool = done.report.players
     assert hot.meters["oracle"].value < cool.meters["oracle"].value
