@@ -93,15 +93,6 @@ def test_a_new_project_runs_as_it_is(tmp_path: Path) -> None:
     assert (tmp_path / "runs/first/pairs.jsonl").exists()
 
 
-@pytest.mark.slow
-def test_the_demo_command_shows_what_it_promises(tmp_path: Path) -> None:
-    result = rlaif("demo", "--output", tmp_path / "demo", "--prompts", 6, timeout=300)
-    assert result.returncode == 0, result.stderr
-    for shown in ("The constitution `demo`", "Replies, best first", "critique (", "P(A) = ", "comparisons labelled",
-                  "The judge against the oracle", "after round 2", "confirms", "pairs.jsonl"):  # fmt: skip
-        assert shown in result.stdout, shown
-
-
 @pytest.mark.server
 def test_real_dialogues_on_a_real_server(vllm: Served, tmp_path: Path) -> None:
     if not HH.exists():

@@ -153,4 +153,4 @@ def _cell(found: Estimate | None) -> str:
         return ""
     if 0 <= found.value <= 1:
         return f"{found.value:.1%} ({max(0, 100 * found.low):.0f}-{min(100, 100 * found.high):.0f})"
-    return f"{found.value:.2f} ({found.low:.2f}-{found.high:.2f})"
+    return f"{found.value:.2f} ({found.low:.2f} to {found.high:.2f})"

@@ -128,7 +128,8 @@ def truth_of(large: Drawn) -> dict[str, float]:
 def percentiles(found: Drawn, rng: np.random.Generator) -> dict[str, tuple[float, float]]:
     """The plain bootstrap over prompts, for comparison."""
     said = sigmoid(found.logits)
-    parts = {"win rate": said.mean(axis=1), "wins": (said - 0.5 >= MARGIN).mean(axis=1)}
+    won, lost = said - 0.5 >= MARGIN, 0.5 - said >= MARGIN
+    parts = {"win rate": (0.5 + (won * 0.5) - (lost * 0.5)).mean(axis=1), "wins": won.mean(axis=1)}
     at = rng.integers(0, len(said), (1000, len(said)))
     return {name: tuple(np.quantile(each[at].mean(axis=1), [0.025, 0.975])) for name, each in parts.items()}
 

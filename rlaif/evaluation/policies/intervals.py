@@ -5,8 +5,8 @@ intervals hold the truth in 90 to 93 of 100 cases, these in 93 to 97 (`python -m
 error is that of a ratio of sums over prompts (Cochran 1977, Sampling Techniques, section 6.3), which is what the
 bootstrap's comes to, and the interval is the score interval (Wilson 1927, JASA 22:209-212) of as many independent
 trials as have that error, with Student's t for the normal quantile: it stays between 0 and 1, and leans towards one
-half as it should. A value that was fitted gets its interval on the scale of log-odds; in the hardest case tried (50
-prompts, one pair each, nine of ten won) that holds the truth in 92 of 100.
+half as it should. A value that was fitted gets its interval on the scale of log-odds, never a shorter one than the
+plain value has there: with few losses the bootstrap alone would hold the truth in 91 of 100 cases.
 """
 
 from __future__ import annotations
@@ -78,19 +78,28 @@ def within(value: float, error: float, prompts: int, pairs: int) -> Estimate:
     return Estimate(value=value, low=max(0.0, middle - reach), high=min(1.0, middle + reach), pairs=pairs)
 
 
-def fitted(value: float, error: float, prompts: int, pairs: int) -> Estimate:
+def fitted(value: float, error: float, prompts: int, plain: Estimate) -> Estimate:
     """A share that comes from a fit of two parameters, with the bootstrap's standard error over so many prompts.
 
-    The interval is one of Student's t about the log-odds. Raises ValueError where the value is not between 0 and 1.
+    The interval is one of Student's t about the log-odds; on either side it reaches at least as far as that of the
+    `plain` share, since a fit on top does not make surer. Raises ValueError where the value is not between 0 and 1.
     """
     if not 0 < value < 1:
         raise ValueError("a fitted share lies between 0 and 1")
     if prompts < 3:
-        return Estimate(value=value, low=0.0, high=1.0, pairs=pairs)
+        return Estimate(value=value, low=0.0, high=1.0, pairs=plain.pairs)
     # The bootstrap's error is too small by the root, as its resamples fit themselves.
     error *= math.sqrt(prompts / (prompts - 2)) / (value * (1 - value))
-    middle, reach = math.log(value / (1 - value)), quantile(prompts - 2) * error
-    return Estimate(value=value, low=sigmoid(middle - reach), high=sigmoid(middle + reach), pairs=pairs)
+    reach = quantile(prompts - 2) * error
+    low, middle, high = (_logit(each) for each in (plain.low, plain.value, plain.high))
+    down, up = max(reach, middle - low), max(reach, high - middle)
+    at = _logit(value)
+    return Estimate(value=value, low=sigmoid(at - down), high=sigmoid(at + up), pairs=plain.pairs)
+
+
+def _logit(share: float) -> float:
+    inner = min(1 - _SMALLEST, max(_SMALLEST, share))
+    return math.log(inner / (1 - inner))
 
 
 def quantile(freedom: int) -> float:

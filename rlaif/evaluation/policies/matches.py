@@ -93,7 +93,8 @@ def _controlled(known: _Labelled, margin: float) -> _AtEqualLength:
     if found.separated == "length":
         untold = Estimate(value=found.controlled, low=0.0, high=1.0, pairs=len(known.ends))
         return _AtEqualLength(untold, found.note, found.slope)
-    rate = fitted(found.controlled, found.error, len(set(known.prompts)), len(known.said))
+    plain = share(known.ends, known.prompts)
+    rate = fitted(found.controlled, found.error, len(set(known.prompts)), plain)
     return _AtEqualLength(rate, found.note, found.slope)
 
 

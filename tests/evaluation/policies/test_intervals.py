@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from rlaif.evaluation.estimates import wilson
 from rlaif.evaluation.policies.intervals import average, clustered, fitted, quantile, share, within
+from rlaif.evaluation.report import Estimate
 
 
 @pytest.mark.parametrize(
@@ -87,9 +88,17 @@ def test_more_error_is_a_wider_interval() -> None:
 
 def test_a_fitted_share_has_its_interval_on_the_log_odds() -> None:
     """0.8 of 12 prompts: log-odds ln 4, error 0.05 * sqrt(12/10) / 0.16 = 0.342, t of 10 degrees 2.228."""
-    found = fitted(0.8, 0.05, 12, 30)
+    plain = Estimate(value=0.7, low=0.69, high=0.71, pairs=30)
+    found = fitted(0.8, 0.05, 12, plain)
     low, high = (math.log(4) + sign * 2.228 * 0.3423 for sign in (-1, 1))
     assert (found.low, found.high) == pytest.approx((1 / (1 + math.exp(-low)), 1 / (1 + math.exp(-high))), abs=1e-4)
-    assert (fitted(0.8, 0.05, 2, 2).low, fitted(0.8, 0.05, 2, 2).high) == (0.0, 1.0)
+    assert (fitted(0.8, 0.05, 2, plain).low, fitted(0.8, 0.05, 2, plain).high) == (0.0, 1.0)
     with pytest.raises(ValueError, match="between 0 and 1"):
-        fitted(1.0, 0.05, 12, 30)
+        fitted(1.0, 0.05, 12, plain)
+
+
+def test_a_fitted_share_is_no_surer_than_the_plain_one() -> None:
+    """0.5 with log-odds from -1 to 2 leaves the fit as much room about ln 4."""
+    plain = Estimate(value=0.5, low=1 / (1 + math.exp(1)), high=1 / (1 + math.exp(-2)), pairs=30)
+    found = fitted(0.8, 0.001, 12, plain)
+    assert (found.low, found.high) == pytest.approx((1 / (1 + math.exp(1) / 4), 1 / (1 + math.exp(-2) / 4)))
