@@ -82,9 +82,7 @@ def _show_matches(matches: Sequence[Match]) -> None:
         for match in matches
     ]
     print_table(columns, rows, right=columns[2:])
-    click.echo(
-        "\nwins: ahead by more than the margin; win rate: wins and half the ties; 95% intervals over prompts\n"
-    )
+    click.echo("\nwins: ahead by more than the margin; win rate: wins and half the ties; 95% intervals over prompts\n")
 
 
 def _show_players(report: PolicyReport) -> None:
