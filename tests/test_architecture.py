@@ -28,7 +28,7 @@ LAYERS = [
     ("demo",),
     ("pipeline",),
     ("loop",),
-    ("cli", "__main__"),
+    ("cli", "api", "__main__"),
 ]
 """Lowest first; a module imports from its own layer and those below."""
 

@@ -69,15 +69,28 @@ class _Bars:
         self._progress.update(self._tasks[stage], completed=done, note=_figures(logs))
 
 
+def has_bars() -> bool:
+    """Whether bars can be drawn: on a terminal, and in a notebook that has widgets."""
+    if sys.stderr.isatty():
+        return True
+    if "IPython" not in sys.modules:
+        return False
+    from importlib.util import find_spec
+
+    from rich.console import Console
+
+    return Console().is_jupyter and find_spec("ipywidgets") is not None
+
+
 @contextlib.contextmanager
 def watch_training() -> Iterator[Told]:
-    """Bars where standard error is a terminal, lines where it is not."""
+    """Bars where they can be drawn, lines where they cannot."""
     from rlaif.training.folder import first_process
 
     if not first_process():
         yield _Silent()
         return
-    if not sys.stderr.isatty():
+    if not has_bars():
         yield _Lines()
         return
     with bars() as progress:

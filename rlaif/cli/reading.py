@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import click
+
+from rlaif.cli.progress import has_bars
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -21,7 +22,7 @@ _EVERY = 15.0
 def rows_read(what: str) -> Iterator[Callable[[int], None]]:
     """A function that takes the number of rows read so far and shows it, from the third second on."""
     start = time.monotonic()
-    if not sys.stderr.isatty():
+    if not has_bars():
         yield _Lines(what, start)
         return
     with contextlib.ExitStack() as stack:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import click
 
-from rlaif.cli.progress import bars
+from rlaif.cli.progress import bars, has_bars
 from rlaif.cli.tables import decimal
 
 if TYPE_CHECKING:
@@ -82,8 +81,8 @@ def _note(tally: Tally) -> str:
 
 @contextlib.contextmanager
 def watch() -> Iterator[Watch]:
-    """Bars where standard error is a terminal, lines where it is not."""
-    if not sys.stderr.isatty():
+    """Bars where they can be drawn, lines where they cannot."""
+    if not has_bars():
         yield _Lines()
         return
     with bars() as progress:

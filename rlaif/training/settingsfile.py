@@ -42,13 +42,13 @@ def load_settings(
             source = absolute(source, relative, path.resolve().parent)
     for setting in known.values():
         variable = _ENVIRONMENT + "_".join(setting.path).upper()
-        if (value := os.environ.get(variable)) is not None:
-            source = _with(source, setting, value, variable)
-    for place, value in flags.items():
-        if isinstance(value, Value):
-            source = source.with_value(place, *value)
+        if (told := os.environ.get(variable)) is not None:
+            source = _with(source, setting, told, variable)
+    for name, given in flags.items():
+        if isinstance(given, Value):
+            source = source.with_value(name, *given)
         else:
-            source = _with(source, known[place], value, known[place].flag)
+            source = _with(source, known[name], given, known[name].flag)
     for text in pairs:
         place, value = _pair(text, {".".join(name): name for name in known})
         source = _with(source, known[place], value, f"--set {'.'.join(place)}")

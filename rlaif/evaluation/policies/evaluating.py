@@ -123,7 +123,7 @@ def evaluate_policies_now(
     warn_same: Sequence[str] = (),
 ) -> Evaluated:
     """`evaluate_policies` for callers without an event loop; it also closes the judge at the end."""
-    import asyncio
+    from rlaif.inference.background import blocking
 
     async def whole() -> Evaluated:
         try:
@@ -134,7 +134,7 @@ def evaluate_policies_now(
         finally:
             await judge.close()
 
-    return asyncio.run(whole())
+    return blocking(whole())
 
 
 class _Stages(NamedTuple):

@@ -1,0 +1,1 @@
+"""What the commands do, as functions: for notebooks and scripts. `from rlaif import generate, train, ...`."""

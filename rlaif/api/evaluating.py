@@ -1,0 +1,269 @@
+"""How good a judge, a reward model or a policy is: `rlaif evaluate` as functions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from rlaif.api.judges import Judge, checked, constitution_of, judge_settings, run_of, valid
+from rlaif.api.showing import watching
+from rlaif.api.words import given, in_python, named_model, one_of, plain
+from rlaif.constitution import Constitution
+from rlaif.errors import UserError
+from rlaif.settings import CompareSettings, PolicySettings
+from rlaif.yamlfile import Source
+
+if TYPE_CHECKING:
+    from rlaif.evaluation.judging import Evaluated as EvaluatedJudge
+    from rlaif.evaluation.judging import Watch
+    from rlaif.evaluation.policies.evaluating import Evaluated as EvaluatedPolicies
+    from rlaif.evaluation.policies.players import Meter
+    from rlaif.evaluation.rewards.evaluating import EvaluatedReward, OnAnswers
+    from rlaif.evaluation.rewards.meters import Measure
+    from rlaif.training.texts import Template
+
+Principles = Literal["one", "each", "all"]
+
+
+@in_python
+def evaluate_judge(
+    *,
+    gold: str | Path,
+    judge: Judge | None = None,
+    run: str | Path | None = None,
+    constitution: str | Path | Constitution | None = None,
+    principles: Principles | None = None,
+    orders: Literal["both", "random"] | None = None,
+    column: str | None = None,
+    limit: int | None = None,
+    canaries: bool = True,
+    canary_pairs: int = 20,
+    output: str | Path = "runs/judges",
+    plots: bool = True,
+    quiet: bool = False,
+) -> EvaluatedJudge:
+    """A judge on pairs whose better reply is known: `rlaif evaluate judge`. Its `report` has verdict and measures.
+
+    `judge` is a model, a URL or a mapping; or `run`, a run file, names it. A second call asks only what is missing.
+
+    Raises UserError for mistakes, ModelError where the judge cannot go on.
+
+        >>> import rlaif
+        >>> done = rlaif.evaluate_judge(
+        ...     judge="demo-judge", gold="gold.jsonl", constitution="demo", canary_pairs=2, quiet=True
+        ... )
+        >>> done.report.measures.accuracy.pairs
+        12
+        >>> done.path.parent.as_posix()
+        'runs/judges'
+    """
+    from rlaif.comparisons.questions import LABELS
+    from rlaif.evaluation.judging import Evaluation
+    from rlaif.evaluation.now import evaluate_judge_now
+    from rlaif.inference.source import LazyModel
+
+    base, settings = run_of(run, judge), judge_settings(run, judge)
+    asked = {"principles": principles, "orders": orders}
+    changed = {name: value for name, value in asked.items() if value is not None}
+    compare = (base.compare if base is not None else CompareSettings()).model_dump(exclude_unset=True)
+    more: dict[str, Any] = {} if base is None else {"pair": base.pair, "max_failed": base.max_failed}
+    wanted = Evaluation(
+        str(gold),
+        constitution_of(constitution, base),
+        compare=valid({**compare, **changed, "critique": False}, CompareSettings, ""),
+        column=column,
+        limit=limit,
+        canary_pairs=canary_pairs if canaries else 0,
+        **more,
+    )
+    folder = Path(output)
+    with watching(quiet) as told:
+        source = LazyModel(settings, log=folder / "judge.log", labels=LABELS, say=told.note)
+        return evaluate_judge_now(wanted, source, folder, watch=told, plots=plots)
+
+
+@in_python
+def evaluate_policies(
+    policies: str | Path | Sequence[str | Path],
+    *,
+    against: str | Path,
+    judge: Judge | None = None,
+    run: str | Path | None = None,
+    constitution: str | Path | Constitution | None = None,
+    policy_api_key_env: str | None = None,
+    meters: Mapping[str, Meter] | None = None,
+    output: str | Path = "runs/policies",
+    plots: bool = True,
+    quiet: bool = False,
+    **settings: Any,
+) -> EvaluatedPolicies:
+    """Policies beside each other on the same prompts: `rlaif evaluate policy`. `against` is the baseline.
+
+    A policy is a model, `http://host:port/v1#model`, or a file of answers; `name=...` before it names it. Keywords are
+    those of the command: `prompts` (needed), `samples`, `temperature`, `max_tokens`, `tag`, `harmful`, `grades`, `kl`,
+    `compare_principles`, ... `meters` are your own measures of an answer, functions of messages and text, by name.
+    A second call asks only what is missing.
+
+    Raises UserError for mistakes, ModelError where a model cannot go on.
+
+        >>> import rlaif
+        >>> done = rlaif.evaluate_policies(
+        ...     "warm=demo-policy", against="cold=answers.jsonl", prompts="prompts.jsonl", judge="demo-judge",
+        ...     constitution="demo", compare_principles="all", max_tokens=96, grades=False, quiet=True,
+        ...     meters={"characters": lambda messages, text: len(text)},
+        ... )
+        >>> done.report.baseline, done.report.matches[0].win_rate.pairs
+        ('cold', 8)
+    """
+    from rlaif.cli.judgeflags import served_model
+    from rlaif.comparisons.questions import LABELS
+    from rlaif.evaluation.policies.contestants import contestants
+    from rlaif.evaluation.policies.evaluating import evaluate_policies_now
+    from rlaif.inference.source import LazyModel
+
+    wanted = _policy_settings(run, judge, settings)
+    named = [policies] if isinstance(policies, (str, Path)) else list(policies)
+    found = contestants(
+        [str(each) for each in [*named, against]],
+        api_key_env=policy_api_key_env,
+        served=lambda url: served_model(url, policy_api_key_env, f"{url}#NAME"),
+    )
+    folder = Path(output)
+    assert wanted.judge is not None
+    with watching(quiet) as told:
+        source = LazyModel(wanted.judge, log=folder / "judge.log", labels=LABELS, say=told.note)
+        return evaluate_policies_now(
+            wanted, constitution_of(constitution, run_of(run, judge)), found, source, folder,
+            watch=told, plots=plots, meters=meters,
+        )  # fmt: skip
+
+
+def _policy_settings(run: str | Path | None, judge: Judge | None, settings: Mapping[str, Any]) -> Any:
+    from rlaif.evaluation.policies.settings import EvaluateSettings
+
+    call, base = "evaluate_policies()", run_of(run, judge)
+    if settings.get("prompts") is None:
+        raise UserError("does not say what the policies answer", where=call, mend="add prompts=FILE")
+    data: dict[str, Any] = {"judge": plain(judge_settings(run, judge)), "prompts": {}}
+    if base is not None:
+        data |= {"compare": plain(base.compare), "pair": plain(base.pair), "max_failed": base.max_failed}
+    source = Source(data, call)
+    others = ("policies", "against", "run", "constitution", "policy_api_key_env", "meters", "output", "plots", "quiet")
+    for path, value in given(EvaluateSettings, settings, call, others).items():
+        source = source.with_value(path, *value)
+    return checked(source, EvaluateSettings)
+
+
+@in_python
+def evaluate_reward(
+    model: str | Path,
+    *,
+    gold: str | Path | None = None,
+    column: str | None = None,
+    policy: str | Mapping[str, Any] | PolicySettings | None = None,
+    prompts: str | Path | None = None,
+    responses: str | Path | None = None,
+    responses_column: str | None = None,
+    prompt_column: str | None = None,
+    samples: int | None = None,
+    judge: Judge | None = None,
+    run: str | Path | None = None,
+    measure: Measure | None = None,
+    constitution: str | Path | Constitution | None = None,
+    principles: Literal["each", "all"] | None = None,
+    limit: int | None = None,
+    template: Template | None = None,
+    max_length: int | None = None,
+    tokens: int = 8192,
+    device: Literal["auto", "cpu"] = "auto",
+    output: str | Path = "runs/rewards",
+    plots: bool = True,
+    quiet: bool = False,
+) -> EvaluatedReward:
+    """A reward model on gold pairs, and by best-of-n: `rlaif evaluate reward`.
+
+    With `gold`: how often it prefers the better reply. With `policy` and `prompts`, or with `responses`: what the
+    answer with the highest of n rewards is worth to a `judge` (or to `measure`, a function of messages and text of
+    your own). `policy` is a model, or a mapping as in a run file (`{"model": ..., "max_tokens": 96}`).
+
+    Raises UserError for mistakes, ModelError where a model cannot go on.
+
+        >>> import rlaif
+        >>> done = rlaif.evaluate_reward("models/reward", gold="gold.jsonl", quiet=True)
+        >>> done.report.gold.pairs
+        12
+    """
+    from rlaif.evaluation.now import evaluate_reward_now
+    from rlaif.evaluation.rewards.answers import Drawn, Given
+    from rlaif.evaluation.rewards.evaluating import OnGold
+    from rlaif.evaluation.rewards.scorer import RewardModel
+
+    _require_something(gold, policy, prompts, responses)
+    one_of(template, ("auto", "chat", "plain", None), "template")
+    one_of(device, ("auto", "cpu"), "device")
+    how = _Grades(run, judge, measure, constitution, one_of(principles, ("each", "all", None), "principles"))
+    folder = Path(output)
+    with watching(quiet) as told:
+        scorer = RewardModel(str(model), template=template, max_length=max_length, tokens=tokens, device=device)
+        answers: Drawn | Given | None = None
+        if responses is not None:
+            answers = Given(str(responses), responses_column, prompt_column, samples, limit)
+        elif policy is not None:
+            answers = Drawn(*_drawing(policy, samples, folder, told), str(prompts), prompt_column, limit)
+        on_answers = None if answers is None else how.on(answers, folder, told)
+        on_gold = None if gold is None else OnGold(str(gold), column, limit)
+        return evaluate_reward_now(scorer, folder, gold=on_gold, answers=on_answers, watch=told, plots=plots)
+
+
+def _require_something(gold: object, policy: object, prompts: object, responses: object) -> None:
+    """Raise UserError where there is nothing to evaluate on, or two things that exclude each other."""
+    call = "evaluate_reward()"
+    if policy is not None and responses is not None:
+        raise UserError("`responses` bring the answers", where=call, mend="leave `policy` out")
+    if (policy is None) != (prompts is None):
+        raise UserError("`policy` and `prompts` go together", where=call, mend="give both, or neither")
+    if gold is None and policy is None and responses is None:
+        mend = "give `gold`, `policy` with `prompts`, or `responses`"
+        raise UserError("there is nothing to evaluate on", where=call, mend=mend)
+
+
+def _drawing(policy: object, samples: int | None, folder: Path, told: Watch) -> tuple[Any, PolicySettings]:
+    """The policy, and how it is asked for `samples` answers, or 16 where nothing is said."""
+    from rlaif.inference.source import LazyModel
+
+    data = named_model(policy, "policy") if isinstance(policy, str) else plain(policy)
+    if isinstance(data, dict):
+        data = {"samples": 16, **data} if samples is None else {**data, "samples": samples}
+    settings = valid(data, PolicySettings, "policy")
+    return LazyModel(settings, log=folder / "policy.log", say=told.note), settings
+
+
+class _Grades(NamedTuple):
+    """The measure that stands beside the reward."""
+
+    run: str | Path | None
+    judge: Judge | None
+    measure: Measure | None
+    constitution: str | Path | Constitution | None
+    principles: Literal["each", "all"] | None
+
+    def on(self, answers: Any, folder: Path, told: Watch) -> OnAnswers:
+        from rlaif.evaluation.rewards.evaluating import OnAnswers
+        from rlaif.evaluation.rewards.meters import Grading, Own
+        from rlaif.inference.source import LazyModel
+        from rlaif.scores.questions import DIGITS
+
+        if self.measure is not None:
+            if self.judge is not None or self.run is not None:
+                raise UserError("`measure` stands in for a judge", where="measure", mend="leave the judge out")
+            return OnAnswers(answers, Own(getattr(self.measure, "__name__", "measure"), self.measure))
+        base = run_of(self.run, self.judge)
+        more: dict[str, Any] = {} if self.principles is None else {"principles": self.principles}
+        if base is not None:
+            usual = "all" if base.compare.principles == "all" else "each"
+            more = {"principles": usual, "max_chars": base.compare.max_chars, **more}
+            more |= {"min_mass": base.pair.min_label_mass, "max_failed": base.max_failed}
+        source = LazyModel(judge_settings(self.run, self.judge), log=folder / "judge.log", labels=DIGITS, say=told.note)
+        grading = Grading(source, constitution_of(self.constitution, base), **more)
+        return OnAnswers(answers, grading, grading.max_failed)
