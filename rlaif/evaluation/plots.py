@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # Told apart by people with any colour vision (Okabe and Ito 2008).
-_BLUE, _ORANGE, _GREY = "#0072B2", "#D55E00", "#6E6E6E"
+_BLUE, _ORANGE, GREY = "#0072B2", "#D55E00", "#6E6E6E"
 
 _LONGEST_NAME = 28
 _STYLE: Any = {
@@ -28,7 +28,7 @@ _STYLE: Any = {
 
 def write_plots(report: JudgeReport, stem: Path) -> list[Path]:
     """Write `STEM-NAME.png` and `.svg` for every plot that there is something to draw in. Returns their paths."""
-    return write_figures(_figures(report), f"{_short(report.about.judge, 60)}  ·  {report.about.constitution}", stem)
+    return write_figures(_figures(report), f"{short(report.about.judge, 60)}  ·  {report.about.constitution}", stem)
 
 
 def write_figures(figures: Iterable[tuple[str, Figure]], title: str, stem: Path) -> list[Path]:
@@ -60,7 +60,8 @@ def _figures(report: JudgeReport) -> Iterator[tuple[str, Figure]]:
         yield "length", length_figure(found.length, found.accuracy)
 
 
-def _figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
+    """An empty one, in inches, that belongs to no screen."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
@@ -68,10 +69,10 @@ def _figure(width: float, height: float) -> Figure:
 
 def reliability_figure(calibration: Calibration) -> Figure:
     """Accuracy against confidence, one point a bin of equal mass, above the number of pairs by confidence."""
-    figure = _figure(5.2, 5.8)
+    figure = new_figure(5.2, 5.8)
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     bins = calibration.bins
-    upper.plot([0.5, 1], [0.5, 1], color=_GREY, linestyle="--", linewidth=1, label="as often right as it says")
+    upper.plot([0.5, 1], [0.5, 1], color=GREY, linestyle="--", linewidth=1, label="as often right as it says")
     _points(
         upper,
         [each.confidence for each in bins],
@@ -80,28 +81,28 @@ def reliability_figure(calibration: Calibration) -> Figure:
     )
     upper.set_ylim(min(0.4, *(each.low for each in bins)) - 0.02, 1.02)
     upper.set_ylabel("accuracy")
-    upper.set_title(f"expected calibration error {calibration.error:.3f}", fontsize=10, color=_GREY)
+    upper.set_title(f"expected calibration error {calibration.error:.3f}", fontsize=10, color=GREY)
     steps = len(calibration.confidences)
     edges = [0.5 + 0.5 * at / steps for at in range(steps)]
     lower.bar(edges, calibration.confidences, width=0.46 / steps, align="edge", color=_BLUE)
     for edge, count in zip(edges, calibration.confidences, strict=True):
-        lower.annotate(f"{count:,}", (edge + 0.23 / steps, count), ha="center", va="bottom", fontsize=8, color=_GREY)
+        lower.annotate(f"{count:,}", (edge + 0.23 / steps, count), ha="center", va="bottom", fontsize=8, color=GREY)
     lower.set_ylim(0, 1.25 * max(calibration.confidences))
     lower.set_xlim(0.49, 1.01)
     lower.set_ylabel("pairs")
     lower.set_xlabel("confidence: probability of the reply that is called better")
-    _legend(figure)
+    legend_below(figure)
     return figure
 
 
 def slot_figure(found: Measures) -> Figure:
     """The share of verdicts for the first slot, overall and in every subset."""
     rows = [("all pairs", found.slot.first)] if found.slot is not None else []
-    rows += [(_short(each.name, _LONGEST_NAME), each.first) for each in found.subsets if each.first is not None]
-    figure = _figure(6.4, 1.5 + 0.3 * len(rows))
+    rows += [(short(each.name, _LONGEST_NAME), each.first) for each in found.subsets if each.first is not None]
+    figure = new_figure(6.4, 1.5 + 0.3 * len(rows))
     axes = figure.subplots()
     places = list(range(len(rows)))
-    axes.axvline(0.5, color=_GREY, linestyle="--", linewidth=1)
+    axes.axvline(0.5, color=GREY, linestyle="--", linewidth=1)
     _points(axes, places, [estimate for _, estimate in rows], sideways=True)
     axes.set_yticks(places, [f"{name}  ({estimate.pairs:,})" for name, estimate in rows])
     axes.set_ylim(len(rows) - 0.4, -0.6)
@@ -114,10 +115,10 @@ def slot_figure(found: Measures) -> Figure:
 
 def length_figure(length: Length, overall: Estimate | None) -> Figure:
     """Accuracy where the better reply is much shorter, shorter, as long, longer, and much longer than the worse one."""
-    figure = _figure(6.0, 4.2)
+    figure = new_figure(6.0, 4.2)
     axes = figure.subplots()
     places = list(range(len(length.bins)))
-    axes.axhline(0.5, color=_GREY, linestyle="--", linewidth=1, label="one half")
+    axes.axhline(0.5, color=GREY, linestyle="--", linewidth=1, label="one half")
     if overall is not None:
         axes.axhline(overall.value, color=_ORANGE, linewidth=1.2, label=f"all pairs: {overall.value:.1%}")
     _points(axes, places, [each.accuracy for each in length.bins], label="with 95% intervals")
@@ -128,11 +129,11 @@ def length_figure(length: Length, overall: Estimate | None) -> Figure:
     axes.yaxis.set_major_formatter("{x:.0%}")
     axes.set_ylabel("accuracy")
     axes.set_xlabel("length of the better reply over that of the worse one")
-    _legend(figure)
+    legend_below(figure)
     return figure
 
 
-def _legend(figure: Figure) -> None:
+def legend_below(figure: Figure) -> None:
     """Below the axes: wherever it stood inside, some judge would have a point there."""
     figure.legend(frameon=False, loc="outside lower center", ncols=3, fontsize=9)
 
@@ -161,7 +162,7 @@ def _range(counts: Sequence[int]) -> str:
     return f"{low:,}" if low == high else f"{low:,} to {high:,}"
 
 
-def _short(name: str, most: int) -> str:
+def short(name: str, most: int = _LONGEST_NAME) -> str:
     """At most `most` characters, cut in the middle: names often differ at their end."""
     half = (most - 1) // 2
     return name if len(name) <= most else f"{name[:half]}…{name[-half:]}"

@@ -87,6 +87,37 @@ def rewards_apart(model: Any, singles: Sequence[Group], *, tokens: int = 8192, *
     return [found[at] for at in range(len(singles))]
 
 
+class Apart:
+    """`rewards_apart` call after call, for one model: how it computes them is found out once, and once more with the
+    first prompt of several replies, as only those show whether sharing works."""
+
+    def __init__(self, model: Any, tokens: int) -> None:
+        self._model, self._tokens, self._narrow = model, tokens, _narrow(model)
+        self._ways: dict[bool, Way] = {}
+        """By whether replies that share a prompt were tried."""
+
+    def __call__(self, singles: Sequence[Group]) -> list[float]:
+        """The rewards of groups of one completion each, in their order."""
+        if not singles:
+            return []
+        return rewards_apart(self._model, singles, tokens=self._tokens, way=self._way(singles), narrow=self._narrow)
+
+    def _way(self, singles: Sequence[Group]) -> Way:
+        if True in self._ways:
+            return self._ways[True]
+        of_prompt: dict[tuple[int, ...], dict[tuple[int, ...], None]] = {}
+        for single in singles:
+            of_prompt.setdefault(tuple(single.prompt), {})[tuple(single.completions[0])] = None
+        groups = sorted(
+            (Group("", prompt, tuple(several)) for prompt, several in of_prompt.items()),
+            key=lambda group: -len(group.completions),
+        )
+        shares = len(groups[0].completions) > 1
+        if shares not in self._ways:
+            self._ways[shares] = choose_way(self._model, groups[:2], "rewards")
+        return self._ways[shares]
+
+
 def _bytes(ids: Sequence[int]) -> bytes:
     return array("i", ids).tobytes()
 
@@ -195,6 +226,7 @@ class _Scorer:
 
 
 def _narrow(model: Any) -> bool:
+    """Whether it computes in bfloat16, as its training did on a GPU; weights and rewards stay in float32."""
     on_gpu: bool = next(model.parameters()).device.type == "cuda"
     return on_gpu and torch.cuda.is_bf16_supported()
 

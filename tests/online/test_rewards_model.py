@@ -88,13 +88,13 @@ def test_prompt_is_computed_once(folder: Path) -> None:
     """Four answers to a prompt of over 300 tokens make one row with that prompt once, in a single pass. More passes try
     out how: before the first answer, and before the first prompt of several."""
     scorer = ModelReward(folder, "cpu")
-    assert scorer._loaded is not None
+    assert scorer._rewards is not None
     seen: list[int] = []
-    scorer._loaded.model.base_model.register_forward_pre_hook(
+    scorer._rewards._model.base_model.register_forward_pre_hook(
         lambda module, args, kwargs: seen.append((args or (kwargs["input_ids"],))[0].numel()), with_kwargs=True
     )
     prompt = asked("very long words " * 100)
-    length = len(scorer._loaded.tokenizer("very long words " * 100)["input_ids"])
+    length = len(scorer._limits.tokenizer("very long words " * 100)["input_ids"])
     assert length > 300
     for texts in (["No."], ["No.", "Yes.", "I am sorry.", "Mix flour."], ["Wait."]):
         scorer([prompt] * len(texts), texts)
@@ -153,6 +153,6 @@ def test_closing_lets_go(folder: Path) -> None:
     assert scorer.state() == {}
     scorer.restore({})
     scorer.close()
-    assert scorer._loaded is None
+    assert scorer._rewards is None
     with pytest.raises(ModelError, match="was closed"):
         scorer([HI], ["No."])

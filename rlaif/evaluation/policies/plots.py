@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from rlaif.evaluation.plots import GREY, legend_below, new_figure, short, write_figures
 from rlaif.evaluation.policies.report import Match, PolicyReport, Rating
 from rlaif.evaluation.report import Estimate
 
@@ -16,35 +16,12 @@ if TYPE_CHECKING:
 
 # Told apart by people with any colour vision (Okabe and Ito 2008).
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-_GREY = "#6E6E6E"
 _MARKS = "osD^vP"
-
-_LONGEST_NAME = 28
-_STYLE: Any = {
-    "font.size": 10.0,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "svg.hashsalt": "rlaif",
-    "text.parse_math": False,  # a `$` in a name is no formula
-}
 
 
 def write_plots(report: PolicyReport, stem: Path) -> list[Path]:
     """Write `STEM-NAME.png` and `.svg` for every plot that there is something to draw in. Returns their paths."""
-    import matplotlib as mpl
-
-    written = []
-    with mpl.rc_context(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing")  # a name in another script: boxes, and no more
-        mpl.rcdefaults()
-        mpl.rcParams.update(_STYLE)
-        for name, figure in figures(report):
-            figure.suptitle(f"{_short(report.about.judge, 60)}  ·  {report.about.constitution}", fontsize=11)
-            for ending, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
-                path = stem.with_name(f"{stem.name}-{name}.{ending}")
-                figure.savefig(path, dpi=150, metadata=metadata)
-                written.append(path)
-    return written
+    return write_figures(figures(report), f"{short(report.about.judge, 60)}  ·  {report.about.constitution}", stem)
 
 
 def figures(report: PolicyReport) -> Iterator[tuple[str, Figure]]:
@@ -60,7 +37,7 @@ def figures(report: PolicyReport) -> Iterator[tuple[str, Figure]]:
 
 def winrate_figure(matches: Sequence[Match], baseline: str) -> Figure:
     """Win rate against the baseline, as it is and at equal length, a row a policy."""
-    figure = _figure(6.4, 1.7 + 0.5 * len(matches))
+    figure = new_figure(6.4, 1.7 + 0.5 * len(matches))
     axes = figure.subplots()
     rows = list(range(len(matches)))
     series = {
@@ -68,52 +45,46 @@ def winrate_figure(matches: Sequence[Match], baseline: str) -> Figure:
         "at equal length": [match.controlled for match in matches],
     }
     _rows(axes, rows, series)
-    axes.axvline(0.5, color=_GREY, linestyle="--", linewidth=1)
-    axes.set_yticks(rows, [f"{_short(match.policy)}  ({match.compared:,})" for match in matches])
+    axes.axvline(0.5, color=GREY, linestyle="--", linewidth=1)
+    axes.set_yticks(rows, [f"{short(match.policy)}  ({match.compared:,})" for match in matches])
     axes.set_ylim(len(rows) - 0.4, -0.6)
     _shares(axes)
-    axes.set_xlabel(f"win rate against {_short(baseline)} (comparisons), 95% intervals")
-    _legend(figure)
+    axes.set_xlabel(f"win rate against {short(baseline)} (comparisons), 95% intervals")
+    legend_below(figure)
     return figure
 
 
 def principles_figure(matches: Sequence[Match], baseline: str) -> Figure:
     """Win rate against the baseline by each principle on its own, a row a principle and a colour a policy."""
     names = list(dict.fromkeys(part.name for match in matches for part in match.principles))
-    figure = _figure(6.6, 1.8 + (0.28 + 0.16 * len(matches)) * len(names))
+    figure = new_figure(6.6, 1.8 + (0.28 + 0.16 * len(matches)) * len(names))
     axes = figure.subplots()
     rows = list(range(len(names)))
     series = {
-        _short(match.policy): [{part.name: part.rate for part in match.principles}.get(name) for name in names]
+        short(match.policy): [{part.name: part.rate for part in match.principles}.get(name) for name in names]
         for match in matches
     }
     _rows(axes, rows, series)
-    axes.axvline(0.5, color=_GREY, linestyle="--", linewidth=1)
-    axes.set_yticks(rows, [_short(name) for name in names])
+    axes.axvline(0.5, color=GREY, linestyle="--", linewidth=1)
+    axes.set_yticks(rows, [short(name) for name in names])
     axes.set_ylim(len(rows) - 0.4, -0.6)
     _shares(axes)
-    axes.set_xlabel(f"win rate against {_short(baseline)} by one principle alone, 95% intervals")
-    _legend(figure)
+    axes.set_xlabel(f"win rate against {short(baseline)} by one principle alone, 95% intervals")
+    legend_below(figure)
     return figure
 
 
 def ratings_figure(ratings: Sequence[Rating]) -> Figure:
     """Bradley-Terry log-strengths, the strongest first."""
-    figure = _figure(6.2, 1.5 + 0.35 * len(ratings))
+    figure = new_figure(6.2, 1.5 + 0.35 * len(ratings))
     axes = figure.subplots()
     rows = list(range(len(ratings)))
     _rows(axes, rows, {"": [rating.strength for rating in ratings]})
-    axes.axvline(0.0, color=_GREY, linestyle="--", linewidth=1)
-    axes.set_yticks(rows, [f"{_short(rating.name)}  (Elo {rating.elo:.0f})" for rating in ratings])
+    axes.axvline(0.0, color=GREY, linestyle="--", linewidth=1)
+    axes.set_yticks(rows, [f"{short(rating.name)}  (Elo {rating.elo:.0f})" for rating in ratings])
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_xlabel("log-strength (Bradley-Terry); 1.1 apart is three wins of four; 95% intervals")
     return figure
-
-
-def _figure(width: float, height: float) -> Figure:
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height), layout="constrained")
 
 
 def _rows(axes: Axes, rows: Sequence[int], series: Mapping[str, Sequence[Estimate | None]]) -> None:
@@ -138,14 +109,3 @@ def _rows(axes: Axes, rows: Sequence[int], series: Mapping[str, Sequence[Estimat
 def _shares(axes: Axes) -> None:
     axes.set_xlim(-0.02, 1.02)
     axes.xaxis.set_major_formatter("{x:.0%}")
-
-
-def _legend(figure: Figure) -> None:
-    """Below the axes: wherever it stood inside, some policy would have a point there."""
-    figure.legend(frameon=False, loc="outside lower center", ncols=3, fontsize=9)
-
-
-def _short(name: str, most: int = _LONGEST_NAME) -> str:
-    """At most `most` characters, cut in the middle: names often differ at their end."""
-    half = (most - 1) // 2
-    return name if len(name) <= most else f"{name[:half]}…{name[-half:]}"

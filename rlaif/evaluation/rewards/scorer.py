@@ -18,9 +18,8 @@ from rlaif.inference.folder import fingerprint, identity
 from rlaif.records import Messages, content_id
 
 if TYPE_CHECKING:
-    from rlaif.training.forward import Way
     from rlaif.training.groups import Group
-    from rlaif.training.rewardmodel import Loaded
+    from rlaif.training.scoring import Apart
     from rlaif.training.texts import Example, Template
     from rlaif.training.tokens import Tokens
 
@@ -65,9 +64,8 @@ class RewardModel:
         self.folder = folder
         self.name = _identity(folder)
         self._template, self._max_length, self._tokens, self._device = template, max_length, tokens, device
-        self._loaded: Loaded | None = None
         self._limits: Tokens | None = None
-        self._ways: dict[bool, Way] = {}
+        self._rewards: Apart | None = None
 
     def key(self, reply: Reply) -> str:
         """The content id of a reply's reward: of the model, how texts become tokens, the prompt and the reply."""
@@ -80,9 +78,10 @@ class RewardModel:
 
     def open(self) -> None:
         """Load the model. Raises UserError for one that is none, or that cannot read conversations."""
-        if self._loaded is not None:
+        if self._rewards is not None:
             return
         from rlaif.training.rewardmodel import load
+        from rlaif.training.scoring import Apart
         from rlaif.training.tokens import Tokens
 
         loaded = load(self.folder, self._device)
@@ -93,19 +92,16 @@ class RewardModel:
             )
         longest = self._max_length or loaded.max_length
         self._limits = Tokens(loaded.tokenizer, max_length=longest, ends=loaded.ends)
-        self._loaded = loaded
+        self._rewards = Apart(loaded.model, self._tokens)
 
     def close(self) -> None:
         """Let go of the model's memory."""
-        self._loaded = self._limits = None
-        self._ways.clear()
+        self._limits = self._rewards = None
 
     def score(self, replies: Sequence[Reply]) -> list[Scored]:
         """The rewards, in order. Raises ModelError where one is no finite number: the model is broken."""
         self.open()
-        from rlaif.training.scoring import rewards_apart
-
-        assert self._loaded is not None
+        assert self._rewards is not None
         found: dict[int, Scored] = {}
         groups: dict[int, Group] = {}
         examples = []
@@ -119,10 +115,7 @@ class RewardModel:
             found[at] = scored
             if group is not None:
                 groups[at] = group
-        singles, model = list(groups.values()), self._loaded.model
-        how = {"way": self._way(singles), "narrow": _computes_narrow(model)} if singles else {}
-        rewards = rewards_apart(model, singles, tokens=self._tokens, **how)
-        for at, reward in zip(groups, rewards, strict=True):
+        for at, reward in zip(groups, self._rewards(list(groups.values())), strict=True):
             if not math.isfinite(reward):
                 shown = replies[at].text[:60]
                 raise ModelError(f"{self.folder}: the reward of {shown!r} is {reward}: the model is broken")
@@ -153,27 +146,6 @@ class RewardModel:
                 alone = Intake()
                 list(self._limits.groups([example], alone))
                 yield int(example.id), None, Scored(None, reason=next(iter(alone.left_out), "unusable"))
-
-    def _way(self, singles: Sequence[Group]) -> Way:
-        """How the model computes them: found out once, and once more with the first prompt of several replies, as only
-        those show whether sharing works."""
-        from rlaif.training.forward import choose_way
-        from rlaif.training.groups import Group
-
-        if True in self._ways:
-            return self._ways[True]
-        assert self._loaded is not None
-        of_prompt: dict[tuple[int, ...], dict[tuple[int, ...], None]] = {}
-        for single in singles:
-            of_prompt.setdefault(tuple(single.prompt), {})[tuple(single.completions[0])] = None
-        groups = sorted(
-            (Group("", prompt, tuple(several)) for prompt, several in of_prompt.items()),
-            key=lambda group: -len(group.completions),
-        )
-        shares = len(groups[0].completions) > 1
-        if shares not in self._ways:
-            self._ways[shares] = choose_way(self._loaded.model, groups[:2], "rewards")
-        return self._ways[shares]
 
 
 def _identity(name: str) -> str:
@@ -206,11 +178,3 @@ def _unreadable(reply: Reply) -> str:
     except UnicodeEncodeError:
         return "half-character"
     return "" if reply.text.strip() else "blank"
-
-
-def _computes_narrow(model: Any) -> bool:
-    """Whether it computes in bfloat16, as its training did on a GPU; weights and rewards stay in float32."""
-    import torch
-
-    on_gpu: bool = next(model.parameters()).device.type == "cuda"
-    return on_gpu and torch.cuda.is_bf16_supported()

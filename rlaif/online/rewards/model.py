@@ -5,20 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from rlaif.data.turns import Turn, transcript
 from rlaif.errors import ModelError, UserError
 from rlaif.online.responses import Scores
 from rlaif.records import Messages
-from rlaif.training.groups import Group
 from rlaif.training.intake import Intake
 from rlaif.training.texts import Example, Template
 from rlaif.training.tokens import Tokens
 
 if TYPE_CHECKING:
-    from rlaif.training.forward import Way
-    from rlaif.training.rewardmodel import Loaded
+    from rlaif.training.scoring import Apart
 
 
 class ModelReward:
@@ -43,9 +41,10 @@ class ModelReward:
         Raises UserError for a model that is none, or that cannot read messages.
         """
         from rlaif.training.rewardmodel import load
+        from rlaif.training.scoring import Apart
 
         self._name = str(name_or_folder)
-        self._loaded: Loaded | None = (loaded := load(self._name, device))
+        loaded = load(self._name, device)
         self._plain = (template or loaded.template) == "plain"
         if not self._plain and not getattr(loaded.tokenizer, "chat_template", None):
             mend = "save a chat_template.jinja in its folder, or take one that was trained with `template: plain`"
@@ -53,18 +52,14 @@ class ModelReward:
                 "the reward model has no chat template, and prompts are messages", where=self._name, mend=mend
             )
         self._limits = Tokens(loaded.tokenizer, max_length=loaded.max_length, ends=loaded.ends)
-        self._tokens = tokens
-        self._narrow = _computes_narrow(loaded.model)
-        self._ways: dict[bool, Way] = {}
+        self._rewards: Apart | None = Apart(loaded.model, tokens)
 
     def __call__(self, prompts: Sequence[Messages], responses: Sequence[str]) -> Scores:
         """One reward a response, None for one that cannot be scored; the one part is called `model`.
 
         Raises ModelError where a reward is no finite number, or where the chat template refuses all conversations.
         """
-        from rlaif.training.scoring import rewards_apart
-
-        if self._loaded is None:
+        if self._rewards is None:
             raise ModelError(f"the reward model {self._name} was closed")
         intake = Intake()
         pairs = enumerate(zip(prompts, responses, strict=True))
@@ -72,9 +67,7 @@ class ModelReward:
         groups = {int(example.id): group for example, group in self._limits.with_examples(examples, intake)}
         if not groups and intake.notes:
             raise ModelError(f"{self._name}: no response can be scored: {intake.notes[0]}")
-        singles, model = list(groups.values()), self._loaded.model
-        how = {"way": self._way(singles), "narrow": self._narrow} if singles else {}
-        rewards = dict(zip(groups, rewards_apart(model, singles, tokens=self._tokens, **how), strict=True))
+        rewards = dict(zip(groups, self._rewards(list(groups.values())), strict=True))
         for at, reward in rewards.items():
             if not math.isfinite(reward):
                 raise ModelError(f"{self._name}: the reward of response {at + 1} is {reward}: the model is broken")
@@ -87,26 +80,6 @@ class ModelReward:
             return Example(str(at), transcript(turns), (f" {response}",), {})
         return Example(str(at), turns, (response,), {})
 
-    def _way(self, singles: Sequence[Group]) -> Way:
-        """How the model computes them: found out once, and once more with the first prompt of several answers, as only
-        those show whether sharing works."""
-        from rlaif.training.forward import choose_way
-
-        if True in self._ways:
-            return self._ways[True]
-        of_prompt: dict[tuple[int, ...], dict[tuple[int, ...], None]] = {}
-        for single in singles:
-            of_prompt.setdefault(tuple(single.prompt), {})[tuple(single.completions[0])] = None
-        groups = sorted(
-            (Group("", prompt, tuple(several)) for prompt, several in of_prompt.items()),
-            key=lambda group: -len(group.completions),
-        )
-        shares = len(groups[0].completions) > 1
-        if shares not in self._ways:
-            assert self._loaded is not None
-            self._ways[shares] = choose_way(self._loaded.model, groups[:2], "rewards")
-        return self._ways[shares]
-
     def state(self) -> Mapping[str, float]:
         """Nothing: a reward model does not change."""
         return {}
@@ -118,7 +91,7 @@ class ModelReward:
         """Let go of the model's memory."""
         import torch
 
-        self._loaded = None
+        self._rewards = None
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
@@ -131,11 +104,3 @@ def _can_be_read(prompt: Messages, response: str) -> bool:
     except UnicodeEncodeError:
         return False
     return bool(response.strip())
-
-
-def _computes_narrow(model: Any) -> bool:
-    """Whether it computes in bfloat16, as its training did on a GPU; weights and rewards stay in float32."""
-    import torch
-
-    on_gpu: bool = next(model.parameters()).device.type == "cuda"
-    return on_gpu and torch.cuda.is_bf16_supported()

@@ -135,7 +135,7 @@ def test_gold_pairs_and_a_second_call_that_computes_nothing(folder: Path, plain:
     assert drawn == {"reliability.png", "reliability.svg", "length.png", "length.svg"}
     again = Counting(str(folder), device="cpu")
     repeated = evaluated(again, tmp_path / "out", gold=gold)
-    assert again.computed == 0 and again._loaded is None, "nothing is scored, and no weights are loaded"
+    assert again.computed == 0 and again._rewards is None, "nothing is scored, and no weights are loaded"
     assert repeated.report == done.report
     assert [(tally.known, tally.asked) for tally in repeated.tallies] == [(24, 0)]
     longer = OnGold(str(write_rows(tmp_path / "gold.jsonl", gold_rows(13))))
