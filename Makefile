@@ -10,7 +10,7 @@ demo: $(VENV)/.installed
 
 # One process a core, each with one thread: they would fight for the cores otherwise.
 test: $(VENV)/.developing
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadgroup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadgroup --no-loadscope-reorder
 
 lint: $(VENV)/.developing
 	$(BIN)/ruff check .

@@ -14,7 +14,7 @@ from rlaif.evaluation.policies.report import PolicyReport
 from tests.page.browser import chromium
 from tests.support import rlaif
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("demo")]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
