@@ -8,9 +8,9 @@ BIN := $(VENV)/bin
 demo: $(VENV)/.installed
 	$(BIN)/rlaif demo --output runs/demo
 
-# One process a core, each with one thread: they would fight for the cores otherwise.
+# One process a core, each with one thread: they would fight for the cores otherwise. A file stays in one process.
 test: $(VENV)/.developing
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadgroup --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.developing
 	$(BIN)/ruff check .

@@ -15,20 +15,10 @@ from tests.inference.tiny import make_tiny_model
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where tests run in several processes, those of a file stay together, and those that ask the one server.
-
-    What takes long comes first, so that the quick files even out the ends of the processes.
-    """
-    long = set()
-    groups: dict[pytest.Item, str] = {}
-    for item in items:
-        fixtures: list[str] = getattr(item, "fixturenames", [])
-        shared = next((name for name in ("vllm", "vllm_with_adapters") if name in fixtures), None)
-        groups[item] = shared or item.nodeid.partition("::")[0]
-        item.add_marker(pytest.mark.xdist_group(groups[item]))
-        if item.get_closest_marker("slow") or item.get_closest_marker("server"):
-            long.add(groups[item])
-    items.sort(key=lambda item: groups[item] not in long)
+    """Files with tests that take long come first: where processes share them, quick ones even out their ends."""
+    files = {item: item.nodeid.partition("::")[0] for item in items}
+    long = {files[item] for item in items if item.get_closest_marker("slow") or item.get_closest_marker("server")}
+    items.sort(key=lambda item: files[item] not in long)
 
 
 @pytest.fixture(scope="session")

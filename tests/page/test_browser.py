@@ -202,11 +202,14 @@ def test_nothing_runs_over_the_edge(opened: Any, width: int, scheme: str) -> Non
 
 def test_the_toggle_changes_the_colours_by_keyboard(opened: Any) -> None:
     from selenium.webdriver.common.keys import Keys
+    from selenium.webdriver.support.wait import WebDriverWait
 
     feature = {"name": "prefers-color-scheme", "value": "light"}
     opened.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
     button = opened.find_element("css selector", "#theme")
-    assert button.text == "Dark"
+    WebDriverWait(opened, 10).until(
+        lambda _: button.text == "Dark"
+    )  # the page hears of the other scheme a little later
     button.send_keys(Keys.ENTER)
     assert opened.execute_script("return getComputedStyle(document.body).backgroundColor") == "rgb(22, 23, 24)"
     assert button.text == "Light"
