@@ -107,7 +107,7 @@ CASES = [
     Case("only blank prompts", ("prompts.jsonl", "prompt"), files={"prompts.jsonl": '{"prompt": " "}\n'}),
     Case("only wrong types", ("prompts.jsonl", "prompt"), files={"prompts.jsonl": '{"prompt": 5}\n'}),
     Case("not gzip", ("p.jsonl.gz",), files={"p.jsonl.gz": "plain"}, args=("run.yaml", "--prompts", "p.jsonl.gz")),
-    Case("cut gzip", ("p.jsonl.gz",), files={"p.jsonl.gz": gzip.compress(b'{"prompt": "a"}\n' * 999)[:-20]},
+    Case("cut gzip", ("p.jsonl.gz",), files={"p.jsonl.gz": gzip.compress(b'{"prompt": "a"}\n' * 999, mtime=0)[:-20]},
          args=("run.yaml", "--prompts", "p.jsonl.gz")),
     Case("not parquet", ("p.parquet",), files={"p.parquet": "plain"}, args=("run.yaml", "--prompts", "p.parquet")),
     Case("nothing to judge", ("policy", "prompts.responses"), run=changed("policy:", "# policy:")),
