@@ -43,7 +43,6 @@ def print_table(
     and the columns `folded` break them over lines; with any of the latter there is a line between two rows.
     """
     from rich import box
-    from rich.cells import cell_len
     from rich.console import Console
     from rich.table import Table
 
@@ -52,7 +51,7 @@ def print_table(
     for at, name in enumerate(columns):
         rigid = name not in (*cut, *folded)
         # Of a column without line breaks, rich would still take the longest word for the least that it needs.
-        least = max(cell_len(str(cell)) for cell in (name, *(row[at] for row in listed))) if rigid else None
+        least = _widest([name, *(str(row[at]) for row in listed)]) if rigid else None
         justify: Literal["left", "right"] = "right" if name in right else "left"
         table.add_column(name, justify=justify, no_wrap=rigid, min_width=least, overflow="fold")
     for row in listed:
@@ -61,6 +60,13 @@ def print_table(
     width = console.measure(table, options=console.options.update(max_width=_WIDEST)).minimum
     console.width = max(console.width, width)
     console.print(table)
+
+
+def _widest(cells: Sequence[str]) -> int:
+    """Of all lines in them."""
+    from rich.cells import cell_len
+
+    return max((cell_len(line) for cell in cells for line in cell.splitlines()), default=0)
 
 
 def _cut(cell: str | Text) -> Text:
