@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from rlaif.comparisons.questions import LABELS
 from rlaif.constitution import load_constitution
 from rlaif.errors import UserError
 from rlaif.evaluation.now import evaluate_reward_now
@@ -149,7 +150,7 @@ def _evaluated(plan: Plan, data: Report, screen: Screen, meters: Meters | None) 
     labellers = (data.run.judge_name, *data.run.panel_names)
     trained = [Contestant(step.name, ModelSettings(model=step.settings.output)) for step in plan.compared]
     with screen.watching() as watch:
-        source = LazyModel(judge, log=folder / "judge.log", say=watch.note)
+        source = LazyModel(judge, log=folder / "judge.log", labels=LABELS, say=watch.note)
         done = evaluate_policies_now(
             plan.evaluate.model_copy(update={"judge": judge}),  # with its calibration
             load_constitution(plan.run.constitution),
