@@ -5,10 +5,8 @@ does; and one for a single piece of work, also where a loop is running already.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import threading
 from collections.abc import Coroutine
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -34,13 +32,16 @@ class Background:
         finally:
             future.cancel()  # does nothing to what is done
 
-    def close(self, last: Coroutine[Any, Any, None]) -> None:
-        """Do the last work, and end loop and thread, however it goes."""
+    def close(self, last: Coroutine[Any, Any, None] | None = None) -> None:
+        """Call off what runs, wait until that has closed what it opened, do the last work, end loop and thread."""
 
         async def ending() -> None:
             try:
-                await last
+                await _called_off()
+                if last is not None:
+                    await last
             finally:
+                await self._loop.shutdown_asyncgens()
                 await self._loop.shutdown_default_executor()
 
         try:
@@ -50,6 +51,14 @@ class Background:
             self._thread.join(_LONGEST_CLOSE)
             if not self._thread.is_alive():
                 self._loop.close()
+
+
+async def _called_off() -> None:
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in others:
+        if not task.cancelling():  # once: a second time would cut its closing short
+            task.cancel()
+    await asyncio.gather(*others, return_exceptions=True)
 
 
 def blocking(work: Coroutine[Any, Any, T]) -> T:
@@ -68,18 +77,9 @@ def blocking(work: Coroutine[Any, Any, T]) -> T:
 
 
 def _apart(work: Coroutine[Any, Any, T]) -> T:
-    begun: Future[tuple[asyncio.AbstractEventLoop, asyncio.Task[Any] | None]] = Future()
-
-    async def main() -> T:
-        begun.set_result((asyncio.get_running_loop(), asyncio.current_task()))
-        return await work
-
-    with ThreadPoolExecutor(1, thread_name_prefix="rlaif") as pool:
-        done = pool.submit(asyncio.run, main())
-        try:
-            return done.result()
-        except KeyboardInterrupt:
-            loop, task = begun.result()
-            with contextlib.suppress(RuntimeError):  # the loop is closed: the work was done a moment before
-                loop.call_soon_threadsafe(task.cancel if task is not None else loop.stop)
-            raise
+    """An interrupt may come between any two steps, also before `run` waits: `close` ends whatever has begun."""
+    background = Background("rlaif")
+    try:
+        return background.run(work)
+    finally:
+        background.close()

@@ -60,9 +60,11 @@ def test_an_interrupt_calls_the_work_off_and_waits_until_it_has_closed(
             told.append("closed")
 
     def work() -> None:
-        with pytest.raises(KeyboardInterrupt):
-            blocking(hangs())
-        assert told == ["closed"]
+        for _ in range(30):  # the signal comes at another moment each time, also before the caller waits
+            told.clear()
+            with pytest.raises(KeyboardInterrupt):
+                blocking(hangs())
+            assert told == ["closed"]
 
     if around is outside:  # the loop of `asyncio.run` hears the signal itself
         work()
