@@ -1,6 +1,8 @@
 """Online training in the tiny world: how much each algorithm mends, how far it goes from the start, how long it takes.
 
-    python tests/bench/online.py [PROMPTS] [FOLDER] [SEEDS]
+    python tests/bench/online.py [PROMPTS] [FOLDER] [SEEDS] [ALGORITHM]
+
+(`judge` as the algorithm is rloo with the judge as reward, which needs no reward model.)
 
 All start from the shipped policy and answer the same prompts; the reward is the reward model that `world.py` trains on
 the run's pairs, or the tiny judge itself, grading under every principle. The oracle reads answers to fresh prompts.
@@ -23,7 +25,7 @@ from rlaif.demo.behaviour import behaviour, fresh_prompts  # noqa: E402
 from rlaif.online.running import train_online  # noqa: E402
 from rlaif.online.settings import OnlineSettings  # noqa: E402
 from rlaif.resources import shipped_model  # noqa: E402
-from tests.bench.world import ASKED, world  # noqa: E402
+from tests.bench.world import ASKED, prompts_file, world  # noqa: E402
 
 COMMON: dict[str, Any] = {
     "model": "demo-policy", "batch_size": 64, "samples": 4, "steps": 80, "epochs": 1, "learning_rate": 3e-4,
@@ -45,20 +47,23 @@ JUDGED: dict[str, Any] = {
 """Grades lie between 0 and 1 and differ by less than rewards do, so a nat costs less."""
 
 
-def study(folder: Path, count: int, seeds: int) -> Iterator[str]:
+def study(folder: Path, count: int, seeds: int, only: str | None) -> Iterator[str]:
     """Lines of the table."""
-    made = world(folder, count)
+    prompts_file(folder, count)
     start = shipped_model("demo-policy")
     assert start is not None
     yield f"as shipped             {behaviour(start, fresh_prompts(ASKED))}"
-    rewarded = {name: {"algorithm": name, "reward": str(made.reward), **more} for name, more in ALGORITHMS.items()}
-    for name, more in {**rewarded, "rloo, judge": JUDGED}.items():
+    for name, more in {**ALGORITHMS, "judge": JUDGED}.items():
+        if only not in (None, name):
+            continue
+        if name != "judge":
+            more = {"algorithm": name, "reward": str(world(folder, count).reward), **more}
         for seed in range(seeds):
             yield f"{name:<12} seed {seed}    {_trained(folder, name, more, seed)}"
 
 
 def _trained(folder: Path, name: str, more: dict[str, Any], seed: int) -> str:
-    target = folder / f"online-{name.replace(', ', '-')}-{seed}"
+    target = folder / f"online-{name}-{seed}"
     if not (target / "metrics.json").exists():
         given = {**COMMON, "prompts": str(folder / "prompts.jsonl"), "output": str(target), "seed": seed, **more}
         with watch_training() as told:
@@ -79,7 +84,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(words[1]) if len(words) > 1 else Path(scratch)
         folder.mkdir(parents=True, exist_ok=True)
-        for line in study(folder, int(words[0]) if words else 1000, int(words[2]) if len(words) > 2 else 3):
+        given = dict(enumerate(words))
+        for line in study(folder, int(given.get(0, 1000)), int(given.get(2, 3)), given.get(3)):
             print(line, flush=True)
 
 
