@@ -134,6 +134,7 @@ def check_in_step(responses: Sequence[Response], logps: Sequence[Sequence[float]
         which = f"version {versions[0]}" if len(versions) == 1 else f"versions {versions[0]} to {versions[-1]}"
         raise ModelError(
             f"the answers are not those of {which} of the policy: log-probabilities are off by {mean:.2g} a token, "
-            f"more than {tolerance:g}; the server may have kept older weights, or serve another model"
+            f"more than {tolerance:g}; a server may have kept older weights, or serve another model; in process, this "
+            "family's cache of keys and values may be at fault"
         )
     return mean

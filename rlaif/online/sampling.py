@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _ROOM = 32  # tokens by which the memory of keys and values grows at once
+_CACHES = ("cache", "past_key_values")  # what models call it: since transformers 5.24, and before
 _CROWDED = 0.75  # with no more than this share of the rows going on, the others are taken out; that copies the cache
 
 
@@ -171,7 +172,8 @@ class _Policy:
 
         self._model, self._inner = model, bare(model)
         taken = inspect.signature(type(self._inner).forward).parameters
-        if "past_key_values" not in taken:
+        self._cache = next((name for name in _CACHES if name in taken), "")
+        if not self._cache or not _keeps_keys(self._inner.config):
             what = f"{type(self._inner).__name__} keeps no cache of keys and values to generate with"
             raise UserError(what, mend="train a model of another family")
         self._options = {"logits_to_keep": 1} if "logits_to_keep" in taken else {}
@@ -205,8 +207,22 @@ class _Policy:
         if self._positions:
             # Rows whose answer filled the context may stay in the batch for a while.
             options["position_ids"] = (mask.cumsum(-1) - 1)[:, -ids.shape[1] :].clamp_(0, self.context - 1)
-        out = self._inner(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, **options)
-        return out.logits[:, -1], out.past_key_values
+        options[self._cache] = cache
+        out = self._inner(input_ids=ids, attention_mask=mask, use_cache=True, **options)
+        return out.logits[:, -1], out[self._cache]
+
+
+def _keeps_keys(config: Any) -> bool:
+    """Whether any layer of a model keeps keys and values; those of a pure state-space model do not.
+
+    Such a model may take a cache as well, but a Mamba's answers from it are not those of its plain pass
+    (transformers 5.24).
+    """
+    from transformers import DynamicCache
+    from transformers.cache_utils import DynamicLayer
+
+    layers = DynamicCache(config=config).layers
+    return not layers or any(isinstance(layer, DynamicLayer) for layer in layers)
 
 
 class _Going:
