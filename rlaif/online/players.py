@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from rlaif.online.adapters import Adapters
 from rlaif.online.ahead import AheadSampler
 from rlaif.online.network import Network
 from rlaif.online.prompts import Cue, Dealer, Prompts
@@ -18,6 +19,7 @@ from rlaif.online.rewards.choose import open_reward
 from rlaif.online.sampling import LocalSampler
 from rlaif.online.serving import ServedSampler
 from rlaif.online.settings import OnlineSettings
+from rlaif.online.weights import WholeWeights
 from rlaif.training.arguments import narrow
 from rlaif.training.defaults import rate_of
 from rlaif.training.forward import Kind, choose_way
@@ -84,18 +86,19 @@ def sampler_of(settings: OnlineSettings, policy: Network, tokenizer: Any, start:
             policy.model, tokenizer, max_tokens=rollout.max_tokens, ends=frozenset(ends),
             temperature=rollout.temperature, top_p=rollout.top_p, seed=settings.seed, bf16=narrow(settings),
         )  # fmt: skip
+    carrier = WholeWeights if settings.lora.rank is None else Adapters
     served = ServedSampler(
-        rollout.base_url, rollout.served_model, policy.model.save_pretrained, _adapters(settings), tokenizer=tokenizer,
-        max_tokens=rollout.max_tokens, ends=frozenset(ends), temperature=rollout.temperature, top_p=rollout.top_p,
-        seed=settings.seed, concurrency=rollout.concurrency, timeout=rollout.timeout,
+        rollout.base_url, carrier(policy.model.save_pretrained, _shared(settings), rollout.served_model),
+        tokenizer=tokenizer, max_tokens=rollout.max_tokens, ends=frozenset(ends), temperature=rollout.temperature,
+        top_p=rollout.top_p, seed=settings.seed, concurrency=rollout.concurrency, timeout=rollout.timeout,
     )  # fmt: skip
     return AheadSampler(served, dealer.of, settings.steps) if rollout.ahead else served
 
 
-def _adapters(settings: OnlineSettings) -> Path:
-    """Where the server finds the adapters."""
-    given = settings.rollout.adapters
-    return (Path(given).expanduser() if given else settings.folder / "adapters").resolve()
+def _shared(settings: OnlineSettings) -> Path:
+    """Where the server finds the weights."""
+    given = settings.rollout.weights
+    return (Path(given).expanduser() if given else settings.folder / "shared").resolve()
 
 
 def reward_of(settings: OnlineSettings, tokenizer: Any, note: Callable[[str], None]) -> Reward:

@@ -1,4 +1,4 @@
-"""Answers drawn on a vLLM server, whose weights follow the training by adapters that are loaded while it runs.
+"""Answers drawn on a vLLM server, whose weights follow the training: adapters or whole ones, loaded while it runs.
 
 A server is asked for answers to prompts of token ids, and gives token ids back: no text is ever split into tokens
 again, which would not always give the tokens that were drawn.
@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from rlaif.errors import ModelError, UserError
@@ -20,8 +19,9 @@ from rlaif.inference.background import blocking
 from rlaif.inference.faults import Fault
 from rlaif.inference.http import AiohttpWire, HttpxWire
 from rlaif.inference.talk import Talk, headers_for, normal_url
-from rlaif.online.adapters import Adapters, AdapterSource, Line
+from rlaif.online.line import Line
 from rlaif.online.responses import Asked, Response
+from rlaif.online.weights import Carrier
 
 if TYPE_CHECKING:
     import httpx
@@ -40,7 +40,8 @@ _NARROW = 0.01
 
 
 class ServedSampler:
-    """A `Sampler` on a running vLLM server (`--enable-lora`, VLLM_ALLOW_RUNTIME_LORA_UPDATING=True).
+    """A `Sampler` on a running vLLM server; what it has to be started with depends on how it gets the weights: see
+    `rlaif.online.adapters` and `rlaif.online.weights`.
 
     The log-probabilities are those of the whole distribution at the sampling temperature; where that is 0, greedy,
     those of temperature 1. vLLM reports those of temperature 1 before `top_p`, or with `--logprobs-mode
@@ -54,9 +55,7 @@ class ServedSampler:
     def __init__(
         self,
         base_url: str,
-        model: str | None,
-        adapter_source: AdapterSource,
-        folder: Path,
+        carrier: Carrier,
         *,
         tokenizer: Any,
         max_tokens: int,
@@ -70,11 +69,9 @@ class ServedSampler:
         api_key: str | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        """`model` is the server's name for the model that the adapter belongs to; None takes its first one.
-        `adapter_source` saves the adapter as it is now into a folder below `folder`, which is this sampler's own and
-        which the server has to see too. `ends` are the tokens that end an answer, and the only ones: they stay in its
-        ids, not in its text. `concurrency` bounds the prompts under way, `timeout` the seconds of one request;
-        `transport` takes the network's place in tests.
+        """`carrier` brings the policy's weights to the server. `ends` are the tokens that end an answer, and the only
+        ones: they stay in its ids, not in its text. `concurrency` bounds the prompts under way, `timeout` the seconds
+        of one request; `transport` takes the network's place in tests.
         """
         url, headers = normal_url(base_url), headers_for(api_key)
         wire = AiohttpWire(headers, base_url=url) if transport is None else HttpxWire(headers, transport)
@@ -82,7 +79,7 @@ class ServedSampler:
         self._tokenizer, self._ends, self._max_tokens, self._seed = tokenizer, ends, max_tokens, seed
         self._temperature, self._top_p = temperature, top_p
         self._concurrency, self._timeout, self._backoff = concurrency, timeout, backoff
-        self._adapters = Adapters(adapter_source, folder, model)
+        self._carrier = carrier
         self._version, self._name = 0, ""
         self._context: int | None = None
 
@@ -105,22 +102,22 @@ class ServedSampler:
         return self._run(work)
 
     def update(self, version: int) -> None:
-        """Save the adapter, load it under a new name, and forget all but the last two.
+        """Bring the weights to the server as they are now.
 
         Raises UserError for a server that is not set up for this, ModelError where there is none.
         """
 
         async def work(line: Line) -> str:
             if not self._name:
-                model, self._context = await self._adapters.begin(line)
+                model, self._context = await self._carrier.begin(line)
                 await self._require_numbers(line, model)
-            return await self._adapters.load(line, version)
+            return await self._carrier.load(line, version)
 
         self._name, self._version = self._run(work), version
 
     def close(self) -> None:
-        """Take the adapters from the server, and delete them."""
-        self._run(self._adapters.end)
+        """Leave the server as it was."""
+        self._run(self._carrier.end)
 
     def _require_room(self, asked: Asked) -> None:
         if self._context is not None and len(asked.ids) >= self._context:

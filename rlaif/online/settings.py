@@ -65,11 +65,11 @@ class RolloutSettings(Record):
     top_p: float = Field(1.0, gt=0, le=1)
     """Nucleus sampling: 1 keeps every token, and the log-probabilities exact."""
     base_url: str | None = None
-    """A vLLM server that samples, with the adapter of every step loaded into it (needs `lora.rank`)."""
+    """A vLLM server that samples, with the weights of every step: with `lora.rank` the adapter, else all of them."""
     served_model: str | None = None
     """What the server calls the model; none takes its first one."""
-    adapters: str | None = None
-    """Folder for the adapters that the server loads, which both see; none takes one in the output folder."""
+    weights: str | None = None
+    """Folder for the weights that the server loads, which both see (/dev/shm/...); none takes one in the output."""
     ahead: bool = False
     """Draw a step's answers on the server while the one before is learned from: faster, and one update older."""
     concurrency: int = Field(64, ge=1)
@@ -176,9 +176,6 @@ class OnlineSettings(CommonSettings):
             most = self.rollout.max_tokens
             what = f"`overlong_buffer: {self.overlong_buffer}` is longer than the longest answer, {most} tokens"
             found.append((("overlong_buffer",), what))
-        if self.rollout.base_url is not None and self.lora.rank is None:
-            what = "a server takes up adapters only: set `lora.rank`, or leave `rollout.base_url` out"
-            found.append((("rollout", "base_url"), what))
         if self.rollout.ahead and self.rollout.base_url is None:
             what = "answers are drawn ahead on a server only: set `rollout.base_url`, or leave `rollout.ahead` out"
             found.append((("rollout", "ahead"), what))

@@ -269,7 +269,6 @@ def test_a_policy_that_is_not_its_sampler_is_caught(
         ({"batch_size": 6}, "no multiple of `samples: 4`"),
         ({"samples": 1, "batch_size": 4}, "compares answers to one prompt"),
         ({"algorithm": "online-dpo", "kl": {"beta": 0}}, "needs a beta above 0"),
-        ({"rollout": {"base_url": "http://127.0.0.1:1"}}, "takes up adapters only"),
         ({"algorithm": "ppo", "ratio": "sequence"}, "one ratio an answer is for `algorithm: grpo`, not ppo"),
         ({"overlong_buffer": 9}, "longer than the longest answer, 8 tokens"),
         ({"minibatches": 5}, "more than the 2 prompts of a step"),

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from rlaif.errors import ModelError, RlaifError, UserError
+from rlaif.online.adapters import Adapters
 from rlaif.online.experience import check_in_step
 from rlaif.online.responses import Asked, Response
 from rlaif.online.sampling import LocalSampler
@@ -65,7 +66,7 @@ def saved(folder: Path) -> None:
 def served(fake: FakeServer, folder: Path, **options: Any) -> ServedSampler:
     settings = {"max_tokens": 8, "ends": frozenset({6}), "backoff": 0.001, "tokenizer": letters()} | options
     transport = httpx.MockTransport(fake)
-    return ServedSampler("http://policy.test/v1", "policy", saved, folder, transport=transport, **settings)
+    return ServedSampler("http://policy.test/v1", Adapters(saved, folder, "policy"), transport=transport, **settings)
 
 
 def test_answers_keep_their_prompt_their_order_and_their_tokens(tmp_path: Path) -> None:
@@ -172,8 +173,8 @@ def test_a_lost_reply_to_a_load_is_no_refusal(tmp_path: Path) -> None:
 
 def test_an_unknown_model_is_named(tmp_path: Path) -> None:
     sampler = ServedSampler(
-        "http://policy.test/v1", "polisy", saved, tmp_path, tokenizer=letters(), max_tokens=8, ends=frozenset({6}),
-        transport=httpx.MockTransport(FakeServer()),
+        "http://policy.test/v1", Adapters(saved, tmp_path, "polisy"), tokenizer=letters(), max_tokens=8,
+        ends=frozenset({6}), transport=httpx.MockTransport(FakeServer()),
     )  # fmt: skip
     with pytest.raises(UserError, match="no model called `polisy`; did you mean `policy`"):
         sampler.update(0)
@@ -236,7 +237,7 @@ def test_a_version_that_a_restarted_server_has_forgotten(tmp_path: Path) -> None
 
 def at(port: int, folder: Path, **options: Any) -> ServedSampler:
     settings: dict[str, Any] = {"max_tokens": 8, "ends": frozenset({6}), "tokenizer": letters(), "backoff": 0.001}
-    return ServedSampler(f"http://127.0.0.1:{port}/v1", "policy", saved, folder, **settings | options)
+    return ServedSampler(f"http://127.0.0.1:{port}/v1", Adapters(saved, folder, "policy"), **settings | options)
 
 
 def test_a_server_that_dies_of_a_question(tmp_path: Path) -> None:
@@ -332,7 +333,7 @@ class Policy:
 def on(served: Served, policy: Policy, folder: Path, **options: Any) -> ServedSampler:
     settings: dict[str, Any] = {"max_tokens": 24, "ends": frozenset({END, 50, 60, 70}), "temperature": HEAT}
     settings |= options
-    return ServedSampler(served.base_url, None, policy.save, folder, tokenizer=policy.tokenizer, **settings)
+    return ServedSampler(served.base_url, Adapters(policy.save, folder, None), tokenizer=policy.tokenizer, **settings)
 
 
 @pytest.mark.server
