@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from rlaif.cli.judgeflags import DEFAULT_CONSTITUTION, judge_of, run_of, served_model
+from rlaif.cli.judgeflags import DEFAULT_CONSTITUTION, judge_of, judge_options_beside_a_model, run_of
 
 if TYPE_CHECKING:
     from rlaif.evaluation.rewards.answers import Drawn, Given
@@ -41,15 +41,7 @@ _WEAK = 3
 @click.option("--temperature", type=click.FloatRange(min=0, min_open=True), help="Of the policy.  [default: 1.0]")
 @click.option("--max-tokens", type=_AT_LEAST, metavar="N", help="Most tokens of an answer.  [default: 512]")
 @click.option("--seed", type=int, help="Another seed draws other answers.  [default: 0]")
-@click.option("--judge", metavar="MODEL|URL", help="Grades the answers: as for `rlaif evaluate judge`.")
-@click.option("--base-url", metavar="URL", help="OpenAI-compatible server that has the judge.")
-@click.option("--judge-model", metavar="NAME", help="Where --judge is a URL: the model, if the server has several.")
-@click.option("--api-key-env", metavar="NAME", help="Environment variable that holds the judge server's API key.")
-@click.option("--launch", type=click.Choice(["vllm"]), help="Start `vllm serve` with the judge, and stop it.")
-@click.option(
-    "--run", "run_file", metavar="RUN.yaml", type=click.Path(path_type=Path), help="Judge and constitution of a run."
-)
-@click.option("--constitution", metavar="NAME|FILE", help=f"What is graded by.  [default: {DEFAULT_CONSTITUTION}]")
+@judge_options_beside_a_model
 @click.option(
     "--principles",
     type=click.Choice(["each", "all"]),
@@ -185,13 +177,12 @@ def _grading(flags: Mapping[str, Any], output: Path) -> tuple[Grading, float]:
     name = flags["constitution"] or DEFAULT_CONSTITUTION
     more: dict[str, Any] = {}
     if flags["run_file"] is not None:
-        names = ("judge", "base_url", "judge_model", "api_key_env", "launch")
-        run = run_of(flags["run_file"], {"judge": next((flags[each] for each in names if flags[each]), None)})
+        run = run_of(flags["run_file"], flags)
         settings, name = run.judge, flags["constitution"] or run.constitution
         more = {"max_chars": run.compare.max_chars, "min_mass": run.pair.min_label_mass, "max_failed": run.max_failed}
         more["principles"] = "all" if run.compare.principles == "all" else "each"
     else:
-        settings = _judge(flags)
+        settings = judge_of(flags)
     if flags["principles"] is not None:
         more["principles"] = flags["principles"]
     source = _judge_source(settings, flags, output)
@@ -205,19 +196,6 @@ def _judge_source(settings: JudgeSettings, flags: Mapping[str, Any], output: Pat
     if flags["device"] != "auto" and flags["run_file"] is None:
         settings = settings.model_copy(update={"device": flags["device"]})
     return LazyModel(settings, log=output / "judge.log", labels=DIGITS, say=lambda text: click.echo(text, err=True))
-
-
-def _judge(flags: Mapping[str, Any]) -> JudgeSettings:
-    """The judge by its flags; what other commands call --model is --judge-model here."""
-    name, model = flags["judge"], flags["judge_model"]
-    if name is None:
-        raise click.UsageError("best-of-n needs another measure: --judge MODEL|URL, or --run RUN.yaml")
-    url = name.startswith(("http://", "https://"))
-    if model is not None and not url:
-        raise click.UsageError("--judge-model goes with a --judge that is a URL: name the model in --judge")
-    if url and model is None and flags["base_url"] is None:
-        model = served_model(name, flags["api_key_env"], "--judge-model NAME")
-    return judge_of({**flags, "model": model})
 
 
 def _evaluated(

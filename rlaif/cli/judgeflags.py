@@ -16,33 +16,49 @@ DEFAULT_CONSTITUTION = "helpful-honest-harmless-concise"
 """What is judged by where nothing else is said."""
 
 _FLAGS = {"model": "--judge", "base_url": "--base-url", "api_key_env": "--api-key-env", "launch": "--launch"}
-_NAMES = ("judge", "base_url", "model", "api_key_env", "launch")
+_NAMES = ("judge", "base_url", "judge_model", "api_key_env", "launch")
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
-_OPTIONS = (
-    click.option(
-        "--judge", metavar="MODEL|URL", help="A shipped name, a folder, a hub name, a server's name for it, or a URL."
-    ),
-    click.option("--base-url", metavar="URL", help="OpenAI-compatible server that has the judge."),
-    click.option("--model", metavar="NAME", help="Where --judge is a URL: the model, if the server has several."),
-    click.option("--api-key-env", metavar="NAME", help="Environment variable that holds the server's API key."),
-    click.option("--launch", type=click.Choice(["vllm"]), help="Start `vllm serve` for this, and stop it afterwards."),
-    click.option(
-        "--run",
-        "run_file",
-        metavar="RUN.yaml",
-        type=click.Path(path_type=Path),
-        help="Take judge, constitution and settings from a run file.",
-    ),
-    click.option("--constitution", metavar="NAME|FILE", help=f"What is judged by.  [default: {DEFAULT_CONSTITUTION}]"),
-)
-
 
 def judge_options(command: _Command) -> _Command:
-    """Add the flags; the command gets `judge`, `base_url`, `model`, `api_key_env`, `launch`, `run_file` and
+    """Add the flags; the command gets `judge`, `base_url`, `judge_model`, `api_key_env`, `launch`, `run_file` and
     `constitution`, each None where it is not given."""
-    for option in reversed(_OPTIONS):
+    return _with_options(command, "--judge-model", "--model")
+
+
+def judge_options_beside_a_model(command: _Command) -> _Command:
+    """The same for a command whose `--model` is something else."""
+    return _with_options(command, "--judge-model")
+
+
+def _with_options(command: _Command, *model: str) -> _Command:
+    path = click.Path(path_type=Path)
+    for option in (
+        click.option(
+            "--constitution", metavar="NAME|FILE", help=f"What is judged by.  [default: {DEFAULT_CONSTITUTION}]"
+        ),
+        click.option(
+            "--run",
+            "run_file",
+            metavar="RUN.yaml",
+            type=path,
+            help="Take judge, constitution and settings from a run file.",
+        ),
+        click.option(
+            "--launch", type=click.Choice(["vllm"]), help="Start `vllm serve` with the judge, and stop it afterwards."
+        ),
+        click.option("--api-key-env", metavar="NAME", help="Environment variable that holds the server's API key."),
+        click.option(
+            *model, "judge_model", metavar="NAME", help="Where --judge is a URL: the model, if the server has several."
+        ),
+        click.option("--base-url", metavar="URL", help="OpenAI-compatible server that has the judge."),
+        click.option(
+            "--judge",
+            metavar="MODEL|URL",
+            help="A shipped name, a folder, a hub name, a server's name for it, or a URL.",
+        ),
+    ):
         command = option(command)
     return command
 
@@ -68,14 +84,14 @@ def judge_of(flags: Mapping[str, Any]) -> JudgeSettings:
     if name.startswith(("http://", "https://")):
         if flags["base_url"] is not None:
             raise click.UsageError("--judge is a URL already: leave out --base-url")
-        given |= {"base_url": name, "model": flags["model"] or "(asked of the server)"}
-    elif flags["model"] is not None:
-        raise click.UsageError("--model goes with a --judge that is a URL: name the model in --judge")
+        given |= {"base_url": name, "model": flags["judge_model"] or "(asked of the server)"}
+    elif flags["judge_model"] is not None:
+        raise click.UsageError("--judge-model goes with a --judge that is a URL: name the model in --judge")
     data = {key: value for key, value in given.items() if value is not None}
     places: dict[Where, Place] = {(key,): Place(flag) for key, flag in _FLAGS.items()}
     settings = validate(Source(data, "the judge's flags", places), JudgeSettings)
-    if settings.base_url == name and flags["model"] is None:
-        return settings.model_copy(update={"model": served_model(name, settings.api_key_env, "--model NAME")})
+    if settings.base_url == name and flags["judge_model"] is None:
+        return settings.model_copy(update={"model": served_model(name, settings.api_key_env, "--judge-model NAME")})
     return settings
 
 

@@ -44,8 +44,11 @@ def model_folder(model: str) -> Path:
     return path
 
 
-def parts_of(folder: Path) -> Parts:
-    """The parts of the model in a folder. Raises UserError where an adapter does not lead to a whole model."""
+def parts_of(folder: Path, *, rewards: bool = False) -> Parts:
+    """The parts of the language model in a folder, or with `rewards` of a reward model.
+
+    Raises UserError where an adapter does not lead to a whole model, or belongs to a reward model that is not wanted.
+    """
     if not _is_adapter(folder):
         return Parts(folder, None, folder)
     try:
@@ -53,7 +56,7 @@ def parts_of(folder: Path) -> Parts:
         base, task = about["base_model_name_or_path"], about.get("task_type")
     except (OSError, ValueError, KeyError, AttributeError, TypeError):
         raise UserError("does not say which model the adapter belongs to", where=folder / _ADAPTER) from None
-    if task == "SEQ_CLS":
+    if task == "SEQ_CLS" and not rewards:
         raise UserError("is an adapter of a reward model", where=folder, mend="name a language model")
     weights = model_folder(str(base))
     if _is_adapter(weights):
@@ -66,11 +69,11 @@ def _is_adapter(folder: Path) -> bool:
     return (folder / _ADAPTER).is_file() and not (folder / "config.json").is_file()
 
 
-def identity(model: str) -> str:
-    """The full name of a model in process, worked out without loading it."""
+def identity(model: str, *, rewards: bool = False) -> str:
+    """The full name of a model in process, worked out without loading it; `rewards` as for `parts_of`."""
     folder = model_folder(model)
     shown = folder.resolve().name if _is_path(model) else model
-    parts = parts_of(folder)
+    parts = parts_of(folder, rewards=rewards)
     digits = fingerprint(folder)
     if parts.adapter is not None:  # the model below it decides its answers too
         digits = hashlib.sha256(f"{digits}{fingerprint(parts.weights)}".encode()).hexdigest()[:8]

@@ -1,28 +1,37 @@
 """A model and its tokenizer in memory, and the two passes that answer questions.
 
 They answer as vLLM does, to 1e-3: the same chat template, the same spellings of a label, log-probabilities over the
-full vocabulary in fp32. Label questions are padded on the right: a causal model never looks to the right, so padding
-needs no mask and changes no number. Texts are padded on the left, as generation wants it.
+full vocabulary in fp32. Label questions that begin alike share that part (see `rlaif.inference.prefixes`), if the first
+ones come out as they do by the plain pass. There they are padded on the right: a causal model never looks to the right,
+so padding needs no mask and changes no number. Texts are padded on the left, as generation wants it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING, Any
 
-from rlaif.errors import UserError
+from rlaif.errors import ModelError, UserError
 from rlaif.inference.base import Answer, Question
 from rlaif.inference.drawing import Draw, Halt
 from rlaif.inference.folder import Parts, parts_of
 from rlaif.inference.labels import label_text, label_tokens, last_label, logsumexp
+from rlaif.inference.prefixes import Alike, PrefixPass, alike, alone, batches
 from rlaif.inference.quiet import quiet
 
 if TYPE_CHECKING:
     import torch
+
+
+TOKENS_AT_ONCE = 32_768
+"""Padded tokens of one forward pass, so that long prompts go in smaller batches."""
+_OFF, _OFF_HALF = 1e-4, 0.02
+"""How far a probability may be off where beginnings are shared, in float32 and in narrower types: rounding alone."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +58,9 @@ class Loaded:
         padding = self._tokenizer.pad_token_id
         self._pad = int(padding if padding is not None else min(self._ends, default=0))
         self._short_logits = "logits_to_keep" in inspect.signature(self._model.forward).parameters
+        self._prefixes = PrefixPass(self._model, self._pad)
+        self._proven = False
+        """Whether sequences that begin alike, computed so, were seen to give what the plain pass gives."""
         self._label_ids: dict[tuple[str, ...], list[list[int]] | None] = {}
         length = getattr(self._model.config.get_text_config(), "max_position_embeddings", None)
         self.context: int | None = length if isinstance(length, int) else None
@@ -80,22 +92,52 @@ class Loaded:
             return Answer(failure="no_labels", detail="a label is not one token of the model's vocabulary")
         return Row(at, question, ids, min(left, question.sampling.max_tokens))
 
-    def labels(self, rows: Sequence[Row]) -> list[Answer]:
-        """Log-probabilities of each row's labels as the next token."""
+    def labels(self, rows: Sequence[Row], most: int, halted: Event) -> Iterator[tuple[Row, Answer]]:
+        """Each row's answer: log-probabilities of its labels as the next token. At most `most` rows go at once."""
+        sequences = [row.ids for row in rows]
+        found = alike(sequences) if self._prefixes.able else alone(sequences)
+        for groups in batches(found, sequences, most, TOKENS_AT_ONCE):
+            if halted.is_set():
+                raise ModelError("stopped")
+            chosen = [at for group in groups for at in group.members]
+            chances = self._chances([sequences[at] for at in chosen], sequences, groups)
+            for at, row in zip(chosen, chances, strict=True):
+                yield rows[at], self._label_answer(rows[at], row)
+
+    def _chances(
+        self, wanted: Sequence[list[int]], sequences: Sequence[list[int]], groups: Sequence[Alike]
+    ) -> torch.Tensor:
+        """[wanted, vocabulary]: log-probabilities of the next token; `groups` are what is wanted, as it begins."""
         import torch
 
-        width = max(len(row.ids) for row in rows)
-        padded = torch.tensor([row.ids + [self._pad] * (width - len(row.ids)) for row in rows], device=self._device)
-        ends = [len(row.ids) - 1 for row in rows]
+        with torch.inference_mode():
+            if not groups[0].prefix or not self._prefixes.able:
+                return self._plain(wanted)
+            if self._proven:
+                return self._prefixes.last_logits(sequences, groups, self._device).float().log_softmax(-1).cpu()
+            plain = self._plain(wanted)
+            with contextlib.suppress(AttributeError, TypeError, ValueError, RuntimeError):
+                found = self._prefixes.last_logits(sequences, groups, self._device).float().log_softmax(-1).cpu()
+                off = float((found.exp() - plain.exp()).abs().max())
+                self._proven = off <= (_OFF if self._model.dtype == torch.float32 else _OFF_HALF)
+            self._prefixes.able = self._proven
+            return plain
+
+    def _plain(self, sequences: Sequence[list[int]]) -> torch.Tensor:
+        """The same, every sequence from its beginning."""
+        import torch
+
+        width = max(map(len, sequences))
+        padded = torch.tensor([ids + [self._pad] * (width - len(ids)) for ids in sequences], device=self._device)
+        ends = [len(ids) - 1 for ids in sequences]
         kept = sorted(set(ends)) if self._short_logits else list(range(width))
         keep = {"logits_to_keep": torch.tensor(kept, device=self._device)} if self._short_logits else {}
         place = {position: at for at, position in enumerate(kept)}
-        with torch.inference_mode():
-            # Only the positions that end a row go through the output layer.
-            logits = self._model(input_ids=padded, use_cache=False, **keep).logits
-            last = logits[list(range(len(rows))), [place[end] for end in ends]]
-            chances = last.float().log_softmax(-1).cpu()
-        return [self._label_answer(row, chances[at]) for at, row in enumerate(rows)]
+        # Only the positions that end a row go through the output layer.
+        logits = self._model(input_ids=padded, use_cache=False, **keep).logits
+        last = logits[list(range(len(ends))), [place[end] for end in ends]]
+        chances: torch.Tensor = last.float().log_softmax(-1).cpu()
+        return chances
 
     def texts(self, rows: Sequence[Row], halted: Event) -> list[Answer]:
         """A text for each row; all have the same room."""
@@ -125,8 +167,8 @@ class Loaded:
                 strings = [self._tokenizer.decode([token]) for token in tokens[: answer.completion_tokens]]
                 end = last_label(strings, row.question.labels)
                 if end is not None:
-                    (label,) = self.labels([replace(row, ids=row.ids + tokens[:end])])
-                    found[at] = replace(answer, logprobs=label.logprobs)
+                    (chances,) = self._plain([row.ids + tokens[:end]])
+                    found[at] = replace(answer, logprobs=self._label_answer(row, chances).logprobs)
         return found
 
     def _label_answer(self, row: Row, chances: torch.Tensor) -> Answer:

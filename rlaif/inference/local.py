@@ -1,6 +1,6 @@
 """A model in process, through transformers: the default for small models, and for machines without a server.
 
-Questions are sorted by length and go through the model in batches (see `rlaif.inference.loaded`). The work runs in a
+Questions are sorted and go through the model in batches (see `rlaif.inference.loaded`). The work runs in a
 thread, so that Ctrl-C and the table writer stay responsive.
 """
 
@@ -16,11 +16,9 @@ from rlaif.inference.base import Answer, Question
 from rlaif.inference.chat import LabelRoute
 from rlaif.inference.folder import identity as identity
 from rlaif.inference.folder import model_folder
-from rlaif.inference.loaded import Loaded, Row
+from rlaif.inference.loaded import TOKENS_AT_ONCE, Loaded, Row
 from rlaif.inference.probe import Capabilities
 
-_TOKENS_AT_ONCE = 32_768
-"""Padded tokens of one forward pass, so that long prompts go in smaller batches."""
 _CALLS_OF_ROWS = 2
 """Batches that one `answer` call takes: sorted by length among themselves, they carry less padding. More would lose
 more to an interrupt, since answers are kept when the whole call is done."""
@@ -94,12 +92,13 @@ class Local:
                 answers[at] = row
             else:
                 rows.append(row)
+        ends, texts = [row for row in rows if _next_token(row)], [row for row in rows if not _next_token(row)]
         with self._one_at_a_time:
-            for batch in _batches(rows, self._rows):
+            answers.update((row.at, answer) for row, answer in loaded.labels(ends, self._rows, halted))
+            for batch in _batches(texts, self._rows):
                 if halted.is_set():
                     raise ModelError("stopped")
-                found = loaded.labels(batch) if _next_token(batch[0]) else loaded.texts(batch, halted)
-                answers.update(zip((row.at for row in batch), found, strict=True))
+                answers.update(zip((row.at for row in batch), loaded.texts(batch, halted), strict=True))
         return [answers[at] for at in range(len(questions))]
 
 
@@ -109,16 +108,11 @@ def _next_token(row: Row) -> bool:
 
 
 def _batches(rows: list[Row], most_rows: int) -> Iterator[list[Row]]:
-    """Rows that can share a pass, of about equal length; texts also share their room for the answer."""
-
-    def kind(row: Row) -> tuple[bool, int]:
-        return _next_token(row), 0 if _next_token(row) else row.room
-
+    """Rows that are generated for together, of about equal length; they also share their room for the answer."""
     batch: list[Row] = []
-    for row in sorted(rows, key=lambda row: (kind(row), len(row.ids))):
-        width = len(row.ids) + kind(row)[1]
-        full = len(batch) == most_rows or (len(batch) + 1) * width > _TOKENS_AT_ONCE
-        if batch and (full or kind(row) != kind(batch[0])):
+    for row in sorted(rows, key=lambda row: (row.room, len(row.ids))):
+        full = len(batch) == most_rows or (len(batch) + 1) * (len(row.ids) + row.room) > TOKENS_AT_ONCE
+        if batch and (full or row.room != batch[0].room):
             yield batch
             batch = []
         batch.append(row)

@@ -8,6 +8,8 @@ from something else; it is moved aside, never removed, and the training is done 
 from __future__ import annotations
 
 import contextlib
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -22,7 +24,7 @@ from rlaif.store import sha256_of, write_text
 from rlaif.training.folder import FREE, is_begun, is_finished
 
 _FILE = "loop.json"
-_THINGS = frozenset({"model", "data", "held_data", "reference", "center_on", "prompts", "reward"})
+_THINGS = frozenset({"model", "data", "held_data", "reference", "center_on", "prompts"})
 """Settings that name something whose contents count."""
 _OF_RUN = {
     "sft": "sft.jsonl", "reward": "pairs.jsonl", "dpo": "pairs.jsonl", "ppo": "prompts.jsonl",
@@ -97,19 +99,30 @@ def key_of(step: Step) -> str:
     """A hash of everything that the result of a training depends on."""
     method = step.settings.method
     plain = {name: value for name, value in step.settings.plain().items() if name not in FREE}
-    for name, value in plain.items():
-        if name in _THINGS and isinstance(value, str):
-            plain[name] = _content(value, _OF_RUN.get(name, _OF_RUN[method]))
+    plain = _with_contents(plain, method)
     if isinstance(constitution := plain.get("constitution"), str):
         plain["constitution"] = load_constitution(constitution).hash
     return content_id(method, plain)
 
 
+def _with_contents(plain: Mapping[str, JsonValue], method: str) -> dict[str, JsonValue]:
+    """The settings with what is in the things that they name, groups of settings too."""
+    found = dict(plain)
+    for name, value in plain.items():
+        if isinstance(value, dict):
+            found[name] = _with_contents(value, method)
+        elif name == "reward" and isinstance(value, str):  # may be a sum of several
+            found[name] = [value, *(_content(part.strip(), _OF_RUN["reward"]) for part in re.split("[,*]", value))]
+        elif name in _THINGS and isinstance(value, str):
+            found[name] = _content(value, _OF_RUN.get(name, _OF_RUN[method]))
+    return found
+
+
 def _content(value: str, of_run: str) -> JsonValue:
     """What is in the file, the run folder or the model of this name; a name from elsewhere as it is."""
-    path = Path(value)
+    path = Path(value.rpartition(":")[0] if ".py:" in value else value)
     if (path / of_run).is_file():
         return sha256_of(path / of_run)
     if path.is_file():
         return sha256_of(path)
-    return identity(value) if path.is_dir() or shipped_model(value) else value
+    return identity(value, rewards=True) if path.is_dir() or shipped_model(value) else value

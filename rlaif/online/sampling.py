@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlaif.errors import ModelError, UserError
+from rlaif.inference.cache import cache_name, move_rows
 from rlaif.inference.drawing import nucleus
 from rlaif.online.responses import Asked, Response
 
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _ROOM = 32  # tokens by which the memory of keys and values grows at once
-_CACHES = ("cache", "past_key_values")  # what models call it: since transformers 5.24, and before
 _CROWDED = 0.75  # with no more than this share of the rows going on, the others are taken out; that copies the cache
 
 
@@ -172,8 +172,8 @@ class _Policy:
 
         self._model, self._inner = model, bare(model)
         taken = inspect.signature(type(self._inner).forward).parameters
-        self._cache = next((name for name in _CACHES if name in taken), "")
-        if not self._cache or not _keeps_keys(self._inner.config):
+        self._cache = cache_name(self._inner)
+        if not self._cache:
             what = f"{type(self._inner).__name__} keeps no cache of keys and values to generate with"
             raise UserError(what, mend="train a model of another family")
         self._options = {"logits_to_keep": 1} if "logits_to_keep" in taken else {}
@@ -212,19 +212,6 @@ class _Policy:
         return out.logits[:, -1], out[self._cache]
 
 
-def _keeps_keys(config: Any) -> bool:
-    """Whether any layer of a model keeps keys and values; those of a pure state-space model do not.
-
-    Such a model may take a cache as well, but a Mamba's answers from it are not those of its plain pass
-    (transformers 5.24).
-    """
-    from transformers import DynamicCache
-    from transformers.cache_utils import DynamicLayer
-
-    layers = DynamicCache(config=config).layers
-    return not layers or any(isinstance(layer, DynamicLayer) for layer in layers)
-
-
 class _Going:
     """The prompts of a batch and what was drawn after them, as the model remembers it."""
 
@@ -260,9 +247,7 @@ def _moved(cache: Any, rows: Tensor) -> bool:
     """Make row i of a cache what row rows[i] was; False where a family's cache cannot do that, and is spoilt."""
     from transformers.cache_utils import DynamicLayer
 
-    try:
-        cache.reorder_cache(rows)
-    except (AttributeError, NotImplementedError, TypeError):
+    if not move_rows(cache, rows):
         return False
     for layer in cache.layers:
         if type(layer) is DynamicLayer and layer.is_initialized:

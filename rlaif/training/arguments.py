@@ -110,7 +110,7 @@ def require_reporters(settings: CommonSettings) -> None:
     """Raise UserError where what the log goes to is not installed."""
     for name in settings.report_to:
         if importlib.util.find_spec(name) is None:
-            raise UserError(f"`{name}` is not installed", where="report_to", mend=f"pip install rlaif-kit[{name}]")
+            raise UserError(f"`{name}` is not installed", where="report_to", mend=f"pip install {name}")
 
 
 def narrow(settings: CommonSettings) -> bool:

@@ -1,8 +1,7 @@
 """Who may attend to whom in a batch, in the form that a model's attention takes.
 
-Two tokens of a row see each other where they belong to the same conversation and to the same branch, or the earlier one
-to the prompt that the branches share. Models with a sliding window see that far in positions, not in columns: between
-a completion and its prompt there may stand other completions.
+A token sees what stands before it in its own branch, and in the prompt that the branches share. Models with a sliding
+window see that far in positions, not in columns: between a completion and its prompt there may stand other completions.
 """
 
 from __future__ import annotations
@@ -47,7 +46,6 @@ def visible(batch: Batch, window: int | None = None) -> Tensor:
     earlier = torch.ones(length, length, dtype=torch.bool, device=batch.branch.device).tril_()
     one, other = batch.branch.unsqueeze(2), batch.branch.unsqueeze(1)
     seen = earlier & ((other == 0) | (one == other))
-    seen &= batch.document.unsqueeze(2) == batch.document.unsqueeze(1)
     if window is not None:
         seen &= batch.position_ids.unsqueeze(2) - batch.position_ids.unsqueeze(1) < window
     return seen.unsqueeze(1)
@@ -63,11 +61,11 @@ def _block_mask(batch: Batch, window: int | None) -> Any:
 
 def _rule(batch: Batch, window: int | None) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
     """The same as `visible`, for one pair of places."""
-    branch, document, position = batch.branch, batch.document, batch.position_ids
+    branch, position = batch.branch, batch.position_ids
 
     def rule(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:  # noqa: ARG001 - FlexAttention's signature
         seen = (branch[row, key] == 0) | (branch[row, key] == branch[row, query])
-        seen = seen & (query >= key) & (document[row, query] == document[row, key])
+        seen = seen & (query >= key)
         if window is not None:
             seen = seen & (position[row, query] - position[row, key] < window)
         return seen

@@ -5,8 +5,8 @@ prompt and itself, its positions go on from the prompt's end, and its first toke
 one, so every number is the same as for prompt and completion alone (Wang and Hegde 2024, "Accelerating Direct
 Preference Optimization with Prefix Sharing", arXiv:2410.20305). With P, C and R tokens it saves P of 2P + C + R.
 
-Two more layouts are the same thing with other rows: `packed` puts all groups into one row (no padding at all, for
-kernels that skip masked blocks), `apart` gives every completion a row of its own (for models that cannot branch).
+Another layout is the same thing with other rows: `apart` gives every completion a row of its own, for models that
+cannot branch.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from rlaif.training.groups import Group
 
-Layout = Literal["shared", "packed", "apart"]
+Layout = Literal["shared", "apart"]
 
 _LARGE, _SIMILAR = 8, 0.85
 """A part of an eighth of the budget is large enough to be computed well: from there on, much shorter rows, which would
@@ -38,8 +38,6 @@ class Batch(NamedTuple):
     """[rows, length] token ids."""
     position_ids: Tensor
     """[rows, length]; a token's place in its own conversation."""
-    document: Tensor
-    """[rows, length]; which conversation of the row a token belongs to: different ones never see each other."""
     branch: Tensor
     """[rows, length]; 0 in a prompt, k in the k-th completion after it, PADDING elsewhere."""
     sources: Tensor
@@ -70,13 +68,9 @@ def column(groups: Sequence[Group], name: str, default: float) -> Tensor:
 def lay_out(groups: Sequence[Group], layout: Layout = "shared") -> Batch:
     """The tensors of some groups."""
     rows = _Rows()
-    if layout == "packed":
-        rows.start()
     for group in groups:
         parts = [(completion,) for completion in group.completions] if layout == "apart" else [group.completions]
         for completions in parts:
-            if layout != "packed":
-                rows.start()
             rows.add(group.prompt, completions)
     return rows.batch()
 
@@ -92,19 +86,14 @@ class _Rows:
     def __init__(self) -> None:
         self.rows: list[list[Tensor]] = []
         self.lengths: list[int] = []
-        self.documents = 0
         self.sources: list[tuple[int, Tensor]] = []
         self.targets: list[Tensor] = []
         self.ends: list[tuple[int, int]] = []
 
-    def start(self) -> None:
-        """Begin a row."""
+    def add(self, prompt: Sequence[int], completions: Sequence[Sequence[int]]) -> None:
+        """A row with a prompt and its completions. Columns are ids, positions, branch."""
         self.rows.append([])
         self.lengths.append(0)
-
-    def add(self, prompt: Sequence[int], completions: Sequence[Sequence[int]]) -> None:
-        """A prompt and its completions, at the end of the last row. Columns are ids, positions, document, branch."""
-        self.documents += 1
         self._part(_ids(prompt), 0, branch=0)
         cue = self.lengths[-1] - 1
         for at, completion in enumerate(completions, 1):
@@ -121,24 +110,21 @@ class _Rows:
     def _part(self, ids: Tensor, first_position: int, branch: int) -> None:
         size = len(ids)
         positions = torch.arange(first_position, first_position + size)
-        marks = torch.full((2, size), branch)
-        marks[0] = self.documents
-        self.rows[-1].append(torch.vstack([ids.long(), positions, marks]))
+        self.rows[-1].append(torch.vstack([ids.long(), positions, torch.full((size,), branch)]))
         self.lengths[-1] += size
 
     def batch(self) -> Batch:
         """The rows as tensors."""
         width = max(self.lengths)
-        table = torch.zeros(len(self.rows), 4, width, dtype=torch.long)
-        table[:, 3] = PADDING
+        table = torch.zeros(len(self.rows), 3, width, dtype=torch.long)
+        table[:, 2] = PADDING
         for at, parts in enumerate(self.rows):
             table[at, :, : self.lengths[at]] = torch.hstack(parts)
         counts = torch.tensor([len(ids) for ids in self.targets])
-        ids, positions, document, branch = table.unbind(1)
+        ids, positions, branch = table.unbind(1)
         return Batch(
             input_ids=ids,
             position_ids=positions,
-            document=document,
             branch=branch,
             sources=torch.cat([row * width + places for row, places in self.sources]),
             targets=torch.cat(self.targets),
@@ -169,13 +155,12 @@ def _filled(order: Sequence[int], groups: Sequence[Group], budget: int, layout: 
     for at in order:
         rows = len(groups[at].completions) if layout == "apart" else 1
         length = _length(groups[at], layout)
-        more = length if layout == "packed" else rows * max(width, length)
-        wasteful = layout != "packed" and cost >= budget / _LARGE and length < _SIMILAR * width
-        if part and (cost + more > budget or wasteful):
+        wasteful = cost >= budget / _LARGE and length < _SIMILAR * width
+        if part and (cost + rows * max(width, length) > budget or wasteful):
             yield part
             part, cost, width = [], 0, 0
         width = max(width, length)
-        cost += length if layout == "packed" else rows * width
+        cost += rows * width
         part.append(at)
     if part:
         yield part

@@ -169,7 +169,7 @@ def test_a_killed_evaluation_goes_on(tmp_path: Path) -> None:
         (["--judge", "x"], "--gold"),
         (["--gold", "g.jsonl"], "name the judge with --judge"),
         (["--gold", "g.jsonl", "--judge", "x", "--run", "r.yaml"], "--run takes the judge"),
-        (["--gold", "g.jsonl", "--judge", "x", "--model", "y"], "--model goes with"),
+        (["--gold", "g.jsonl", "--judge", "x", "--model", "y"], "--judge-model goes with"),
         (["--gold", "g.jsonl", "--judge", "http://x", "--base-url", "http://x"], "--judge is a URL already"),
         (["--gold", "g.jsonl", "--judge", "x", "--base-url", "ftp://x"], "--base-url"),
         (["--gold", "g.jsonl", "--judge", "x", "--base-url", "http://x", "--launch", "vllm"], "exclude each other"),

@@ -19,7 +19,7 @@ GROUPS = [
     Group("one", (1, 2), ((3,),)),
     Group("two", (1,), ((2, 3), (4,))),
 ]
-LAYOUTS: tuple[Layout, ...] = ("shared", "packed", "apart")
+LAYOUTS: tuple[Layout, ...] = ("shared", "apart")
 
 
 def conversations(layout: Layout) -> list[list[tuple[int, str, int] | None]]:
@@ -34,7 +34,7 @@ def conversations(layout: Layout) -> list[list[tuple[int, str, int] | None]]:
                 start = len(group.prompt)
                 row += [(number, f"completion {name}", start + at) for at in range(len(completion))]
             number += 1
-            rows = [[*(rows[0] if rows else []), *row]] if layout == "packed" else [*rows, row]
+            rows.append(row)
     width = max(map(len, rows))
     return [row + [None] * (width - len(row)) for row in rows]
 
@@ -92,7 +92,7 @@ def test_the_rule_of_flex_attention_is_the_same(layout: Layout, window: int | No
 def test_the_block_mask_is_made_by_the_rule() -> None:
     """Of blocks of 128 places: the row of 300 tokens has three, and what no token of a block sees is left out."""
     long = [Group("long", tuple(range(100)), (tuple(range(150)), tuple(range(50))))]
-    batch = lay_out(long, "packed")
+    batch = lay_out(long)
     config: Any = SimpleNamespace(_attn_implementation="flex_attention", sliding_window=None, layer_types=None)
     block = masks(batch, config, torch.float32)
     seen = visible(batch)

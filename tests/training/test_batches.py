@@ -15,7 +15,7 @@ from rlaif.training.groups import Group
 
 PAIR = Group("pair", (10, 11, 12), ((20, 21), (30, 31, 32)))
 ALONE = Group("alone", (40,), ((50, 51),))
-LAYOUTS: tuple[Layout, ...] = ("shared", "packed", "apart")
+LAYOUTS: tuple[Layout, ...] = ("shared", "apart")
 
 
 def same(found: Tensor, wanted: list[int] | list[list[int]]) -> None:
@@ -27,22 +27,8 @@ def test_a_row_for_each_group() -> None:
     batch = lay_out([PAIR, ALONE])
     same(batch.input_ids, [[10, 11, 12, 20, 21, 30, 31, 32], [40, 50, 51, 0, 0, 0, 0, 0]])
     same(batch.position_ids, [[0, 1, 2, 3, 4, 3, 4, 5], [0, 1, 2, 0, 0, 0, 0, 0]])
-    same(batch.document, [[1, 1, 1, 1, 1, 1, 1, 1], [2, 2, 2, 0, 0, 0, 0, 0]])
     same(batch.branch, [[0, 0, 0, 1, 1, 2, 2, 2], [0, 1, 1, -1, -1, -1, -1, -1]])
     # 20 and 30 are both predicted from 12, which stands at 2; the second row begins at 8.
-    same(batch.sources, [2, 3, 2, 5, 6, 8, 9])
-    same(batch.targets, [20, 21, 30, 31, 32, 50, 51])
-    same(batch.owners, [0, 0, 1, 1, 1, 2, 2])
-    same(batch.ends, [4, 7, 10])
-    same(batch.lengths, [2, 3, 2])
-
-
-def test_all_groups_in_one_row() -> None:
-    batch = lay_out([PAIR, ALONE], "packed")
-    same(batch.input_ids, [[10, 11, 12, 20, 21, 30, 31, 32, 40, 50, 51]])
-    same(batch.position_ids, [[0, 1, 2, 3, 4, 3, 4, 5, 0, 1, 2]])
-    same(batch.document, [[1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2]])
-    same(batch.branch, [[0, 0, 0, 1, 1, 2, 2, 2, 0, 1, 1]])
     same(batch.sources, [2, 3, 2, 5, 6, 8, 9])
     same(batch.targets, [20, 21, 30, 31, 32, 50, 51])
     same(batch.owners, [0, 0, 1, 1, 1, 2, 2])
@@ -54,7 +40,6 @@ def test_a_row_for_each_completion() -> None:
     batch = lay_out([PAIR, ALONE], "apart")
     same(batch.input_ids, [[10, 11, 12, 20, 21, 0], [10, 11, 12, 30, 31, 32], [40, 50, 51, 0, 0, 0]])
     same(batch.position_ids, [[0, 1, 2, 3, 4, 0], [0, 1, 2, 3, 4, 5], [0, 1, 2, 0, 0, 0]])
-    same(batch.document, [[1, 1, 1, 1, 1, 0], [2, 2, 2, 2, 2, 2], [3, 3, 3, 0, 0, 0]])
     same(batch.branch, [[0, 0, 0, 1, 1, -1], [0, 0, 0, 1, 1, 1], [0, 1, 1, -1, -1, -1]])
     same(batch.sources, [2, 3, 8, 9, 10, 12, 13])
     same(batch.targets, [20, 21, 30, 31, 32, 50, 51])
@@ -91,9 +76,8 @@ def recovered(batch: Batch) -> list[tuple[list[int], list[int]]]:
     width = batch.input_ids.shape[1]
     for end in batch.ends.tolist():
         row, at = divmod(end, width)
-        ids, branch, document = batch.input_ids[row], batch.branch[row], batch.document[row]
-        mine = document == document[at]
-        prompt, own = ids[mine & (branch == 0)], ids[mine & (branch == branch[at])]
+        ids, branch = batch.input_ids[row], batch.branch[row]
+        prompt, own = ids[branch == 0], ids[branch == branch[at]]
         found.append((prompt.tolist(), own.tolist()))
     return found
 
@@ -114,7 +98,6 @@ def test_every_completion_is_found_again(groups: list[Group], layout: Layout) ->
     filled = (batch.branch != PADDING).sum().item()
     apart = sum(len(prompt) + len(completion) for prompt, completion in wanted)
     assert filled == (apart if layout == "apart" else sum(group.tokens for group in groups))
-    assert layout != "packed" or batch.input_ids.shape == (1, filled), "no padding"
 
 
 def padded(groups: list[Group], part: list[int], layout: Layout) -> int:
@@ -149,8 +132,7 @@ def test_parts_by_hand() -> None:
     assert split(groups, 1000) == [[0, 2, 1, 3]]
     assert split(groups, 1000, least=3) == [[0], [2], [1, 3]]
     assert split(groups, 1000, least=9) == [[0], [2], [1], [3]]
-    # packed: 8 + 5 = 13, 3 + 2 = 5; apart: two rows of 6 (3 + 3) and one of 5 are 18
-    assert split(groups, 13, "packed") == [[0, 2], [1, 3]]
+    # Apart, two rows of 6 (3 + 3) and one of 5 are 18.
     assert split(groups, 18, "apart") == [[0], [2], [1], [3]]  # 5 is shorter than 0.85 of 6
     assert split(groups, 100, "apart") == [[0, 2], [1, 3]]
 

@@ -50,7 +50,7 @@ def test_a_mistake_in_settings_leaves_no_folder_behind(
 
 def test_what_is_not_installed(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"report_to: `wandb` is not installed; pip install rlaif-kit\[wandb\]"):
+    with pytest.raises(UserError, match=r"report_to: `wandb` is not installed; pip install wandb"):
         run("sft", folder, output=str(tmp_path / "out"), report_to=["wandb"])
 
 

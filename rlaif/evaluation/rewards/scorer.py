@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from rlaif.data.turns import Turn, transcript
 from rlaif.errors import ModelError, UserError
-from rlaif.inference.folder import fingerprint, identity
+from rlaif.inference.folder import identity
 from rlaif.records import Messages, content_id
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class RewardModel:
         Raises UserError where there is no model.
         """
         self.folder = folder
-        self.name = _identity(folder)
+        self.name = identity(folder, rewards=True)
         self._template, self._max_length, self._tokens, self._device = template, max_length, tokens, device
         self._limits: Tokens | None = None
         self._rewards: Apart | None = None
@@ -146,19 +146,6 @@ class RewardModel:
                 alone = Intake()
                 list(self._limits.groups([example], alone))
                 yield int(example.id), None, Scored(None, reason=next(iter(alone.left_out), "unusable"))
-
-
-def _identity(name: str) -> str:
-    """The folder's or the hub's name with the fingerprint of the files; an adapter's with that of its base too."""
-    folder = Path(name).expanduser()
-    about = folder / "adapter_config.json"
-    if not about.is_file():
-        return identity(name)
-    try:
-        base = str(json.loads(about.read_text(encoding="utf-8"))["base_model_name_or_path"])
-    except (OSError, ValueError, KeyError, TypeError):
-        raise UserError("does not name the model that the adapter belongs to", where=about) from None
-    return f"{folder.resolve().name}@{content_id(fingerprint(folder), identity(base))[:8]}"
 
 
 def _trained_template(name: str) -> str:

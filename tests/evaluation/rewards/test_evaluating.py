@@ -70,7 +70,7 @@ def test_an_adapter_is_known_by_its_base_too(tmp_path: Path) -> None:
     after = RewardModel(str(adapter)).name
     assert before.startswith("adapter@") and after.startswith("adapter@") and before != after
     (adapter / "adapter_config.json").write_text("{}")
-    with pytest.raises(UserError, match="does not name the model that the adapter belongs to"):
+    with pytest.raises(UserError, match="does not say which model the adapter belongs to"):
         RewardModel(str(adapter))
 
 

@@ -85,7 +85,7 @@ def test_best_of_n_with_a_served_policy_and_judge(folder: Path, tmp_path: Path) 
         (["--model", "M", "--policy", "demo-policy", "--judge", "x"], "say what the policy answers with --prompts"),
         (["--model", "M", "--gold", "g.jsonl", "--judge", "x"], "--judge goes with --policy MODEL, or with"),
         (["--model", "M", "--gold", "g.jsonl", "--samples", "4"], "--samples goes with"),
-        (["--model", "M", "--responses", "r.jsonl"], "best-of-n needs another measure"),
+        (["--model", "M", "--responses", "r.jsonl"], "name the judge with --judge"),
         (["--model", "M", "--responses", "r.jsonl", "--policy", "p"], "leave out --policy"),
         (["--model", "M", "--responses", "g.jsonl", "--judge", "demo-judge"], "no answers that can be recognised"),
         (["--model", "M", "--responses", "r.jsonl", "--judge", "x", "--judge-model", "y"], "--judge-model goes with"),

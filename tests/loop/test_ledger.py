@@ -1,0 +1,57 @@
+"""What the key of a training depends on: the contents of everything that its settings name."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rlaif.loop.ledger import key_of
+from rlaif.loop.plan import Step
+from rlaif.online.settings import OnlineSettings
+
+
+def key(folder: Path, **more: Any) -> str:
+    given = {"model": "demo-policy", "prompts": str(folder / "prompts.jsonl"), "reward": "judge", **more}
+    settings = OnlineSettings.model_validate({"judge": {"model": "demo-judge"}, "output": str(folder / "out"), **given})
+    return key_of(Step("ppo", settings))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "Hi"}\n')
+    (tmp_path / "rewards.py").write_text("def plain(prompts, responses): ...\n")
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    about = {"task_type": "SEQ_CLS", "base_model_name_or_path": "demo-policy"}
+    (adapter / "adapter_config.json").write_text(json.dumps(about))
+    (adapter / "adapter_model.safetensors").write_bytes(b"first")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("more", "file"),
+    [
+        ({}, "prompts.jsonl"),
+        ({"reward": "ADAPTER"}, "adapter/adapter_model.safetensors"),
+        ({"reward": "judge*0.5,ADAPTER*2"}, "adapter/adapter_model.safetensors"),
+        ({"reward": "FOLDER/rewards.py:plain"}, "rewards.py"),
+        ({"value": {"model": "ADAPTER"}}, "adapter/adapter_model.safetensors"),
+    ],
+)
+def test_other_contents_make_another_key(more: dict[str, Any], file: str, folder: Path) -> None:
+    """An adapter of a reward model is a thing to learn from as any other."""
+    text = json.dumps(more).replace("ADAPTER", str(folder / "adapter")).replace("FOLDER", str(folder))
+    given = json.loads(text)
+    before = key(folder, **given)
+    assert key(folder, **given) == before
+    (folder / file).write_text((folder / file).read_text() + '{"prompt": "Ho"}\n')
+    assert key(folder, **given) != before
+
+
+def test_settings_count_and_the_place_of_the_output_does_not(folder: Path) -> None:
+    found = [key(folder), key(folder, steps=7), key(folder, reward="judge*0.5"), key(folder, reward="judge,judge")]
+    assert len(set(found)) == 4
+    assert key(folder) == key(folder, output=str(folder / "elsewhere"))
