@@ -18,6 +18,7 @@ PARTS = {
     "planning": "starting again on a full table",
     "page": "`rlaif report` on 100,000 pairs",
     "doctor": "`rlaif data check` on a million rows",
+    "prefixes": "judging in process: what questions share computed once, and every time",
     "efficiency": "what each way of judging gets right, and by how many calls",
     "coverage": "how often the intervals of an evaluation of policies hold the truth",
     "injection": "what instructions to the judge win inside a reply, with and without fences",
