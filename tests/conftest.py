@@ -49,7 +49,10 @@ def vllm(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     require_vllm()
     folder = shipped_model("demo-judge")
     shipped = folder is not None and (folder / "config.json").is_file()
-    extra = ["--max-model-len", "2048", "--block-size", "32"] if shipped else ["--dtype", "float32", "--enforce-eager"]
+    extra = [
+        "--enforce-eager",
+        *(["--max-model-len", "2048", "--block-size", "32"] if shipped else ["--dtype", "float32"]),
+    ]
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
     log = tmp_path_factory.mktemp("vllm") / "vllm.log"
     model = "demo-judge" if shipped else str(tiny_model)

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.support import ROOT, environment
+from tests.support import ROOT, environment, zygote
 
 README = ROOT / "README.md"
 _BLOCK = re.compile(r"^```console\n(.*?)^```$", re.DOTALL | re.MULTILINE)
@@ -54,7 +54,8 @@ def prepare(folder: Path) -> None:
         (folder / name).symlink_to(ROOT / name)
     shim = folder / ".bin" / "rlaif"
     shim.parent.mkdir()
-    shim.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m rlaif "$@"\n')
+    words = f'"{sys.executable}" -I -S "{ROOT}/tests/zygote.py" call "{zygote()}"'
+    shim.write_text(f'#!/bin/sh\nexec {words} "$@"\n')
     shim.chmod(0o755)
 
 

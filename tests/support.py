@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import json
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from tests.zygote import call
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = ROOT.parent / "shared" / "data"
@@ -22,17 +28,50 @@ def environment(**more: str) -> dict[str, str]:
 
 
 def command(*arguments: object) -> list[str]:
-    """The command line of `rlaif ARGUMENTS`."""
+    """The command line of `rlaif ARGUMENTS`, for tests that are about the process: its start, its end, its signals."""
     return [sys.executable, "-m", "rlaif", *map(str, arguments)]
 
 
 def rlaif(
-    *arguments: object, cwd: Path | None = None, timeout: float = 120, **env: str
+    *arguments: object, cwd: Path | None = None, timeout: float = 120, module: str = "rlaif", **env: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run `rlaif ARGUMENTS` to its end."""
-    return subprocess.run(
-        command(*arguments), capture_output=True, text=True, env=environment(**env), cwd=cwd, timeout=timeout
-    )
+    """Run `rlaif ARGUMENTS` to its end, in a process of its own that has its modules already; or another module."""
+    words = [str(each) for each in arguments]
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err, Path(os.devnull).open() as nothing:
+        streams = (nothing.fileno(), out.fileno(), err.fileno())
+        try:
+            code = call(
+                zygote(), words, environment(**env), str(cwd or Path.cwd()), streams, module=module, timeout=timeout
+            )
+        except TimeoutError:
+            raise subprocess.TimeoutExpired(["rlaif", *words], timeout, _text(out), _text(err)) from None
+        return subprocess.CompletedProcess(["rlaif", *words], code, _text(out), _text(err))
+
+
+def _text(file: Any) -> str:
+    file.seek(0)
+    return str(file.read().decode())
+
+
+@functools.cache
+def zygote() -> str:
+    """The address of the process that forks (see `tests.zygote`); it ends with this one."""
+    folder = tempfile.mkdtemp(prefix="rlaif-")
+    address = f"{folder}/socket"
+    process = subprocess.Popen(
+        [sys.executable, ROOT / "tests/zygote.py", "serve", address],
+        env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stdin is not None and process.stdout is not None
+    if process.stdout.readline() != b"ready\n":
+        raise RuntimeError("the process that forks did not start")
+
+    def end() -> None:
+        process.communicate()
+        shutil.rmtree(folder)
+
+    atexit.register(end)
+    return address
 
 
 def write_run(folder: Path, url: str, *, prompts: list[str] | None = None, **settings: Any) -> Path:

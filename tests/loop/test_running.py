@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.support import ROOT, command, environment
+from tests.support import ROOT, command, environment, rlaif
 
 pytestmark = pytest.mark.slow
 
@@ -53,7 +53,7 @@ def write(folder: Path, *, epochs: int = 1, more: str = "") -> Path:
 
 
 def call(run: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command("run", run, *words), capture_output=True, text=True, env=environment())
+    return rlaif("run", run, *words, timeout=600)
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:
@@ -115,7 +115,7 @@ def test_a_change_does_anew_what_it_touches(finished: Path, tmp_path: Path) -> N
 
 def test_an_interrupted_training_goes_on(finished: Path, tmp_path: Path) -> None:
     shutil.copytree(finished / "out", tmp_path / "out")
-    run = write(tmp_path, epochs=200)
+    run = write(tmp_path, epochs=60)
     log = tmp_path / "out" / "train" / "dpo" / "log.jsonl"
     with subprocess.Popen(
         command("run", run), env=environment(), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
@@ -131,7 +131,7 @@ def test_an_interrupted_training_goes_on(finished: Path, tmp_path: Path) -> None
     steps = len(log.read_text().splitlines())
     assert steps and not (log.parent / "metrics.json").exists()
     (log.parent / "marker").touch()
-    again = subprocess.run(command("run", run), capture_output=True, text=True, env=environment())
+    again = call(run)
     assert again.returncode == 0, again.stderr
     assert (log.parent / "marker").exists(), "the folder is the same one"
     lines = [json.loads(line)["step"] for line in log.read_text().splitlines()]
@@ -140,7 +140,7 @@ def test_an_interrupted_training_goes_on(finished: Path, tmp_path: Path) -> None
 
 def test_generate_leaves_the_other_sections_alone(tmp_path: Path) -> None:
     run = write(tmp_path)
-    done = subprocess.run(command("generate", run), capture_output=True, text=True, env=environment())
+    done = rlaif("generate", run)
     assert done.returncode == 0, done.stderr
     assert not (tmp_path / "out" / "train").exists()
     wrong = command("check", write(tmp_path, more="  sed: 3\n"), "--offline")

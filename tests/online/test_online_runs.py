@@ -17,7 +17,7 @@ from rlaif.errors import ModelError, UserError
 from rlaif.online.settings import OnlineSettings
 from rlaif.training.folder import last_checkpoint
 from tests.online.runs import begin, given, log_of, run
-from tests.support import ROOT, command, environment
+from tests.support import ROOT, command, environment, rlaif
 from tests.training.runs import Heard, furthest, weights
 
 ALGORITHMS = ["ppo", "rloo", "grpo", "reinforce++", "p3o", "online-dpo"]
@@ -73,7 +73,7 @@ def test_a_killed_training_goes_on_as_if_nothing_had_been(folder: Path, tmp_path
     """kill -9 in the middle: the same weights, the same log, the same answers as in one piece."""
     more = ["--steps", "16", "--save-steps", "2", "--set", "kl.target=0.5"]
     calm, broken = tmp_path / "calm", tmp_path / "broken"
-    subprocess.run(command(*flags(folder, calm, *more)), env=environment(), check=True, capture_output=True)
+    rlaif(*flags(folder, calm, *more)).check_returncode()
     with subprocess.Popen(
         command(*flags(folder, broken, *more)), env=environment(), stderr=subprocess.DEVNULL
     ) as process:
@@ -82,9 +82,7 @@ def test_a_killed_training_goes_on_as_if_nothing_had_been(folder: Path, tmp_path
             time.sleep(0.01)
         process.send_signal(signal.SIGKILL)
     assert last_checkpoint(broken) is not None and not (broken / "metrics.json").exists()
-    subprocess.run(
-        command(*flags(folder, broken, *more, "--resume")), env=environment(), check=True, capture_output=True
-    )
+    rlaif(*flags(folder, broken, *more, "--resume")).check_returncode()
     assert furthest(weights(calm), weights(broken)) <= 1e-6
     one, other = log_of(calm), log_of(broken)
     assert [line["step"] for line in other] == list(range(1, 17))
@@ -143,12 +141,12 @@ def test_memory_budget_does_not_change_the_result(folder: Path, tmp_path: Path) 
 
 
 def test_two_processes_are_one(folder: Path, tmp_path: Path) -> None:
-    from tests.training.test_processes import finish, launched
+    from tests.training.test_processes import alone, both
 
     one, two = tmp_path / "one", tmp_path / "two"
     more = ["--steps", "3", "--minibatches", "1"]
-    finish(command(*flags(folder, one, *more)))
-    finish(launched("rlaif", *flags(folder, two, *more)))
+    alone(*flags(folder, one, *more))
+    both("rlaif", *flags(folder, two, *more))
     assert furthest(weights(one), weights(two)) <= 1e-4
     for ours, theirs in zip(log_of(one), log_of(two), strict=True):
         for name in ("reward", "kl", "grad_norm", "value/grad_norm", "entropy"):

@@ -9,13 +9,14 @@ import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from rlaif.training.folder import last_checkpoint
-from tests.support import command, environment
+from tests.support import environment, rlaif, zygote
 from tests.training.runs import begin, furthest, weights
 
 pytestmark = pytest.mark.slow
@@ -39,12 +40,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return begin(tmp_path_factory.mktemp("processes"), ROWS)
 
 
-def launched(module: str, *arguments: object) -> list[str]:
-    """The command line of two processes."""
+def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(port)]
+        return int(free.getsockname()[1])
+
+
+def launched(module: str, *arguments: object) -> list[str]:
+    """The command line of two processes."""
+    port = str(free_port())
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", port]
     return [*launcher, "-m", module, *map(str, arguments)]
 
 
@@ -55,6 +60,31 @@ def finish(line: list[str], **env: str) -> str:
     )
     assert ended.returncode == 0, ended.stderr[-3000:]
     return ended.stdout
+
+
+def alone(*arguments: object) -> None:
+    """One process, to a good end."""
+    ended = rlaif(*arguments, timeout=300, OMP_NUM_THREADS="1")
+    assert ended.returncode == 0, ended.stderr[-3000:]
+
+
+def together(module: str, *arguments: object, **env: str) -> list[subprocess.CompletedProcess[str]]:
+    """Two processes with what a launcher tells each of them, to their ends."""
+    zygote()
+    ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2)]
+    world = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    with ThreadPoolExecutor(2) as pool:
+        ended = [
+            pool.submit(rlaif, *arguments, module=module, timeout=300, OMP_NUM_THREADS="1", **world, **rank, **env)
+            for rank in ranks
+        ]
+        return [each.result() for each in ended]
+
+
+def both(module: str, *arguments: object, **env: str) -> None:
+    """The same, to a good end."""
+    for ended in together(module, *arguments, **env):
+        assert ended.returncode == 0, ended.stderr[-3000:]
 
 
 def flags(method: str, folder: Path, out: Path, *more: object) -> list[object]:
@@ -85,9 +115,12 @@ def same_curve(one: Path, other: Path) -> None:
 )
 def test_two_processes_are_one(method: str, more: tuple[str, ...], folder: Path, tmp_path: Path) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
-    finish(command(*flags(method, folder, one, *more)))
-    said = finish(launched("rlaif", *flags(method, folder, two, *more)))
-    assert said.count(f"Model in {two}") == 1, "one of them speaks"
+    alone(*flags(method, folder, one, *more))
+    if method == "sft":  # by a real launcher
+        said = finish(launched("rlaif", *flags(method, folder, two, *more)))
+        assert said.count(f"Model in {two}") == 1, "one of them speaks"
+    else:
+        both("rlaif", *flags(method, folder, two, *more))
     same_curve(two, one)
     assert furthest(weights(one), weights(two)) <= 1e-4
 
@@ -100,8 +133,8 @@ def test_two_processes_are_one(method: str, more: tuple[str, ...], folder: Path,
 def test_a_model_in_shards_is_the_same(method: str, more: tuple[str, ...], folder: Path, tmp_path: Path) -> None:
     """Checkpoints are in shards, and the finished model is whole."""
     one, two = tmp_path / "one", tmp_path / "two"
-    finish(command(*flags(method, folder, one, *more)))
-    finish(launched("tests.training.sharded", *flags(method, folder, two, *more)), **SHARDED)
+    alone(*flags(method, folder, one, *more))
+    both("tests.training.sharded", *flags(method, folder, two, *more), **SHARDED)
     same_curve(two, one)
     assert furthest(weights(one), weights(two)) <= 1e-4
 
@@ -111,8 +144,8 @@ def test_tied_embeddings_in_shards(tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 
     begin(tmp_path, ROWS, tie_word_embeddings=True)
-    finish(command(*flags("dpo", tmp_path, tmp_path / "one")))
-    finish(launched("tests.training.sharded", *flags("dpo", tmp_path, tmp_path / "two")), **SHARDED)
+    alone(*flags("dpo", tmp_path, tmp_path / "one"))
+    both("tests.training.sharded", *flags("dpo", tmp_path, tmp_path / "two"), **SHARDED)
     same_curve(tmp_path / "two", tmp_path / "one")
     one, two = (AutoModelForCausalLM.from_pretrained(tmp_path / name) for name in ("one", "two"))
     assert two.lm_head.weight is two.model.embed_tokens.weight
@@ -140,16 +173,13 @@ def test_interrupted_processes_stop_after_the_same_step_and_go_on(sharded: bool,
     assert process.returncode != 0 and found is not None, told[-3000:]
     step = int(found.name.partition("-")[2])
     assert told.count(f"Stopped after step {step};") == 1 and step < 60, told[-3000:]
-    finish(launched(module, *arguments, "--resume"), **env)
-    finish(command(*flags("dpo", folder, tmp_path / "calm", *longer)))
+    both(module, *arguments, "--resume", **env)
+    alone(*flags("dpo", folder, tmp_path / "calm", *longer))
     ends: list[Any] = [curve(each)[-1] for each in (out, tmp_path / "calm")]
     assert ends[0]["eval_loss"] == pytest.approx(ends[1]["eval_loss"], rel=1e-3, abs=1e-4)
 
 
 def test_a_batch_that_cannot_be_dealt_out(folder: Path, tmp_path: Path) -> None:
-    ended = subprocess.run(
-        launched("rlaif", *flags("sft", folder, tmp_path / "out", "--batch-size", "5")),
-        env=environment(OMP_NUM_THREADS="1"), capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-    assert ended.returncode != 0
-    assert "`batch_size: 5` cannot be shared out evenly among 2 processes" in ended.stderr
+    for ended in together("rlaif", *flags("sft", folder, tmp_path / "out", "--batch-size", "5")):
+        assert ended.returncode == 2
+        assert "`batch_size: 5` cannot be shared out evenly among 2 processes" in ended.stderr

@@ -16,7 +16,7 @@ import torch
 from rlaif.errors import UserError
 from rlaif.training.callbacks import StopCleanly
 from rlaif.training.folder import last_checkpoint
-from tests.support import command, environment
+from tests.support import command, environment, rlaif
 from tests.training.runs import Heard, begin, furthest, run, weights, write_pairs
 
 STEPS = 9
@@ -254,9 +254,9 @@ def test_a_process_that_is_interrupted_goes_on(number: signal.Signals, folder: P
     assert "the same command with --resume goes on from there" in told
     state = last_checkpoint(out)
     assert state is not None and 100 <= int(state.name.partition("-")[2]) < 300
-    ended = subprocess.run(command(*flags, "--output", out, "--resume"), env=env, capture_output=True, text=True)
+    ended = rlaif(*flags, "--output", out, "--resume", OMP_NUM_THREADS="1")
     assert ended.returncode == 0, ended.stderr
-    calm = subprocess.run(command(*flags, "--output", tmp_path / "calm"), env=env, capture_output=True, text=True)
+    calm = rlaif(*flags, "--output", tmp_path / "calm", OMP_NUM_THREADS="1")
     assert calm.returncode == 0, calm.stderr
     assert furthest(weights(out), weights(tmp_path / "calm")) <= 1e-6
 
@@ -272,9 +272,7 @@ def test_a_loss_that_is_no_number_ends_the_program_with_1(tmp_path: Path) -> Non
     write_jsonl(tmp_path / "rows.jsonl", rows)
     flags = ["--model", tmp_path / "model", "--data", tmp_path / "rows.jsonl", "--output", tmp_path / "out"]
     more = ["--device", "cpu", "--holdout", "0", "--batch-size", "8"]
-    ended = subprocess.run(
-        command("train", "reward", *flags, *more), env=environment(OMP_NUM_THREADS="1"), capture_output=True, text=True
-    )
+    ended = rlaif("train", "reward", *flags, *more)
     assert ended.returncode == 1, ended.stderr
     assert "of the rows row-3 at step 1, and no step was taken" in ended.stderr and "Traceback" not in ended.stderr
     assert (tmp_path / "out" / "train.json").exists() and torch.isfinite(
