@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 _PACKAGE = Path(__file__).resolve().parent
+SHIPPED = {"demo-judge": "judge", "demo-policy": "policy"}
+"""Models that ship with the package, and their folders."""
 
 
 def resource(name: str) -> Path:
@@ -15,5 +17,4 @@ def resource(name: str) -> Path:
 
 def shipped_model(name: str) -> Path | None:
     """The folder of a model that ships with the package (`demo-judge`, `demo-policy`), or None for any other name."""
-    folders = {"demo-judge": "judge", "demo-policy": "policy"}
-    return _PACKAGE / "demo" / "models" / folders[name] if name in folders else None
+    return _PACKAGE / "demo" / "models" / SHIPPED[name] if name in SHIPPED else None

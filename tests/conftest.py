@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from filelock import FileLock
 
 from rlaif.inference.launch import PYTHON_VARIABLE, VllmServer
 from rlaif.resources import shipped_model
@@ -43,18 +47,65 @@ def require_vllm() -> None:
         pytest.skip(reason)
 
 
+def common_folder(factory: pytest.TempPathFactory) -> Path:
+    """One that all processes of this test run have."""
+    base = factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+@contextlib.contextmanager
+def shared(name: str, folder: Path, start: Callable[[], VllmServer]) -> Iterator[str]:
+    """The address of a server that all test processes use: the first one starts it, and ends it when none is left."""
+    note, lock, server = folder / f"{name}.json", FileLock(folder / f"{name}.lock"), None
+    with lock:
+        if not note.exists():
+            server = start()
+            note.write_text(json.dumps({"url": server.base_url, "users": []}))
+        known = json.loads(note.read_text())
+        note.write_text(json.dumps({**known, "users": [*known["users"], os.getpid()]}))
+    try:
+        yield known["url"]
+    finally:
+        _leave(note, lock)
+        if server is not None:
+            while not _abandoned(note, lock):
+                time.sleep(0.2)
+            server.stop()
+
+
+def _leave(note: Path, lock: FileLock) -> None:
+    with lock:
+        known = json.loads(note.read_text())
+        note.write_text(json.dumps({**known, "users": [each for each in known["users"] if each != os.getpid()]}))
+
+
+def _abandoned(note: Path, lock: FileLock) -> bool:
+    """Whether nobody uses the server any more; then nobody finds it any more either."""
+    with lock:
+        left = [each for each in json.loads(note.read_text())["users"] if Path(f"/proc/{each}").exists()]
+        if not left:
+            note.unlink()
+        return not left
+
+
 @pytest.fixture(scope="session")
 def vllm(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """The shipped judge behind vLLM, started by our own launcher; a tiny random model until weights ship."""
     require_vllm()
     folder = shipped_model("demo-judge")
-    shipped = folder is not None and (folder / "config.json").is_file()
+    known = folder is not None and (folder / "config.json").is_file()
     extra = [
         "--enforce-eager",
-        *(["--max-model-len", "2048", "--block-size", "32"] if shipped else ["--dtype", "float32"]),
+        *(["--max-model-len", "2048", "--block-size", "32"] if known else ["--dtype", "float32"]),
     ]
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
-    log = tmp_path_factory.mktemp("vllm") / "vllm.log"
-    model = "demo-judge" if shipped else str(tiny_model)
-    with VllmServer(model, served_name="demo-judge", extra=extra, log=log) as server:
-        yield Served(server.base_url, "demo-judge", folder if shipped and folder else tiny_model)
+    common = common_folder(tmp_path_factory)
+
+    def start() -> VllmServer:
+        model = "demo-judge" if known else str(tiny_model)
+        server = VllmServer(model, served_name="demo-judge", extra=extra, log=common / "vllm-judge.log")
+        server.start()
+        return server
+
+    with shared("judge", common, start) as url:
+        yield Served(url, "demo-judge", folder if known and folder else tiny_model)

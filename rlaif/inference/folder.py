@@ -11,8 +11,8 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 
-from rlaif.errors import UserError
-from rlaif.resources import shipped_model
+from rlaif.errors import UserError, nearest
+from rlaif.resources import SHIPPED, shipped_model
 
 _DECIDING = ("*.safetensors", "*.bin", "*.json", "*.jinja", "*.model", "*.txt")
 _BESIDE = frozenset({"trainer_state.json", "training_args.bin", "optimizer.bin", "README.txt"})
@@ -118,6 +118,8 @@ def _from_hub(model: str) -> Path:
         return Path(snapshot_download(model, allow_patterns=list(_DECIDING)))
     except LocalEntryNotFoundError:
         what = f"model `{model}` is not on this machine, and the Hugging Face hub cannot be reached"
-        raise UserError(what, mend="download it first, or name the folder of a saved model") from None
+        meant = "" if "/" in model else nearest(model, SHIPPED)  # a hub name has an owner, as a rule
+        download = "download it first, or name the folder of a saved model"
+        raise UserError(what, mend=meant if meant.startswith("did you mean") else download) from None
     except (OSError, ValueError) as error:  # the hub's own errors are OSErrors
         raise UserError(f"model `{model}` cannot be found: {str(error).splitlines()[0]}", mend=mend) from None

@@ -153,8 +153,10 @@ def test_what_is_missing_is_told_in_one_line(tiny_model: Path, tmp_path: Path, m
     with pytest.raises(UserError, match=r"config\.json"):
         Local(str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(UserError, match="hub cannot be reached"):
+    with pytest.raises(UserError, match="hub cannot be reached; download it first"):
         Local("nobody/such-model-exists-here")
+    with pytest.raises(UserError, match="did you mean `demo-judge`"):
+        Local("demo-jugde")
     bare = make_tiny_model(tmp_path / "bare", template=None)
     assert asyncio.run(Local(str(bare)).probe()) == [
         f"{bare}: the model has no chat template; "
