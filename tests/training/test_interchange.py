@@ -108,14 +108,13 @@ def test_a_reward_model_of_trl_goes_on_here(folder: Path, tmp_path: Path) -> Non
 
 
 _CLASSIFIES = """
-import json, os, sys
+import json, sys
 from vllm import LLM
 if __name__ == "__main__":
     model = LLM(sys.argv[1], runner="pooling", convert="classify", dtype="float32", enforce_eager=True,
                 max_model_len=256, pooler_config={"use_activation": False}, enable_prefix_caching=False)
     given = model.classify([{"prompt_token_ids": ids} for ids in json.loads(sys.argv[2])])
     print("REWARDS", json.dumps([each.outputs.probs for each in given]), flush=True)
-    os._exit(0)  # vLLM 0.32 leaves threads behind that abort the interpreter's end now and then
 """
 
 
@@ -142,8 +141,10 @@ def test_vllm_gives_the_same_rewards(tmp_path: Path) -> None:
     ended = subprocess.run(
         [python, script, trained.folder, json.dumps(ids)], env=env, capture_output=True, text=True, timeout=400
     )
-    assert ended.returncode == 0, ended.stderr[-3000:]
-    (line,) = [line for line in ended.stdout.splitlines() if line.startswith("REWARDS ")]
+    # Its exit code says nothing of them: vLLM 0.32 leaves threads behind that abort the interpreter's end now and then.
+    said = [line for line in ended.stdout.splitlines() if line.startswith("REWARDS ")]
+    assert len(said) == 1, ended.stderr[-3000:]
+    (line,) = said
     with torch.no_grad():
         wanted = [float(model(input_ids=torch.tensor([each])).logits) for each in ids]
     assert [reward for (reward,) in json.loads(line.partition(" ")[2])] == pytest.approx(wanted, abs=1e-3)
