@@ -112,7 +112,7 @@ def _with_contents(plain: Mapping[str, JsonValue], method: str) -> dict[str, Jso
         if isinstance(value, dict):
             found[name] = _with_contents(value, method)
         elif name == "reward" and isinstance(value, str):  # may be a sum of several
-            found[name] = [value, *(_content(part.strip(), _OF_RUN["reward"]) for part in re.split("[,*]", value))]
+            found[name] = [_content(part.strip(), _OF_RUN["reward"]) for part in re.split("([,*])", value)]
         elif name in _THINGS and isinstance(value, str):
             found[name] = _content(value, _OF_RUN.get(name, _OF_RUN[method]))
     return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -55,3 +56,5 @@ def test_settings_count_and_the_place_of_the_output_does_not(folder: Path) -> No
     found = [key(folder), key(folder, steps=7), key(folder, reward="judge*0.5"), key(folder, reward="judge,judge")]
     assert len(set(found)) == 4
     assert key(folder) == key(folder, output=str(folder / "elsewhere"))
+    moved = shutil.copytree(folder / "adapter", folder / "moved" / "adapter")
+    assert key(folder, reward=str(moved)) == key(folder, reward=str(folder / "adapter")), "what is in it counts"
