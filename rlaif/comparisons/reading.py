@@ -1,9 +1,10 @@
 """Reading a verdict in words: strictly, the last one that is stated, or none.
 
 A verdict is *stated* where a whole reply or its last line is a label, or where a label follows `verdict`, `answer` and
-the like by a colon or an "is". No letter is ever picked out of prose; an off-menu last verdict ("neither") never falls
-back to an earlier one, and neither does a list of labels, which is the instructions over again. What a reasoning model
-thinks is no verdict, whether it thinks aloud in tags or its thinking was cut off before it ended.
+the like by a colon or an "is". No letter is ever picked out of prose, and the article "a" is no label; an off-menu
+last verdict ("neither") never falls back to an earlier one, and neither does a list of labels, which is the
+instructions over again. What a reasoning model thinks is no verdict, whether it thinks aloud in tags or its thinking
+was cut off before it ended.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from rlaif.comparisons.questions import LABELS
 from rlaif.records import Verdict
 
 _FIRST, _SECOND = LABELS
-_WORDS = {_FIRST: Verdict.FIRST, _SECOND: Verdict.SECOND, "TIE": Verdict.TIE}
+_WORDS = {_FIRST: Verdict.FIRST, _SECOND: Verdict.SECOND, "TIE": Verdict.TIE, "A TIE": Verdict.TIE}
 _HEDGES = {"NOT", "NEITHER", "BOTH", "EITHER", "NONE", "NO", "UNCLEAR", "UNDECIDED", "EQUAL"}
 _WINDOW = 80
 """Characters after a cue in which its label must stand."""
@@ -27,7 +28,7 @@ _TAG = re.compile(rf"(?P<open>{_OPENS})|(?P<close>{_CLOSES})", re.IGNORECASE)
 
 _MARKS = "*_`\"'“”‘’„«»()[]{}#>$\\.!。"
 _NAMED = r"(?:(?:the\s+)?(?:reply|response|option|assistant|answer)\s+)?"
-_BARE = re.compile(rf"{_NAMED}[{re.escape(_MARKS)}\s]*(?P<word>\w+)\s*:?", re.IGNORECASE)
+_BARE = re.compile(rf"{_NAMED}[{re.escape(_MARKS)}\s]*(?P<word>a tie|\w+)\s*:?", re.IGNORECASE)
 _CUE = re.compile(
     r"(?<!\w)(?:verdict|answer|choice|decision|judge?ment|winner|preference"
     r"|(?:preferred|better) (?:reply|response|option)"
@@ -37,14 +38,20 @@ _CUE = re.compile(
 )
 _SAYS = re.compile(
     rf"(?P<is>\s+(?:is|would be|ist|est|es|é|è)\s+|\s*[是为為は은는]\s*)?(?P<marks>[\s{re.escape(_MARKS)}:：=–—-]*)"
-    rf"{_NAMED}(?:\\?text)?[\s{re.escape(_MARKS)}]*(?P<word>[^\W_]+)",
+    rf"{_NAMED}(?:\\?text)?[\s{re.escape(_MARKS)}]*(?P<word>a tie(?!\w)|[^\W_]+)",
     re.IGNORECASE,
 )
 _LISTS = re.compile(
-    rf"[\s{re.escape(_MARKS)}]*(?:[/|,&+]|or\b|and\b|oder\b|und\b|ou\b|o\b)[\s{re.escape(_MARKS)}]*{_NAMED}"
-    rf"[\s{re.escape(_MARKS)}]*(?:{_FIRST}|{_SECOND}|TIE)\b",
+    rf"[\s{re.escape(_MARKS)}]*(?:[/|,&+<=~≈≤≺]|or\b|and\b|oder\b|und\b|ou\b|o\b)[\s{re.escape(_MARKS)}]*{_NAMED}"
+    rf"[\s{re.escape(_MARKS)}]*(?:(?-i:{_FIRST}|{_SECOND})|TIE)\b",
     re.IGNORECASE,
 )
+_ENDS = re.compile(rf"[\s{re.escape(_MARKS)}:：]*?(?:\n|$)")
+_ARTICLE = re.compile(
+    r"\s+(?!(?:is|was|wins|has|does|because|since|as|for|over|by|due|though|although|but|not|or|and|with"
+    r"|ist|weil|da|est|car|parce|es|porque)\b)[^\W\d_]"
+)
+"""What follows "A" where it is an article: a word that does not go on about reply A."""
 _JOINS = re.compile(rf"[\s{re.escape(_MARKS)}]*(?:or|and|[/|,])[\s{re.escape(_MARKS)}]*", re.IGNORECASE)
 
 
@@ -87,6 +94,14 @@ def _bare(text: str) -> str | None:
     return match["word"].upper() if match else None
 
 
+def _label(word: str, rest: str) -> str:
+    """The word that is stated, in capitals; where a letter is no label but an article, it is left small."""
+    if word.upper() not in LABELS:
+        return word.upper()
+    article = _ARTICLE.match(rest) if word == _FIRST else not word.isupper() and not _ENDS.match(rest)
+    return word.lower() if article else word.upper()
+
+
 class _Statement(NamedTuple):
     """A word that is stated as the verdict."""
 
@@ -103,7 +118,7 @@ def _statements(text: str) -> Iterator[_Statement]:
         says = _SAYS.match(window)
         if says is None or not (says["is"] or set(says["marks"]) & set(':：=–—-*[({"“')):
             continue
-        word = says["word"].upper()
+        word = _label(says["word"], window[says.end() :])
         if says["is"] and word not in _WORDS and word not in _HEDGES:
             continue  # "the answer is well written"
         joined = last_end is not None and _JOINS.fullmatch(text[last_end : cue.start()]) is not None

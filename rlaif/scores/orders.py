@@ -23,7 +23,8 @@ MOST = len(LETTERS)
 
 _LIST = re.compile(r"(?<!\w)([A-J])(?!\w)")
 _TALK = re.compile(r"[A-Za-z]{2,}")
-_CUES = {"ranking", "order", "answer", "final", "the", "is", "best", "worst", "to", "from", "reply", "replies", "and"}
+_BEST_FIRST = re.compile(r"\W*(?:(?:final )?(?:ranking|order)\W+)?(?:from )?best to worst\b", re.IGNORECASE)
+_CUES = {"ranking", "order", "answer", "final", "the", "is", "reply", "replies", "and"}
 
 
 def order_questions(
@@ -92,10 +93,11 @@ def parse_order(text: str, count: int) -> list[int] | None:
     """The places of `count` replies from best to worst, or None.
 
     The whole answer or its last line must be a list of all letters, each once, with no more words around it than
-    `ranking` or `best to worst`; ties ("A = B") are no order.
+    `ranking` or `best to worst` before it; ties ("A = B") are no order.
     """
     said = without_thinking(text).strip()
-    for line in (said, said.splitlines()[-1] if said else ""):
+    for each in (said, said.splitlines()[-1] if said else ""):
+        line = _BEST_FIRST.sub("", each, count=1)
         letters = _LIST.findall(line)
         wanted = sorted(LETTERS[:count])
         words = {word.lower() for word in _TALK.findall(line)}
