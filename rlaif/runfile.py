@@ -11,15 +11,15 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple, get_args
 
-import yaml
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from rlaif.errors import UserError
 from rlaif.plainwords import Where
 from rlaif.settings import RunSettings
 from rlaif.store import write_text
 from rlaif.yamlcore import dump_yaml
-from rlaif.yamlfile import Source, read_yaml, validate
+from rlaif.yamlfile import Source, parse_yaml, read_yaml, validate
 
 _PATHS = (
     ("constitution",),
@@ -129,14 +129,22 @@ def _overridden(source: Source, path: tuple[str, ...], value: str | Value, where
         for place in inner if path in (*_PATHS, ("judge",)) else ():
             source = absolute(source, place, Path.cwd())
         return source
-    try:
-        parsed = yaml.safe_load(value)
-    except yaml.YAMLError:
-        parsed = value
     place = _of_first_judge(source, path)
-    # A flag's text is read as YAML only where a list or a mapping is meant: `--judge-model 1e3` stays a name.
-    source = source.with_value(place, parsed if isinstance(parsed, list | dict) else value, where)
+    source = source.with_value(place, _parsed(value, path), where)
     return absolute(source, place, Path.cwd()) if path in _PATHS else source
+
+
+def _parsed(text: str, path: tuple[str, ...]) -> object:
+    """A flag's text, read as YAML where it is a list or a mapping and the setting is not plain text: `--judge-model
+    1e3` stays a name, `--policy-system "[Be brief]"` a sentence."""
+    kind = next((each.field.annotation for each in settable() if each.path == path), None)
+    if kind in (str, str | None):
+        return text
+    try:
+        data = parse_yaml(text, "").data
+    except UserError:
+        return text
+    return data if isinstance(data, list | dict) else text
 
 
 def _panel_paths(source: Source) -> list[Where]:

@@ -26,14 +26,19 @@ from rlaif.resources import resource
 
 _SLOT = re.compile(r"\{(\w+)\}")
 _FENCE = re.compile(r"<<<|>>>")
+_TAGS = r"s|bos|eos|pad|unk|eot|sop|eop|mask|SYS|think|thinking|tools|tool_calls?|tool_responses?|(?:start|end)_of_\w+"
+_BRACKETS = (
+    r"INST|SYSTEM_PROMPT|THINK|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS|TOOL_CONTENT|ARGS|CALL_ID|gMASK|MASK|CLS|SEP"
+    r"|PAD|UNK|BOS|EOS|IMG\w*|PREFIX|MIDDLE|SUFFIX"
+)
 # Special tokens of the common chat formats: ChatML and Llama 3 `<|...|>`, DeepSeek's full-width bars, Llama 2's [INST]
-# and <<SYS>>, Gemma's turns, sentence marks, and the thinking tags of reasoning models.
+# and <<SYS>>, Mistral's and GLM's other brackets, Gemma's turns, sentence marks, the tags of thinking and of tools.
 _SPECIAL = re.compile(
-    r"<(?=[|｜])|(?<=[|｜])>|<(?=/?(?:s|bos|eos|pad|unk|think|start_of_turn|end_of_turn|SYS)>)|\[(?=/?INST\])",
+    rf"<(?=[|｜])|(?<=[|｜])>|<(?=/?(?:{_TAGS})>)|\[(?=/?(?:{_BRACKETS})\])",
     re.IGNORECASE,
 )
 
-_MARKS = re.compile(r"<<<|>>>|<[^\s<>]{1,40}>|\[/?INST\]")
+_MARKS = re.compile(r"<<<|>>>|<[^\s<>]{1,40}>|\[/?\w{2,20}\]")
 
 
 def defuse(text: str) -> str:

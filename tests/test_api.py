@@ -142,6 +142,19 @@ def test_keywords_are_the_flags(fake: FakeServer, tmp_path: Path) -> None:
     assert (done.counts["samples"], done.report.tallies[0].asked) == (6, 0)  # the second call asked nothing
 
 
+def test_flags_are_read_like_the_file(fake: FakeServer, tmp_path: Path) -> None:
+    """A list or a mapping by the YAML of the file, where `no` is a word; a text stays a text."""
+    flags: dict[tuple[str, ...], Any] = {
+        ("judge", "template_options"): "{effort: no, thinking: false}", ("policy", "system"): "[Be brief]",
+        ("revise", "sft_rounds"): "[1, 2]",
+    }  # fmt: skip
+    found = load_run(write_run(tmp_path, fake.url), flags)
+    (judge,) = found.judges
+    assert judge.template_options == {"effort": "no", "thinking": False}
+    assert found.policy.system == "[Be brief]"
+    assert found.revise.sft_rounds == (1, 2)
+
+
 def test_a_keyword_goes_before_the_environment_and_that_before_the_file(
     fake: FakeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -66,7 +66,26 @@ def test_filling_takes_exactly_the_declared_slots() -> None:
 
 
 HOSTILE = st.text(alphabet=st.sampled_from("<>|｜[]/ abc0123456789f\n"), max_size=60) | st.sampled_from(
-    ["<|im_start|>", "<|eot_id|>", "[INST]", "[/INST]", "</s>", "<s>", "<start_of_turn>", "<<<12", "<think>", "<<SYS>>"]
+    [
+        "<|im_start|>",
+        "<|eot_id|>",
+        "[INST]",
+        "[/INST]",
+        "</s>",
+        "<s>",
+        "<start_of_turn>",
+        "<<<12",
+        "<think>",
+        "<<SYS>>",
+        "[SYSTEM_PROMPT]",
+        "[/THINK]",
+        "[gMASK]",
+        "<sop>",
+        "<tool_call>",
+        "</tool_response>",
+        "<eot>",
+        "<start_of_image>",
+    ]
 )
 
 
@@ -77,7 +96,7 @@ def test_nothing_inside_a_fence_looks_like_structure(text: str) -> None:
     assert head[3:] == tail[:6]
     assert "<<<" not in inside
     assert ">>>" not in inside
-    assert not re.search(r"<\||\|>|<｜|｜>|</?s>|\[/?INST\]|</?think>|_of_turn>(?<=<start_of_turn>)|<<SYS>>", inside)
+    assert not re.search(r"<\||\|>|<｜|｜>|</?\w+>|\[/?(?:INST|SYSTEM_PROMPT|THINK|gMASK)\]|<<SYS>>", inside)
 
 
 @given(st.text(max_size=200))

@@ -128,6 +128,8 @@ def _json(text: str, path: str | Path) -> Any:
         raise UserError(f"not JSON: {error.msg} (column {error.colno})", where=path, line=error.lineno) from None
     except UnicodeEncodeError:
         raise UserError("half of a surrogate pair stands alone (\\ud800 to \\udfff)", where=path) from None
+    except ValueError:
+        raise UserError("a number in it has thousands of digits", where=path) from None
     except RecursionError:
         raise UserError("nested too deeply", where=path) from None
     return data

@@ -11,6 +11,18 @@ _BULLET = re.compile(r"(\s*)(?:[-*+•–]|\d{1,3}[.)])\s+(\S.*)\Z")
 _RULE = re.compile(r"\s*(?:[-*_=]\s*){3,}\Z")
 _BOLD_NAME = re.compile(r"(\*\*|__)(?P<name>.+?)\1(?P<mark>\s*[:.—–-]+)?\s*(?P<rest>.*)\Z", re.DOTALL)
 _NAME = re.compile(r"(?P<name>[^\W\d_][\w'’/&-]*(?: [\w'’/&-]+){0,3}):\s+(?P<rest>\S.*)\Z", re.DOTALL)
+_ASIDE = re.compile(
+    r"\A---[ \t]*\n.*?\n(?:---|\.\.\.)[ \t]*(?:\n|\Z)"
+    r"|<!--.*?-->"
+    r"|^ {0,3}(?P<fence>```+|~~~+)[^\n]*\n.*?(?:^ {0,3}(?P=fence)[`~]*[ \t]*$|\Z)",
+    re.DOTALL | re.MULTILINE,
+)
+"""What is no prose: front matter, comments, code blocks."""
+_QUOTE = re.compile(r"^ {0,3}(?:> ?)+", re.MULTILINE)
+_CHECKBOX = re.compile(r"^(\s*[-*+]\s+)\[[ xX]\]\s+", re.MULTILINE)
+_UNDERLINED = re.compile(
+    r"(?:\A|(?<=\n\n))(?![-*+#|]|\d+[.)])(?P<words>[^\n]+[^\n.!?])\n {0,3}(?P<rule>=+|-{2,})[ \t]*$", re.MULTILINE
+)
 _LINK = re.compile(r"!?\[([^\]]*)\]\([^)]*\)")
 _EMPHASIS = re.compile(r"(\*\*|__|(?<![\w*])\*(?=\S)|(?<![\w_])_(?=\S))(.+?)(?<=\S)\1(?![\w*])")
 
@@ -47,12 +59,19 @@ def statements(text: str) -> tuple[list[Statement], int]:
     Lines that go on are joined. A bullet below another belongs to it, unless the upper one only introduces (it ends in
     a colon or is only a bold phrase): then it becomes a heading.
     """
-    blocks = _blocks(re.sub(r"<!--.*?-->", "", text, flags=re.DOTALL))
+    text = _unmarked(text)
+    blocks = _blocks(text)
     bullets = [block for block in blocks if block.indent is not None]
     chosen = _unnested(bullets) if bullets else blocks
     left_out = len(blocks) - len(bullets) if bullets else 0
     title = _title(text)
     return [_statement(block, title) for block in chosen if block.joined], left_out
+
+
+def _unmarked(text: str) -> str:
+    """The text without what is no prose, marks of quotations and boxes to tick; underlined headings with `#`."""
+    text = _CHECKBOX.sub(r"\1", _QUOTE.sub("", _ASIDE.sub("", text)))
+    return _UNDERLINED.sub(lambda found: f"{'#' if '=' in found['rule'] else '##'} {found['words']}", text.lstrip("\n"))
 
 
 def _blocks(text: str) -> list[_Block]:

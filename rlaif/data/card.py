@@ -12,7 +12,6 @@ from rlaif import __version__
 from rlaif.data.export import Exported, Form
 from rlaif.data.files import FileKind
 from rlaif.data.report import Report
-from rlaif.resources import resource
 from rlaif.yamlcore import dump_yaml
 
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
@@ -105,18 +104,20 @@ def _provenance(manifest: Manifest) -> str:
         ("principles a pair", compare.get("principles")),
         ("orders", compare.get("orders")),
         ("made by", manifest.get("made_by")),
-        *_templates(compare, str(manifest.get("made_by"))),
+        *_templates(manifest.get("templates") or {}, compare),
     ]
     return "| | |\n|---|---|\n" + "\n".join(f"| {name} | {_cell(value)} |" for name, value in rows)
 
 
-def _templates(compare: Mapping[str, Any], made_by: str) -> Iterator[tuple[str, str]]:
-    """The hashes of the judge templates behind the labels; only where the run was made by this version."""
-    if made_by != f"rlaif {__version__}":
-        return
-    for name in ("compare_critiqued", "critique") if compare.get("critique") else ("compare",):
-        content = (resource("prompts") / "judge" / f"{name}.txt").read_bytes()
-        yield f"template `{name}.txt`", f"sha256 `{hashlib.sha256(content).hexdigest()}`"
+def _templates(hashes: Mapping[str, str], compare: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """The hashes, as the run noted them, of the judge templates behind the labels."""
+    pairwise = "compare_reasoned" if compare.get("reasoning") == "reply" else "compare"
+    names = {"score": ("score",), "rank": ("rank",), "tournament": ("score", pairwise)}.get(
+        str(compare.get("method")), ("compare_critiqued", "critique") if compare.get("critique") else (pairwise,)
+    )
+    for name in names:
+        if name in hashes:
+            yield f"template `{name}.txt`", f"sha256 `{hashes[name]}`"
 
 
 def _counts(manifest: Manifest) -> str:

@@ -6,7 +6,7 @@ kto        `prompt`, `completion`, `label`: every pair is two rows
 
 The soft label stands in `probability` and its distance from one half in `label_margin`. Neither trainer reads these. A
 column called `margin` would be read by both: they take it off the difference of the two rewards, which is on another
-scale. Rows of one prompt go to one split, drawn by the hash of the prompt.
+scale. Rows of one prompt, whatever its case and spaces, go to one split, drawn by the hash of the prompt.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Literal
 
 from rlaif.data.files import FileKind, Row, RowFile
+from rlaif.data.ratings import number_of
 from rlaif.data.repeats import hashed
 from rlaif.data.shapes import Reading, Shape, read, recognise
 from rlaif.data.texts import check_texts
@@ -92,7 +93,7 @@ def export_rows(
 def _rows(
     source: str | Path, form: Form, margin: float, counts: Exported, told: Callable[[int], None] | None
 ) -> Iterator[tuple[str, Row]]:
-    """Each row to write, with the id of its prompt."""
+    """Each row to write, with a hash of its prompt, whose case and spaces do not count."""
     shape, seen, number = None, _Seen(), 0
     for number, (line, row) in enumerate(read_rows(source), start=1):
         if told is not None and number % 1000 == 0:
@@ -135,11 +136,8 @@ def _sound(row: object, shape: Shape, margin: float, counts: Exported) -> Readin
 def _probability(value: object, broken: set[str]) -> float | None:
     if value is None or value == "":
         return None
-    try:
-        number = float(value)  # type: ignore[arg-type]  # what is no number is told below
-    except (TypeError, ValueError):
-        number = -1.0
-    if isinstance(value, bool) or not 0 <= number <= 1:
+    number = number_of(value)
+    if number is None or not 0 <= number <= 1:
         broken.add("probability-range")
     return number
 
@@ -160,11 +158,12 @@ class _Seen:
 def _written(reading: Reading, form: Form, seen: _Seen) -> Iterator[tuple[str, Row]]:
     prompt = _messages(reading.prompt)
     key = content_id(prompt)
+    part = content_id([" ".join(turn["content"].casefold().split()) for turn in prompt])
     sides = [(text, good) for text, good in ((reading.chosen, True), (reading.rejected, False)) if text is not None]
     if form == "kto":
         for text, good in sides:
             if seen.new(key, text, good):
-                yield key, {"prompt": prompt, "completion": _answer(text), "label": good}
+                yield part, {"prompt": prompt, "completion": _answer(text), "label": good}
         return
     chosen, rejected = (_answer(text) for text, _ in sides)
     if form == "openrlhf":
@@ -174,7 +173,7 @@ def _written(reading: Reading, form: Form, seen: _Seen) -> Iterator[tuple[str, R
     if reading.probability is not None:
         assert isinstance(reading.probability, float)
         row |= {"probability": reading.probability, "label_margin": reading.probability - 0.5}
-    yield key, row
+    yield part, row
 
 
 def _messages(turns: Turns) -> list[dict[str, str]]:

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from rlaif.data.lengths import LEAST_PAIRS
+from rlaif.data.ratings import number_of
 from rlaif.data.report import Finding, Labels, Refusals
 from rlaif.data.rules import about_file
 from rlaif.data.shapes import Reading
@@ -40,11 +41,8 @@ class LabelSums:
             self._add_soft(reading.probability, odd)
 
     def _add_soft(self, value: object, odd: Odd) -> None:
-        try:
-            probability = float(value) if isinstance(value, (int, float, str)) else math.nan
-        except ValueError:
-            probability = math.nan
-        if isinstance(value, bool) or not 0 <= probability <= 1:
+        probability = number_of(value)
+        if probability is None or not 0 <= probability <= 1:
             odd("probability-range")
             return
         self.soft += 1

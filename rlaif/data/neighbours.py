@@ -3,7 +3,7 @@
 A prompt is the set of its five-byte pieces, lower-cased, spaces run together. Of 128 random hashes of the pieces the
 least is kept (Broder 1997); two sets agree in each with a probability equal to their Jaccard similarity. 16 bands of 8
 make the candidates: prompts of similarity 0.9 meet in some band with a probability of 0.9999, of 0.8 with 0.95. They
-are compared by the lowest byte of each minimum (b-bit minwise hashing, arXiv:0910.3349), so that a row takes 192 bytes.
+are compared by one byte of each minimum (b-bit minwise hashing, arXiv:0910.3349), so that a row takes 192 bytes.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ class Neighbours:
         import numpy as np
 
         source = np.random.default_rng(20_101)
-        self._factors = source.integers(0, 2**63, size=(_HASHES, 1), dtype=np.uint64) * np.uint64(2) + np.uint64(1)
-        self._shifts = source.integers(0, 2**63, size=(_HASHES, 1), dtype=np.uint64)
+        self._factors = source.integers(0, 2**31, size=(_HASHES, 1), dtype=np.uint32) * np.uint32(2) + np.uint32(1)
+        self._shifts = source.integers(0, 2**32, size=(_HASHES, 1), dtype=np.uint32)
         self._mixers = source.integers(0, 2**63, size=_HASHES // _BANDS, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
         self._signatures, self._bands = bytearray(), array("I")
         self._rows, self._keys = array("q"), array("Q")
@@ -53,8 +53,9 @@ class Neighbours:
             self.skipped += 1
             return
         least = self._minima(_SPACE.sub(" ", " ".join(turn.content for turn in prompt).lower()))
-        self._signatures += (least & 0xFF).astype("uint8").tobytes()
-        mixed = (least.reshape(_BANDS, -1) * self._mixers).sum(axis=1, dtype="uint64")
+        # The second byte: a least number has zeros above, and the lowest byte of all hashes is one of the piece's.
+        self._signatures += (least >> 8 & 0xFF).astype("uint8").tobytes()
+        mixed = (least.astype("uint64").reshape(_BANDS, -1) * self._mixers).sum(axis=1, dtype="uint64")
         self._bands.frombytes((mixed >> 32).astype("uint32").tobytes())
         self._rows.append(row)
         self._keys.append(key)
@@ -68,8 +69,9 @@ class Neighbours:
         for at in range(_PIECE):
             pieces = (pieces << np.uint64(8)) | raw[at : len(raw) - _PIECE + 1 + at]
         pieces *= np.uint64(0x9E3779B97F4A7C15)
-        pieces ^= pieces >> np.uint64(32)
-        hashes = (self._factors * pieces + self._shifts) >> np.uint64(32)
+        own = np.unique((pieces >> np.uint64(32)).astype(np.uint32))
+        hashes = self._factors * own
+        hashes += self._shifts  # in place: fresh memory costs more than the sums
         least: Numbers = hashes.min(axis=1)
         return least
 

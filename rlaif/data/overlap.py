@@ -1,6 +1,7 @@
 """Overlap with evaluation sets: runs of 13 words that a row shares with an item (arXiv:2005.14165, appendix C).
 
-An item of fewer words counts where a row's prompt is those words and no others.
+An item of fewer words counts where a row's prompt is those words and no others. What a system prompt says does not
+count: many rows share one.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from rlaif.data.report import Overlap
 from rlaif.data.shapes import Reading
 from rlaif.errors import UserError
+from rlaif.samples.messages import ROLES, SYSTEM_COLUMNS
 from rlaif.samples.rows import read_rows
 
 if TYPE_CHECKING:
@@ -24,7 +26,7 @@ RUN = 13
 _LEAST_WORDS = 4
 """Shorter items are too common to say anything."""
 _WORD = re.compile(r"\w+")
-_ROLE_KEYS = frozenset({"role", "from", "id", "source", "category"})
+_ROLE_KEYS = frozenset({"role", "from", "id", "source", "category", *SYSTEM_COLUMNS})
 
 
 class EvaluationSet:
@@ -55,7 +57,7 @@ class EvaluationSet:
 
     def meets(self, reading: Reading) -> bool:
         """Whether a row shares a run with the set; such rows are counted."""
-        texts = [turn.content for turn in reading.prompt]
+        texts = [turn.content for turn in reading.prompt if turn.role != "system"]
         replies = [reply for reply in (reading.chosen, reading.rejected) if reply is not None]
         found = self._shares([*texts, *replies]) or (bool(texts) and self._is_item(texts[-1]))
         self.rows += found
@@ -99,11 +101,11 @@ def _places() -> Numbers:
 
 
 def _texts(row: object) -> Iterator[str]:
-    """Every text in a row, at any depth."""
+    """Every text in a row, at any depth, but for system prompts."""
     values: Iterable[object] = ()
     if isinstance(row, str):
         yield row
-    elif isinstance(row, dict):
+    elif isinstance(row, dict) and ROLES.get(str(row.get("role", row.get("from"))).lower()) != "system":
         values = (value for key, value in row.items() if key not in _ROLE_KEYS)
     elif isinstance(row, list):
         values = row

@@ -29,16 +29,16 @@ def _rated(item: object) -> tuple[float, str] | None:
     if not isinstance(item, dict):
         return None
     text = next((item[name] for name in _TEXTS if isinstance(item.get(name), str)), None)
-    rating = next((number for name in _RATINGS if (number := _number(item.get(name))) is not None), None)
+    rating = next((number for name in _RATINGS if (number := number_of(item.get(name))) is not None), None)
     return None if text is None or rating is None else (rating, text)
 
 
-def _number(value: object) -> float | None:
-    """A rating; some files hold numbers as texts, and `N/A` where there is none."""
+def number_of(value: object) -> float | None:
+    """A number; some files hold numbers as texts, and `N/A` where there is none. None too of what no float can hold."""
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         return None
     try:
         number = float(value)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     return number if number == number else None  # not a NaN

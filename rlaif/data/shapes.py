@@ -13,8 +13,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from rlaif.data.ratings import best_and_worst
+from rlaif.data.ratings import best_and_worst, number_of
 from rlaif.data.turns import Odd, Turn, Turns, UnreadableValueError, turns_of
+from rlaif.samples.messages import system_of
 
 Kind = Literal["preference", "dialogues", "rated", "unpaired"]
 
@@ -118,22 +119,25 @@ def read(row: object, shape: Shape) -> Reading:
     reading.prompt = _prompt(parts["prompt"], reading.odd.add)
     if shape.kind == "rated":
         reading.chosen, reading.rejected, reading.scores = best_and_worst(parts["completions"])
-        return reading
-    if shape.kind == "unpaired":
+    elif shape.kind == "unpaired":
         reply = _reply(parts["completion"], parts["prompt"], reading)
         reading.chosen, reading.rejected = (reply, None) if _truth(parts["label"]) else (None, reply)
-        return reading
-    reading.chosen = _reply(parts["chosen"], parts["prompt"], reading)
-    reading.rejected = _reply(parts["rejected"], parts["prompt"], reading)
-    return _labelled(reading, row)
+    else:
+        reading.chosen = _reply(parts["chosen"], parts["prompt"], reading)
+        reading.rejected = _reply(parts["rejected"], parts["prompt"], reading)
+        _labelled(reading, row)
+    system = system_of(row)
+    if system is not None and not any(turn.role == "system" for turn in reading.prompt[:1]):
+        reading.prompt = (Turn("system", system), *reading.prompt)
+    return reading
 
 
 def _labelled(reading: Reading, row: Mapping[str, object]) -> Reading:
     reading.probability = row.get("probability")
     for high, low in _SCORES:
-        better, worse = row.get(high), row.get(low)
-        if isinstance(better, (int, float)) and isinstance(worse, (int, float)):
-            reading.scores = (float(better), float(worse))
+        better, worse = number_of(row.get(high)), number_of(row.get(low))
+        if better is not None and worse is not None:
+            reading.scores = (better, worse)
     return reading
 
 

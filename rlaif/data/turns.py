@@ -6,22 +6,11 @@ import json
 from collections.abc import Callable
 from typing import NamedTuple
 
+from rlaif.samples.messages import ROLES, content_of
 from rlaif.samples.transcripts import is_transcript, parse_transcript
 
 Odd = Callable[[str], None]
 """Takes the name of a rule that the row breaks."""
-
-ROLES = {
-    "system": "system",
-    "developer": "system",
-    "user": "user",
-    "human": "user",
-    "prompter": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-    "model": "assistant",
-    "bot": "assistant",
-}
 
 
 class Turn(NamedTuple):
@@ -81,19 +70,14 @@ def _turn(item: object, odd: Odd) -> Turn:
     if not isinstance(item, dict):
         raise UnreadableValueError("type")
     named = str(item.get("role", item.get("from")))
-    role = ROLES.get(named.lower(), named)
-    if role not in ("system", "user", "assistant"):
+    role: str = ROLES.get(named.lower(), named)
+    if named.lower() not in ROLES:
         odd("unknown-role")
-    return Turn(role, _content(item.get("content", item.get("value"))))
-
-
-def _content(value: object) -> str:
-    """A message's text: plain, or in the parts that some chat formats cut it into."""
-    if isinstance(value, str):
-        return value
-    if isinstance(value, list) and all(isinstance(part, dict) and isinstance(part.get("text"), str) for part in value):
-        return "".join(part["text"] for part in value)
-    raise UnreadableValueError("missing" if value is None else "type")
+    value = item.get("content", item.get("value"))
+    content = content_of(value)
+    if content is None:
+        raise UnreadableValueError("missing" if value is None else "type")
+    return Turn(role, content)
 
 
 def ordered(prompt: Turns) -> bool:

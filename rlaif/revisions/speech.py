@@ -24,11 +24,12 @@ _LEADS = (
     re.compile(rf"\A(?:#+\s*|\*\*)?(?:the\s+)?{_NEW}\s+{_REPLY}(?:\*\*)?\s*\n\s*", re.IGNORECASE),
 )
 _FENCED = re.compile(r"\A<<<(\w+)\n(.*)\n\1>>>\Z", re.DOTALL)
-_NEXT_TURN = re.compile(r"\n\s*\n(?:human|user|assistant|critique ?request|revision ?request)\s*:.*", re.I | re.DOTALL)
+_BREAK = re.compile(r"\n(?:[^\S\n]*\n)+")
+"""The end of a paragraph: each run of empty lines is looked at once, however long a stuck model made it."""
+_NEXT_TURN = re.compile(r"(?:human|user|assistant|critique ?request|revision ?request)\s*:", re.IGNORECASE)
 _AFTERWORD = re.compile(
-    r"\n\s*\n[(*_\[\s]*(?:(?:note|explanation|changes(?: made)?)\b\W{0,4}(?:that )?)?"
-    r"I(?:['’]ve| have)? (?:removed|rewrote|rewritten|reworded|revised|changed|rephrased|replaced|kept|tried to)\b"
-    r"[^\n]*(?:\n(?!\s*\n)[^\n]*)*\Z",
+    r"[(*_\[\s]*(?:(?:note|explanation|changes(?: made)?)\b\W{0,4}(?:that )?)?"
+    r"I(?:['’]ve| have)? (?:removed|rewrote|rewritten|reworded|revised|changed|rephrased|replaced|kept|tried to)\b",
     re.IGNORECASE,
 )
 _QUOTED = re.compile(r'\A["“]([^"“”]+)["”]\Z')
@@ -42,8 +43,11 @@ def spoken(text: str) -> str:
         if found and found.end() < len(said):
             said = said[found.end() :].strip()
             break
-    said = _NEXT_TURN.sub("", said).strip()
-    said = _AFTERWORD.sub("", said).strip()
+    ends = list(_BREAK.finditer(said))
+    turn = next((at for at, end in enumerate(ends) if _NEXT_TURN.match(said, end.end())), len(ends))
+    said, ends = said[: ends[turn].start()] if turn < len(ends) else said, ends[:turn]
+    if ends and _AFTERWORD.match(said, ends[-1].end()):
+        said = said[: ends[-1].start()].strip()
     for frame, part in ((_FENCED, 2), (_QUOTED, 1)):
         if found := frame.match(said):
             said = found[part].strip()

@@ -4,24 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from rlaif.errors import UserError, nearest
 from rlaif.records import GivenResponse, Message, Messages
+from rlaif.samples.messages import ROLES, content_of, system_of
 from rlaif.samples.transcripts import alternate, cut_dangling, is_transcript, joined, parse_transcript
 
 Note = Callable[[str], None]
 """Counts a kind of oddity."""
 
-_ROLES: dict[str, Literal["system", "user", "assistant"]] = {
-    "system": "system",
-    "developer": "system",
-    "user": "user",
-    "human": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-    "model": "assistant",
-}
 _PAIR = ("chosen", "rejected")
 _KNOWN = ("prompt", "messages", "conversations")
 _NO_TEXT = "given response that is not text (left out)"
@@ -66,7 +58,7 @@ class Form:
             given += [_final_answer(_one(row, name), turns, note) for name in _PAIR]
         if self.responses is not None:
             given += _responses(row, self.responses, note)
-        return Found(_checked(turns, note), _given(given, note))
+        return Found(_checked(_after_system(row, turns), note), _given(given, note))
 
 
 def recognise(row: object, where: str, line: int, column: str | None, responses: str | None) -> Form:
@@ -143,22 +135,24 @@ def _turns(value: object) -> Messages:
     raise OddRowError("blank prompt" if value is None or value == [] else "prompt that is not text")
 
 
+def _after_system(row: object, turns: Messages) -> Messages:
+    """The turns after the system prompt that the row holds in a column of its own, if they bring none."""
+    system = system_of(row)
+    if system is None or (turns and turns[0].role == "system"):
+        return turns
+    return (Message(role="system", content=_sound(system)), *turns)
+
+
 def _message(item: object) -> Message:
     if not isinstance(item, dict):
         raise OddRowError("message that is not an object")
-    role = _ROLES.get(str(item.get("role", item.get("from"))))
+    role = ROLES.get(str(item.get("role", item.get("from"))).lower())
     if role is None:
         raise OddRowError("message with a role that is not system, user or assistant")
-    return Message(role=role, content=_content(item.get("content", item.get("value"))))
-
-
-def _content(value: object) -> str:
-    """A message's text: plain, or in the parts that some chat formats cut it into."""
-    if isinstance(value, str):
-        return _sound(value)
-    if isinstance(value, list) and all(isinstance(part, dict) and isinstance(part.get("text"), str) for part in value):
-        return _sound("".join(part["text"] for part in value))
-    raise OddRowError("message that is not text")
+    content = content_of(item.get("content", item.get("value")))
+    if content is None:
+        raise OddRowError("message that is not text")
+    return Message(role=role, content=_sound(content))
 
 
 def _sound(text: str) -> str:
@@ -240,10 +234,11 @@ def _given(items: Sequence[object], note: Note) -> tuple[GivenResponse, ...]:
             continue
         places[at] = len(given)
         parent = item.get("revision_of") if isinstance(item, dict) else None
-        if parent is not None and (isinstance(parent, bool) or parent not in places or parent == at):
+        origin = places.get(parent) if isinstance(parent, int) and not isinstance(parent, bool) else None
+        if parent is not None and origin in (None, places[at]):
             note("revision of an answer that is not there (kept as an answer)")
-            parent = None
-        given.append(GivenResponse(text=text, revision_of=None if parent is None else places[parent]))
+            origin = None
+        given.append(GivenResponse(text=text, revision_of=origin))
     return tuple(given)
 
 

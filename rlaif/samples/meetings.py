@@ -1,8 +1,8 @@
 """Which samples meet, and under which criteria: everything is drawn by hash, so nothing moves when a run grows.
 
-- **Opponents.** The k-th sample meets at most `opponents` of those before it. Up to `opponents` + 1 samples this is the
-  round robin; beyond it the cost grows by `opponents` comparisons a sample instead of by all of them, the graph stays
-  connected, and raising the number of samples keeps every comparison made before.
+- **Opponents.** The k-th sample meets at most `opponents` of those before it, a revision its original above all. Up to
+  `opponents` + 1 samples this is the round robin; beyond it the cost grows by `opponents` comparisons a sample instead
+  of by all of them, the graph stays connected, and raising the number of samples keeps every comparison made before.
 - **Criteria.** `one` draws a principle a pair, as in arXiv:2212.08073, by weighted rendezvous hashing: rewording a
   principle moves no pair, adding one takes over only its share of them.
 """
@@ -70,10 +70,15 @@ def meetings(samples: Sequence[Sample], criteria: Sequence[Criterion], settings:
 
 
 def _opponents(before: list[Sample], later: Sample, most: int) -> list[Sample]:
-    """At most `most` of the samples before a later one, drawn by hash, in their own order."""
+    """At most `most` of the samples before a later one, drawn by hash, in their own order; a revision's original is
+    always one of them."""
     if len(before) <= most:
         return before
-    drawn = {sample.id for sample in sorted(before, key=lambda earlier: _hash(earlier.id, later.id))[:most]}
+
+    def place(earlier: Sample) -> tuple[bool, int]:
+        return earlier.id != later.revision_of, _hash(earlier.id, later.id)
+
+    drawn = {sample.id for sample in sorted(before, key=place)[:most]}
     return [sample for sample in before if sample.id in drawn]
 
 

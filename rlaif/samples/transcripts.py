@@ -9,7 +9,6 @@ from rlaif.records import Message, Messages
 
 _MARK = re.compile(r"\n\n(Human|Assistant):")
 _LOOSE_MARK = re.compile(r"\n+(Human|Assistant):")
-_DANGLING = re.compile(r"\s*\n[ \t]*Human:\s*\Z")
 
 
 def is_transcript(text: str) -> bool:
@@ -32,7 +31,8 @@ def parse_transcript(text: str) -> Messages:
 
 def cut_dangling(text: str) -> str:
     """An answer without the `Human:` at its end, where a model began to write the next turn."""
-    return _DANGLING.sub("", text)
+    answer, line, last = text.rstrip().rpartition("\n")
+    return answer.rstrip() if line and last.strip() == "Human:" else text
 
 
 def _turns(mark: re.Pattern[str], text: str) -> Messages:

@@ -152,6 +152,31 @@ def test_markdown(tmp_path: Path) -> None:
     assert any("7 of 8" in note for note in imported.notes)
 
 
+CHARTER = """---
+title: Our rules
+author: nobody
+---
+Our rules
+=========
+
+Kindness
+--------
+
+> - Be kind.
+> - [x] Say thanks.
+
+```yaml
+- not: a principle
+```
+"""
+
+
+def test_what_is_no_prose_is_no_principle(tmp_path: Path) -> None:
+    """Front matter, underlined headings, code, marks of a quotation and ticked boxes."""
+    principles = loads_again(tmp_path, read(tmp_path, CHARTER, "charter.md")).principles
+    assert [(one.id, one.tags) for one in principles] == [("kind", ("kindness",)), ("say-thanks", ("kindness",))]
+
+
 def test_plain_paragraphs(tmp_path: Path) -> None:
     imported = read(tmp_path, "Be brief,\nand be\nclear.\n\n\nAlways say what is sure.\n", "plain.txt")
     one, two = loads_again(tmp_path, imported).principles
@@ -181,6 +206,7 @@ def test_a_single_heading_is_a_tag(tmp_path: Path) -> None:
         ('{"a": {"prompt": ["x"], "edit_request": "y"},\n "b": 7}', 2, "`b` must be a mapping"),
         ('{"a": {"prompt": ["x"], "edit_request": "y"},\n "a": {}}', None, "the key `a` is given twice"),
         ('["\\ud800"]', None, "half of a surrogate pair"),
+        (f'["x", {"9" * 5000}]', None, "thousands of digits"),
         ("[" * 100_000, None, "nested too deeply"),
         ("", None, "no principles found"),
         ("# Only\n\n## headings\n", None, "no principles found"),

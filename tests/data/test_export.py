@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -125,16 +127,20 @@ def test_what_no_trainer_can_use_is_left_out_and_counted(tmp_path: Path) -> None
 def test_no_prompt_stands_in_both_splits(tmp_path: Path) -> None:
     rows = clean_rows(300)
     for row, other in zip(rows[:150], rows[150:], strict=True):
-        other["prompt"] = row["prompt"]
+        asked = row["prompt"][0]["content"]
+        other["prompt"] = row["prompt"] if len(asked) % 2 else [user(f" {asked.upper()}  ")]
     source = write_jsonl(tmp_path / "rows.jsonl", rows)
     made = make_dataset(source, tmp_path / "out", "trl", split=0.2)
-    splits = [{row["prompt"][0]["content"] for row in loaded(tmp_path / "out", name)} for name in ("train", "test")]
+    splits = [
+        {row["prompt"][0]["content"].lower().strip() for row in loaded(tmp_path / "out", name)}
+        for name in ("train", "test")
+    ]
     assert not splits[0] & splits[1]
     assert made.exported.rows == {"train": 300 - 2 * len(splits[1]), "test": 2 * len(splits[1])}
     assert 15 <= len(splits[1]) <= 45
     make_dataset(write_jsonl(tmp_path / "few.jsonl", rows[:100][::-1]), tmp_path / "few", "kto", split=0.2)
-    again = {row["prompt"][0]["content"] for row in loaded(tmp_path / "few", "test")}
-    assert again == splits[1] & {row["prompt"][0]["content"] for row in rows[:100]}
+    again = {row["prompt"][0]["content"].lower() for row in loaded(tmp_path / "few", "test")}
+    assert again == splits[1] & {row["prompt"][0]["content"].lower() for row in rows[:100]}
 
 
 def test_the_card_tells_where_the_labels_come_from(run: Path, tmp_path: Path) -> None:
@@ -157,6 +163,29 @@ def test_the_card_tells_where_the_labels_come_from(run: Path, tmp_path: Path) ->
         "length alone as a reward has AUC",
     ):
         assert told in card
+
+
+@pytest.mark.parametrize(
+    ("compare", "names"),
+    [
+        ({"method": "score"}, ["score"]),
+        ({"method": "rank"}, ["rank"]),
+        ({"method": "tournament"}, ["score", "compare"]),
+        ({"method": "pairwise", "reasoning": "reply"}, ["compare_reasoned"]),
+        ({"method": "pairwise", "critique": True}, ["compare_critiqued", "critique"]),
+    ],
+)
+def test_the_card_names_the_templates_that_were_asked(
+    run: Path, tmp_path: Path, compare: dict[str, Any], names: list[str]
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["settings"]["compare"] |= compare
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    make_dataset(folder / "pairs.jsonl", tmp_path / "out", "trl")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert re.findall(r"\| template `(\w+)\.txt` \| sha256 `\w{64}` \|", card) == names
 
 
 def test_a_manifest_of_another_file_is_not_believed(run: Path, tmp_path: Path) -> None:

@@ -166,6 +166,18 @@ def overlap(tmp_path: Path, *texts: str) -> bool:
     return EvaluationSet(str(item)).meets(Reading((Turn("user", prompt),), chosen, rejected))
 
 
+def test_a_shared_system_prompt_is_no_overlap(tmp_path: Path) -> None:
+    shared = "you are a kind assistant that answers all questions in short and plain words"
+    item = {"messages": [{"role": "system", "content": shared}, {"role": "user", "content": "who was it now"}]}
+    found = EvaluationSet(
+        str(write_jsonl(tmp_path / "eval.jsonl", [item, {"system": shared, "prompt": "how so and why"}]))
+    )
+    system = Turn("system", shared)
+    assert not found.meets(Reading((system, Turn("user", "Something else?")), "x", "y"))
+    assert found.meets(Reading((system, Turn("user", "Who was it, now?")), "x", "y"))
+    assert found.meets(Reading((system, Turn("user", "How so, and why?")), "x", "y"))
+
+
 @pytest.mark.parametrize(
     ("texts", "meets"),
     [

@@ -53,6 +53,20 @@ def test_a_pair_is_the_same_in_every_shape(kind: str, row: dict[str, Any], odd: 
     assert (found.chosen, found.rejected, found.odd) == (A, B, odd)
 
 
+def test_a_system_prompt_in_a_column_of_its_own_comes_first() -> None:
+    row = {"system": "Be brief.", "question": Q, "chosen": A, "rejected": B}
+    assert reading(row).prompt == (("system", "Be brief."), ("user", Q))
+    row["question"] = [{"role": "system", "content": "Be kind."}, user(Q)]
+    assert reading(row).prompt == (("system", "Be kind."), ("user", Q))
+    assert reading({"system": "", "prompt": Q, "chosen": A, "rejected": B}).prompt == (("user", Q),)
+
+
+def test_numbers_that_no_float_can_hold_are_none() -> None:
+    row = {"prompt": Q, "chosen": A, "rejected": B, "probability": 10**400, "chosen_score": 10**400,
+           "rejected_score": 1}  # fmt: skip
+    assert reading(row).scores is None
+
+
 def test_dialogues_of_several_turns() -> None:
     """What both share up to a user's turn is the prompt, in messages and in hh-rlhf's texts."""
     rows = [

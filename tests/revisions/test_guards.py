@@ -171,6 +171,13 @@ def test_likeness_is_a_symmetric_share(one: str, other: str) -> None:
     assert 0 <= likeness(one, other) == likeness(other, one) <= 1
 
 
+def test_a_stuck_model_holds_nothing_up() -> None:
+    """Milliseconds, or days."""
+    for part in ("\n", " \n", "\n\nI have", "\n\nI removed this. "):
+        text = "x" + part * 50_000 + "y"
+        assert spoken(text).startswith("x")
+
+
 @given(st.text(max_size=60))
 def test_what_is_spoken_was_written(text: str) -> None:
     assert spoken(text) in text

@@ -46,6 +46,17 @@ def test_growing_keeps_what_met_before() -> None:
     assert small < large
 
 
+def test_a_revision_always_meets_its_original() -> None:
+    """Twelve revisions of twelve replies: each meets three earlier ones, its own original among them."""
+    replies = [sample(index) for index in range(12)]
+    revised = [
+        sample(12 + at).model_copy(update={"revision_of": reply.id}) for at, reply in enumerate(replies)
+    ]  # fmt: skip
+    met = ids(meetings([*replies, *revised], [KIND], CompareSettings()))
+    assert {(at, 12 + at) for at in range(12)} <= met
+    assert len(met) == 6 + 20 * 3
+
+
 def test_blank_and_repeated_answers_meet_nobody() -> None:
     samples = [sample(0, "yes"), sample(1, " \n"), sample(2, "yes "), sample(3, "no")]
     assert ids(meetings(samples, [KIND], CompareSettings())) == {(0, 3)}

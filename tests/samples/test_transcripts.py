@@ -98,3 +98,8 @@ def test_turns_of_one_speaker_are_joined() -> None:
 )
 def test_only_a_dangling_marker_is_cut(text: str, expected: str) -> None:
     assert cut_dangling(text) == expected
+
+
+def test_a_stuck_model_holds_nothing_up() -> None:
+    """Milliseconds, or hours."""
+    assert cut_dangling("x" + "\n" * 200_000 + "y").endswith("y")
