@@ -115,30 +115,30 @@ def read(row: object, shape: Shape) -> Reading:
     parts = {name: row[column] for name, column in shape.columns.items()}
     if shape.kind == "dialogues":
         _read_dialogues(reading, parts["chosen"], parts["rejected"])
-        return _labelled(reading, row)
-    reading.prompt = _prompt(parts["prompt"], reading.odd.add)
+    else:
+        reading.prompt = _prompt(parts["prompt"], reading.odd.add)
     if shape.kind == "rated":
         reading.chosen, reading.rejected, reading.scores = best_and_worst(parts["completions"])
     elif shape.kind == "unpaired":
         reply = _reply(parts["completion"], parts["prompt"], reading)
         reading.chosen, reading.rejected = (reply, None) if _truth(parts["label"]) else (None, reply)
-    else:
+    elif shape.kind == "preference":
         reading.chosen = _reply(parts["chosen"], parts["prompt"], reading)
         reading.rejected = _reply(parts["rejected"], parts["prompt"], reading)
-        _labelled(reading, row)
+    if shape.kind in ("preference", "dialogues"):
+        _label(reading, row)
     system = system_of(row)
     if system is not None and not any(turn.role == "system" for turn in reading.prompt[:1]):
         reading.prompt = (Turn("system", system), *reading.prompt)
     return reading
 
 
-def _labelled(reading: Reading, row: Mapping[str, object]) -> Reading:
+def _label(reading: Reading, row: Mapping[str, object]) -> None:
     reading.probability = row.get("probability")
     for high, low in _SCORES:
         better, worse = number_of(row.get(high)), number_of(row.get(low))
         if better is not None and worse is not None:
             reading.scores = (better, worse)
-    return reading
 
 
 def _prompt(value: object, odd: Odd) -> Turns:

@@ -13,9 +13,11 @@ from rlaif.data.shapes import Reading, Shape, read
 from rlaif.data.texts import check_texts
 from rlaif.data.turns import CUE, Turns, UnreadableValueError, transcript, turns_of
 from rlaif.errors import UserError
+from rlaif.samples.messages import system_of
 
 Template = Literal["auto", "chat", "plain"]
-"""`auto`: messages through the chat template, strings as raw text; `chat`: all through it; `plain`: all as raw text."""
+"""`auto`: messages through the chat template, strings as raw text, unless a `system` stands beside them; `chat`: all
+through the template; `plain`: all as raw text."""
 
 Row = Mapping[str, Any]
 
@@ -61,7 +63,7 @@ def sides(row: Row, shape: Shape, template: Template) -> Sides:
     """
     reading = _checked(read(row, shape))
     values = {name: row[column] for name, column in shape.columns.items() if name != "label"}
-    spoken = shape.kind == "rated" or not all(isinstance(value, str) for value in values.values())
+    spoken = shape.kind == "rated" or not all(isinstance(value, str) for value in values.values()) or system_of(row)
     if template == "chat" or spoken or "messages-as-text" in reading.odd:
         return _spoken(reading, template)
     if shape.kind == "dialogues":
