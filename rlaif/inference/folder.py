@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from rlaif.errors import UserError, nearest
 from rlaif.resources import SHIPPED, shipped_model
@@ -61,8 +61,28 @@ def parts_of(folder: Path, *, rewards: bool = False) -> Parts:
     weights = model_folder(str(base))
     if _is_adapter(weights):
         raise UserError("is an adapter on top of another adapter", where=folder, mend="merge the one below first")
-    own = any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json"))
-    return Parts(weights, folder, folder if own else weights)
+    return Parts(weights, folder, folder if _has_tokenizer(folder) else weights)
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer in a folder. Raises UserError where there is none.
+
+    We look ourselves: transformers, before 5.24 at least, makes one of special tokens alone where a folder holds none.
+    """
+    from transformers import AutoTokenizer
+
+    mend = "save the model together with its tokenizer"
+    if not _has_tokenizer(folder):
+        raise UserError("no tokenizer here", where=folder, mend=mend)
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise UserError("the tokenizer here cannot be loaded", where=folder, mend=mend) from error
+
+
+def _has_tokenizer(folder: Path) -> bool:
+    kinds = ("tokenizer.json", "tekken.json", "vocab.json", "vocab.txt", "*.model", "*.tiktoken")
+    return any(next(folder.glob(kind), None) for kind in kinds)
 
 
 def _is_adapter(folder: Path) -> bool:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from rlaif.errors import ModelError, UserError
 from rlaif.inference.base import Answer, Question
 from rlaif.inference.drawing import Draw, Halt
-from rlaif.inference.folder import Parts, parts_of
+from rlaif.inference.folder import Parts, load_tokenizer, parts_of
 from rlaif.inference.labels import label_text, label_tokens, last_label, logsumexp
 from rlaif.inference.prefixes import Alike, PrefixPass, alike, alone, batches
 from rlaif.inference.quiet import quiet
@@ -207,7 +207,7 @@ def read_model(folder: Path, device: torch.device, dtype: str | None = None) -> 
     dtype = dtype or ("float32" if device.type == "cpu" else "auto")
     with quiet():
         try:
-            tokenizer = transformers.AutoTokenizer.from_pretrained(parts.tokenizer, local_files_only=True)
+            tokenizer = load_tokenizer(parts.tokenizer)
             model = transformers.AutoModelForCausalLM.from_pretrained(parts.weights, local_files_only=True, dtype=dtype)
             model = _with_adapter(model, parts).to(device).eval()
         except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:

@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import JsonValue
 
 from rlaif.errors import UserError
+from rlaif.inference.folder import load_tokenizer
 from rlaif.inference.quiet import quiet
 from rlaif.online.card import write_card
 from rlaif.online.curves import draw_curves
@@ -42,7 +43,7 @@ from rlaif.training.folder import (
     going_on,
     remove_checkpoints,
 )
-from rlaif.training.loading import load_tokenizer, merged
+from rlaif.training.loading import merged
 from rlaif.training.mishaps import enough_memory, room_to_write
 from rlaif.training.running import Trained
 from rlaif.training.saving import cast_files, type_of

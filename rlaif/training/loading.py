@@ -26,16 +26,6 @@ from rlaif.training.settings import CommonSettings, LoraSettings
 from rlaif.training.starts import Start, find_start, lasting_name
 
 
-def load_tokenizer(folder: Path) -> Any:
-    """The tokenizer of a model's folder. Raises UserError where there is none."""
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        raise UserError("no tokenizer here", where=folder, mend="save the model together with its tokenizer") from error
-
-
 def load_policy(settings: CommonSettings) -> Any:
     """A causal language model, ready to be trained."""
     _require_trainable(settings)

@@ -10,10 +10,9 @@ from typing import Any, NamedTuple
 import torch
 
 from rlaif.errors import UserError
-from rlaif.inference.folder import model_folder
+from rlaif.inference.folder import load_tokenizer, model_folder
 from rlaif.inference.quiet import quiet
 from rlaif.training.forward import bare
-from rlaif.training.loading import load_tokenizer
 from rlaif.training.texts import Template
 from rlaif.training.tokens import end_ids, pad_id
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from pydantic import JsonValue
 
 from rlaif.errors import UserError
+from rlaif.inference.folder import load_tokenizer
 from rlaif.inference.quiet import quiet
 from rlaif.training import reference
 from rlaif.training.arguments import arguments, narrow
@@ -25,7 +26,7 @@ from rlaif.training.fitting import require_fit, require_same_vocabulary
 from rlaif.training.folder import Begun, begin, claimed, finish, going_on, remove_checkpoints, write_log
 from rlaif.training.forward import Kind, Way, answering, choose_way
 from rlaif.training.groups import Group
-from rlaif.training.loading import load_policy, load_reward_model, load_tokenizer, merged, weights_type
+from rlaif.training.loading import load_policy, load_reward_model, merged, weights_type
 from rlaif.training.mishaps import enough_memory, room_to_write
 from rlaif.training.preparing import DataKind, Prepared, prepare
 from rlaif.training.referencepass import ReferencePass

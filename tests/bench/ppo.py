@@ -61,7 +61,8 @@ def _run(line: list[str]) -> Any:
 
 def start(root: Path) -> None:
     """Prompts of the pairs, and a random reward model, for both sides."""
-    from rlaif.training.loading import load_reward_model, load_tokenizer
+    from rlaif.inference.folder import load_tokenizer
+    from rlaif.training.loading import load_reward_model
     from rlaif.training.settings import RewardSettings
 
     rows = [json.loads(line) for line in (root / "pairs.jsonl").read_text().splitlines()]

@@ -80,7 +80,8 @@ def _run(arguments: list[str]) -> str:
 
 def start_reward_model(root: Path) -> None:
     """A classification model with its head, so that both sides start from the same weights."""
-    from rlaif.training.loading import load_reward_model, load_tokenizer
+    from rlaif.inference.folder import load_tokenizer
+    from rlaif.training.loading import load_reward_model
     from rlaif.training.settings import RewardSettings
 
     settings = RewardSettings(model=str(root / "model"), data="-", output="-")

@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rlaif.inference.folder import load_tokenizer
 from rlaif.training.arguments import arguments
 from rlaif.training.dpo import DpoObjective, KtoObjective
 from rlaif.training.forward import Kind, answering, choose_way
 from rlaif.training.groups import Group
-from rlaif.training.loading import load_policy, load_reward_model, load_tokenizer
+from rlaif.training.loading import load_policy, load_reward_model
 from rlaif.training.preparing import DataKind, prepare
 from rlaif.training.reward import RewardObjective
 from rlaif.training.running import Trained, train

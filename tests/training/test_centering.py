@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from rlaif.errors import UserError
+from rlaif.inference.folder import load_tokenizer
 from rlaif.training.centering import center, check_center, complete
-from rlaif.training.loading import load_reward_model, load_tokenizer
+from rlaif.training.loading import load_reward_model
 from rlaif.training.rewardmodel import load, mean_of
 from rlaif.training.scoring import score
 from rlaif.training.settings import LoraSettings, RewardSettings

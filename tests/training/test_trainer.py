@@ -185,7 +185,7 @@ def test_held_out_rewards_are_those_of_the_saved_model(folder: Path, tmp_path: P
 
 
 def groups_of_held(folder: Path, holdout: float) -> list[Group]:
-    from rlaif.training.loading import load_tokenizer
+    from rlaif.inference.folder import load_tokenizer
     from rlaif.training.preparing import prepare
     from rlaif.training.tokens import Tokens
 
@@ -458,7 +458,7 @@ def test_early_stopping_keeps_the_best_weights(folder: Path, tmp_path: Path) -> 
     evaluated = [line["eval_loss"] for line in history(trained.folder) if "eval_loss" in line]
     best = min(evaluated)
     assert trained.steps < 30 and len(evaluated) == evaluated.index(best) + 3, "two more without an improvement"
-    from rlaif.training.loading import load_tokenizer
+    from rlaif.inference.folder import load_tokenizer
     from rlaif.training.preparing import prepare
     from rlaif.training.tokens import Tokens
 

@@ -21,7 +21,7 @@ from rlaif.evaluation.policies.intervals import average
 from rlaif.evaluation.policies.settings import EvaluateSettings
 from rlaif.evaluation.report import Estimate
 from rlaif.inference.ask import Progress, Tally
-from rlaif.inference.folder import model_folder, parts_of
+from rlaif.inference.folder import load_tokenizer, model_folder, parts_of
 from rlaif.records import Message, Messages, Prompt, Record, Sample, content_id
 from rlaif.store import Table
 
@@ -76,9 +76,7 @@ def obstacle(contestant: Contestant, baseline: Contestant, settings: EvaluateSet
 
 
 def _vocabulary(model: str) -> dict[str, int]:
-    from transformers import AutoTokenizer
-
-    found: dict[str, int] = AutoTokenizer.from_pretrained(parts_of(model_folder(model)).tokenizer).get_vocab()
+    found: dict[str, int] = load_tokenizer(parts_of(model_folder(model)).tokenizer).get_vocab()
     return found
 
 
