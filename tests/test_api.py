@@ -87,6 +87,7 @@ def example(name: str) -> None:
     assert told == [], "".join(told)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", [pytest.param(name, marks=parts(name)) for name in OURS])
 def test_the_example_of_every_function_runs(within: Path, name: str) -> None:

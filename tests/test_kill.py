@@ -15,6 +15,8 @@ from rlaif.runfile import load_run
 from tests.fakes import FakeServer
 from tests.support import command, environment, lines, rlaif, write_run
 
+pytestmark = pytest.mark.slow  # whole runs
+
 KILLS = 20
 PROBES = ("Say yes.", "Answer with one of these and nothing else: A, B")
 """What the start of a run asks the policy and the judge, to see what the server can do."""
@@ -41,7 +43,6 @@ def _await_draws(fake: FakeServer, count: int, process: subprocess.Popen[bytes])
         time.sleep(0.005)
 
 
-@pytest.mark.slow
 def test_twenty_kills_change_nothing(tmp_path: Path) -> None:
     prompts = [f"How do I get to station number {number}?" for number in range(40)]
     steady, shaken = tmp_path / "steady", tmp_path / "shaken"

@@ -46,6 +46,7 @@ def evaluated(*arguments: object, cwd: Path, **env: str) -> subprocess.Completed
     return rlaif("evaluate", "judge", *arguments, cwd=cwd, **env)
 
 
+@pytest.mark.slow
 def test_exit_codes_and_what_is_told(tmp_path: Path) -> None:
     gold, wrong = write_pairs(tmp_path / "gold.jsonl", 120), write_pairs(tmp_path / "wrong.jsonl", 120, wrong=True)
     with FakeServer() as fake:
@@ -85,6 +86,7 @@ def test_a_url_is_enough(tmp_path: Path) -> None:
     assert other.returncode == 2 and "does not serve a model called `absent`" in other.stderr
 
 
+@pytest.mark.slow
 def test_a_run_file_and_what_generate_says_of_its_judge(tmp_path: Path) -> None:
     gold = write_pairs(tmp_path / "gold.jsonl", 120)
     with FakeServer() as fake:
@@ -144,6 +146,7 @@ def test_a_failing_server(tmp_path: Path) -> None:
     assert gone.returncode == 1 and "not reachable" in gone.stderr
 
 
+@pytest.mark.slow
 def test_a_killed_evaluation_goes_on(tmp_path: Path) -> None:
     gold = write_pairs(tmp_path / "gold.jsonl", 60)
     with FakeServer(delay=0.05, batch=False, most_at_once=8) as fake:

@@ -24,6 +24,7 @@ def _history(steps: int) -> list[dict[str, Any]]:
     return [*lines, {"step": steps, "train_runtime": 3.0, "train_loss": 0.6}]
 
 
+@pytest.mark.slow
 def test_draws_a_png_of_what_was_logged(tmp_path: Path) -> None:
     path = tmp_path / "curves.png"
     draw_curves(_history(120), path)

@@ -16,6 +16,8 @@ from tests.data.made import write_jsonl
 from tests.training.runs import begin, pair_rows, run
 from tests.training.test_rails_runs import flags, lines
 
+pytestmark = pytest.mark.slow  # whole trainings
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -27,6 +27,8 @@ from tests.training.runs import (
     weights,
 )
 
+pytestmark = pytest.mark.slow  # whole trainings
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -21,6 +21,8 @@ from rlaif.training.trainer import GroupTrainer
 from tests.data.made import write_jsonl
 from tests.training.runs import Heard, begin, furthest, pair_rows, run, weights
 
+pytestmark = pytest.mark.slow  # whole trainings
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -165,6 +165,7 @@ def test_a_torn_checkpoint_is_passed_over(folder: Path, broken: Path) -> None:
     assert again(folder, broken).finished
 
 
+@pytest.mark.slow
 def test_without_a_checkpoint_it_begins_again(folder: Path, broken: Path, tmp_path: Path) -> None:
     shutil.rmtree(broken / "checkpoint-3")
     for old in broken.glob("checkpoint-*"):
@@ -193,6 +194,7 @@ def test_a_reference_that_is_gone(folder: Path, broken: Path, tmp_path: Path) ->
     assert kept.read_bytes() == before
 
 
+@pytest.mark.slow
 def test_another_reference_can_be_computed_again(folder: Path, tmp_path: Path) -> None:
     """It did not change in the meantime."""
     start, cache = str(folder / "model"), tmp_path / "references"

@@ -102,6 +102,7 @@ def test_nobody_to_put_it_beside(files: Path) -> None:
     assert done.returncode == 2 and "Missing option '--against'" in done.stderr
 
 
+@pytest.mark.slow
 def test_an_interrupt_keeps_what_was_answered(files: Path) -> None:
     with FakeServer(delay=0.05, most_at_once=2, batch=False) as fake:
         arguments = ("a.jsonl", "--against", "b.jsonl", "--prompts", "prompts.jsonl", "--judge", fake.url, "--no-plots")
