@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from rlaif.evaluation.estimates import wilson
+from rlaif.evaluation.intervals import wilson
 from rlaif.evaluation.metrics import Interval
 
 if TYPE_CHECKING:

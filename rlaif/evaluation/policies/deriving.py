@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from rlaif import __version__
 from rlaif.constitution import Constitution
+from rlaif.evaluation.intervals import share
 from rlaif.evaluation.policies.comparing import Compared, Plan
 from rlaif.evaluation.policies.distance import Distance
 from rlaif.evaluation.policies.doubts import Known, doubts
 from rlaif.evaluation.policies.gathering import Gathered, reason_of, tag_of
-from rlaif.evaluation.policies.intervals import share
 from rlaif.evaluation.policies.lineage import Lineage, lineage_of, trained_prompts
 from rlaif.evaluation.policies.matches import match_of, outcome
 from rlaif.evaluation.policies.players import Answer, Bounds, Kinds, Meter, player_of, shared_places

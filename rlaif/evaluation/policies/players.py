@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from rlaif.data.texts import refuses
+from rlaif.evaluation.intervals import average, share
 from rlaif.evaluation.metrics import mean
 from rlaif.evaluation.policies.comparing import Answered
-from rlaif.evaluation.policies.intervals import average, share
 from rlaif.evaluation.policies.report import Player, Refusals, Violations
 from rlaif.evaluation.variety import distinct, repetition, words_of
 from rlaif.records import Messages, Prompt, Sample, Score
