@@ -177,6 +177,36 @@ def test_the_answers_of_another_order_of_the_file_are_the_same(gold: Path, tmp_p
     assert value(second.report.measures.accuracy) == value(first.accuracy)
 
 
+def test_every_evaluation_has_a_report_of_its_own(tmp_path: Path) -> None:
+    """Gold files of one name, other settings, names without a Latin letter, names longer than a file's may be."""
+    for name in ("hard", "easy"):
+        (tmp_path / name).mkdir()
+        write_gold(tmp_path / name / "gold.jsonl", 12 if name == "hard" else 13)
+    hard, easy = tmp_path / "hard/gold.jsonl", tmp_path / "easy/gold.jsonl"
+    judge = Judge(right_by_hash(0.8))
+    warm = CompareSettings(temperature=4)
+    done = [evaluated(judge, *each, **more) for *each, more in (
+        (hard, tmp_path / "out", {}), (easy, tmp_path / "out", {}), (hard, tmp_path / "out", {"compare": warm}),
+    )]  # fmt: skip
+    for name in ("甲", "乙", "x" * 225):
+        judge = Judge(right_by_hash(0.8))
+        judge.name = name
+        done.append(evaluated(judge, hard, tmp_path / "out"))
+    assert len({each.path for each in done}) == len(done)
+    assert all(JudgeReport.model_validate_json(each.path.read_bytes()) == each.report for each in done)
+
+
+def test_the_time_is_that_of_the_same_questions(tmp_path: Path) -> None:
+    """A second call with another margin knows what the answers took; one that reads them in another way does not."""
+    write_gold(tmp_path / "gold.jsonl", 12)
+    judge = Judge(right_by_hash(0.8))
+    first, margin, one = (
+        evaluated(judge, tmp_path / "gold.jsonl", tmp_path / "out", **more).report.measures.cost.seconds_per_1000
+        for more in ({}, {"pair": PairSettings(margin=0.2)}, {"compare": CompareSettings(orders="random")})
+    )
+    assert first is not None and margin == first and one is None
+
+
 def test_cost_and_pairs_file(gold: Path, tmp_path: Path) -> None:
     done = evaluated(Judge(right_by_hash(0.8)), gold, tmp_path, limit=50)
     cost = done.report.measures.cost

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
+
+from pydantic import JsonValue
 
 from rlaif import __version__
 from rlaif.constitution import Constitution
 from rlaif.evaluation.intervals import share
+from rlaif.evaluation.naming import report_name, sha256_known
 from rlaif.evaluation.policies.comparing import Compared, Plan
 from rlaif.evaluation.policies.distance import Distance
 from rlaif.evaluation.policies.doubts import Known, doubts
@@ -23,16 +24,14 @@ from rlaif.evaluation.policies.ratings import Won, ratings
 from rlaif.evaluation.policies.report import About, Cost, Match, Player, PolicyReport, Rating
 from rlaif.evaluation.policies.settings import EvaluateSettings
 from rlaif.evaluation.report import Estimate
-from rlaif.records import Prompt, Score, content_id
+from rlaif.records import Prompt, Score
 from rlaif.samples.inputs import Oddities
 from rlaif.samples.meetings import Criterion, criteria_of
 from rlaif.scores.grades import score_question
-from rlaif.store import sha256_of
 
 if TYPE_CHECKING:
     from rlaif.evaluation.policies.tables import Tables
 
-_LONGEST_NAME = 80
 _UNTOLD = {"judge", "max_failed", "prompts", "kl"}
 
 
@@ -54,18 +53,13 @@ class Facts(NamedTuple):
 def report_stem(
     settings: EvaluateSettings, constitution: Constitution, judge: str, players: Sequence[tuple[str, str]]
 ) -> str:
-    """The name, without ending, of the files of one evaluation: its players' names, and a hash of what is asked.
-
-    `players` are names and identities, the baseline last.
-    """
-    *others, last = [re.sub(r"[^A-Za-z0-9._@+-]+", "-", name).strip("-.") for name, _ in players]
-    words = f"{'-'.join(others)}-against-{last}"[:_LONGEST_NAME]
+    """What the files of one evaluation are called. `players` are names and identities, the baseline last."""
+    *others, last = [name for name, _ in players]
     about = settings.model_dump(mode="json", include=set(EvaluateSettings.model_fields) - _UNTOLD)
-    prompts = (_sha256(settings.prompts.path) or settings.prompts.path, settings.prompts.column, settings.prompts.limit)
-    warmth = settings.asked.temperature
-    return (
-        f"{words}-{content_id(about, prompts, warmth, constitution.hash, judge, [list(each) for each in players])[:8]}"
-    )
+    path = settings.prompts.path
+    prompts: list[JsonValue] = [sha256_known(path) or path, settings.prompts.column, settings.prompts.limit]
+    warmth, everyone = settings.asked.temperature, [list(each) for each in players]
+    return report_name([*others, "against", last], about, prompts, warmth, constitution.hash, judge, everyone)
 
 
 def derive(
@@ -241,7 +235,7 @@ def _about(facts: Facts) -> About:
         constitution=facts.constitution.name,
         constitution_hash=facts.constitution.hash,
         prompts=settings.prompts.path,
-        prompts_sha256=_sha256(settings.prompts.path),
+        prompts_sha256=sha256_known(settings.prompts.path),
         prompt_count=len(facts.prompts),
         oddities=dict(facts.oddities.counts),
         tag=settings.tag,
@@ -270,8 +264,3 @@ def _warnings(facts: Facts, players: Sequence[Player], matches: Sequence[Match])
             warn_same=facts.warn_same,
         )
     )
-
-
-def _sha256(path: str) -> str | None:
-    file = Path(path).expanduser()
-    return sha256_of(file) if file.is_file() else None

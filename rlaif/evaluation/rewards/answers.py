@@ -8,14 +8,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pydantic import JsonValue
+
 from rlaif.errors import UserError
+from rlaif.evaluation.naming import sha256_known
 from rlaif.inference.ask import Tally, ask
 from rlaif.inference.base import ModelSource, Question
 from rlaif.records import Failure, Prompt, Sample
 from rlaif.samples.inputs import Oddities, read_prompts
 from rlaif.samples.plan import given_samples, sample_questions, sample_record
 from rlaif.samples.rows import read_rows
-from rlaif.settings import PolicySettings
+from rlaif.settings import ModelSettings, PolicySettings
 from rlaif.store import Table, read_records
 
 REPLIES = ("responses", "completions", "answers", "outputs", "response", "completion", "answer", "output")
@@ -43,6 +46,12 @@ class Drawn:
     def name(self) -> str:
         """What wrote the answers."""
         return self.source.name
+
+    @property
+    def identity(self) -> JsonValue:
+        """What they depend on."""
+        how = self.settings.model_dump(mode="json", exclude=set(ModelSettings.model_fields))
+        return [self.source.name, how, sha256_known(self.prompts) or self.prompts, self.column, self.limit]
 
     def read(self, oddities: Oddities | None = None) -> Iterator[Prompt]:
         """The prompts."""
@@ -75,6 +84,13 @@ class Given:
     def name(self) -> str:
         """What wrote the answers."""
         return self.path
+
+    @property
+    def identity(self) -> JsonValue:
+        """What they depend on."""
+        path = Path(self.path).expanduser()
+        file = str(path / "samples.jsonl" if path.is_dir() else path)
+        return [sha256_known(file) or self.path, self.column, self.prompt_column, self.samples, self.limit]
 
 
 class Answers(NamedTuple):
