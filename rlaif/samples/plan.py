@@ -22,17 +22,27 @@ def sample_questions(prompt: Prompt, policy: PolicySettings, model: str) -> list
             "sample",
             model,
             messages,
-            Sampling(
-                max_tokens=policy.max_tokens,
-                temperature=policy.temperature,
-                top_p=policy.top_p,
-                seed=_seed(policy.seed, prompt.id, index) if policy.temperature > 0 else None,
-            ),
+            sampling_of(policy, prompt.id, index),
             index=index,
             about={"prompt": prompt.id},
         )
         for index in range(policy.samples)
     ]
+
+
+def sampling_of(policy: PolicySettings, prompt: str, index: int) -> Sampling:
+    """How one answer to a prompt, named by its id, is drawn."""
+    return Sampling(
+        max_tokens=policy.max_tokens,
+        temperature=policy.temperature,
+        top_p=policy.top_p,
+        seed=_seed(policy.seed, prompt, index) if policy.temperature > 0 else None,
+    )
+
+
+def is_planned(policy: PolicySettings, sample: Sample) -> bool:
+    """Whether an answer on disk is one that these settings draw, and not one of earlier settings."""
+    return sample.index < policy.samples and sample.sampling == sampling_of(policy, sample.prompt, sample.index)
 
 
 def _seed(seed: int, prompt: str, index: int) -> int:
