@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from rlaif.cli.run import _rows
 from rlaif.constitution import load_constitution
 from rlaif.evaluation.policies.report import About, Cost, Match, Player, PolicyReport, Violations
 from rlaif.evaluation.report import About as JudgeAbout
@@ -125,3 +126,17 @@ def test_a_known_evaluation_of_the_judge_is_taken(tmp_path: Path, monkeypatch: p
     assert f"The judge {JUDGE} likes the longer reply, whatever its quality (slope +0.50)." in found
     assert not [each for each in found if "No evaluation of the judge" in each]
     assert render(page)
+
+
+def test_a_measure_is_a_share_or_a_number_by_its_whole_row(tmp_path: Path) -> None:
+    """A mean of 0.4 beside one of 3 is no 40%."""
+    report = write_evaluation(tmp_path / "e", "judge@1")
+    merits = (Estimate(value=0.4, low=-0.2, high=1.0, pairs=9), Estimate(value=3.0, low=2.0, high=4.0, pairs=9))
+    players = [
+        each.model_copy(update={"meters": {"share": estimate(0.9), "merit": merit}})
+        for each, merit in zip(report.players, merits, strict=True)
+    ]
+    found = {row[0]: row[1:] for row in _rows(report, players)}
+    assert found["merit"] == ["0.40 (-0.20 to 1.00)", "3.00 (2.00 to 4.00)"]
+    assert all("%" in cell for cell in found["share"])
+    assert "  win rate by it" in found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
@@ -19,7 +18,7 @@ from rlaif.evaluation.policies.doubts import Known, doubts
 from rlaif.evaluation.policies.gathering import Gathered, reason_of, tag_of
 from rlaif.evaluation.policies.lineage import Lineage, lineage_of, trained_prompts
 from rlaif.evaluation.policies.matches import match_of, outcome
-from rlaif.evaluation.policies.players import Answer, Bounds, Kinds, Meter, player_of, shared_places
+from rlaif.evaluation.policies.players import Answer, Bounds, Kinds, Meter, Value, player_of, shared_places, value_of
 from rlaif.evaluation.policies.ratings import Won, ratings
 from rlaif.evaluation.policies.report import About, Cost, Match, Player, PolicyReport, Rating
 from rlaif.evaluation.policies.settings import EvaluateSettings
@@ -70,10 +69,11 @@ def derive(
     criteria = criteria_of(facts.constitution, "each")
     costs = _Costs(tables)
     costs.judgements(plan)
-    players = tuple(_players(facts, criteria, costs, meters))
+    values = {name: value_of(meter) for name, meter in meters.items()}
+    players = tuple(_players(facts, criteria, costs, values))
     names = [criterion.id for criterion in plan.criteria]
-    values = _Values(facts, meters)
-    matches = tuple(_match(pair, rows, settings, names, values) for pair in plan.pairs)
+    met = _Met(facts, values)
+    matches = tuple(_match(pair, rows, settings, names, met) for pair in plan.pairs)
     return PolicyReport(
         made_by=f"rlaif {__version__}",
         about=_about(facts),
@@ -91,44 +91,38 @@ def _match(
     rows: Sequence[Compared],
     settings: EvaluateSettings,
     names: Sequence[str],
-    values: _Values,
+    met: _Met,
 ) -> Match:
     own = [row for row in rows if (row.policy, row.baseline) == pair]
     found = match_of(*pair, own, margin=settings.pair.margin, principles=names)
-    return found.model_copy(update={"meters": values.compared(own)})
+    return found.model_copy(update={"meters": met.compared(own)})
 
 
-class _Values:
-    """What the caller's own measures say of every answer, each asked once."""
+class _Met:
+    """Which answer of a pair the caller's own measures prefer."""
 
-    def __init__(self, facts: Facts, meters: Mapping[str, Meter]) -> None:
-        self._meters = meters
+    def __init__(self, facts: Facts, values: Mapping[str, Value]) -> None:
+        self._values = values
         self._messages = {prompt.id: prompt.messages for prompt in facts.prompts}
         self._texts = {sample.id: sample.text for each in facts.gathered for sample in each.found()}
-        self._known: dict[tuple[str, str], float] = {}
 
     def compared(self, rows: Sequence[Compared]) -> dict[str, Estimate]:
-        """By measure, how often the policy's answer has the higher value, in the pairs that have both answers."""
+        """By measure, how often the policy's answer has the higher value, in the pairs whose answers both have one."""
         found = {}
-        for name in self._meters:
-            ends = [(self._end(name, row), row.prompt) for row in rows]
+        for name, value in self._values.items():
+            ends = [(self._end(value, row), row.prompt) for row in rows]
             told = [(end, prompt) for end, prompt in ends if end is not None]
             if told:
                 found[name] = share([end for end, _ in told], [prompt for _, prompt in told])
         return found
 
-    def _end(self, name: str, row: Compared) -> float | None:
+    def _end(self, value: Value, row: Compared) -> float | None:
         if None in row.samples:
             return None
-        own, other = (self._value(name, row.prompt, str(sample)) for sample in row.samples)
-        if math.isnan(own) or math.isnan(other):
+        own, other = (value(self._messages[row.prompt], self._texts[str(sample)]) for sample in row.samples)
+        if own is None or other is None:
             return None
         return 1.0 if own > other else 0.0 if own < other else 0.5
-
-    def _value(self, name: str, prompt: str, sample: str) -> float:
-        if (name, sample) not in self._known:
-            self._known[name, sample] = float(self._meters[name](self._messages[prompt], self._texts[sample]))
-        return self._known[name, sample]
 
 
 def _ratings(names: Sequence[str], rows: Sequence[Compared], margin: float) -> tuple[Rating, ...]:
@@ -143,7 +137,7 @@ def _ratings(names: Sequence[str], rows: Sequence[Compared], margin: float) -> t
 
 
 def _players(
-    facts: Facts, criteria: Sequence[Criterion], costs: _Costs, meters: Mapping[str, Meter]
+    facts: Facts, criteria: Sequence[Criterion], costs: _Costs, values: Mapping[str, Value]
 ) -> Iterator[Player]:
     settings, answered = facts.settings, {each.name: each.answers for each in facts.gathered}
     shared = shared_places(answered)
@@ -155,7 +149,7 @@ def _players(
         answers = list(_answers(each, facts, criteria, costs))
         player = player_of(
             each.name, each.identity, answers, each.missing, shared,
-            criteria=criteria, kinds=kinds, bounds=bounds, meters=meters,
+            criteria=criteria, kinds=kinds, bounds=bounds, values=values,
         )  # fmt: skip
         far = facts.distances.get(each.name, Distance(None))
         yield player.model_copy(update={"kl": far.kl, "kl_note": far.note})

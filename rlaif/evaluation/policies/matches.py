@@ -98,10 +98,10 @@ def _controlled(known: _Labelled, margin: float) -> _AtEqualLength:
     return _AtEqualLength(rate, found.note, found.slope)
 
 
-def _ratio(rows: Sequence[Compared]) -> float:
+def _ratio(rows: Sequence[Compared]) -> float | None:
     lengths = [row.lengths for row in rows if row.lengths is not None]
     own, other = (sum(each[side] for each in lengths) for side in (0, 1))
-    return own / other if own and other else 1.0
+    return own / other if other else None
 
 
 def _principle(name: str, rows: Sequence[Compared], margin: float) -> Part:

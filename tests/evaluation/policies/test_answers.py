@@ -100,9 +100,7 @@ def test_a_run_folder_holds_the_answers_of_its_own_settings(tmp_path: Path) -> N
         ([drawn("a", 0, seed=1), drawn("b", 0, seed=2)], "several answers to one prompt with one number"),
     ],
 )
-def test_answers_of_several_settings_are_no_sample(
-    rows: list[dict[str, Any]], told: str, tmp_path: Path
-) -> None:
+def test_answers_of_several_settings_are_no_sample(rows: list[dict[str, Any]], told: str, tmp_path: Path) -> None:
     """Where nothing says which of them are meant."""
     path = written(tmp_path / "samples.jsonl", *rows)
     with pytest.raises(UserError, match=re.escape(told)):
