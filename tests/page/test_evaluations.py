@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ from rlaif.evaluation.policies.report import About, Cost, Match, Player, PolicyR
 from rlaif.evaluation.report import About as JudgeAbout
 from rlaif.evaluation.report import Cost as JudgeCost
 from rlaif.evaluation.report import Estimate, JudgeReport, Length, Measures, Reason, Verdict
+from rlaif.inference.folder import identity
 from rlaif.page.gathering import figures_of
 from rlaif.page.html import render
-from tests.page.folders import HOSTILE, JUDGE, key, lines, write_run
+from tests.page.folders import HOSTILE, JUDGE, key, lines, write_run, write_training
 
 
 def estimate(value: float) -> Estimate:
@@ -140,3 +142,23 @@ def test_a_measure_is_a_share_or_a_number_by_its_whole_row(tmp_path: Path) -> No
     assert found["merit"] == ["0.40 (-0.20 to 1.00)", "3.00 (2.00 to 4.00)"]
     assert all("%" in cell for cell in found["share"])
     assert "  win rate by it" in found
+
+
+def test_of_two_evaluations_the_newer_is_first_and_an_earlier_model_is_marked(tmp_path: Path) -> None:
+    """A training was done anew: both evaluations have a row `dpo`, of which one is of the model that is here now."""
+    run = write_run(tmp_path / "run")
+    model = write_training(run / "train" / "dpo")
+    (model / "config.json").write_text("{}")
+    now = identity(str(model))
+    for at, (name, known) in enumerate((("z", "dpo@00000000"), ("a", now))):
+        report = write_evaluation(run / name, "other@1")
+        trained, base = report.players
+        told_now = report.model_copy(update={"players": (trained.model_copy(update={"model": known}), base)})
+        (run / name / "dpo.v2-base.json").write_text(told_now.model_dump_json())
+        os.utime(run / name / "dpo.v2-base.json", (at, at))
+    newer, older = figures_of(run).policies
+    assert (newer.path, older.path) == ("a/dpo.v2-base.json", "z/dpo.v2-base.json")
+    assert (newer.stale, older.stale) == ((), ("dpo",))
+    assert (newer.models, older.models) == ({"dpo": now}, {"dpo": "dpo@00000000"})
+    text = render(figures_of(run))
+    assert text.count("another model by now") == 1 and "dpo@00000000" in text
