@@ -119,7 +119,7 @@ async def evaluate_judge(
     Raises UserError for the user's mistakes and ModelError when the judge cannot go on; a second call resumes.
     """
     watch.note(f"reading {wanted.gold}")
-    plan = _planned(wanted, judge.name)
+    plan = _planned(wanted)
     with (
         lock_folder(folder),
         contextlib.closing(Table(folder / "judgements.jsonl", Judgement)) as answers,
@@ -146,12 +146,12 @@ async def evaluate_judge(
     return Evaluated(report, path, tuple(tallies))
 
 
-def _planned(wanted: Evaluation, judge: str) -> _Plan:
+def _planned(wanted: Evaluation) -> _Plan:
     plan = _Plan()
 
     def counted() -> Iterator[Case]:
         for case in wanted.cases(plan.oddities):
-            plan.questions += len(questions_of(case, wanted.compare, judge))
+            plan.questions += len(case.meeting.criteria) * (2 if wanted.compare.orders == "both" else 1)
             yield case
 
     plan.canaries = chosen_cases(counted(), max(wanted.canary_pairs, 1))[: wanted.canary_pairs]

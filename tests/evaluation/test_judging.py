@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from rlaif.errors import UserError
-from rlaif.evaluation.judging import Evaluated
+from rlaif.evaluation.judging import Evaluated, Evaluation, evaluate_judge
 from rlaif.evaluation.report import Estimate, JudgeReport, Measures
+from rlaif.pipeline import Silent
 from rlaif.settings import CompareSettings, PairSettings
 from tests.evaluation.judges import (
     Judge,
+    constitution,
     evaluated,
     first_slot,
     longer_wins,
@@ -246,3 +250,18 @@ def test_mistakes_come_before_questions(tmp_path: Path) -> None:
         evaluated(judge, path, tmp_path / "out")
     assert judge.asked == []
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("compare", [{}, {"orders": "random"}, {"principles": "each"}])
+def test_how_many_questions_there_are_is_told_before_any_is_written(compare: dict[str, Any], tmp_path: Path) -> None:
+    write_gold(tmp_path / "gold.jsonl", 6)
+    told: list[int] = []
+
+    class Hearing(Silent):
+        def begin(self, stage: str, most: int) -> None:
+            told.append(most)
+
+    judge = Judge(right_by_hash(0.8))
+    wanted = Evaluation(str(tmp_path / "gold.jsonl"), constitution(), CompareSettings(**compare), canary_pairs=0)
+    asyncio.run(evaluate_judge(wanted, judge, tmp_path / "out", watch=Hearing(), plots=False))
+    assert told == [len(judge.asked)]

@@ -53,7 +53,10 @@ def read_answers(path: Path) -> Answers:
 def _of_run(rows: Rows, path: Path) -> Answers:
     """The samples of a run: their prompts are named by content already."""
     return {
-        prompt: [own and GivenAnswer(own.text, own.finish_reason) for own in map(found.get, range(max(found) + 1))]
+        prompt: [
+            None if own is None else GivenAnswer(own.text, own.finish_reason)
+            for own in map(found.get, range(max(found) + 1))
+        ]
         for prompt, found in run_samples(path, rows).items()
     }
 

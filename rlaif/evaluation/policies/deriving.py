@@ -23,7 +23,7 @@ from rlaif.evaluation.policies.ratings import Won, ratings
 from rlaif.evaluation.policies.report import About, Cost, Match, Player, PolicyReport, Rating
 from rlaif.evaluation.policies.settings import EvaluateSettings
 from rlaif.evaluation.report import Estimate
-from rlaif.records import Prompt, Score
+from rlaif.records import Judgement, Prompt, Score
 from rlaif.samples.inputs import Oddities
 from rlaif.samples.meetings import Criterion, criteria_of
 from rlaif.scores.grades import score_question
@@ -57,18 +57,17 @@ def report_stem(
     about = settings.model_dump(mode="json", include=set(EvaluateSettings.model_fields) - _UNTOLD)
     path = settings.prompts.path
     prompts: list[JsonValue] = [sha256_known(path) or path, settings.prompts.column, settings.prompts.limit]
-    warmth, everyone = settings.asked.temperature, [list(each) for each in players]
+    everyone: list[JsonValue] = [[name, model] for name, model in players]
+    warmth = settings.asked.temperature
     return report_name([*others, "against", last], about, prompts, warmth, constitution.hash, judge, everyone)
 
 
 def derive(
-    facts: Facts, plan: Plan, rows: Sequence[Compared], tables: Tables, meters: Mapping[str, Meter], seconds: float
+    facts: Facts, plan: Plan, rows: Sequence[Compared], costs: Costs, meters: Mapping[str, Meter], seconds: float
 ) -> PolicyReport:
-    """The report; `rows` are all comparisons of the plan. Nothing is asked."""
+    """The report; `rows` are all comparisons of the plan, read through `costs`. Nothing is asked."""
     settings = facts.settings
     criteria = criteria_of(facts.constitution, "each")
-    costs = _Costs(tables)
-    costs.judgements(plan)
     values = {name: value_of(meter) for name, meter in meters.items()}
     players = tuple(_players(facts, criteria, costs, values))
     names = [criterion.id for criterion in plan.criteria]
@@ -137,7 +136,7 @@ def _ratings(names: Sequence[str], rows: Sequence[Compared], margin: float) -> t
 
 
 def _players(
-    facts: Facts, criteria: Sequence[Criterion], costs: _Costs, values: Mapping[str, Value]
+    facts: Facts, criteria: Sequence[Criterion], costs: Costs, values: Mapping[str, Value]
 ) -> Iterator[Player]:
     settings, answered = facts.settings, {each.name: each.answers for each in facts.gathered}
     shared = shared_places(answered)
@@ -155,7 +154,7 @@ def _players(
         yield player.model_copy(update={"kl": far.kl, "kl_note": far.note})
 
 
-def _answers(own: Gathered, facts: Facts, criteria: Sequence[Criterion], costs: _Costs) -> Iterator[Answer]:
+def _answers(own: Gathered, facts: Facts, criteria: Sequence[Criterion], costs: Costs) -> Iterator[Answer]:
     for prompt in facts.prompts:
         for sample in own.answers[prompt.id]:
             if sample is None:
@@ -168,7 +167,7 @@ def _answers(own: Gathered, facts: Facts, criteria: Sequence[Criterion], costs: 
             yield Answer(prompt, sample, grades)
 
 
-class _Costs:
+class Costs:
     """Counts, each question once, what the answers on disk took."""
 
     def __init__(self, tables: Tables) -> None:
@@ -177,12 +176,12 @@ class _Costs:
         self._failed: Counter[str] = Counter()
         self._spent: Counter[str] = Counter()
 
-    def judgements(self, plan: Plan) -> None:
-        """Those of all comparisons."""
-        for question in plan.questions():
-            found = self._tables.judgements.get(question.id)
-            if self._new(question.id):
-                self._count("compare", "judgements", question.id, found)
+    def judgement(self, question: str) -> Judgement | None:
+        """The judgement that answers a question."""
+        found = self._tables.judgements.get(question)
+        if self._new(question):
+            self._count("compare", "judgements", question, found)
+        return found
 
     def grade(self, question: str) -> Score | None:
         """The grade that answers a question."""
