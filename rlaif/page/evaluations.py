@@ -37,7 +37,12 @@ def find_reports(root: Path) -> Found:
             report = _report(path)
             if report is not None:
                 found[path] = report
-    return dict(sorted(found.items(), key=lambda each: -each[0].stat().st_mtime))
+    return dict(sorted(found.items(), key=lambda each: _age(each[0])))
+
+
+def _age(path: Path) -> float:
+    """Sorts the newest file first."""
+    return -path.stat().st_mtime if path.exists() else 0.0
 
 
 def _report(path: Path) -> JudgeReport | PolicyReport | RewardReport | None:
@@ -59,15 +64,22 @@ def _report(path: Path) -> JudgeReport | PolicyReport | RewardReport | None:
 
 
 def judges_of(root: Path, found: Found, judge: str | None, constitution_hash: str | None) -> list[Judges]:
-    """The evaluations of judges: those in the folder, and those of this run's judge where evaluations are kept."""
+    """The evaluations of judges: those in the folder, and of this run's judge those where evaluations are kept.
+
+    Of these the newest on each gold file counts, as where a run is begun (`evaluation.verdict.known_verdict`).
+    """
     told = {path: report for path, report in found.items() if isinstance(report, JudgeReport)}
     names = [] if judge is None else judge.split(" + ")
+    inside, seen = {path.resolve() for path in told}, set()
     for place in (FOLDER, root.parent / FOLDER.name):
-        for path in sorted(place.glob("*.json")) if names else ():
+        for path in sorted(place.glob("*.json"), key=_age) if names else ():
             report = _report(path)
-            known = path.resolve() in {each.resolve() for each in told}
-            if isinstance(report, JudgeReport) and not known and _same(report, names, constitution_hash):
+            if not isinstance(report, JudgeReport) or not _same(report, names, constitution_hash):
+                continue
+            about = report.about.judge, report.about.gold
+            if path.resolve() not in inside and about not in seen:
                 told[path] = report
+            seen.add(about)
     return [
         Judges(path=_shown(path, root), report=report, labeller=_same(report, names, constitution_hash))
         for path, report in told.items()

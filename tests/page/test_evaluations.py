@@ -128,6 +128,10 @@ def test_a_known_evaluation_of_the_judge_is_taken(tmp_path: Path, monkeypatch: p
     assert f"The judge {JUDGE} likes the longer reply, whatever its quality (slope +0.50)." in found
     assert not [each for each in found if "No evaluation of the judge" in each]
     assert render(page)
+    os.utime(folder / "a.json", (1, 1))
+    mended = report.model_copy(update={"verdict": Verdict(level="fit")})  # with another temperature, for instance
+    (folder / "c.json").write_text(mended.model_dump_json())
+    assert [each.report.verdict.level for each in figures_of(run).judges] == ["fit"], "the newest on that gold file"
 
 
 def test_a_measure_is_a_share_or_a_number_by_its_whole_row(tmp_path: Path) -> None:
