@@ -16,7 +16,7 @@ from rlaif.page.counting import Drawn, every
 from rlaif.page.figures import Panel, Panelist, Principle, Stage
 from rlaif.page.reading import document, within
 from rlaif.page.verdicts import Reading, Tally
-from rlaif.samples.plan import sampling_of
+from rlaif.samples.plan import seed_of
 from rlaif.settings import PolicySettings
 
 TABLES = ("samples.jsonl", "judgements.jsonl", "pairs.jsonl", "rankings.jsonl", "revisions.jsonl", "critiques.jsonl")
@@ -124,14 +124,16 @@ def drawn_by(told: Told) -> Drawn:
     except ValidationError:
         return every
     name = told.manifest.get("policy")
+    fixed = {key: getattr(policy, key) for key in ("max_tokens", "temperature", "top_p")}
 
     def drawn(row: Mapping[str, Any]) -> bool:
         how, index = row.get("sampling"), row.get("index")
         if not isinstance(how, dict) or not isinstance(index, int):
             return True
-        wanted = sampling_of(policy, str(row.get("prompt")), index).model_dump()
-        known = all(how.get(key) == value for key, value in wanted.items())
-        return known and index < policy.samples and (name is None or row.get("policy") == name)
+        if index >= policy.samples or (name is not None and row.get("policy") != name):
+            return False
+        alike = all(how.get(key) == value for key, value in fixed.items())
+        return alike and how.get("seed") == seed_of(policy, str(row.get("prompt")), index)
 
     return drawn
 

@@ -36,8 +36,9 @@ class Reading(NamedTuple):
     """Pairs are asked in both orders."""
 
     def of(self, judge: str) -> dict[str, float]:
-        """How that judge's log-odds are read."""
-        return {"temperature": self.temperatures.get(judge, 1.0), "slot": self.removed.get(judge, 0.0)}
+        """How that judge's log-odds are read, where it is not as they are."""
+        temperature, slot = self.temperatures.get(judge, 1.0), self.removed.get(judge, 0.0)
+        return {} if (temperature, slot) == (1.0, 0.0) else {"temperature": temperature, "slot": slot}
 
 
 class Tally(NamedTuple):
@@ -75,8 +76,9 @@ class _Columns:
         self.second.append(key_of(row["second"]))
         self.principle.append(self.principles.setdefault(row["principle"], len(self.principles)))
         self.judge.append(self.judges.setdefault(row["judge"], len(self.judges)))
-        self.logit.append(told_logit(row, reading.least_mass))
-        self.read.append(told_logit(row, reading.least_mass, **reading.of(row["judge"])))
+        said, how = told_logit(row, reading.least_mass), reading.of(row["judge"])
+        self.logit.append(said)
+        self.read.append(told_logit(row, reading.least_mass, **how) if how else said)
         mass = row.get("label_mass")
         self.mass.append(math.nan if mass is None else mass)
         hard = row.get("logprobs") is None

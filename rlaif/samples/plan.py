@@ -36,7 +36,7 @@ def sampling_of(policy: PolicySettings, prompt: str, index: int) -> Sampling:
         max_tokens=policy.max_tokens,
         temperature=policy.temperature,
         top_p=policy.top_p,
-        seed=_seed(policy.seed, prompt, index) if policy.temperature > 0 else None,
+        seed=seed_of(policy, prompt, index),
     )
 
 
@@ -45,8 +45,11 @@ def is_planned(policy: PolicySettings, sample: Sample) -> bool:
     return sample.index < policy.samples and sample.sampling == sampling_of(policy, sample.prompt, sample.index)
 
 
-def _seed(seed: int, prompt: str, index: int) -> int:
-    digest = hashlib.blake2b(f"{seed}\0{prompt}\0{index}".encode(), digest_size=8).digest()
+def seed_of(policy: PolicySettings, prompt: str, index: int) -> int | None:
+    """The seed of one draw; None where nothing is drawn."""
+    if policy.temperature == 0:
+        return None
+    digest = hashlib.blake2b(f"{policy.seed}\0{prompt}\0{index}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") % 2**31
 
 
