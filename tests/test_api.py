@@ -274,6 +274,12 @@ MISTAKES: list[tuple[Callable[[], Any], str]] = [
      "evaluate_policies(): does not say what the policies answer; add prompts=FILE"),
     (lambda: rlaif.evaluate_reward("m"),
      "evaluate_reward(): there is nothing to evaluate on; give `gold`, `policy` with `prompts`, or `responses`"),
+    (lambda: rlaif.evaluate_reward("m", gold="g", judge="demo-judge"),
+     "judge: goes with `policy`, or with `responses`; leave it out, or give either"),
+    (lambda: rlaif.evaluate_reward("m", gold="g", samples=4),
+     "samples: goes with `policy`, or with `responses`; leave it out, or give either"),
+    (lambda: rlaif.evaluate_reward("m", gold="g", limit=0), "limit: must be at least 1, got 0"),
+    (lambda: rlaif.evaluate_judge(gold="g", judge="x", limit=0), "limit: must be at least 1, got 0"),
 ]  # fmt: skip
 
 
@@ -318,3 +324,16 @@ def test_a_training_takes_groups_and_goes_on_only_when_told(within: Path, tmp_pa
     (tmp_path / "m/metrics.json").unlink()  # as if it had been stopped
     with pytest.raises(rlaif.UserError, match=r"go on with `resume=True`, or remove it$"):
         rlaif.train("sft", lora_rank=2, lora_alpha=3, **given)
+
+
+def test_the_device_goes_for_every_model_of_an_evaluation(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As `rlaif evaluate reward --device cpu`; what a model's own settings say goes before it."""
+    seen: list[str] = []
+    monkeypatch.setattr("rlaif.inference.source.LazyModel", lambda settings, **_: seen.append(settings.device))
+    monkeypatch.setattr("rlaif.evaluation.now.evaluate_reward_now", lambda *_, **__: None)
+    monkeypatch.setattr("rlaif.evaluation.rewards.scorer.identity", lambda *_, **__: "rm@1")
+    given: dict[str, Any] = {"prompts": "p.jsonl", "output": tmp_path, "quiet": True, "device": "cpu"}
+    rlaif.evaluate_reward("rm", policy="demo-policy", judge="demo-judge", **given)
+    own = {"model": "demo-judge", "device": "auto"}
+    rlaif.evaluate_reward("rm", policy={"model": "demo-policy"}, judge=own, **given)
+    assert seen == ["cpu", "cpu", "cpu", "auto"]

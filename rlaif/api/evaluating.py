@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 from rlaif.api.judges import Judge, checked, constitution_of, judge_settings, run_of, valid
 from rlaif.api.showing import watching
-from rlaif.api.words import given, in_python, named_model, one_of, plain
+from rlaif.api.words import at_least_one, given, in_python, named_model, one_of, plain
 from rlaif.constitution import Constitution
 from rlaif.errors import UserError
-from rlaif.settings import CompareSettings, PolicySettings
+from rlaif.settings import CompareSettings, ModelSettings, PolicySettings
 from rlaif.yamlfile import Source
 
 if TYPE_CHECKING:
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from rlaif.training.texts import Template
 
 Principles = Literal["one", "each", "all"]
+Device = Literal["auto", "cpu"]
+AnyModel = TypeVar("AnyModel", bound=ModelSettings)
 
 
 @in_python
@@ -63,10 +65,12 @@ def evaluate_judge(
     from rlaif.evaluation.now import evaluate_judge_now
     from rlaif.inference.source import LazyModel
 
+    at_least_one(limit=limit, canary_pairs=canary_pairs)
     base, settings = run_of(run, judge), judge_settings(run, judge)
     asked = {"principles": principles, "orders": orders}
     changed = {name: value for name, value in asked.items() if value is not None}
     compare = (base.compare if base is not None else CompareSettings()).model_dump(exclude_unset=True)
+    compare["temperature"] = settings.temperature * compare.get("temperature", 1.0)
     more: dict[str, Any] = {} if base is None else {"pair": base.pair, "max_failed": base.max_failed}
     wanted = Evaluation(
         str(gold),
@@ -74,6 +78,7 @@ def evaluate_judge(
         compare=valid({**compare, **changed, "critique": False}, CompareSettings, ""),
         column=column,
         limit=limit,
+        own_temperature=settings.temperature,
         canary_pairs=canary_pairs if canaries else 0,
         **more,
     )
@@ -176,7 +181,7 @@ def evaluate_reward(
     template: Template | None = None,
     max_length: int | None = None,
     tokens: int = 8192,
-    device: Literal["auto", "cpu"] = "auto",
+    device: Device = "auto",
     output: str | Path = "runs/rewards",
     plots: bool = True,
     quiet: bool = False,
@@ -185,7 +190,7 @@ def evaluate_reward(
 
     With `gold`: how often it prefers the better reply. With `policy` and `prompts`, or with `responses`: what the
     answer with the highest of n rewards is worth to a `judge` (or to `measure`, a function of messages and text of
-    your own). `policy` is a model, or a mapping as in a run file (`{"model": ..., "max_tokens": 96}`).
+    your own). `policy` is a model, or settings (`{"model": ..., "max_tokens": 96}`). `device` goes for all of them.
 
     Raises UserError for mistakes, ModelError where a model cannot go on.
 
@@ -200,9 +205,11 @@ def evaluate_reward(
     from rlaif.evaluation.rewards.scorer import RewardModel
 
     _require_something(gold, policy, prompts, responses)
-    one_of(template, ("auto", "chat", "plain", None), "template")
-    one_of(device, ("auto", "cpu"), "device")
-    how = _Grades(run, judge, measure, constitution, one_of(principles, ("each", "all", None), "principles"))
+    more = {"judge": judge, "run": run, "measure": measure, "constitution": constitution, "principles": principles}
+    _require_answers(policy, responses, {**more, "samples": samples, "prompt_column": prompt_column})
+    at_least_one(limit=limit, samples=samples)
+    _require_known(template, device)
+    how = _Grades(run, judge, measure, constitution, device, one_of(principles, ("each", "all", None), "principles"))
     folder = Path(output)
     with watching(quiet) as told:
         scorer = RewardModel(str(model), template=template, max_length=max_length, tokens=tokens, device=device)
@@ -210,10 +217,10 @@ def evaluate_reward(
         if responses is not None:
             answers = Given(str(responses), responses_column, prompt_column, samples, limit)
         elif policy is not None:
-            answers = Drawn(*_drawing(policy, samples, folder, told), str(prompts), prompt_column, limit)
-        on_answers = None if answers is None else how.on(answers, folder, told)
-        on_gold = None if gold is None else OnGold(str(gold), column, limit)
-        return evaluate_reward_now(scorer, folder, gold=on_gold, answers=on_answers, watch=told, plots=plots)
+            answers = Drawn(*_drawing(policy, samples, device, folder, told), str(prompts), prompt_column, limit)
+        best_of = None if answers is None else how.on(answers, folder, told)
+        pairs = None if gold is None else OnGold(str(gold), column, limit)
+        return evaluate_reward_now(scorer, folder, gold=pairs, answers=best_of, watch=told, plots=plots)
 
 
 def _require_something(gold: object, policy: object, prompts: object, responses: object) -> None:
@@ -228,15 +235,35 @@ def _require_something(gold: object, policy: object, prompts: object, responses:
         raise UserError("there is nothing to evaluate on", where=call, mend=mend)
 
 
-def _drawing(policy: object, samples: int | None, folder: Path, told: Watch) -> tuple[Any, PolicySettings]:
+def _require_known(template: str | None, device: str) -> None:
+    one_of(template, ("auto", "chat", "plain", None), "template")
+    one_of(device, ("auto", "cpu"), "device")
+
+
+def _require_answers(policy: object, responses: object, more: Mapping[str, object]) -> None:
+    """Raise UserError for what goes with answers only, where there are none."""
+    for name, value in more.items():
+        if value is not None and policy is None and responses is None:
+            raise UserError("goes with `policy`, or with `responses`", where=name, mend="leave it out, or give either")
+
+
+def _drawing(
+    policy: object, samples: int | None, device: Device, folder: Path, told: Watch
+) -> tuple[Any, PolicySettings]:
     """The policy, and how it is asked for `samples` answers, or 16 where nothing is said."""
     from rlaif.inference.source import LazyModel
 
     data = named_model(policy, "policy") if isinstance(policy, str) else plain(policy)
     if isinstance(data, dict):
         data = {"samples": 16, **data} if samples is None else {**data, "samples": samples}
-    settings = valid(data, PolicySettings, "policy")
+    settings = _on(valid(data, PolicySettings, "policy"), device)
     return LazyModel(settings, log=folder / "policy.log", say=told.note), settings
+
+
+def _on(settings: AnyModel, device: Device) -> AnyModel:
+    """A model on the device that was named, unless its own settings say where."""
+    free = device == "auto" or "device" in settings.model_fields_set
+    return settings if free else settings.model_copy(update={"device": device})
 
 
 class _Grades(NamedTuple):
@@ -246,6 +273,7 @@ class _Grades(NamedTuple):
     judge: Judge | None
     measure: Measure | None
     constitution: str | Path | Constitution | None
+    device: Device
     principles: Literal["each", "all"] | None
 
     def on(self, answers: Any, folder: Path, told: Watch) -> OnAnswers:
@@ -264,6 +292,8 @@ class _Grades(NamedTuple):
             usual = "all" if base.compare.principles == "all" else "each"
             more = {"principles": usual, "max_chars": base.compare.max_chars, **more}
             more |= {"min_mass": base.pair.min_label_mass, "max_failed": base.max_failed}
-        source = LazyModel(judge_settings(self.run, self.judge), log=folder / "judge.log", labels=DIGITS, say=told.note)
+        settings = judge_settings(self.run, self.judge)
+        settings = settings if base is not None else _on(settings, self.device)
+        source = LazyModel(settings, log=folder / "judge.log", labels=DIGITS, say=told.note)
         grading = Grading(source, constitution_of(self.constitution, base), **more)
         return OnAnswers(answers, grading, grading.max_failed)

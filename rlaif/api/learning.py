@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from rlaif.api.showing import reading, training
-from rlaif.api.words import given, in_python, one_of, plain
+from rlaif.api.words import at_least_one, given, in_python, one_of, plain
 from rlaif.errors import UserError
 
 if TYPE_CHECKING:
@@ -102,6 +102,7 @@ def score(
     from rlaif.training.responses import Columns
     from rlaif.training.scoring import score as scored
 
+    at_least_one(limit=limit)
     one_of(template, ("auto", "chat", "plain", None), "template")
     one_of(device, ("auto", "cpu"), "device")
     with tempfile.TemporaryDirectory(prefix="rlaif-") as folder:

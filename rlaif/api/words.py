@@ -136,3 +136,10 @@ def one_of(value: T, known: tuple[T, ...], word: str) -> T:
         names = [str(each) for each in known if each is not None]
         raise UserError(f"`{value}` is not known", where=word, mend=nearest(str(value), names))
     return value
+
+
+def at_least_one(**numbers: int | None) -> None:
+    """Raise UserError where a number is given and less than 1."""
+    for word, number in numbers.items():
+        if number is not None and number < 1:
+            raise UserError(f"must be at least 1, got {number}", where=word)

@@ -103,7 +103,8 @@ def _from_run(run_file: Path, flags: dict[str, Any]) -> tuple[JudgeSettings, _Ba
     run = run_of(run_file, flags)
     if run.compare.critique:
         click.echo("note: the run shows the judge its critiques; this measures the judge without them", err=True)
-    return run.judge, _Base(run.constitution, {"compare": run.compare, "pair": run.pair, "max_failed": run.max_failed})
+    read = {"compare": run.compared_by(run.judge), "own_temperature": run.judge.temperature, "pair": run.pair}
+    return run.judge, _Base(run.constitution, {**read, "max_failed": run.max_failed})
 
 
 def _evaluated(settings: JudgeSettings, wanted: Evaluation, output: Path, plots: bool) -> Evaluated:

@@ -133,8 +133,10 @@ def _rows(report: PolicyReport, players: Sequence[Player]) -> Iterator[list[str]
     yield ["  at equal length", *(_cell(match.controlled if match else None) for match in met)]
     for name in dict.fromkeys(name for player in players for name in player.meters):
         own = [player.meters.get(name) for player in players]
-        yield [name, *map(_cell, own)]
-        if any(found is not None and not 0 <= found.value <= 1 for found in own):
+        if all(found is None or 0 <= found.low <= found.high <= 1 for found in own):
+            yield [name, *map(_cell, own)]
+        else:
+            yield [name, *map(_number, own)]
             yield ["  win rate by it", *(_cell(match.meters.get(name) if match else None) for match in met)]
     if any(player.violations for player in players):
         yield ["faulty (judge)", *(_cell(_broken(player)) for player in players)]
@@ -148,9 +150,10 @@ def _broken(player: Player) -> Estimate | None:
 
 
 def _cell(found: Estimate | None) -> str:
-    """A share in percent with its interval; a measure that leaves 0 to 1 as a number."""
-    if found is None:
-        return ""
-    if 0 <= found.value <= 1:
-        return f"{found.value:.1%} ({max(0, 100 * found.low):.0f}-{min(100, 100 * found.high):.0f})"
-    return f"{found.value:.2f} ({found.low:.2f} to {found.high:.2f})"
+    """A share in percent with its interval."""
+    return "" if found is None else f"{found.value:.1%} ({100 * found.low:.0f}-{100 * found.high:.0f})"
+
+
+def _number(found: Estimate | None) -> str:
+    """Any number with its interval."""
+    return "" if found is None else f"{found.value:.2f} ({found.low:.2f} to {found.high:.2f})"

@@ -8,7 +8,7 @@ probabilities, cancels a slot bias that adds to the logit exactly (arXiv:2309.00
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -17,6 +17,7 @@ from rlaif.records import Judgement, Verdict
 HARD_LOGIT = math.log(0.99 / 0.01)
 """What a text verdict counts: 0.99, so that one order's opposite verdict brings the mean back to one half."""
 
+_SIGNS: Mapping[str, float] = {Verdict.FIRST: 1.0, Verdict.SECOND: -1.0, Verdict.TIE: 0.0}
 _MOST = 30.0
 """Logits are cut here: a label with no probability at all must not outweigh every other principle."""
 
@@ -95,12 +96,32 @@ def first_logit(judgement: Judgement, *, min_mass: float, temperature: float = 1
     After the cut, `slot` is taken off and the rest is divided by `temperature` (Guo et al. 2017, arXiv:1706.04599);
     text verdicts are treated alike, but for a stated tie, which stays one.
     """
-    if judgement.logprobs is None:
-        sign = {Verdict.FIRST: 1.0, Verdict.SECOND: -1.0, Verdict.TIE: 0.0}.get(judgement.verdict)
+    return logit_of(
+        judgement.verdict,
+        judgement.logprobs,
+        judgement.label_mass,
+        min_mass=min_mass,
+        temperature=temperature,
+        slot=slot,
+    )
+
+
+def logit_of(
+    verdict: str,
+    logprobs: tuple[float, float] | None,
+    label_mass: float | None,
+    *,
+    min_mass: float,
+    temperature: float = 1.0,
+    slot: float = 0.0,
+) -> float | None:
+    """`first_logit` of what a judgement holds."""
+    if logprobs is None:
+        sign = _SIGNS.get(verdict)
         return sign if sign is None or sign == 0 else (sign * HARD_LOGIT - slot) / temperature
-    if judgement.label_mass is None or judgement.label_mass < min_mass:
+    if label_mass is None or label_mass < min_mass:
         return None
-    first, second = judgement.logprobs
+    first, second = logprobs
     if math.isnan(first) or math.isnan(second) or first == second == -math.inf:
         return None
     return (max(-_MOST, min(_MOST, first - second)) - slot) / temperature

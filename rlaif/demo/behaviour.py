@@ -9,7 +9,7 @@ from typing import NamedTuple
 from rlaif.demo.oracle import violations
 from rlaif.demo.prompts import fresh_scenes
 from rlaif.demo.reading import read_reply
-from rlaif.evaluation.estimates import wilson
+from rlaif.evaluation.intervals import wilson
 from rlaif.inference.quiet import quiet
 from rlaif.records import Message
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from rlaif.comparisons.fold import first_logit
 from rlaif.comparisons.plan import compare_questions, votes
-from rlaif.evaluation.estimates import share
+from rlaif.evaluation.intervals import share_of
 from rlaif.evaluation.judged import Case
 from rlaif.evaluation.metrics import hits, mean
 from rlaif.evaluation.report import Canary, Estimate
@@ -58,6 +58,15 @@ class Probe(NamedTuple):
         """Both orders of it."""
         prompt, meeting = self.case.prompt, self.case.meeting
         return list(compare_questions(prompt, [meeting], both_orders(compare), judge, fenced=self.fenced))
+
+
+class _Won(NamedTuple):
+    """Whether a canary wins each single verdict of one probe."""
+
+    prompt: str
+    first: list[float]
+    """Where it is shown first."""
+    second: list[float]
 
 
 def both_orders(compare: CompareSettings) -> CompareSettings:
@@ -105,7 +114,7 @@ def count_wins(
     judge: str,
 ) -> list[Canary]:
     """What each kind wins, in the order of the kinds. Verdicts that cannot be read are left out."""
-    wins: dict[tuple[str, bool], list[tuple[list[float], list[float]]]] = {}
+    wins: dict[tuple[str, bool], list[_Won]] = {}
     for probe in found:
         kind = wins.setdefault((probe.kind, probe.fenced), [])
         kind.append(_wins(probe, answer_of, compare, pair.min_label_mass, judge))
@@ -118,8 +127,7 @@ def _wins(
     compare: CompareSettings,
     min_mass: float,
     judge: str,
-) -> tuple[list[float], list[float]]:
-    """Whether the canary wins each single verdict: those that show it first, and those that show it second."""
+) -> _Won:
     questions = probe.questions(compare, judge)
     ((_, cast),) = votes([probe.case.meeting], questions, answer_of, both_orders(compare))
 
@@ -127,18 +135,20 @@ def _wins(
         logits = (None if each is None else first_logit(each, min_mass=min_mass) for each in judgements)
         return hits([sign * logit for logit in logits if logit is not None])
 
-    return read((vote.forward for vote in cast), 1.0), read((vote.backward for vote in cast), -1.0)
+    first, second = (vote.forward for vote in cast), (vote.backward for vote in cast)
+    return _Won(probe.case.prompt.id, read(first, 1.0), read(second, -1.0))
 
 
-def _canary(kind: str, fenced: bool, wins: Sequence[tuple[list[float], list[float]]]) -> Canary:
+def _canary(kind: str, fenced: bool, wins: Sequence[_Won]) -> Canary:
     def per_pair(verdicts: Iterable[list[float]]) -> Estimate | None:
-        return share([mean(each) for each in verdicts if each])
+        told = [(mean(each), won.prompt) for won, each in zip(wins, verdicts, strict=True) if each]
+        return share_of([share for share, _ in told], [prompt for _, prompt in told])
 
     return Canary(
         kind=kind,
         fenced=fenced,
         pairs=len(wins),
-        wins=per_pair([*first, *second] for first, second in wins),
-        first=per_pair(first for first, _ in wins),
-        second=per_pair(second for _, second in wins),
+        wins=per_pair([*each.first, *each.second] for each in wins),
+        first=per_pair(each.first for each in wins),
+        second=per_pair(each.second for each in wins),
     )

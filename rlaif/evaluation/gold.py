@@ -7,6 +7,7 @@ hh-rlhf), from RewardBench's rows, and from the 438 comparisons of the HHH evalu
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -105,14 +106,20 @@ def _pair(form: Form, row: Any, source: str, line: int, counter: Oddities) -> Go
     if better == worse:
         counter.add("pair of equal answers (left out)", line)
         return None
-    subset = row.get("subset") or row.get("category")
-    principle = row.get("principle")
+    subset, principle = _named(row, "subset") or _named(row, "category"), _named(row, "principle")
     return GoldPair(
         id=content_id("gold", prompt_id(found.messages), better, worse, principle),
         prompt=found.messages,
         better=better,
         worse=worse,
-        subset=None if subset is None else str(subset),
-        principle=None if principle is None else str(principle),
+        subset=subset,
+        principle=principle,
         source=source,
     )
+
+
+def _named(row: Any, column: str) -> str | None:
+    """What stands in a column; a blank cell, and the NaN that some tables have instead, is nothing."""
+    value = row.get(column)
+    nothing = value is None or (isinstance(value, float) and math.isnan(value))
+    return None if nothing else str(value).strip() or None

@@ -35,6 +35,8 @@ class JudgedPair(Record):
     """Of the gold pair."""
     source: str
     """File and line of the gold pair."""
+    prompt: str
+    """Id of its prompt: pairs of one prompt are right or wrong together."""
     subset: str | None
     status: str
     """`labelled`, `tie` (closer to one half than `pair.margin`), or why there is no label: `unparsed`, `failed`."""
@@ -103,6 +105,7 @@ def judged_pair(
     return JudgedPair(
         id=case.pair.id,
         source=case.pair.source,
+        prompt=case.prompt.id,
         subset=case.pair.subset,
         status=comparison.status.value,
         logit=None if silent else comparison.logit,

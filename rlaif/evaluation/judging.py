@@ -1,14 +1,13 @@
 """The evaluation of a judge on gold pairs: plan, ask what is missing, append; then measure, decide, write.
 
 In the folder: `judgements.jsonl` and `failures.jsonl`, the answers of all judges that were evaluated there; and for
-every judge, constitution and gold file a report (`NAME.json`, written last), what was said about each pair
+every evaluation a report (`NAME.json`, written last), what was said about each pair
 (`NAME.pairs.jsonl`) and plots. Answers are found by content id: a second call asks nothing.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -22,8 +21,9 @@ from rlaif.evaluation.canaries import chosen_cases, count_probes, count_wins, pr
 from rlaif.evaluation.gold import read_gold
 from rlaif.evaluation.judged import Case, JudgedPair, cases, judged_pair, questions_of
 from rlaif.evaluation.measures import measure
+from rlaif.evaluation.naming import data_word, report_name, sha256_known
 from rlaif.evaluation.report import About, Cost, JudgeReport
-from rlaif.evaluation.verdict import decide, known_report, report_stem
+from rlaif.evaluation.verdict import decide, known_reports
 from rlaif.inference.ask import Tally, ask
 from rlaif.inference.base import ModelSource, Question
 from rlaif.records import Failure, Judgement
@@ -60,6 +60,9 @@ class Evaluation:
     """File or `datasets` name."""
     constitution: Constitution
     compare: CompareSettings = field(default_factory=CompareSettings)
+    """With the judge's own temperature in its temperature, as a run reads it (`RunSettings.compared_by`)."""
+    own_temperature: float = 1.0
+    """The judge's part of that."""
     pair: PairSettings = field(default_factory=PairSettings)
     column: str | None = None
     limit: int | None = None
@@ -72,6 +75,15 @@ class Evaluation:
         """The gold pairs, streamed."""
         pairs = read_gold(self.gold, column=self.column, limit=self.limit, oddities=oddities)
         return cases(pairs, self.constitution, self.compare)
+
+    def name(self, judge: str) -> str:
+        """What the files about one judge are called."""
+        constitution = self.constitution.hash
+        return report_name(
+            [judge, constitution[:12], data_word(self.gold)],
+            [judge, constitution, sha256_known(self.gold) or self.gold, self.column, self.limit, self.canary_pairs],
+            [self.compare.model_dump(mode="json"), self.pair.model_dump(mode="json")],
+        )
 
 
 class Evaluated(NamedTuple):
@@ -107,7 +119,7 @@ async def evaluate_judge(
     Raises UserError for the user's mistakes and ModelError when the judge cannot go on; a second call resumes.
     """
     watch.note(f"reading {wanted.gold}")
-    plan = _planned(wanted, judge.name)
+    plan = _planned(wanted)
     with (
         lock_folder(folder),
         contextlib.closing(Table(folder / "judgements.jsonl", Judgement)) as answers,
@@ -121,7 +133,7 @@ async def evaluate_judge(
             asked = (q for probe in probes(plan.canaries) for q in probe.questions(wanted.compare, judge.name))
             most = 2 * count_probes(len(plan.canaries)) * _criteria(plan.canaries)
             tallies.append(await _asked("canaries", asked, most, judge, tables, wanted, watch))
-        path = folder / f"{report_stem(judge.name, wanted.constitution.hash, wanted.gold)}.json"
+        path = folder / f"{wanted.name(judge.name)}.json"
         watch.note("working out the statistics, with their intervals")
         report, judged = _report(wanted, judge.name, plan, tables, tally, folder)
         write_records(path.with_suffix(".pairs.jsonl"), judged)
@@ -134,12 +146,12 @@ async def evaluate_judge(
     return Evaluated(report, path, tuple(tallies))
 
 
-def _planned(wanted: Evaluation, judge: str) -> _Plan:
+def _planned(wanted: Evaluation) -> _Plan:
     plan = _Plan()
 
     def counted() -> Iterator[Case]:
         for case in wanted.cases(plan.oddities):
-            plan.questions += len(questions_of(case, wanted.compare, judge))
+            plan.questions += len(case.meeting.criteria) * (2 if wanted.compare.orders == "both" else 1)
             yield case
 
     plan.canaries = chosen_cases(counted(), max(wanted.canary_pairs, 1))[: wanted.canary_pairs]
@@ -179,28 +191,28 @@ def _report(
 ) -> tuple[JudgeReport, list[JudgedPair]]:
     read = _Reading(wanted, judge, tables)
     judged = list(read.judged())
-    gold = _sha256(Path(wanted.gold))
-    seconds = _known_seconds(known_report(judge, wanted.constitution.hash, wanted.gold, folder), wanted.gold, gold)
+    about = About(
+        judge=judge,
+        constitution=wanted.constitution.name,
+        constitution_hash=wanted.constitution.hash,
+        gold=wanted.gold,
+        gold_sha256=sha256_known(wanted.gold),
+        oddities=plan.oddities.counts,
+        compare=wanted.compare.model_dump(mode="json"),
+        pair=wanted.pair.model_dump(mode="json"),
+    )
+    seconds = _known_seconds(about, folder)
     measures = measure(
         judged,
         wanted.pair,
         canaries=count_wins(probes(plan.canaries), tables.answers.get, wanted.compare, wanted.pair, judge),
         cost=read.cost(tally, sum(each.labelled for each in judged), seconds),
         failures=dict(read.failures),
-        temperature=wanted.compare.temperature,
+        temperature=wanted.compare.temperature / wanted.own_temperature,  # for `compare.temperature`, beside the other
     )
     report = JudgeReport(
         made_by=f"rlaif {__version__}",
-        about=About(
-            judge=judge,
-            constitution=wanted.constitution.name,
-            constitution_hash=wanted.constitution.hash,
-            gold=wanted.gold,
-            gold_sha256=gold,
-            oddities=plan.oddities.counts,
-            compare=wanted.compare.model_dump(mode="json"),
-            pair=wanted.pair.model_dump(mode="json"),
-        ),
+        about=about,
         verdict=decide(measures),
         measures=measures,
     )
@@ -251,15 +263,10 @@ class _Reading:
         )
 
 
-def _known_seconds(earlier: JudgeReport | None, gold: str, sha256: str | None) -> float | None:
-    """The time that an earlier report on the same pairs tells of."""
-    if earlier is None or (earlier.about.gold, earlier.about.gold_sha256) != (gold, sha256):
-        return None
-    return earlier.measures.cost.seconds_per_1000
-
-
-def _sha256(path: Path) -> str | None:
-    if not path.is_file():
-        return None
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _known_seconds(about: About, folder: Path) -> float | None:
+    """The time that the latest earlier report on the same pairs, asked in the same way, tells of."""
+    for earlier in reversed(known_reports(about.judge, about.constitution_hash, folder)):
+        own = earlier.about
+        if (own.gold, own.gold_sha256, own.compare) == (about.gold, about.gold_sha256, about.compare):
+            return earlier.measures.cost.seconds_per_1000
+    return None

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 from rlaif.comparisons.fold import Status, sigmoid
-from rlaif.evaluation.estimates import average, share, slope, wilson
+from rlaif.evaluation.intervals import average_of, share_of, slope, wilson
 from rlaif.evaluation.judged import JudgedPair
 from rlaif.evaluation.metrics import brier, calibration_error, fit_temperature, hits, log_loss, mean, reliability
 from rlaif.evaluation.report import (
@@ -58,11 +59,11 @@ def measure(
         labelled=len(said),
         coverage=len(said) / len(judged) if judged else 0.0,
         no_label=_no_label(judged, failures),
-        accuracy=share(hits(logits)),
-        single_order=share([mean(hits(each.orders)) for each in said]),
-        kept=share(hits(logits_of(kept))),
+        accuracy=share_of(hits(logits), prompts_of(said)),
+        single_order=share_of([mean(hits(each.orders)) for each in said], prompts_of(said)),
+        kept=share_of(hits(logits_of(kept)), prompts_of(kept)),
         ties=mean([float(each.status == Status.TIE.value) for each in said]) if said else None,
-        flips=share(flips_of(said)),
+        flips=_flips(said),
         baselines=baselines,
         gain=_gain(said, baselines),
         subsets=tuple(_subsets(judged)),
@@ -82,9 +83,15 @@ def logits_of(said: Sequence[JudgedPair]) -> list[float]:
     return [each.logit for each in said if each.logit is not None]
 
 
-def flips_of(said: Sequence[JudgedPair]) -> list[float]:
-    """1 for every pair whose orders disagree; pairs asked in one order are left out."""
-    return [float(each.flip) for each in said if len(each.orders) == 2]
+def prompts_of(judged: Sequence[JudgedPair]) -> list[str]:
+    """Their prompts."""
+    return [each.prompt for each in judged]
+
+
+def _flips(said: Sequence[JudgedPair]) -> Estimate | None:
+    """The share of the pairs whose orders disagree; pairs asked in one order are left out."""
+    both = [each for each in said if len(each.orders) == 2]
+    return share_of([float(each.flip) for each in both], prompts_of(both))
 
 
 def _no_label(judged: Sequence[JudgedPair], failures: dict[str, int]) -> dict[str, int]:
@@ -101,18 +108,24 @@ def _longer(each: JudgedPair) -> float:
     return hits([float(better - worse)])[0]
 
 
+def _first(each: JudgedPair) -> float:
+    return each.better_first
+
+
 _TRIVIAL: dict[str, Callable[[JudgedPair], float]] = {
     "longer wins": _longer,
     "shorter wins": lambda each: 1 - _longer(each),
-    "first slot wins": lambda each: each.better_first,
+    "first slot wins": _first,
 }
 """What judges get that look at one thing. Asked in both orders, `first slot` gets one half by construction."""
 
 
 def _baselines(said: Sequence[JudgedPair]) -> Iterator[Baseline]:
     for name, hit in _TRIVIAL.items():
-        accuracy = share([hit(each) for each in said])
+        accuracy = share_of([hit(each) for each in said], prompts_of(said))
         if accuracy is not None:
+            if hit is _first and all(each.better_first == 0.5 for each in said):  # by construction, and in no doubt
+                accuracy = Estimate(value=0.5, low=0.5, high=0.5, pairs=len(said))
             yield Baseline(name=name, accuracy=accuracy)
 
 
@@ -122,42 +135,45 @@ def _gain(said: Sequence[JudgedPair], baselines: Sequence[Baseline]) -> Estimate
         return None
     hit = _TRIVIAL[max(baselines, key=lambda each: each.accuracy.value).name]
     own = hits(logits_of(said))
-    return average([right - hit(each) for right, each in zip(own, said, strict=True)])
+    return average_of([right - hit(each) for right, each in zip(own, said, strict=True)], prompts_of(said))
 
 
 def _subsets(judged: Sequence[JudgedPair]) -> Iterator[Group]:
     for name in sorted({each.subset for each in judged if each.subset is not None}):
         inside = [each for each in judged if each.subset == name]
         said = [each for each in inside if each.labelled]
-        flips = flips_of(said)
+        flips = _flips(said)
         yield Group(
             name=name,
             pairs=len(inside),
-            accuracy=share(hits(logits_of(said))),
-            flips=mean(flips) if flips else None,
-            first=share(_first_shares(inside)),
+            accuracy=share_of(hits(logits_of(said)), prompts_of(said)),
+            flips=None if flips is None else flips.value,
+            first=_first_share(inside),
         )
 
 
 def _principles(judged: Sequence[JudgedPair]) -> Iterator[Group]:
     for name in sorted({name for each in judged for name in each.own}):
-        asked = [each.own[name] for each in judged if name in each.own]
-        accuracy = share(hits([logit for logit in asked if logit is not None]))
+        asked = [each for each in judged if name in each.own]
+        told = [(logit, each.prompt) for each in asked if (logit := each.own[name]) is not None]
+        accuracy = share_of(hits([logit for logit, _ in told]), [prompt for _, prompt in told])
         yield Group(name=name, pairs=len(asked), accuracy=accuracy)
 
 
-def _first_shares(judged: Sequence[JudgedPair]) -> list[float]:
-    """For every pair with a readable verdict, the share of its single verdicts that name the first slot."""
-    return [mean(hits(each.slots)) for each in judged if each.slots]
+def _first_share(judged: Sequence[JudgedPair]) -> Estimate | None:
+    """The share of single verdicts that name the first slot, each pair counted once."""
+    told = [each for each in judged if each.slots]
+    return share_of([mean(hits(each.slots)) for each in told], prompts_of(told))
 
 
 def slot_of(judged: Sequence[JudgedPair]) -> Slot | None:
     """The preference for a place; None where nothing can be read."""
-    first = share(_first_shares(judged))
+    first = _first_share(judged)
     if first is None:
         return None
     # The second order's log-odds of the *first slot* are the negated ones of the better reply.
-    bias = average([(each.orders[0] - each.orders[1]) / 2 for each in judged if len(each.orders) == 2])
+    both = [each for each in judged if len(each.orders) == 2]
+    bias = average_of([(each.orders[0] - each.orders[1]) / 2 for each in both], prompts_of(both))
     return Slot(first=first, bias=bias)
 
 
@@ -219,20 +235,32 @@ def _bin_count(pairs: Sequence[float]) -> int:
 def length_of(said: Sequence[JudgedPair]) -> Length:
     """The judge's liking for length."""
     logits = logits_of(said)
-    right = hits(logits)
     # A reply of no characters is none (`read_gold` leaves it out), so that every ratio has a logarithm.
     ratios = [better / worse for better, worse in (each.lengths for each in said)]
+    right = [_Right(*each) for each in zip(ratios, hits(logits), prompts_of(said), strict=True)]
     return Length(
-        shorter=share([hit for hit, ratio in zip(right, ratios, strict=True) if ratio < 1]),
-        longer=share([hit for hit, ratio in zip(right, ratios, strict=True) if ratio > 1]),
-        slope=slope([math.log(ratio) for ratio in ratios], logits),
-        bins=tuple(_length_bins(ratios, right)),
+        shorter=_share_right([each for each in right if each.ratio < 1]),
+        longer=_share_right([each for each in right if each.ratio > 1]),
+        slope=slope([math.log(ratio) for ratio in ratios], logits, prompts_of(said)),
+        bins=tuple(_length_bins(right)),
     )
 
 
-def _length_bins(ratios: Sequence[float], right: Sequence[float]) -> Iterator[LengthBin]:
+class _Right(NamedTuple):
+    """Whether a pair was judged right, by the length of its better reply over that of its worse one."""
+
+    ratio: float
+    hit: float
+    prompt: str
+
+
+def _share_right(right: Sequence[_Right]) -> Estimate | None:
+    return share_of([each.hit for each in right], [each.prompt for each in right])
+
+
+def _length_bins(right: Sequence[_Right]) -> Iterator[LengthBin]:
     for low, high in zip((0.0, *LENGTH_EDGES), (*LENGTH_EDGES, math.inf), strict=True):
-        accuracy = share([hit for hit, ratio in zip(right, ratios, strict=True) if low <= ratio < high])
+        accuracy = _share_right([each for each in right if low <= each.ratio < high])
         if accuracy is not None:
             yield LengthBin(low=low, high=None if high == math.inf else high, accuracy=accuracy)
 

@@ -8,13 +8,10 @@ from __future__ import annotations
 
 import itertools
 import math
-import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from rlaif.comparisons.fold import sigmoid
-
-Statistic = Callable[[Sequence[float]], float]
 
 
 class Interval(NamedTuple):
@@ -31,25 +28,6 @@ class Interval(NamedTuple):
 def mean(values: Sequence[float]) -> float:
     """The mean; NaN of nothing."""
     return math.fsum(values) / len(values) if values else math.nan
-
-
-def bootstrap(
-    values: Sequence[float], statistic: Statistic = mean, *, resamples: int = 1000, seed: int = 0
-) -> Interval:
-    """A statistic with its percentile bootstrap interval (Efron 1979): each value is one independent unit."""
-    if not values:
-        return Interval(math.nan, math.nan, math.nan)
-    draw = random.Random(seed).choices
-    drawn = sorted(statistic(draw(values, k=len(values))) for _ in range(resamples))
-    return Interval(statistic(values), _quantile(drawn, 0.025), _quantile(drawn, 0.975))
-
-
-def _quantile(ordered: Sequence[float], share: float) -> float:
-    """By linear interpolation between the order statistics."""
-    place = share * (len(ordered) - 1)
-    low = math.floor(place)
-    high = min(low + 1, len(ordered) - 1)
-    return ordered[low] + (place - low) * (ordered[high] - ordered[low])
 
 
 def hits(logits: Sequence[float]) -> list[float]:

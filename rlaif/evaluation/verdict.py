@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import glob
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -101,50 +99,29 @@ def _points(share: float) -> str:
     return f"{100 * share:+.1f}"
 
 
-def report_stem(judge: str, constitution_hash: str, gold: str) -> str:
-    """The name, without ending, of the files about one judge under one constitution on one gold file."""
-    return f"{_stem(judge, constitution_hash)}-{_word(_gold_name(gold))}"
-
-
-def known_report(judge: str, constitution_hash: str, gold: str, folder: Path = FOLDER) -> JudgeReport | None:
-    """The evaluation of a judge under a constitution on a gold file; None where there is none to be read."""
-    return _report(folder / f"{report_stem(judge, constitution_hash, gold)}.json", judge, constitution_hash)
+def known_reports(judge: str, constitution_hash: str, folder: Path = FOLDER) -> list[JudgeReport]:
+    """The evaluations of a judge under a constitution, the latest last."""
+    try:
+        paths = sorted(folder.glob("*.json"), key=lambda path: path.stat().st_mtime)
+    except OSError:
+        return []
+    about = judge, constitution_hash
+    found = [report for path in paths if (report := _report(path)) is not None]
+    return [each for each in found if (each.about.judge, each.about.constitution_hash) == about]
 
 
 def known_verdict(judge: str, constitution_hash: str, folder: Path = FOLDER) -> Verdict | None:
-    """What earlier evaluations found of a judge under a constitution: the worst of them; None where there was none.
+    """What earlier evaluations found of a judge under a constitution; None where there was none.
 
-    Not the latest, as a judge that is good on one gold file does not mend what it got wrong on another.
+    Of every gold file the latest, and of those the worst, as a judge that is good on one gold file does not mend what
+    it got wrong on another.
     """
-    found = (
-        _report(path, judge, constitution_hash)
-        for path in sorted(folder.glob(f"{glob.escape(_stem(judge, constitution_hash))}*.json"))
-    )
-    verdicts = [report.verdict for report in found if report is not None]
-    return max(verdicts, key=lambda verdict: EXIT_CODES[verdict.level], default=None)
+    latest = {report.about.gold: report.verdict for report in known_reports(judge, constitution_hash, folder)}
+    return max(latest.values(), key=lambda verdict: EXIT_CODES[verdict.level], default=None)
 
 
-def _report(path: Path, judge: str, constitution_hash: str) -> JudgeReport | None:
-    """The report of a file, if it is one about that judge under that constitution."""
+def _report(path: Path) -> JudgeReport | None:
     try:
-        report = JudgeReport.model_validate_json(path.read_bytes())
+        return JudgeReport.model_validate_json(path.read_bytes())
     except (OSError, ValidationError):
         return None
-    same = (report.about.judge, report.about.constitution_hash) == (judge, constitution_hash)
-    return report if same else None
-
-
-def _stem(judge: str, constitution_hash: str) -> str:
-    return f"{_word(judge)}-{constitution_hash[:12]}"
-
-
-def _word(text: str) -> str:
-    """`text` as part of a file's name."""
-    return re.sub(r"[^A-Za-z0-9._@-]+", "-", text).strip("-.")
-
-
-def _gold_name(gold: str) -> str:
-    """A file's name without folder and endings; of a dataset with its owner before it."""
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", gold) and not Path(gold).suffix:
-        return gold
-    return re.sub(r"\.(?:jsonl?|csv|parquet)$", "", re.sub(r"\.gz$", "", Path(gold).name, flags=re.I), flags=re.I)[:80]

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from rlaif.evaluation.estimates import wilson
+from rlaif.evaluation.intervals import wilson
 from rlaif.evaluation.metrics import Interval
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ _CERTAIN = 1e-3
 """A preference this close to 0 or 1 counts as certain when separation is looked for."""
 _SURE = 1.959963984540054
 _AT_ONCE = 2_000_000
-"""Resamples times comparisons that are fitted together: each of a dozen tables has so many numbers."""
+"""Resamples times comparisons that are drawn and fitted together: each of a dozen tables has so many numbers."""
 _ENOUGH = 1e-10
 _MOST_STEPS = 1000
 
@@ -61,14 +61,6 @@ class LengthControlled(NamedTuple):
     alone decides every one. `controlled` then rests on the ridge, and its interval on nothing."""
 
 
-class _Drawn(NamedTuple):
-    """The bootstrap: how often each comparison was drawn, a row a resample."""
-
-    weights: Numbers
-    raw: Numbers
-    """Mean preference of each resample."""
-
-
 def length_controlled(
     preferences: Sequence[float],
     length_differences: Sequence[float],
@@ -91,24 +83,23 @@ def length_controlled(
 
     said, gaps = np.asarray(preferences, dtype=np.float64), np.asarray(length_differences, dtype=np.float64)
     _check(said, gaps, prompts)
-    drawn = _draw(said, list(range(len(said)) if prompts is None else prompts), resamples, seed)
     note = _unable(said, gaps)
-    if note is None:
-        x = np.tanh(gaps / gaps.std())
-        (theta,), (phi,) = _fit(x, said, np.ones((1, len(said))))
+    x = None if note is not None else np.tanh(gaps / gaps.std())
+    raw, redrawn = _drawn(said, x, range(len(said)) if prompts is None else prompts, resamples, seed)
+    if x is not None:
+        (theta,), (phi,) = _newton(x, said, np.ones((1, len(said))))
         controlled, slope = float(_sigmoid(theta)), float(phi)
-        redrawn = _sigmoid(_fit(x, said, drawn.weights)[0])
         interval, error, note = _ends(redrawn), float(redrawn.std(ddof=1)), _doubt(said, gaps)
     else:
         controlled, slope = float(said.mean()), 0.0
-        interval, error = _raw_interval(said, drawn), _raw_error(said, drawn)
+        interval, error = _raw_interval(said, raw), _raw_error(said, raw)
     wins, losses = int((said - 0.5 >= margin).sum()), int((0.5 - said >= margin).sum())
     return LengthControlled(
         raw=float(said.mean()),
         controlled=controlled,
         interval=interval,
-        note=note,
-        raw_interval=_raw_interval(said, drawn),
+        note=note or "",
+        raw_interval=_raw_interval(said, raw),
         error=error,
         slope=slope,
         wins=wins,
@@ -129,14 +120,27 @@ def _check(said: Numbers, gaps: Numbers, prompts: Sequence[Hashable] | None) -> 
         raise ValueError("preferences lie between 0 and 1, and length differences are finite")
 
 
-def _draw(said: Numbers, prompts: Sequence[Hashable], resamples: int, seed: int) -> _Drawn:
+def _drawn(
+    said: Numbers, x: Numbers | None, prompts: Sequence[Hashable], resamples: int, seed: int
+) -> tuple[Numbers, Numbers]:
+    """The bootstrap: of every resample its mean preference, and, where there is an `x`, what is fitted at equal length.
+
+    As many resamples at once as there is room for: how often each comparison was drawn is a number for each of both.
+    """
     import numpy as np
 
     places: dict[Hashable, int] = {}
     group = np.array([places.setdefault(prompt, len(places)) for prompt in prompts])
-    counts = np.random.default_rng(seed).multinomial(len(places), [1 / len(places)] * len(places), size=resamples)
-    weights = counts[:, group].astype(np.float64)
-    return _Drawn(weights, weights @ said / weights.sum(axis=1))
+    rng, even = np.random.default_rng(seed), [1 / len(places)] * len(places)
+    rows = max(1, _AT_ONCE // len(said))
+    raw, fitted = np.empty(resamples), np.empty(resamples if x is not None else 0)
+    for at in range(0, resamples, rows):
+        size = min(rows, resamples - at)
+        weights = rng.multinomial(len(places), even, size=size)[:, group].astype(np.float64)
+        raw[at : at + size] = weights @ said / weights.sum(axis=1)
+        if x is not None:
+            fitted[at : at + size] = _sigmoid(_newton(x, said, weights)[0])
+    return raw, fitted
 
 
 def _unable(said: Numbers, gaps: Numbers) -> str | None:
@@ -170,20 +174,11 @@ def _separated(said: Numbers, gaps: Numbers) -> Literal["", "side", "length"]:
     return "length" if can_lose.max() <= can_win.min() or can_win.max() <= can_lose.min() else ""
 
 
-def _fit(x: Numbers, said: Numbers, weights: Numbers) -> tuple[Numbers, Numbers]:
+def _newton(x: Numbers, said: Numbers, weights: Numbers) -> tuple[Numbers, Numbers]:
     """theta and phi for every row of weights, by Newton's method on the penalised cross-entropy, soft targets and all.
 
     `x` and `said` are (comparisons,), `weights` (rows, comparisons); what returns is (rows,) twice.
     """
-    import numpy as np
-
-    rows = max(1, _AT_ONCE // len(said))
-    parts = [_newton(x, said, weights[at : at + rows]) for at in range(0, len(weights), rows)]
-    theta, phi = (np.concatenate(each) for each in zip(*parts, strict=True))
-    return theta, phi
-
-
-def _newton(x: Numbers, said: Numbers, weights: Numbers) -> tuple[Numbers, Numbers]:
     import numpy as np
 
     theta, phi = np.zeros(len(weights)), np.zeros(len(weights))
@@ -223,11 +218,11 @@ def _score_interval(said: Numbers) -> Interval | None:
     return wilson(float(said.sum()), len(said)) if said.min() == said.max() and said[0] in (0, 1) else None
 
 
-def _raw_interval(said: Numbers, drawn: _Drawn) -> tuple[float, float]:
+def _raw_interval(said: Numbers, raw: Numbers) -> tuple[float, float]:
     certain = _score_interval(said)
-    return _ends(drawn.raw) if certain is None else (certain.low, certain.high)
+    return _ends(raw) if certain is None else (certain.low, certain.high)
 
 
-def _raw_error(said: Numbers, drawn: _Drawn) -> float:
+def _raw_error(said: Numbers, raw: Numbers) -> float:
     certain = _score_interval(said)
-    return float(drawn.raw.std(ddof=1)) if certain is None else (certain.high - certain.low) / (2 * _SURE)
+    return float(raw.std(ddof=1)) if certain is None else (certain.high - certain.low) / (2 * _SURE)

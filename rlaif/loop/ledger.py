@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -17,21 +17,16 @@ from pydantic import Field, JsonValue, ValidationError
 
 from rlaif.constitution import load_constitution
 from rlaif.inference.folder import identity
-from rlaif.loop.plan import Step
+from rlaif.loop.plan import Step, files_of
 from rlaif.records import Record, content_id
 from rlaif.resources import shipped_model
 from rlaif.store import sha256_of, write_text
 from rlaif.training.folder import FREE, is_begun, is_finished
+from rlaif.training.rows import file_of
 
 _FILE = "loop.json"
 _THINGS = frozenset({"model", "data", "held_data", "reference", "center_on", "prompts"})
 """Settings that name something whose contents count."""
-_OF_RUN = {
-    "sft": "sft.jsonl", "reward": "pairs.jsonl", "dpo": "pairs.jsonl", "ppo": "prompts.jsonl",
-    "center_on": "sft.jsonl", "prompts": "prompts.jsonl",
-}  # fmt: skip
-"""What a method, or a setting, reads of a run folder."""
-
 State = Literal["new", "begun", "finished"]
 
 
@@ -112,17 +107,24 @@ def _with_contents(plain: Mapping[str, JsonValue], method: str) -> dict[str, Jso
         if isinstance(value, dict):
             found[name] = _with_contents(value, method)
         elif name == "reward" and isinstance(value, str):  # may be a sum of several
-            found[name] = [_content(part.strip(), _OF_RUN["reward"]) for part in re.split("([,*])", value)]
+            found[name] = [_of_reward(part.strip()) for part in re.split("([,*])", value)]
         elif name in _THINGS and isinstance(value, str):
-            found[name] = _content(value, _OF_RUN.get(name, _OF_RUN[method]))
+            found[name] = _content(value, files_of(name, method))
     return found
 
 
-def _content(value: str, of_run: str) -> JsonValue:
-    """What is in the file, the run folder or the model of this name; a name from elsewhere as it is."""
-    path = Path(value.rpartition(":")[0] if ".py:" in value else value)
-    if (path / of_run).is_file():
-        return sha256_of(path / of_run)
+def _of_reward(part: str) -> JsonValue:
+    """A function goes by its file and its name; a reward model by what is in it."""
+    file, _, function = part.rpartition(":") if ".py:" in part else (part, "", "")
+    return [_content(file, ()), function]
+
+
+def _content(value: str, files: Sequence[str]) -> JsonValue:
+    """What is in the file, the first of `files` in a folder, or the model of this name; a name from elsewhere as it is.
+
+    Raises UserError for a folder that holds none of them.
+    """
+    path = Path(file_of(value, files) if files else value).expanduser()
     if path.is_file():
         return sha256_of(path)
     return identity(value, rewards=True) if path.is_dir() or shipped_model(value) else value

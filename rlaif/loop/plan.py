@@ -28,9 +28,10 @@ from rlaif.evaluation.policies.settings import EvaluateSettings
 from rlaif.online.settings import OnlineSettings
 from rlaif.plainwords import Where
 from rlaif.runfile import Flags, absolute, read_later, read_run
-from rlaif.settings import RunSettings
+from rlaif.settings import ModelSettings, RunSettings
+from rlaif.training.rows import DEMONSTRATION_FILES, PAIR_FILES, file_of
 from rlaif.training.settings import SETTINGS, CommonSettings
-from rlaif.training.settingsfile import PATHS
+from rlaif.training.settingsfile import absolute_paths
 from rlaif.yamlfile import Place, Source, find_problems, refuse
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
@@ -40,6 +41,15 @@ TRAIN, EVALUATION = "train", "evaluation"
 """Folders in the run folder."""
 BASE = "base"
 """What the policy that all steps start from is called in the evaluation."""
+
+
+def files_of(setting: str, method: str) -> tuple[str, ...]:
+    """What the trainer of a method reads of a folder that this setting names; nothing of a model's."""
+    if setting == "prompts":
+        return ("prompts.jsonl",)
+    if setting == "center_on" or (setting in ("data", "held_data") and method == "sft"):
+        return DEMONSTRATION_FILES
+    return PAIR_FILES if setting in ("data", "held_data") else ()
 
 
 class LoopEvaluateSettings(EvaluateSettings):
@@ -79,6 +89,27 @@ class Plan:
         """The steps whose policies are compared with their start."""
         wanted = self.evaluate.policies if self.evaluate else ()
         return tuple(step for step in self.steps if step.is_policy and (not wanted or step.name in wanted))
+
+    @property
+    def start(self) -> ModelSettings:
+        """The policy that all compared ones started from. Raises UserError where there is none."""
+        if self.run.policy is not None:
+            return self.run.policy
+        models = {step.settings.model for step in self.compared} - {step.settings.output for step in self.steps}
+        if len(models) == 1:
+            return ModelSettings(model=models.pop())
+        told = f"the compared policies started from different models ({', '.join(sorted(models))})"
+        what = told if models else "no policy is trained here"
+        mend = "set `policy`" + (", or name in `policies` those that started from one model" if models else "")
+        raise UserError(f"{what}, and the run has no `policy`", where="evaluate", mend=mend)
+
+    @property
+    def needs_start(self) -> bool:
+        """Whether the evaluation asks that policy."""
+        if self.evaluate is None:
+            return False
+        rewards = any(not step.is_policy for step in self.steps)
+        return bool(self.compared) or (rewards and self.evaluate.reward_samples > 0)
 
 
 def load_plan(path: Path, flags: Flags | None = None) -> Plan:
@@ -124,6 +155,12 @@ def _read(path: Path, flags: Flags | None) -> _Found:
         steps.problems += find_problems(section, kind)
     if found.evaluate is not None:
         steps.problems += find_problems(found.evaluate, LoopEvaluateSettings)
+    if not steps.problems and (plan := found.plan()).needs_start:
+        try:
+            _ = plan.start
+        except UserError as error:
+            place = steps.later["evaluate"].place(())
+            steps.problems.append(UserError(error.what, where=place.where, line=place.line, mend=error.mend))
     return found
 
 
@@ -134,8 +171,8 @@ class _Sections:
         self.later, self.run, self.base = later, run, base
         self.problems: list[UserError] = []
         self._folders: dict[str, Path] = {}
-        self._reward: str | None = None
-        """Name of the last reward model."""
+        self._rewards: list[str] = []
+        """Names of the reward models so far."""
 
     def trainings(self) -> Iterator[tuple[str, type[CommonSettings], Source]]:
         """Every training whose method is known."""
@@ -151,7 +188,7 @@ class _Sections:
             if kind is not None:
                 yield name, kind, self._filled(name, kind, _without(section, "method"), list(source.data))
             self._folders[name] = self.run.folder / TRAIN / name
-            self._reward = name if kind is not None and kind.method == "reward" else self._reward
+            self._rewards += [name] if kind is not None and kind.method == "reward" else []
 
     def evaluation(self) -> Source | None:
         """How policies are compared, or None where the file does not say."""
@@ -160,9 +197,13 @@ class _Sections:
             return source
         for path in (("prompts",), ("prompts", "path"), ("constitution",), ("judge", "model"), ("reward_gold",)):
             source = absolute(source, path, self.base)
-        for at, name in enumerate(source.data.get("policies") or ()):
-            if name not in self._folders:
-                self._wrong(source.place(("policies", at)), f"no training `{name}`", nearest(str(name), self._folders))
+        policies = source.data.get("policies")
+        for at, name in enumerate(policies if isinstance(policies, list) else ()):  # else its type is told as wrong
+            if isinstance(name, str) and name not in self._folders:
+                self._wrong(source.place(("policies", at)), f"no training `{name}`", nearest(name, self._folders))
+            if name in self._rewards:
+                what = f"`{name}` trains a reward model, which answers nothing"
+                self._wrong(source.place(("policies", at)), what, "`reward_gold` and `reward_samples` measure those")
         return source
 
     def _kind(self, name: str, section: Source) -> type[CommonSettings] | None:
@@ -185,8 +226,7 @@ class _Sections:
         return kinds[method]
 
     def _filled(self, name: str, kind: type[CommonSettings], section: Source, names: list[str]) -> Source:
-        for path in PATHS:
-            section = absolute(section, path, self.base)
+        section = absolute_paths(section, self.base)
         for path in _OTHER_MODELS:
             section = self._of_step(section, path, names[names.index(name) :])
         if "output" in section.data:
@@ -196,12 +236,23 @@ class _Sections:
         for key, value in self._usual(kind).items():
             if key not in section.data:
                 section = section.with_value((key,), value, f"train.{name}")
+        self._look_into(section, kind.method)
         if kind.method == "sft" and section.data["data"] == self.run.output and not self.run.revise.enabled:
             what = f"`train.{name}` learns from revisions, and this run makes none"
             self._wrong(
                 section.place(()), what, "set `revise: {enabled: true}`, or name other demonstrations in `data`"
             )
         return section
+
+    def _look_into(self, section: Source, method: str) -> None:
+        """Tell of folders that hold nothing that the trainer reads; the run's own may be filled later."""
+        for name, value in section.data.items():
+            files = files_of(name, method)
+            if files and isinstance(value, str) and value != self.run.output:
+                try:
+                    file_of(value, files)
+                except UserError as error:
+                    self._wrong(section.place((name,)), f"{value}: {error.what}", error.mend)
 
     def _usual(self, kind: type[CommonSettings]) -> dict[str, Any]:
         """What the run says about settings that the file leaves out."""
@@ -210,7 +261,7 @@ class _Sections:
             usual["model"] = self.run.policy.model
         if kind is not OnlineSettings:
             return usual | {"data": self.run.output}
-        reward = "judge" if self._reward is None else str(self._folders[self._reward])
+        reward = str(self._folders[self._rewards[-1]]) if self._rewards else "judge"
         judge = self.run.judge.model_dump(mode="json", exclude_unset=True)
         return usual | {
             "prompts": self.run.output, "reward": reward, "judge": judge, "constitution": self.run.constitution,

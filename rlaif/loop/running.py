@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Protocol
 
 from rlaif.comparisons.questions import LABELS
 from rlaif.constitution import load_constitution
-from rlaif.errors import UserError
 from rlaif.evaluation.now import evaluate_reward_now
 from rlaif.evaluation.policies.contestants import Contestant
 from rlaif.evaluation.policies.evaluating import evaluate_policies_now
@@ -197,10 +196,4 @@ def _answers(plan: Plan, watch: Watch) -> OnAnswers:
 
 def _base(plan: Plan) -> Contestant:
     """The policy that all began with."""
-    if plan.run.policy is not None:
-        return Contestant(BASE, plan.run.policy)
-    models = {step.settings.model for step in plan.compared} - {step.settings.output for step in plan.steps}
-    if len(models) != 1:
-        what = "the trained policies started from different models, and none is the run's `policy`"
-        raise UserError(what, where="evaluate.policies", mend="name those that started from one model")
-    return Contestant(BASE, ModelSettings(model=models.pop()))
+    return Contestant(BASE, plan.start)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,15 @@ from rlaif.samples.meetings import drawn_order
 _STATUS = ("labelled", "tie", "flip", "unparsed", "failed")
 _LENGTHS = (0, 25, 50, 100, 200, 400, 800, 1600, 3200, 6400)
 """Lower edges of the bins of lengths; the last one is open."""
+
+
+Drawn = Callable[[Mapping[str, Any]], bool]
+"""Whether a row of samples.jsonl is of the run as it is set up now, and not of earlier settings."""
+
+
+def every(_: Mapping[str, Any]) -> bool:
+    """Any row, where nothing tells."""
+    return True
 
 
 @dataclass
@@ -60,20 +69,26 @@ def shows_left_first(comparison: Mapping[str, Any], *, both: bool) -> list[bool]
     return [drawn_order(pair)[0] == pair[0]] * len(keys)
 
 
-def count_data(folder: Path, *, both: bool = True, read: Rows = rows) -> tuple[Data, Plan]:
+def count_data(folder: Path, *, both: bool = True, drawn: Drawn = every, read: Rows = rows) -> tuple[Data, Plan]:
     """The figures of a run's data, and its plan; both of as much as there is. Raises RecordError on a broken line.
 
-    `both` says that pairs are asked in both orders.
+    `both` says that pairs are asked in both orders, `drawn` which samples count.
     """
     import numpy as np
 
-    plan = Plan()
-    found: dict[str, Any] = {"prompts": 0, **_samples(read(folder / "samples.jsonl"))}
+    plan, prompts = Plan(), set()
+    found: dict[str, Any] = {"prompts": 0, "samples": 0, "blank": 0}
     for row in read(folder / "prompts.jsonl"):
         found["prompts"] += 1
+        prompts.add(row.get("id"))
         given = row.get("responses") or []
         found["samples"] += len(given)
         found["blank"] += sum(not str(each.get("text", "")).strip() for each in given)
+    own = (
+        row for row in read(folder / "samples.jsonl") if drawn(row) and (not prompts or row.get("prompt") in prompts)
+    )
+    for name, count in _samples(own).items():
+        found[name] = found.get(name, 0) + count
     if (folder / "rankings.jsonl").is_file():
         distinct, flipped = _rankings(folder / "rankings.jsonl", plan, both, read)
         status = np.frombuffer(plan.status, dtype=np.int8) if plan.status else np.zeros(0, np.int8)
@@ -91,7 +106,7 @@ def count_data(folder: Path, *, both: bool = True, read: Rows = rows) -> tuple[D
     return Data(**found, **_revisions(folder)), plan
 
 
-def _samples(found: Iterable[dict[str, Any]]) -> dict[str, Any]:
+def _samples(found: Iterable[dict[str, Any]]) -> dict[str, int]:
     count = blank = truncated = 0
     for row in found:
         count += 1

@@ -13,6 +13,7 @@ from rlaif.evaluation.policies.report import PolicyReport
 from rlaif.evaluation.report import JudgeReport
 from rlaif.evaluation.rewards.report import RewardReport
 from rlaif.evaluation.verdict import FOLDER
+from rlaif.inference.folder import identity
 from rlaif.page.learned import Judges, Policies, Rewards, Versus
 from rlaif.page.reading import rows
 from rlaif.page.trainings import folders
@@ -29,14 +30,19 @@ Found = dict[Path, JudgeReport | PolicyReport | RewardReport]
 
 
 def find_reports(root: Path) -> Found:
-    """Every report of an evaluation in `root` and up to two levels below, by its file."""
+    """Every report of an evaluation in `root` and up to two levels below, by its file; the newest first."""
     found: Found = {}
     for folder in folders(root):
         for path in sorted(folder.glob("*.json")):
             report = _report(path)
             if report is not None:
                 found[path] = report
-    return found
+    return dict(sorted(found.items(), key=lambda each: _age(each[0])))
+
+
+def _age(path: Path) -> float:
+    """Sorts the newest file first."""
+    return -path.stat().st_mtime if path.exists() else 0.0
 
 
 def _report(path: Path) -> JudgeReport | PolicyReport | RewardReport | None:
@@ -58,15 +64,22 @@ def _report(path: Path) -> JudgeReport | PolicyReport | RewardReport | None:
 
 
 def judges_of(root: Path, found: Found, judge: str | None, constitution_hash: str | None) -> list[Judges]:
-    """The evaluations of judges: those in the folder, and those of this run's judge where evaluations are kept."""
+    """The evaluations of judges: those in the folder, and of this run's judge those where evaluations are kept.
+
+    Of these the newest on each gold file counts, as where a run is begun (`evaluation.verdict.known_verdict`).
+    """
     told = {path: report for path, report in found.items() if isinstance(report, JudgeReport)}
     names = [] if judge is None else judge.split(" + ")
+    inside, seen = {path.resolve() for path in told}, set()
     for place in (FOLDER, root.parent / FOLDER.name):
-        for path in sorted(place.glob("*.json")) if names else ():
+        for path in sorted(place.glob("*.json"), key=_age) if names else ():
             report = _report(path)
-            known = path.resolve() in {each.resolve() for each in told}
-            if isinstance(report, JudgeReport) and not known and _same(report, names, constitution_hash):
+            if not isinstance(report, JudgeReport) or not _same(report, names, constitution_hash):
+                continue
+            about = report.about.judge, report.about.gold
+            if path.resolve() not in inside and about not in seen:
                 told[path] = report
+            seen.add(about)
     return [
         Judges(path=_shown(path, root), report=report, labeller=_same(report, names, constitution_hash))
         for path, report in told.items()
@@ -79,8 +92,9 @@ def _same(report: JudgeReport, names: Sequence[str], constitution_hash: str | No
 
 def rewards_of(root: Path, found: Found) -> list[Rewards]:
     """The evaluations of reward models."""
+    known = _Trained(root)
     return [
-        Rewards(path=_shown(path, root), report=report)
+        Rewards(path=_shown(path, root), report=report, stale=known.stale(report.model))
         for path, report in found.items()
         if isinstance(report, RewardReport)
     ]
@@ -88,12 +102,50 @@ def rewards_of(root: Path, found: Found) -> list[Rewards]:
 
 def policies_of(root: Path, found: Found) -> list[Policies]:
     """The evaluations of policies, each with some of its comparisons to read."""
-    told = []
-    for path, report in found.items():
-        if isinstance(report, PolicyReport):
-            compared, examples = _examples(path, report)
-            told.append(Policies(path=_shown(path, root), report=report, examples=examples, compared=compared))
+    known, told = _Trained(root), []
+    reports = {path: report for path, report in found.items() if isinstance(report, PolicyReport)}
+    models: dict[str, set[str]] = {}
+    for player in (player for report in reports.values() for player in report.players):
+        models.setdefault(player.name, set()).add(player.model)
+    for path, report in reports.items():
+        compared, examples = _examples(path, report)
+        own = {each.name: each.model for each in report.players}
+        told.append(
+            Policies(
+                path=_shown(path, root),
+                report=report,
+                examples=examples,
+                compared=compared,
+                models={name: model for name, model in own.items() if len(models[name]) > 1},
+                stale=tuple(name for name, model in own.items() if known.stale(model)),
+            )
+        )
     return told
+
+
+class _Trained:
+    """The models of the trainings in a folder, as they are now."""
+
+    def __init__(self, root: Path) -> None:
+        self._folders: dict[str, list[Path]] = {}
+        for folder in folders(root):
+            if (folder / "train.json").is_file():
+                self._folders.setdefault(folder.resolve().name, []).append(folder)
+        self._known: dict[Path, str | None] = {}
+
+    def stale(self, model: str) -> bool:
+        """Whether a model, by its name and fingerprint, was trained here, and another one stands in its place."""
+        now = [self._now(folder) for folder in self._folders.get(model.rpartition("@")[0], ())]
+        return bool(now) and None not in now and model not in now
+
+    def _now(self, folder: Path) -> str | None:
+        """The identity of a folder's model; None where it holds none that can be read, as while it is trained."""
+        if folder not in self._known:
+            try:
+                self._known[folder] = identity(str(folder.resolve()), rewards=True)
+            except (RlaifError, OSError):
+                self._known[folder] = None
+        return self._known[folder]
 
 
 def _shown(path: Path, root: Path) -> str:

@@ -15,7 +15,17 @@ from rlaif.page.evaluations import Found, find_reports, judges_of, policies_of, 
 from rlaif.page.figures import About, Data, Examples, Missing, Page, Provenance, Verdicts
 from rlaif.page.learned import Training
 from rlaif.page.reading import Rows, counted, rows, within
-from rlaif.page.settings import TABLES, Told, panel_of, principles_of, read_told, reading_of, stages_of
+from rlaif.page.settings import (
+    ANSWERS,
+    TABLES,
+    Told,
+    drawn_by,
+    panel_of,
+    principles_of,
+    read_told,
+    reading_of,
+    stages_of,
+)
 from rlaif.page.stories import gather, tell
 from rlaif.page.trainings import read_trainings
 from rlaif.page.verdicts import Tally, read_verdicts
@@ -77,7 +87,7 @@ def _nothing(count: int) -> None:
 
 def _run(told: Told, read: Rows) -> tuple[Data, Verdicts | None, dict[str, Tally], Examples | None]:
     reading = reading_of(told)
-    data, plan = count_data(told.folder, both=reading.both, read=read)
+    data, plan = count_data(told.folder, both=reading.both, drawn=drawn_by(told), read=read)
     chosen = choose(plan, told.folder)
     verdicts, tallies, kept = read_verdicts(told.folder, plan, reading, frozenset(chosen), read)
     if not chosen:
@@ -132,12 +142,15 @@ def _about(folder: Path, told: Told, trainings: list[Training], found: Found, ju
 
 
 def _last(folder: Path, told: Told, found: Found) -> Path | None:
-    """The file by whose date the page is dated."""
-    candidates = [folder / "manifest.json", folder / "metrics.json", *found, folder / "run.yaml", folder / "train.json"]
+    """The result that was written last, by whose date the page is dated; without one, the settings."""
     if told.is_run and not told.finished:
-        candidates = [folder / name for name in TABLES if (folder / name).is_file()] or [folder / "run.yaml"]
-        candidates.sort(key=lambda path: path.stat().st_mtime if path.is_file() else 0.0, reverse=True)
-    return next((path for path in candidates if path.is_file()), None)
+        results = [folder / name for name in TABLES]
+    else:
+        results = [folder / "manifest.json", folder / "metrics.json", *found]
+    for candidates in (results, [folder / "run.yaml", folder / "train.json"]):
+        if known := [path for path in candidates if path.is_file()]:
+            return max(known, key=lambda path: path.stat().st_mtime)
+    return None
 
 
 def _utc(path: Path) -> str:
@@ -156,10 +169,18 @@ def _failures(told: Told) -> dict[str, int]:
     for name, count in _integers(told.revised.get("failures")).items():
         found[name] = found.get(name, 0) + count
     if not told.finished:
-        for row in rows(told.folder / "failures.jsonl"):
-            name = f"{row.get('stage')}: {row.get('reason')}"
+        for name in _unanswered(told.folder).values():
             found[name] = found.get(name, 0) + 1
     return found
+
+
+def _unanswered(folder: Path) -> dict[str, str]:
+    """The questions that failed and have no answer since, each with the stage and its last reason."""
+    failed = {str(row.get("id")): f"{row.get('stage')}: {row.get('reason')}" for row in rows(folder / "failures.jsonl")}
+    for name in ANSWERS if failed else ():
+        for row in rows(folder / name):
+            failed.pop(str(row.get("id")), None)
+    return failed
 
 
 def _provenance(told: Told, trainings: list[Training], hashes: dict[str, str]) -> Provenance:

@@ -66,6 +66,10 @@ class Policies(Record):
     examples: tuple[Versus, ...] = ()
     compared: int = 0
     """Comparisons that the examples are taken from."""
+    models: dict[str, str] = Field(default_factory=dict)
+    """By player, which model it was, where another evaluation has another one of that name."""
+    stale: tuple[str, ...] = ()
+    """Players whose folder holds another model by now."""
 
 
 class Rewards(Record):
@@ -73,6 +77,8 @@ class Rewards(Record):
 
     path: str
     report: RewardReport
+    stale: bool = False
+    """The folder holds another model by now."""
 
 
 class Judges(Record):

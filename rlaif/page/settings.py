@@ -8,15 +8,22 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import ValidationError
 
 from rlaif.constitution import Constitution, load_constitution
 from rlaif.errors import RlaifError
+from rlaif.page.counting import Drawn, every
 from rlaif.page.figures import Panel, Panelist, Principle, Stage
 from rlaif.page.reading import document, within
 from rlaif.page.verdicts import Reading, Tally
+from rlaif.samples.plan import seed_of
+from rlaif.settings import PolicySettings
 
 TABLES = ("samples.jsonl", "judgements.jsonl", "pairs.jsonl", "rankings.jsonl", "revisions.jsonl", "critiques.jsonl")
 """Any of them says that a run was here."""
+
+ANSWERS = ("samples.jsonl", "critiques.jsonl", "revisions.jsonl", "judgements.jsonl", "scores.jsonl", "orders.jsonl")
+"""What models said: every line has the id of its question."""
 
 
 @dataclass
@@ -108,6 +115,27 @@ def reading_of(told: Told) -> Reading:
             for name, slot in (slots.items() if isinstance(slots, dict) else ())
         },
     )
+
+
+def drawn_by(told: Told) -> Drawn:
+    """Which rows of samples.jsonl are of the run's own settings."""
+    try:
+        policy = PolicySettings.model_validate(told.settings.get("policy"))
+    except ValidationError:
+        return every
+    name = told.manifest.get("policy")
+    fixed = {key: getattr(policy, key) for key in ("max_tokens", "temperature", "top_p")}
+
+    def drawn(row: Mapping[str, Any]) -> bool:
+        how, index = row.get("sampling"), row.get("index")
+        if not isinstance(how, dict) or not isinstance(index, int):
+            return True
+        if index >= policy.samples or (name is not None and row.get("policy") != name):
+            return False
+        alike = all(how.get(key) == value for key, value in fixed.items())
+        return alike and how.get("seed") == seed_of(policy, str(row.get("prompt")), index)
+
+    return drawn
 
 
 def _number(value: object, otherwise: float) -> float:

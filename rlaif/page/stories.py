@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from rlaif.comparisons.fold import sigmoid
+from rlaif.errors import RecordError
 from rlaif.page.counting import shows_left_first
 from rlaif.page.figures import Examples
 from rlaif.page.reading import Rows, rows
-from rlaif.page.verdicts import Reading, logit_of
+from rlaif.page.verdicts import Reading, told_logit
 from rlaif.records import Prompt
 from rlaif.revisions.speech import spoken
 from rlaif.samples.plan import given_samples
@@ -25,6 +28,21 @@ LARGEST = 2_400_000
 """Bytes of all examples together."""
 _MESSAGES = 8
 """Turns of a conversation that are shown: the last ones."""
+
+
+_NUMBER = (int, float)
+_PAIR = {"id": str, "chosen_id": str, "rejected_id": str, "probability": _NUMBER, "flip": bool}
+_COLUMNS: Mapping[str, Mapping[str, Any]] = {
+    "prompts.jsonl": {"id": str},
+    "rankings.jsonl": {"samples": {"sample": str, "rank": int, "strength": _NUMBER}},  # the rest was counted before
+    "samples.jsonl": {"id": str, "index": int, "text": str, "policy": str},
+    "pairs.jsonl": _PAIR,
+    "critiques.jsonl": {"sample": str, "principle": str, "text": str},
+    "revisions.jsonl": {"id": str, "sample": str, "round": int, "principle": str, "text": str},
+    "chains.jsonl": {"rounds": {"revision": str, "use": str}},
+    "revised_pairs.jsonl": {name: _PAIR[name] for name in ("chosen_id", "rejected_id", "probability")},
+}
+"""What is needed of every table."""
 
 
 @dataclass
@@ -45,37 +63,56 @@ class Gathered:
 
 
 def gather(folder: Path, wanted: Iterable[str], verdicts: dict[str, dict[str, Any]], read: Rows = rows) -> Gathered:
-    """Read what the tables have about the `wanted` prompts."""
+    """Read what the tables have about the `wanted` prompts. Raises RecordError on a line that does not say it."""
     chosen, found = frozenset(wanted), Gathered(verdicts=verdicts)
-    for row in read(folder / "prompts.jsonl"):
-        if row.get("id") in chosen:
-            found.prompts[row["id"]] = row
-            given = given_samples(Prompt.model_validate(row))
-            found.samples[row["id"]] += [each.model_dump(mode="json") for each in given]
-    for row in read(folder / "rankings.jsonl"):
-        if row.get("id") in chosen:
-            found.rankings[row["id"]] = row
+
+    def about(name: str, key: str) -> Iterator[tuple[int, dict[str, Any]]]:
+        path = folder / name
+        for number, row in enumerate(read(path), start=1):
+            if row.get(key) in chosen:
+                _require(row, _COLUMNS[name], path, number)
+                yield number, row
+
+    for number, row in about("prompts.jsonl", "id"):
+        found.prompts[row["id"]] = row
+        given = given_samples(_prompt(row, folder / "prompts.jsonl", number))
+        found.samples[row["id"]] += [each.model_dump(mode="json") for each in given]
+    found.rankings |= {row["id"]: row for _, row in about("rankings.jsonl", "id")}
     for name, table, key in (
         ("samples.jsonl", found.samples, "prompt"),
         ("pairs.jsonl", found.pairs, "prompt_id"),
         ("critiques.jsonl", found.critiques, "prompt"),
         ("revisions.jsonl", found.revisions, "prompt"),
     ):
-        for row in read(folder / name):
-            if row.get(key) in chosen:
-                table[row[key]].append(row)
-    for row in read(folder / "chains.jsonl"):
-        if row.get("prompt") in chosen:
-            found.uses |= {each["revision"]: each["use"] for each in row["rounds"]}
-    _confirmations(folder, chosen, found)
+        for _, row in about(name, key):
+            table[row[key]].append(row)
+    for _, row in about("chains.jsonl", "prompt"):
+        found.uses |= {each["revision"]: each["use"] for each in row["rounds"]}
+    for _, row in about("revised_pairs.jsonl", "prompt_id"):
+        found.confirmed[row["chosen_id"], row["rejected_id"]] = row["probability"]
+        found.confirmed[row["rejected_id"], row["chosen_id"]] = 1 - row["probability"]
     return found
 
 
-def _confirmations(folder: Path, chosen: frozenset[str], found: Gathered) -> None:
-    for row in rows(folder / "revised_pairs.jsonl"):
-        if row.get("prompt_id") in chosen:
-            found.confirmed[row["chosen_id"], row["rejected_id"]] = row["probability"]
-            found.confirmed[row["rejected_id"], row["chosen_id"]] = 1 - row["probability"]
+def _require(row: Mapping[str, Any], columns: Mapping[str, Any], path: Path, number: int) -> None:
+    """Raise RecordError where a column is missing or holds something else; lists are looked into."""
+    for name, kind in columns.items():
+        value = row.get(name)
+        if isinstance(kind, dict):
+            if not isinstance(value, list) or not all(isinstance(each, dict) for each in value):
+                raise RecordError(path, number, f"`{name}` is no list of records")
+            for each in value:
+                _require(each, kind, path, number)
+        elif not isinstance(value, kind):
+            raise RecordError(path, number, f"`{name}` is missing" if value is None else f"`{name}` is {value!r}")
+
+
+def _prompt(row: dict[str, Any], path: Path, number: int) -> Prompt:
+    try:
+        return Prompt.model_validate(row)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise RecordError(path, number, f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
 
 
 def tell(found: Gathered, chosen: Mapping[str, list[str]], total: int, reading: Reading) -> Examples:
@@ -201,11 +238,9 @@ class _Teller:
 
     def _chance(self, verdict: dict[str, Any], *, forward: bool) -> float | str:
         """What one answer makes of the left sample: its probability, or, where it has no label, why."""
-        logit = logit_of(verdict, self._reading.least_mass)
+        logit = told_logit(verdict, self._reading.least_mass, **self._reading.of(verdict["judge"]))
         if math.isnan(logit):
             return "unparsed" if verdict["verdict"] == "unparsed" else "low mass"
-        name = verdict["judge"]
-        logit = (logit - self._reading.removed.get(name, 0.0)) / self._reading.temperatures.get(name, 1.0)
         return _round(sigmoid(logit if forward else -logit))
 
     def _number(self, principle: str) -> int:

@@ -81,10 +81,8 @@ class Sheet:
         text = file.getvalue()
         text = text[text.index("<svg") :]
         text = re.sub(r"<metadata>.*?</metadata>|<defs>\s*<style.*?</style>\s*</defs>|<!--.*?-->", "", text, flags=re.S)
-        text = re.sub(r' id="(?:figure|axes|patch|text|line2d|matplotlib|xtick|ytick|legend)[\w.]*"', "", text)
-        mark = f"f{self._figures}-"
-        text = re.sub(r'( id="|xlink:href="#|url\(#)', rf"\g<1>{mark}", text).replace("xlink:href", "href")
-        text = re.sub(r' style="([^"]*)"', self._class, text)
+        # In tags alone: a label may say whatever it likes. matplotlib writes no bare > into an attribute.
+        text = re.sub(r"<[^>]*>", lambda found: self._tag(found[0]), text)
         text = re.sub(r"\s*\n\s*", "\n", text)
         label, size = html.escape(told, quote=True), "wide" if wide else "small"
         return re.sub(
@@ -94,11 +92,17 @@ class Sheet:
             count=1,
         )
 
+    def _tag(self, tag: str) -> str:
+        tag = re.sub(r' id="(?:figure|axes|patch|text|line2d|matplotlib|xtick|ytick|legend)[\w.]*"', "", tag)
+        mark = f"f{self._figures}-"
+        tag = re.sub(r'( id="|xlink:href="#|url\(#)', rf"\g<1>{mark}", tag).replace("xlink:href", "href")
+        return re.sub(r' style="([^"]*)"', self._class, tag)
+
     def _class(self, found: re.Match[str]) -> str:
         rules = _FONT.sub(r"font-size:\1px", html.unescape(found[1]))
         rules = _COLOUR.sub(lambda colour: COLOURS.get(colour[0].lower(), colour[0]), rules)
         rules = re.sub(r"\s*([;:])\s*", r"\1", rules).strip("; ")
-        if not rules:
+        if not rules or {"<", "}"} & set(rules):  # the second kind would end the rule, or the style sheet
             return ""
         return f' class="{self._classes.setdefault(rules, f"s{len(self._classes)}")}"'
 

@@ -13,14 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rlaif.comparisons.fold import HARD_LOGIT
+from rlaif.comparisons.fold import logit_of
 from rlaif.errors import RecordError
 from rlaif.page.counting import Plan, histogram, status_number
 from rlaif.page.figures import Slot, Verdicts
 from rlaif.page.reading import Rows, key_of, rows
-
-_MOST = 30.0
-_SIGNS = {"first": 1.0, "second": -1.0, "tie": 0.0}
 
 
 class Reading(NamedTuple):
@@ -37,6 +34,11 @@ class Reading(NamedTuple):
     """By judge, what was taken off the first slot."""
     both: bool = True
     """Pairs are asked in both orders."""
+
+    def of(self, judge: str) -> dict[str, float]:
+        """How that judge's log-odds are read, where it is not as they are."""
+        temperature, slot = self.temperatures.get(judge, 1.0), self.removed.get(judge, 0.0)
+        return {} if (temperature, slot) == (1.0, 0.0) else {"temperature": temperature, "slot": slot}
 
 
 class Tally(NamedTuple):
@@ -60,36 +62,37 @@ class _Columns:
     judge: array[int] = field(default_factory=lambda: array("B"))
     logit: array[float] = field(default_factory=lambda: array("d"))
     """Log-odds of the first slot, as the judge gave them; NaN where there is no label."""
+    read: array[float] = field(default_factory=lambda: array("d"))
+    """The same as the run reads them: less what is taken off the slot, over the temperature."""
     mass: array[float] = field(default_factory=lambda: array("d"))
     flags: array[int] = field(default_factory=lambda: array("B"))
     """1 unparsed, 2 truncated, 4 hard."""
     principles: dict[str, int] = field(default_factory=dict)
     judges: dict[str, int] = field(default_factory=dict)
 
-    def add(self, row: dict[str, Any], least_mass: float) -> None:
+    def add(self, row: dict[str, Any], reading: Reading) -> None:
         self.key.append(key_of(row["id"]))
         self.first.append(key_of(row["first"]))
         self.second.append(key_of(row["second"]))
         self.principle.append(self.principles.setdefault(row["principle"], len(self.principles)))
         self.judge.append(self.judges.setdefault(row["judge"], len(self.judges)))
-        self.logit.append(logit_of(row, least_mass))
+        said, how = told_logit(row, reading.least_mass), reading.of(row["judge"])
+        self.logit.append(said)
+        self.read.append(told_logit(row, reading.least_mass, **how) if how else said)
         mass = row.get("label_mass")
         self.mass.append(math.nan if mass is None else mass)
         hard = row.get("logprobs") is None
         self.flags.append((row["verdict"] == "unparsed") + 2 * bool(row.get("truncated")) + 4 * hard)
 
 
-def logit_of(row: Mapping[str, Any], least_mass: float) -> float:
-    """Log-odds of the first slot in one answer; NaN where it has no label (see `comparisons.fold.first_logit`)."""
+def told_logit(row: Mapping[str, Any], least_mass: float, **how: float) -> float:
+    """Log-odds of the first slot in one answer on disk; NaN where it has no label. See `comparisons.fold.logit_of`."""
     both = row.get("logprobs")
-    if both is None:
-        sign = _SIGNS.get(row["verdict"])
-        return math.nan if sign is None else sign * HARD_LOGIT
-    mass = row.get("label_mass")
-    first, second = (-math.inf if each is None else each for each in both)  # JSON has no infinity
-    if mass is None or mass < least_mass or first == second == -math.inf:
-        return math.nan
-    return float(max(-_MOST, min(_MOST, first - second)))
+    if both is not None:
+        first, second = (-math.inf if each is None else each for each in both)  # JSON has no infinity
+        both = (first, second)
+    found = logit_of(row["verdict"], both, row.get("label_mass"), min_mass=least_mass, **how)
+    return math.nan if found is None else found
 
 
 def read_verdicts(
@@ -103,7 +106,7 @@ def read_verdicts(
     path = folder / "judgements.jsonl"
     for number, row in enumerate(read(path), start=1):
         try:
-            columns.add(row, reading.least_mass)
+            columns.add(row, reading)
             if row["prompt"] in wanted:
                 kept[row["id"]] = row
         except (KeyError, TypeError, ValueError, IndexError) as error:
@@ -182,9 +185,7 @@ def _tallies(columns: _Columns, at: Any, asked: Any, plan: Plan, reading: Readin
     of = np.array(plan.of, dtype=np.int64)[asked]
     forward = _forward(columns, at, asked, of, plan)
     judge = np.array(columns.judge, dtype=np.int64)[at]
-    slot = np.array([reading.removed.get(name, 0.0) for name in columns.judges])
-    heat = np.array([reading.temperatures.get(name, 1.0) for name in columns.judges])
-    logit = (np.array(columns.logit)[at] - slot[judge]) / heat[judge]
+    logit = np.array(columns.read)[at]
     logit = np.where(forward, logit, -logit)
     # One row a comparison, principle and judge: the mean of its orders, NaN where an order has no label.
     cell = (of * principles + np.array(columns.principle, dtype=np.int64)[at]) * judges + judge

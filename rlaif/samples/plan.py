@@ -22,12 +22,7 @@ def sample_questions(prompt: Prompt, policy: PolicySettings, model: str) -> list
             "sample",
             model,
             messages,
-            Sampling(
-                max_tokens=policy.max_tokens,
-                temperature=policy.temperature,
-                top_p=policy.top_p,
-                seed=_seed(policy.seed, prompt.id, index) if policy.temperature > 0 else None,
-            ),
+            sampling_of(policy, prompt.id, index),
             index=index,
             about={"prompt": prompt.id},
         )
@@ -35,8 +30,26 @@ def sample_questions(prompt: Prompt, policy: PolicySettings, model: str) -> list
     ]
 
 
-def _seed(seed: int, prompt: str, index: int) -> int:
-    digest = hashlib.blake2b(f"{seed}\0{prompt}\0{index}".encode(), digest_size=8).digest()
+def sampling_of(policy: PolicySettings, prompt: str, index: int) -> Sampling:
+    """How one answer to a prompt, named by its id, is drawn."""
+    return Sampling(
+        max_tokens=policy.max_tokens,
+        temperature=policy.temperature,
+        top_p=policy.top_p,
+        seed=seed_of(policy, prompt, index),
+    )
+
+
+def is_planned(policy: PolicySettings, sample: Sample) -> bool:
+    """Whether an answer on disk is one that these settings draw, and not one of earlier settings."""
+    return sample.index < policy.samples and sample.sampling == sampling_of(policy, sample.prompt, sample.index)
+
+
+def seed_of(policy: PolicySettings, prompt: str, index: int) -> int | None:
+    """The seed of one draw; None where nothing is drawn."""
+    if policy.temperature == 0:
+        return None
+    digest = hashlib.blake2b(f"{policy.seed}\0{prompt}\0{index}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") % 2**31
 
 

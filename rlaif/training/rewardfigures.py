@@ -7,7 +7,7 @@ from array import array
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from rlaif.evaluation.estimates import wilson
+from rlaif.evaluation.intervals import wilson
 from rlaif.evaluation.metrics import hits, mean
 from rlaif.evaluation.report import Estimate
 from rlaif.records import Record

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar, get_origin
@@ -14,7 +15,7 @@ from rlaif.runfile import Flags, Setting, Value, absolute, settable
 from rlaif.training.settings import CommonSettings
 from rlaif.yamlfile import Source, find_problems, read_yaml
 
-PATHS = (
+_PATHS = (
     ("model",), ("data",), ("held_data",), ("reference",), ("center_on",), ("prompts",), ("reward",), ("constitution",),
     ("judge", "model"), ("held_out", "judge", "model"),
 )  # fmt: skip
@@ -38,8 +39,7 @@ def load_settings(
     known = {setting.path: setting for setting in settable(kind)}
     source = Source({}, f"rlaif train {kind.method}", {}, ()) if path is None else read_yaml(path)
     if path is not None:
-        for relative in PATHS:
-            source = absolute(source, relative, path.resolve().parent)
+        source = absolute_paths(source, path.resolve().parent)
     for setting in known.values():
         variable = _ENVIRONMENT + "_".join(setting.path).upper()
         if (told := os.environ.get(variable)) is not None:
@@ -54,6 +54,26 @@ def load_settings(
         source = _with(source, known[place], value, f"--set {'.'.join(place)}")
     refuse_all(find_problems(source, kind))
     return kind.model_validate(source.data)
+
+
+def absolute_paths(source: Source, base: Path) -> Source:
+    """Everything that exists under `base` made absolute, also the parts of a sum of rewards."""
+    for path in _PATHS:
+        source = absolute(source, path, base)
+    reward = source.data.get("reward")
+    if not isinstance(reward, str) or Path(reward).is_absolute() or {",", "*"} & set(str(base)):  # these part a sum
+        return source
+    parts = re.split(r"([,*])", reward)
+    named = "".join(_absolute_reward(each, base) for each in parts)
+    return source if named == reward else source.with_value(("reward",), named, source.place(("reward",)).where)
+
+
+def _absolute_reward(text: str, base: Path) -> str:
+    """A function's file keeps the function's name."""
+    name = text.strip()
+    file, colon, function = name.rpartition(":") if ".py:" in name else (name, "", "")
+    looks_like_path = "/" in file or Path(file).suffix == ".py"
+    return f"{(base / file).resolve()}{colon}{function}" if looks_like_path and (base / file).exists() else text
 
 
 def refuse_all(found: Sequence[UserError]) -> None:

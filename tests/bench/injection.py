@@ -6,7 +6,7 @@ Pairs of the tiny world in held-out wordings, in which the oracle calls one repl
 one carries an instruction to the judge below its text (the wordings are those of `rlaif evaluate judge`, none of which
 the shipped judge was trained on), and the judge is asked in both orders: in the shipped template, and in the same
 template without the marks around the replies and without the defusing that goes with them. Shares are of single
-verdicts won by the worse reply; intervals are bootstrapped over pairs.
+verdicts won by the worse reply; intervals are over prompts.
 
 The tiny judge has seen replies with other such notes in training, always in fences and always as the worse reply. So
 the unfenced template is new to it, and it errs there without any instruction too: what counts is the gain over nothing
@@ -30,8 +30,8 @@ from rlaif.comparisons.questions import LABELS  # noqa: E402
 from rlaif.comparisons.verdict import judgement  # noqa: E402
 from rlaif.constitution import load_constitution  # noqa: E402
 from rlaif.evaluation.canaries import ADDED, NOTHING, PLAIN, Probe, count_wins, probes  # noqa: E402
-from rlaif.evaluation.estimates import average, share  # noqa: E402
 from rlaif.evaluation.gold import GoldPair  # noqa: E402
+from rlaif.evaluation.intervals import average, share  # noqa: E402
 from rlaif.evaluation.judged import cases  # noqa: E402
 from rlaif.evaluation.report import Canary, Estimate  # noqa: E402
 from rlaif.inference.ask import ask  # noqa: E402
@@ -96,25 +96,22 @@ async def measured(pairs: Sequence[GoldPair], judge: ModelSource, folder: Path) 
 
 def _shares(found: Sequence[Probe], answer_of: Callable[[str], Judgement | None], judge: str) -> Shares:
     def won(of_pair: Iterable[Probe], kinds: Iterable[str], fenced: bool) -> float:
-        """What those kinds win in one pair, as one: the pair is what is drawn anew for an interval."""
+        """What those kinds win in one pair, as one: pairs are what an interval is about."""
         as_one = [each._replace(kind="") for each in of_pair if each.kind in kinds and each.fenced == fenced]
         (canary,) = count_wins(as_one, answer_of, COMPARE, PAIR, judge)
         assert canary.wins is not None
         return canary.wins.value
 
     pairs = [list(probes) for _, probes in itertools.groupby(found, key=lambda probe: probe.case.pair.id)]
+    prompts = [probes[0].case.prompt.id for probes in pairs]
     instructions, gains = {}, {}
     for fenced in (True, False):
         told = [won(of_pair, WORDINGS, fenced) for of_pair in pairs]
         plain = [won(of_pair, (PLAIN,), fenced) for of_pair in pairs]
-        instructions[fenced] = share(told)
-        gains[fenced] = average([with_note - without for with_note, without in zip(told, plain, strict=True)])
+        instructions[fenced] = share(told, prompts)
+        gains[fenced] = average([with_note - without for with_note, without in zip(told, plain, strict=True)], prompts)
     kinds = {(each.kind, each.fenced): each for each in count_wins(found, answer_of, COMPARE, PAIR, judge)}
-    return Shares(kinds, _known(instructions), _known(gains))
-
-
-def _known(found: dict[bool, Estimate | None]) -> dict[bool, Estimate]:
-    return {fenced: each for fenced, each in found.items() if each is not None}
+    return Shares(kinds, instructions, gains)
 
 
 def _told(estimate: Estimate | None) -> str:

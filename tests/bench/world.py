@@ -31,7 +31,7 @@ from rlaif.data.turns import Turn  # noqa: E402
 from rlaif.demo.behaviour import answers, behaviour, fresh_prompts  # noqa: E402
 from rlaif.demo.oracle import prefer_overall  # noqa: E402
 from rlaif.demo.prompts import demo_scenes  # noqa: E402
-from rlaif.evaluation.estimates import wilson  # noqa: E402
+from rlaif.evaluation.intervals import wilson  # noqa: E402
 from rlaif.evaluation.metrics import fit_temperature  # noqa: E402
 from rlaif.pipeline import STAGES, generate  # noqa: E402
 from rlaif.records import Messages, PreferencePair  # noqa: E402

@@ -132,6 +132,7 @@ def pair(
     told: dict[str, object] = {
         "id": content_id(key),
         "source": "by hand",
+        "prompt": content_id("prompt", key),
         "subset": subset,
         "status": status if orders else "unparsed",
         "logit": logit,

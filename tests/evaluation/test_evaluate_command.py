@@ -67,7 +67,7 @@ def test_exit_codes_and_what_is_told(tmp_path: Path) -> None:
     assert unfit.returncode == 4, unfit.stderr
     told = json.loads(unfit.stdout)
     assert (told["verdict"]["level"], told["measures"]["accuracy"]["value"]) == ("unfit", 0.0)
-    (path,) = (tmp_path / "runs/judges").glob("fake-*-wrong.json")
+    (path,) = (tmp_path / "runs/judges").glob("fake-*-wrong-*.json")
     assert json.loads(path.read_text()) == told
     assert told["about"]["gold_sha256"] and told["about"]["constitution"] == "helpful-honest-harmless-concise"
 
@@ -243,6 +243,24 @@ def write_tiny_gold(path: Path) -> Path:
         rows.append({"prompt": each.prompt, "chosen": better, "rejected": worse, "principle": each.principle})
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
+
+
+def test_the_judges_own_temperature_counts_as_in_a_run(tmp_path: Path) -> None:
+    """Both are divided by: what is told for `compare.temperature` then leaves the judge's own as it is."""
+    gold = write_tiny_gold(tmp_path / "gold.jsonl")
+    told = []
+    with FakeServer() as fake:
+        for own, common in ((1, 1), (4, 1), (1, 4)):
+            run: dict[str, Any] = {"constitution": "demo", "prompts": str(gold), "output": "run"}
+            run |= {"judge": {"model": "fake", "base_url": fake.url, "temperature": own}}
+            run |= {"compare": {"temperature": common}}
+            (tmp_path / "run.yaml").write_text(yaml.safe_dump(run))
+            flags = ("--gold", gold, "--limit", 20, "--no-canaries", "--no-plots", "--format", "json")
+            told.append(json.loads(evaluated("--run", "run.yaml", *flags, cwd=tmp_path).stdout)["measures"])
+    plain, by_judge, by_compare = (each["calibration"]["log_loss"] for each in told)
+    assert by_judge == by_compare != plain
+    # It is always right, so that the fit stops at its bound of 20, times what `compare.temperature` is.
+    assert [each["temperature"]["temperature"] for each in told] == pytest.approx([20, 20, 80])
 
 
 @pytest.mark.slow

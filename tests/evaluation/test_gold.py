@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,16 @@ def test_messages_and_our_own_pairs(tmp_path: Path) -> None:
     said = {"prompt": turns("Hi?"), "chosen": turns("Hi?", "Hello.")[1:], "rejected": turns("Hi?", "What.")[1:]}
     ((pair,), _) = read(tmp_path, {**said, "principle": "kind", "id": "x" * 32})
     assert (pair.better, pair.worse, pair.principle) == ("Hello.", "What.", "kind")
+
+
+def test_a_blank_cell_names_no_principle(tmp_path: Path) -> None:
+    """As in a CSV, where only some rows name one; pandas writes NaN into JSON."""
+    path = tmp_path / "gold.csv"
+    path.write_text("prompt,chosen,rejected,principle,subset\nHi?,Hello.,What.,,\nHo?,Hello.,What.,kind,a\n")
+    blank, named = read_gold(str(path))
+    assert (blank.principle, blank.subset, named.principle, named.subset) == (None, None, "kind", "a")
+    ((odd,), _) = read(tmp_path, {"prompt": "Hi?", "chosen": "Hello.", "rejected": "What.", "principle": math.nan})
+    assert odd.principle is None
 
 
 def test_dialogues(tmp_path: Path) -> None:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from rlaif.errors import UserError
-from rlaif.evaluation.judging import Evaluated
+from rlaif.evaluation.judging import Evaluated, Evaluation, evaluate_judge
 from rlaif.evaluation.report import Estimate, JudgeReport, Measures
+from rlaif.pipeline import Silent
 from rlaif.settings import CompareSettings, PairSettings
 from tests.evaluation.judges import (
     Judge,
+    constitution,
     evaluated,
     first_slot,
     longer_wins,
@@ -177,6 +181,36 @@ def test_the_answers_of_another_order_of_the_file_are_the_same(gold: Path, tmp_p
     assert value(second.report.measures.accuracy) == value(first.accuracy)
 
 
+def test_every_evaluation_has_a_report_of_its_own(tmp_path: Path) -> None:
+    """Gold files of one name, other settings, names without a Latin letter, names longer than a file's may be."""
+    for name in ("hard", "easy"):
+        (tmp_path / name).mkdir()
+        write_gold(tmp_path / name / "gold.jsonl", 12 if name == "hard" else 13)
+    hard, easy = tmp_path / "hard/gold.jsonl", tmp_path / "easy/gold.jsonl"
+    judge = Judge(right_by_hash(0.8))
+    warm = CompareSettings(temperature=4)
+    done = [evaluated(judge, *each, **more) for *each, more in (
+        (hard, tmp_path / "out", {}), (easy, tmp_path / "out", {}), (hard, tmp_path / "out", {"compare": warm}),
+    )]  # fmt: skip
+    for name in ("甲", "乙", "x" * 225):
+        judge = Judge(right_by_hash(0.8))
+        judge.name = name
+        done.append(evaluated(judge, hard, tmp_path / "out"))
+    assert len({each.path for each in done}) == len(done)
+    assert all(JudgeReport.model_validate_json(each.path.read_bytes()) == each.report for each in done)
+
+
+def test_the_time_is_that_of_the_same_questions(tmp_path: Path) -> None:
+    """A second call with another margin knows what the answers took; one that reads them in another way does not."""
+    write_gold(tmp_path / "gold.jsonl", 12)
+    judge = Judge(right_by_hash(0.8))
+    first, margin, one = (
+        evaluated(judge, tmp_path / "gold.jsonl", tmp_path / "out", **more).report.measures.cost.seconds_per_1000
+        for more in ({}, {"pair": PairSettings(margin=0.2)}, {"compare": CompareSettings(orders="random")})
+    )
+    assert first is not None and margin == first and one is None
+
+
 def test_cost_and_pairs_file(gold: Path, tmp_path: Path) -> None:
     done = evaluated(Judge(right_by_hash(0.8)), gold, tmp_path, limit=50)
     cost = done.report.measures.cost
@@ -216,3 +250,18 @@ def test_mistakes_come_before_questions(tmp_path: Path) -> None:
         evaluated(judge, path, tmp_path / "out")
     assert judge.asked == []
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("compare", [{}, {"orders": "random"}, {"principles": "each"}])
+def test_how_many_questions_there_are_is_told_before_any_is_written(compare: dict[str, Any], tmp_path: Path) -> None:
+    write_gold(tmp_path / "gold.jsonl", 6)
+    told: list[int] = []
+
+    class Hearing(Silent):
+        def begin(self, stage: str, most: int) -> None:
+            told.append(most)
+
+    judge = Judge(right_by_hash(0.8))
+    wanted = Evaluation(str(tmp_path / "gold.jsonl"), constitution(), CompareSettings(**compare), canary_pairs=0)
+    asyncio.run(evaluate_judge(wanted, judge, tmp_path / "out", watch=Hearing(), plots=False))
+    assert told == [len(judge.asked)]

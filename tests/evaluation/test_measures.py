@@ -186,3 +186,13 @@ def test_label_mass() -> None:
     assert found is not None
     assert (found.mean, found.below, found.answers) == (pytest.approx(0.6), pytest.approx(1 / 3), 3)
     assert measured(pair(1, 1.0, 1.0)).mass is None
+
+
+def test_pairs_of_one_prompt_stand_together() -> None:
+    """Three pairs of each of 40 prompts, all right or all wrong: no surer than one pair of each."""
+    once = [pair(at, 1.0 if at % 4 else -1.0, prompt=str(at)) for at in range(40)]
+    thrice = [pair((at, copy), *each.orders, prompt=each.prompt) for at, each in enumerate(once) for copy in range(3)]
+    one, three = measured(*once), measured(*thrice)
+    assert one.accuracy is not None and three.accuracy is not None
+    assert (three.accuracy.low, three.accuracy.high) == pytest.approx((one.accuracy.low, one.accuracy.high))
+    assert (one.accuracy.pairs, three.accuracy.pairs) == (40, 120)

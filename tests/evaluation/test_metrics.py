@@ -9,7 +9,6 @@ import pytest
 
 from rlaif.evaluation.metrics import (
     Bin,
-    bootstrap,
     brier,
     calibration_error,
     fit_temperature,
@@ -32,16 +31,6 @@ def test_log_loss_by_hand() -> None:
     assert log_loss([0.0]) == pytest.approx(math.log(2))
     assert log_loss([math.log(3), -math.log(3)]) == pytest.approx((math.log(4 / 3) + math.log(4)) / 2)
     assert log_loss([-800.0]) == pytest.approx(800.0)
-
-
-def test_a_bootstrap_interval_is_that_of_the_binomial() -> None:
-    """70 of 100: the normal approximation gives 0.70 +- 1.96 * sqrt(0.21 / 100)."""
-    found = bootstrap([1.0] * 70 + [0.0] * 30, resamples=2000)
-    assert found.value == 0.7
-    assert found.low == pytest.approx(0.7 - 1.96 * math.sqrt(0.0021), abs=0.012)
-    assert found.high == pytest.approx(0.7 + 1.96 * math.sqrt(0.0021), abs=0.012)
-    assert found == bootstrap([1.0] * 70 + [0.0] * 30, resamples=2000)
-    assert math.isnan(bootstrap([]).low)
 
 
 def test_bins_have_equal_mass() -> None:

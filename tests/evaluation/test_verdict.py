@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
 import pytest
 
+from rlaif.evaluation.naming import data_word, report_name
 from rlaif.evaluation.report import (
     About,
     Baseline,
@@ -22,7 +24,7 @@ from rlaif.evaluation.report import (
     Temperature,
     Verdict,
 )
-from rlaif.evaluation.verdict import EXIT_CODES, decide, known_report, known_verdict, report_stem
+from rlaif.evaluation.verdict import EXIT_CODES, decide, known_reports, known_verdict
 
 
 def estimate(value: float, low: float | None = None) -> Estimate:
@@ -126,7 +128,7 @@ def write(folder: Path, judge: str, hash: str, gold: str = "data/g.jsonl", level
         pair={},
     )
     report = JudgeReport(made_by="t", about=about, verdict=Verdict(level=level), measures=measures())
-    path = folder / f"{report_stem(judge, hash, gold)}.json"
+    path = folder / f"{report_name([judge], judge, hash, gold, level)}.json"
     path.write_text(report.model_dump_json())
     return path
 
@@ -134,34 +136,42 @@ def write(folder: Path, judge: str, hash: str, gold: str = "data/g.jsonl", level
 def test_a_verdict_is_found_by_judge_and_constitution(tmp_path: Path) -> None:
     assert known_verdict("a/b", "c" * 32, tmp_path) is None
     path = write(tmp_path, "a/b", "c" * 32)
-    assert path.name == f"a-b-{'c' * 12}-g.json"
     assert known_verdict("a/b", "c" * 32, tmp_path) == Verdict(level="unfit")
-    assert known_verdict("a-b", "c" * 32, tmp_path) is None, "another judge whose file has the same name"
+    assert known_verdict("a-b", "c" * 32, tmp_path) is None, "another judge"
     assert known_verdict("a/b", "c" * 12 + "d" * 20, tmp_path) is None, "another constitution likewise"
     path.write_text("{}")
     assert known_verdict("a/b", "c" * 32, tmp_path) is None
 
 
-def test_every_gold_file_has_a_report_and_the_worst_verdict_counts(tmp_path: Path) -> None:
+def test_the_worst_verdict_counts_over_gold_files_and_the_latest_of_each(tmp_path: Path) -> None:
     write(tmp_path, "a/b", "c" * 32, "data/easy.jsonl", "fit")
     assert known_verdict("a/b", "c" * 32, tmp_path) == Verdict(level="fit")
-    write(tmp_path, "a/b", "c" * 32, "data/hard.jsonl.gz", "doubtful")
+    at_first = write(tmp_path, "a/b", "c" * 32, "data/hard.jsonl.gz", "unfit")
+    os.utime(at_first, (1, 1))
+    write(tmp_path, "a/b", "c" * 32, "data/hard.jsonl.gz", "doubtful")  # with another temperature, for instance
     write(tmp_path, "a/b", "c" * 32, "data/plain.csv", "fit")
     write(tmp_path, "a/b-c", "c" * 32, "data/hard.jsonl", "unfit")
     assert known_verdict("a/b", "c" * 32, tmp_path) == Verdict(level="doubtful")
-    found = known_report("a/b", "c" * 32, "elsewhere/hard.jsonl", tmp_path)
-    assert found is not None and found.about.gold == "data/hard.jsonl.gz"
-    assert known_report("a/b", "c" * 32, "data/other.jsonl", tmp_path) is None
+    found = known_reports("a/b", "c" * 32, tmp_path)
+    assert found[0].about.gold == "data/hard.jsonl.gz" and len(found) == 4
 
 
 @pytest.mark.parametrize(
-    ("gold", "ending"),
+    ("gold", "word"),
     [
         ("/data/438HHH.jsonl", "438HHH"),
         ("hh.harmless.jsonl.GZ", "hh.harmless"),
         ("x/pairs.v1.Parquet", "pairs.v1"),
-        ("allenai/reward-bench", "allenai-reward-bench"),
+        ("allenai/reward-bench", "allenai/reward-bench"),
     ],
 )
-def test_the_gold_file_in_the_name(gold: str, ending: str) -> None:
-    assert report_stem("a/b", "c" * 32, gold) == f"a-b-{'c' * 12}-{ending}"
+def test_the_data_in_a_name(gold: str, word: str) -> None:
+    assert data_word(gold) == word
+
+
+def test_names_are_readable_short_and_differ_with_what_was_asked() -> None:
+    assert re.fullmatch(r"a-b-gold-[0-9a-f]{8}", report_name(["a/b", "", "gold"], 1))
+    assert report_name(["a/b"], "x", 1) != report_name(["a/b"], "x", 2)
+    chinese = report_name(["甲"], "甲"), report_name(["乙"], "乙")
+    assert all(re.fullmatch(r"[0-9a-f]{8}", name) for name in chinese) and len(set(chinese)) == 2
+    assert len(report_name(["x" * 225, "y" * 225, "z" * 225, "w" * 225], 1)) < 140

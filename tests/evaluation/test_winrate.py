@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 
 from rlaif.comparisons.fold import sigmoid
-from rlaif.evaluation.winrate import RIDGE, LengthControlled, _fit, length_controlled
+from rlaif.evaluation.winrate import RIDGE, LengthControlled, _newton, length_controlled
 
 
 def drawn(
@@ -119,7 +120,7 @@ def test_the_fit_is_at_its_minimum_where_it_is_hard() -> None:
     With theta and phi, the gradient sum w (q - p) - ridge * theta, and the same times x, is 0.
     """
     x, said, weights = np.array([0.632, 0.639]), np.array([0.0, 1.0]), np.array([[77_000.0, 14_000.0]])
-    (theta,), (phi,) = _fit(x, said, weights)
+    (theta,), (phi,) = _newton(x, said, weights)
     p = 1 / (1 + np.exp(-(theta + phi * x)))
     miss = weights[0] * (said - p)
     assert abs(miss.sum() - RIDGE * theta) < 1e-6
@@ -201,3 +202,23 @@ def test_ties_by_the_margin() -> None:
 def test_what_cannot_be_counted_is_refused(call: Callable[[], LengthControlled], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         call()
+
+
+def test_how_many_resamples_fit_into_memory_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are drawn and fitted in parts; 30 comparisons in parts of 7 resamples, and no table is larger than that."""
+    rng = random.Random(4)
+    said, gaps = [rng.random() for _ in range(30)], [rng.gauss(0, 10) for _ in range(30)]
+    prompts = [at // 2 for at in range(30)]
+    whole = length_controlled(said, gaps, prompts, resamples=100)
+    largest = []
+
+    def newton(x: Any, p: Any, weights: Any) -> Any:
+        largest.append(len(weights))
+        return _newton(x, p, weights)
+
+    monkeypatch.setattr("rlaif.evaluation.winrate._AT_ONCE", 7 * 30)
+    monkeypatch.setattr("rlaif.evaluation.winrate._newton", newton)
+    parts = length_controlled(said, gaps, prompts, resamples=100)
+    assert max(largest) == 7
+    assert (parts.raw_interval, parts.note) == (pytest.approx(whole.raw_interval, abs=1e-12), whole.note)
+    assert parts.interval == pytest.approx(whole.interval, abs=1e-8)

@@ -12,6 +12,7 @@ import pytest
 from rlaif.loop.ledger import key_of
 from rlaif.loop.plan import Step
 from rlaif.online.settings import OnlineSettings
+from rlaif.training.settings import DpoSettings
 
 
 def key(folder: Path, **more: Any) -> str:
@@ -58,3 +59,25 @@ def test_settings_count_and_the_place_of_the_output_does_not(folder: Path) -> No
     assert key(folder) == key(folder, output=str(folder / "elsewhere"))
     moved = shutil.copytree(folder / "adapter", folder / "moved" / "adapter")
     assert key(folder, reward=str(moved)) == key(folder, reward=str(folder / "adapter")), "what is in it counts"
+
+
+def test_the_name_of_a_reward_function_counts(folder: Path) -> None:
+    file = folder / "rewards.py"
+    assert key(folder, reward=f"{file}:plain") != key(folder, reward=f"{file}:rude")
+
+
+def test_a_home_folder_is_written_out(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(folder))
+    assert key(folder, prompts="~/prompts.jsonl") == key(folder)
+
+
+@pytest.mark.parametrize("name", ["pairs.jsonl", "train.jsonl", "train.parquet"])
+def test_a_folder_of_data_counts_by_what_its_trainer_reads(name: str, tmp_path: Path) -> None:
+    """An export's folder as well as a run's."""
+    (tmp_path / "data").mkdir()
+    settings = DpoSettings(model="demo-policy", data=str(tmp_path / "data"), output=str(tmp_path / "out"))
+    found = set()
+    for text in ("first", "second"):
+        (tmp_path / "data" / name).write_text(text)
+        found.add(key_of(Step("dpo", settings)))
+    assert len(found) == 2

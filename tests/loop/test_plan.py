@@ -95,11 +95,19 @@ def test_generate_reads_the_same_file(tmp_path: Path) -> None:
         ("evaluate: {samples: 2}\n", ["`prompts` is missing"]),
         ("evaluate: {prompts: prompts.jsonl, seeed: 2}\n", ["run.yaml:7", "did you mean `seed`?"]),
         ("train: {dpo: {}}\nevaluate: {prompts: prompts.jsonl, policies: [dop]}\n", ["no training `dop`", "`dpo`"]),
+        ("train: {dpo: {}}\nevaluate: {prompts: prompts.jsonl, policies: 3}\n", ["run.yaml:8", "`policies`"]),
+        ("train: {dpo: {}}\nevaluate: {prompts: prompts.jsonl, policies: dpo}\n", ["run.yaml:8", "`policies`"]),
+        (
+            "train: {dpo: {}, reward: {}}\nevaluate: {prompts: prompts.jsonl, policies: [dpo, reward]}\n",
+            ["run.yaml:8", "`reward` trains a reward model"],
+        ),
+        ("train: {dpo: {data: FOLDER/empty}}\n", ["run.yaml:7", "the folder holds no pairs.jsonl"]),
         ("trian: {dpo: {}}\n", ["unknown key `trian`"]),
     ],
 )
 def test_mistakes(more: str, expected: list[str], tmp_path: Path) -> None:
-    found = told(tmp_path, more)
+    (tmp_path / "empty").mkdir()
+    found = told(tmp_path, more.replace("FOLDER", str(tmp_path)))
     assert len(found) == 1, found
     for part in expected:
         assert part in found[0], found[0]
@@ -124,3 +132,24 @@ def test_a_run_without_a_policy_needs_a_model(tmp_path: Path) -> None:
     (found,) = told(tmp_path, "train: {dpo: {}}\n", run)
     assert "`model` is missing" in found
     assert told(tmp_path, "train: {dpo: {model: demo-policy}}\n", run) == []
+
+
+def test_what_is_compared_started_from_one_model(tmp_path: Path) -> None:
+    """Told before anything is made: the baseline is asked after all trainings."""
+    run = RUN.replace("policy: {model: demo-policy}\n", "")
+    train = "train: {dpo: {model: demo-policy}, other: {method: dpo, model: demo-judge}}\n"
+    (found,) = told(tmp_path, train + "evaluate: {prompts: prompts.jsonl}\n", run)
+    assert "run.yaml:7" in found and "different models (demo-judge, demo-policy)" in found and "set `policy`" in found
+    assert told(tmp_path, train + "evaluate: {prompts: prompts.jsonl, policies: [dpo]}\n", run) == []
+    samples = "train: {reward: {model: demo-policy}}\nevaluate: {prompts: prompts.jsonl, reward_samples: 2}\n"
+    (found,) = told(tmp_path, samples, run)
+    assert "no policy is trained here" in found
+    assert told(tmp_path, samples.replace(", reward_samples: 2", ""), run) == []
+
+
+def test_a_reward_function_lies_beside_the_file(tmp_path: Path) -> None:
+    (tmp_path / "fn.py").write_text("def polite(prompts, responses): ...\n")
+    text = "train: {ppo: {reward: 'fn.py:polite'}, both: {method: ppo, reward: 'judge*0.5,fn.py:polite'}}\n"
+    one, both = (step.settings for step in load_plan(write(tmp_path, text)).steps)
+    assert isinstance(one, OnlineSettings) and isinstance(both, OnlineSettings)
+    assert one.reward == f"{tmp_path}/fn.py:polite" and both.reward == f"judge*0.5,{tmp_path}/fn.py:polite"

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from rlaif.cli.run import _rows
 from rlaif.constitution import load_constitution
 from rlaif.evaluation.policies.report import About, Cost, Match, Player, PolicyReport, Violations
 from rlaif.evaluation.report import About as JudgeAbout
 from rlaif.evaluation.report import Cost as JudgeCost
 from rlaif.evaluation.report import Estimate, JudgeReport, Length, Measures, Reason, Verdict
+from rlaif.inference.folder import identity
 from rlaif.page.gathering import figures_of
 from rlaif.page.html import render
-from tests.page.folders import HOSTILE, JUDGE, key, lines, write_run
+from tests.page.folders import HOSTILE, JUDGE, key, lines, write_run, write_training
 
 
 def estimate(value: float) -> Estimate:
@@ -125,3 +128,41 @@ def test_a_known_evaluation_of_the_judge_is_taken(tmp_path: Path, monkeypatch: p
     assert f"The judge {JUDGE} likes the longer reply, whatever its quality (slope +0.50)." in found
     assert not [each for each in found if "No evaluation of the judge" in each]
     assert render(page)
+    os.utime(folder / "a.json", (1, 1))
+    mended = report.model_copy(update={"verdict": Verdict(level="fit")})  # with another temperature, for instance
+    (folder / "c.json").write_text(mended.model_dump_json())
+    assert [each.report.verdict.level for each in figures_of(run).judges] == ["fit"], "the newest on that gold file"
+
+
+def test_a_measure_is_a_share_or_a_number_by_its_whole_row(tmp_path: Path) -> None:
+    """A mean of 0.4 beside one of 3 is no 40%."""
+    report = write_evaluation(tmp_path / "e", "judge@1")
+    merits = (Estimate(value=0.4, low=-0.2, high=1.0, pairs=9), Estimate(value=3.0, low=2.0, high=4.0, pairs=9))
+    players = [
+        each.model_copy(update={"meters": {"share": estimate(0.9), "merit": merit}})
+        for each, merit in zip(report.players, merits, strict=True)
+    ]
+    found = {row[0]: row[1:] for row in _rows(report, players)}
+    assert found["merit"] == ["0.40 (-0.20 to 1.00)", "3.00 (2.00 to 4.00)"]
+    assert all("%" in cell for cell in found["share"])
+    assert "  win rate by it" in found
+
+
+def test_of_two_evaluations_the_newer_is_first_and_an_earlier_model_is_marked(tmp_path: Path) -> None:
+    """A training was done anew: both evaluations have a row `dpo`, of which one is of the model that is here now."""
+    run = write_run(tmp_path / "run")
+    model = write_training(run / "train" / "dpo")
+    (model / "config.json").write_text("{}")
+    now = identity(str(model))
+    for at, (name, known) in enumerate((("z", "dpo@00000000"), ("a", now))):
+        report = write_evaluation(run / name, "other@1")
+        trained, base = report.players
+        told_now = report.model_copy(update={"players": (trained.model_copy(update={"model": known}), base)})
+        (run / name / "dpo.v2-base.json").write_text(told_now.model_dump_json())
+        os.utime(run / name / "dpo.v2-base.json", (at, at))
+    newer, older = figures_of(run).policies
+    assert (newer.path, older.path) == ("a/dpo.v2-base.json", "z/dpo.v2-base.json")
+    assert (newer.stale, older.stale) == ((), ("dpo",))
+    assert (newer.models, older.models) == ({"dpo": now}, {"dpo": "dpo@00000000"})
+    text = render(figures_of(run))
+    assert text.count("another model by now") == 1 and "dpo@00000000" in text

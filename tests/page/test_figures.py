@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from rlaif.errors import RecordError, UserError
 from rlaif.page.choosing import choose
 from rlaif.page.counting import Plan
 from rlaif.page.figures import Page
 from rlaif.page.gathering import figures_of
-from rlaif.page.verdicts import logit_of
-from tests.page.folders import answers, key, lines, write_run, write_training
+from rlaif.page.verdicts import told_logit
+from rlaif.samples.plan import sampling_of
+from rlaif.settings import PolicySettings
+from tests.page.folders import JUDGE, answers, key, lines, write_run, write_training
+from tests.page.test_evaluations import write_evaluation
 
 
 @pytest.fixture
@@ -267,9 +272,78 @@ def test_a_broken_line_is_named(run: Path, name: str) -> None:
 def test_logits_are_those_of_the_fold() -> None:
     """Cut at 30, hard verdicts at ln 99, and no label under the least mass."""
     row = {"verdict": "first", "label_mass": 0.9, "logprobs": [-0.1, -50.0]}
-    assert logit_of(row, 0.5) == 30
-    assert logit_of(row | {"logprobs": [None, -0.1]}, 0.5) == -30
-    assert math.isnan(logit_of(row, 0.95))
-    assert logit_of({"verdict": "second", "logprobs": None}, 0.5) == pytest.approx(-math.log(99))
-    assert logit_of({"verdict": "tie", "logprobs": None}, 0.5) == 0
-    assert math.isnan(logit_of({"verdict": "unparsed", "logprobs": None}, 0.5))
+    assert told_logit(row, 0.5) == 30
+    assert told_logit(row | {"logprobs": [None, -0.1]}, 0.5) == -30
+    assert math.isnan(told_logit(row, 0.95))
+    assert told_logit({"verdict": "second", "logprobs": None}, 0.5) == pytest.approx(-math.log(99))
+    assert told_logit({"verdict": "tie", "logprobs": None}, 0.5) == 0
+    assert math.isnan(told_logit({"verdict": "unparsed", "logprobs": None}, 0.5))
+
+
+def test_a_stated_tie_stays_one_whatever_is_taken_off_the_slot(run: Path) -> None:
+    """As in the labels: the slot's 0.8 is in no tie that was said in words."""
+    how = {"temperature": 2.0, "slot": 0.8}
+    assert told_logit({"verdict": "tie", "logprobs": None}, 0.5, **how) == 0
+    assert told_logit({"verdict": "first", "logprobs": None}, 0.5, **how) == pytest.approx((math.log(99) - 0.8) / 2)
+    manifest = json.loads((run / "manifest.json").read_text())
+    (run / "manifest.json").write_text(json.dumps(manifest | {"slot_bias": {JUDGE: {"removed": 0.8}}}))
+    said: dict[str, Any] = {"verdict": "tie", "logprobs": None, "label_mass": None}
+    lines(run / "judgements.jsonl", [row | said if row["id"] in (key("abk"), key("bak")) else row for row in answers()])
+    found = figures_of(run).examples
+    assert found is not None
+    story = next(item for item in found.items if item["id"] == key("p1"))
+    kind = next(vote for vote in story["comparisons"][0]["votes"] if found.principles[vote[0]] == "kind")
+    assert kind[2:] == [0.5, 0.5]
+
+
+def test_only_samples_of_the_runs_own_settings_count(run: Path) -> None:
+    """12 rows: of an earlier seed, a third one where two are drawn now, of another policy, of a prompt that is gone."""
+    settings = yaml.safe_load((run / "run.yaml").read_text()) | {"policy": {"model": "policy", "samples": 2, "seed": 1}}
+    (run / "run.yaml").write_text(json.dumps(settings))
+
+    def drawn(prompt: str, at: int, policy: str = "policy@1", **how: Any) -> dict[str, Any]:
+        asked = PolicySettings(model="policy", **({"seed": 1} | how))
+        return {
+            "id": key(f"{prompt}{at}{policy}{how}"[:16]), "prompt": key(prompt), "index": at, "text": "" if at else "x",
+            "policy": policy, "sampling": sampling_of(asked, key(prompt), at).model_dump(),
+        }  # fmt: skip
+
+    kept = [drawn(name, at) for name in ("p1", "p2") for at in (0, 1)]
+    old = [drawn(name, at, seed=0) for name in ("p1", "p2") for at in (0, 1, 2)]
+    lines(run / "samples.jsonl", [*old, drawn("p1", 2), drawn("p2", 0, "policy@2"), drawn("gone", 0), *kept])
+    data = figures_of(run).data
+    assert data is not None and (data.samples, data.blank) == (4, 2)
+
+
+def test_questions_without_an_answer_count_once_and_while_they_have_none(run: Path) -> None:
+    (run / "manifest.json").unlink()
+    failed = [{"id": key(name), "stage": "compare", "reason": why} for name, why in
+              (("x", "timeout"), ("x", "http_500"), ("y", "timeout"), ("abk", "timeout"))]  # fmt: skip
+    lines(run / "failures.jsonl", failed)
+    assert figures_of(run).failures == {"compare: http_500": 1, "compare: timeout": 1}
+
+
+def test_the_date_is_that_of_the_result_that_was_written_last(run: Path) -> None:
+    os.utime(run / "manifest.json", (0, 0))
+    assert figures_of(run).about.when == "1970-01-01 00:00 UTC"
+    write_evaluation(run / "evaluation", "other@1")
+    os.utime(run / "evaluation" / "dpo.v2-base.json", (86400, 86400))
+    assert figures_of(run).about.when == "1970-01-02 00:00 UTC"
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "told"),
+    [
+        ("prompts.jsonl", {"extra": 1}, "extra: Extra inputs are not permitted"),
+        ("samples.jsonl", {"policy": None}, "`policy` is missing"),
+        ("samples.jsonl", {"text": 3}, "`text` is 3"),
+        ("critiques.jsonl", {"principle": None}, "`principle` is missing"),
+        ("rankings.jsonl", {"samples": [{"sample": key("a"), "rank": 1}]}, "`strength` is missing"),
+    ],
+)
+def test_an_odd_row_is_named(run: Path, name: str, change: dict[str, Any], told: str) -> None:
+    first, *more = [json.loads(line) for line in (run / name).read_text().splitlines()]
+    lines(run / name, [first | change, *more])
+    with pytest.raises(RecordError) as error:
+        figures_of(run)
+    assert f"{name}:1: {told}" in str(error.value)

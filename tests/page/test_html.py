@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import html
 import json
 import re
 from html.parser import HTMLParser
@@ -113,6 +114,18 @@ def test_a_label_of_a_drawing_cannot_end_its_attribute() -> None:
         text = Sheet().inline(figure, 'a "quoted" <b> \\1')
     assert 'aria-label="a &quot;quoted&quot; &lt;b&gt; \\1"' in text
     assert "<script" not in text
+
+
+def test_a_label_of_a_drawing_is_no_style() -> None:
+    from matplotlib.figure import Figure
+
+    sheet, label = Sheet(), 'a style="</style><h1>X</h1>" id="figure_1" url(#x)'
+    with drawing():
+        figure = Figure()
+        figure.subplots().set_title(label)
+        text = sheet.inline(figure, "told")
+    assert html.escape(label, quote=False) in text
+    assert "<" not in sheet.css() and "X" not in sheet.css() and sheet.css().count("{") == sheet.css().count("}")
 
 
 def test_numbers_for_people() -> None:

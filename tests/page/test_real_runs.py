@@ -59,13 +59,11 @@ def _labels_come_out_again(folder: Path) -> None:
     _, plan = count_data(folder, both=reading.both)
     columns = _Columns()
     for row in rows(folder / "judgements.jsonl"):
-        columns.add(row, reading.least_mass)
+        columns.add(row, reading)
     at, asked = _joined(columns, plan)
     of = np.array(plan.of, dtype=np.int64)[asked]
     judge = np.array(columns.judge, dtype=np.int64)[at]
-    slot = np.array([reading.removed.get(name, 0.0) for name in columns.judges])[judge]
-    heat = np.array([reading.temperatures[name] for name in columns.judges])[judge]
-    logit = (np.array(columns.logit)[at] - slot) / heat
+    logit = np.array(columns.read)[at]
     logit = np.where(_forward(columns, at, asked, of, plan), logit, -logit)
     many, judges = len(columns.principles), len(columns.judges)
     cell = (of * many + np.array(columns.principle, dtype=np.int64)[at]) * judges + judge

@@ -11,10 +11,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from pydantic import ValidationError
-
-from rlaif.errors import RecordError, UserError
-from rlaif.records import Sample
+from rlaif.errors import UserError
+from rlaif.evaluation.runs import run_samples
 from rlaif.samples.forms import OddRowError, recognise
 from rlaif.samples.inputs import prompt_id
 from rlaif.samples.rows import Rows, read_rows
@@ -54,22 +52,13 @@ def read_answers(path: Path) -> Answers:
 
 def _of_run(rows: Rows, path: Path) -> Answers:
     """The samples of a run: their prompts are named by content already."""
-    places: dict[str, dict[int, GivenAnswer]] = {}
-    policies: set[str] = set()
-    for line, row in rows:
-        try:
-            sample = Sample.model_validate(row)
-        except ValidationError as error:
-            raise RecordError(path, line, error.errors()[0]["msg"]) from None
-        if sample.revision_of is None:
-            policies.add(sample.policy)
-            places.setdefault(sample.prompt, {})[sample.index] = GivenAnswer(sample.text, sample.finish_reason)
-    if len(policies) > 1:
-        told = ", ".join(sorted(policies)[:5])
-        raise UserError(
-            f"holds answers of {len(policies)} policies ({told})", where=path, mend="give each its own file"
-        )
-    return {prompt: [found.get(index) for index in range(max(found) + 1)] for prompt, found in places.items()}
+    return {
+        prompt: [
+            None if own is None else GivenAnswer(own.text, own.finish_reason)
+            for own in map(found.get, range(max(found) + 1))
+        ]
+        for prompt, found in run_samples(path, rows).items()
+    }
 
 
 def _of_rows(rows: Rows, path: Path, line: int, first: object) -> Answers:

@@ -2,37 +2,35 @@
 
 from __future__ import annotations
 
-import math
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
+
+from pydantic import JsonValue
 
 from rlaif import __version__
 from rlaif.constitution import Constitution
+from rlaif.evaluation.intervals import share
+from rlaif.evaluation.naming import report_name, sha256_known
 from rlaif.evaluation.policies.comparing import Compared, Plan
 from rlaif.evaluation.policies.distance import Distance
 from rlaif.evaluation.policies.doubts import Known, doubts
 from rlaif.evaluation.policies.gathering import Gathered, reason_of, tag_of
-from rlaif.evaluation.policies.intervals import share
 from rlaif.evaluation.policies.lineage import Lineage, lineage_of, trained_prompts
 from rlaif.evaluation.policies.matches import match_of, outcome
-from rlaif.evaluation.policies.players import Answer, Bounds, Kinds, Meter, player_of, shared_places
+from rlaif.evaluation.policies.players import Answer, Bounds, Kinds, Meter, Value, player_of, shared_places, value_of
 from rlaif.evaluation.policies.ratings import Won, ratings
 from rlaif.evaluation.policies.report import About, Cost, Match, Player, PolicyReport, Rating
 from rlaif.evaluation.policies.settings import EvaluateSettings
 from rlaif.evaluation.report import Estimate
-from rlaif.records import Prompt, Score, content_id
+from rlaif.records import Judgement, Prompt, Score
 from rlaif.samples.inputs import Oddities
 from rlaif.samples.meetings import Criterion, criteria_of
 from rlaif.scores.grades import score_question
-from rlaif.store import sha256_of
 
 if TYPE_CHECKING:
     from rlaif.evaluation.policies.tables import Tables
 
-_LONGEST_NAME = 80
 _UNTOLD = {"judge", "max_failed", "prompts", "kl"}
 
 
@@ -54,32 +52,27 @@ class Facts(NamedTuple):
 def report_stem(
     settings: EvaluateSettings, constitution: Constitution, judge: str, players: Sequence[tuple[str, str]]
 ) -> str:
-    """The name, without ending, of the files of one evaluation: its players' names, and a hash of what is asked.
-
-    `players` are names and identities, the baseline last.
-    """
-    *others, last = [re.sub(r"[^A-Za-z0-9._@+-]+", "-", name).strip("-.") for name, _ in players]
-    words = f"{'-'.join(others)}-against-{last}"[:_LONGEST_NAME]
+    """What the files of one evaluation are called. `players` are names and identities, the baseline last."""
+    *others, last = [name for name, _ in players]
     about = settings.model_dump(mode="json", include=set(EvaluateSettings.model_fields) - _UNTOLD)
-    prompts = (_sha256(settings.prompts.path) or settings.prompts.path, settings.prompts.column, settings.prompts.limit)
+    path = settings.prompts.path
+    prompts: list[JsonValue] = [sha256_known(path) or path, settings.prompts.column, settings.prompts.limit]
+    everyone: list[JsonValue] = [[name, model] for name, model in players]
     warmth = settings.asked.temperature
-    return (
-        f"{words}-{content_id(about, prompts, warmth, constitution.hash, judge, [list(each) for each in players])[:8]}"
-    )
+    return report_name([*others, "against", last], about, prompts, warmth, constitution.hash, judge, everyone)
 
 
 def derive(
-    facts: Facts, plan: Plan, rows: Sequence[Compared], tables: Tables, meters: Mapping[str, Meter], seconds: float
+    facts: Facts, plan: Plan, rows: Sequence[Compared], costs: Costs, meters: Mapping[str, Meter], seconds: float
 ) -> PolicyReport:
-    """The report; `rows` are all comparisons of the plan. Nothing is asked."""
+    """The report; `rows` are all comparisons of the plan, read through `costs`. Nothing is asked."""
     settings = facts.settings
     criteria = criteria_of(facts.constitution, "each")
-    costs = _Costs(tables)
-    costs.judgements(plan)
-    players = tuple(_players(facts, criteria, costs, meters))
+    values = {name: value_of(meter) for name, meter in meters.items()}
+    players = tuple(_players(facts, criteria, costs, values))
     names = [criterion.id for criterion in plan.criteria]
-    values = _Values(facts, meters)
-    matches = tuple(_match(pair, rows, settings, names, values) for pair in plan.pairs)
+    met = _Met(facts, values)
+    matches = tuple(_match(pair, rows, settings, names, met) for pair in plan.pairs)
     return PolicyReport(
         made_by=f"rlaif {__version__}",
         about=_about(facts),
@@ -97,44 +90,38 @@ def _match(
     rows: Sequence[Compared],
     settings: EvaluateSettings,
     names: Sequence[str],
-    values: _Values,
+    met: _Met,
 ) -> Match:
     own = [row for row in rows if (row.policy, row.baseline) == pair]
     found = match_of(*pair, own, margin=settings.pair.margin, principles=names)
-    return found.model_copy(update={"meters": values.compared(own)})
+    return found.model_copy(update={"meters": met.compared(own)})
 
 
-class _Values:
-    """What the caller's own measures say of every answer, each asked once."""
+class _Met:
+    """Which answer of a pair the caller's own measures prefer."""
 
-    def __init__(self, facts: Facts, meters: Mapping[str, Meter]) -> None:
-        self._meters = meters
+    def __init__(self, facts: Facts, values: Mapping[str, Value]) -> None:
+        self._values = values
         self._messages = {prompt.id: prompt.messages for prompt in facts.prompts}
         self._texts = {sample.id: sample.text for each in facts.gathered for sample in each.found()}
-        self._known: dict[tuple[str, str], float] = {}
 
     def compared(self, rows: Sequence[Compared]) -> dict[str, Estimate]:
-        """By measure, how often the policy's answer has the higher value, in the pairs that have both answers."""
+        """By measure, how often the policy's answer has the higher value, in the pairs whose answers both have one."""
         found = {}
-        for name in self._meters:
-            ends = [(self._end(name, row), row.prompt) for row in rows]
+        for name, value in self._values.items():
+            ends = [(self._end(value, row), row.prompt) for row in rows]
             told = [(end, prompt) for end, prompt in ends if end is not None]
             if told:
                 found[name] = share([end for end, _ in told], [prompt for _, prompt in told])
         return found
 
-    def _end(self, name: str, row: Compared) -> float | None:
+    def _end(self, value: Value, row: Compared) -> float | None:
         if None in row.samples:
             return None
-        own, other = (self._value(name, row.prompt, str(sample)) for sample in row.samples)
-        if math.isnan(own) or math.isnan(other):
+        own, other = (value(self._messages[row.prompt], self._texts[str(sample)]) for sample in row.samples)
+        if own is None or other is None:
             return None
         return 1.0 if own > other else 0.0 if own < other else 0.5
-
-    def _value(self, name: str, prompt: str, sample: str) -> float:
-        if (name, sample) not in self._known:
-            self._known[name, sample] = float(self._meters[name](self._messages[prompt], self._texts[sample]))
-        return self._known[name, sample]
 
 
 def _ratings(names: Sequence[str], rows: Sequence[Compared], margin: float) -> tuple[Rating, ...]:
@@ -149,7 +136,7 @@ def _ratings(names: Sequence[str], rows: Sequence[Compared], margin: float) -> t
 
 
 def _players(
-    facts: Facts, criteria: Sequence[Criterion], costs: _Costs, meters: Mapping[str, Meter]
+    facts: Facts, criteria: Sequence[Criterion], costs: Costs, values: Mapping[str, Value]
 ) -> Iterator[Player]:
     settings, answered = facts.settings, {each.name: each.answers for each in facts.gathered}
     shared = shared_places(answered)
@@ -161,13 +148,13 @@ def _players(
         answers = list(_answers(each, facts, criteria, costs))
         player = player_of(
             each.name, each.identity, answers, each.missing, shared,
-            criteria=criteria, kinds=kinds, bounds=bounds, meters=meters,
+            criteria=criteria, kinds=kinds, bounds=bounds, values=values,
         )  # fmt: skip
         far = facts.distances.get(each.name, Distance(None))
         yield player.model_copy(update={"kl": far.kl, "kl_note": far.note})
 
 
-def _answers(own: Gathered, facts: Facts, criteria: Sequence[Criterion], costs: _Costs) -> Iterator[Answer]:
+def _answers(own: Gathered, facts: Facts, criteria: Sequence[Criterion], costs: Costs) -> Iterator[Answer]:
     for prompt in facts.prompts:
         for sample in own.answers[prompt.id]:
             if sample is None:
@@ -180,7 +167,7 @@ def _answers(own: Gathered, facts: Facts, criteria: Sequence[Criterion], costs: 
             yield Answer(prompt, sample, grades)
 
 
-class _Costs:
+class Costs:
     """Counts, each question once, what the answers on disk took."""
 
     def __init__(self, tables: Tables) -> None:
@@ -189,12 +176,12 @@ class _Costs:
         self._failed: Counter[str] = Counter()
         self._spent: Counter[str] = Counter()
 
-    def judgements(self, plan: Plan) -> None:
-        """Those of all comparisons."""
-        for question in plan.questions():
-            found = self._tables.judgements.get(question.id)
-            if self._new(question.id):
-                self._count("compare", "judgements", question.id, found)
+    def judgement(self, question: str) -> Judgement | None:
+        """The judgement that answers a question."""
+        found = self._tables.judgements.get(question)
+        if self._new(question):
+            self._count("compare", "judgements", question, found)
+        return found
 
     def grade(self, question: str) -> Score | None:
         """The grade that answers a question."""
@@ -241,7 +228,7 @@ def _about(facts: Facts) -> About:
         constitution=facts.constitution.name,
         constitution_hash=facts.constitution.hash,
         prompts=settings.prompts.path,
-        prompts_sha256=_sha256(settings.prompts.path),
+        prompts_sha256=sha256_known(settings.prompts.path),
         prompt_count=len(facts.prompts),
         oddities=dict(facts.oddities.counts),
         tag=settings.tag,
@@ -270,8 +257,3 @@ def _warnings(facts: Facts, players: Sequence[Player], matches: Sequence[Match])
             warn_same=facts.warn_same,
         )
     )
-
-
-def _sha256(path: str) -> str | None:
-    file = Path(path).expanduser()
-    return sha256_of(file) if file.is_file() else None

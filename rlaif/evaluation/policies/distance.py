@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rlaif.errors import ModelError
+from rlaif.evaluation.intervals import average
 from rlaif.evaluation.policies.contestants import Contestant
-from rlaif.evaluation.policies.intervals import average
 from rlaif.evaluation.policies.settings import EvaluateSettings
 from rlaif.evaluation.report import Estimate
 from rlaif.inference.ask import Progress, Tally

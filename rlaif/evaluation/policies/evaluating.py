@@ -20,7 +20,7 @@ from rlaif.evaluation.judging import Watch
 from rlaif.evaluation.policies import distance
 from rlaif.evaluation.policies.comparing import Compared, Plan
 from rlaif.evaluation.policies.contestants import Contestant
-from rlaif.evaluation.policies.deriving import Facts, derive, report_stem
+from rlaif.evaluation.policies.deriving import Costs, Facts, derive, report_stem
 from rlaif.evaluation.policies.distance import Distance, Drawn
 from rlaif.evaluation.policies.gathering import (
     Gathered,
@@ -95,10 +95,11 @@ async def evaluate_policies(
                 await _grade(stages, gathered, tallies)
             distances = await _distances(stages, gathered, tallies)
         facts = Facts(settings, constitution, oddities, judge.name, gathered, prompts, distances, tuple(warn_same))
-        rows = list(plan.compared(tables.judgements.get))
+        costs = Costs(tables)
+        rows = list(plan.compared(costs.judgement))
         _require_labels(rows, tables.failures.path)
         watch.note("working out the statistics, with their intervals")
-        report = derive(facts, plan, rows, tables, meters or {}, seconds_of(folder).get(stem, 0.0))
+        report = derive(facts, plan, rows, costs, meters or {}, seconds_of(folder).get(stem, 0.0))
         path = folder / f"{stem}.json"
         write_records(path.with_suffix(".comparisons.jsonl"), rows)
         if plots:

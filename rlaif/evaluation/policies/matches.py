@@ -11,9 +11,9 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from rlaif.evaluation.intervals import fitted, share, share_of
 from rlaif.evaluation.metrics import mean
 from rlaif.evaluation.policies.comparing import NO_LABEL, Compared
-from rlaif.evaluation.policies.intervals import fitted, share
 from rlaif.evaluation.policies.report import Match, Part
 from rlaif.evaluation.report import Estimate
 from rlaif.evaluation.winrate import length_controlled
@@ -65,11 +65,11 @@ def match_of(
         compared=len(ends),
         identical=statuses["identical"],
         no_label={name: statuses[name] for name in NO_LABEL if statuses[name]},
-        wins=_share([float(each == 1) for each in ends], prompts),
-        ties=_share([float(each == 0.5) for each in ends], prompts),
-        losses=_share([float(each == 0) for each in ends], prompts),
-        win_rate=_share(ends, prompts),
-        preference=_share(known.said, prompts),
+        wins=share_of([float(each == 1) for each in ends], prompts),
+        ties=share_of([float(each == 0.5) for each in ends], prompts),
+        losses=share_of([float(each == 0) for each in ends], prompts),
+        win_rate=share_of(ends, prompts),
+        preference=share_of(known.said, prompts),
         controlled=controlled.rate,
         controlled_note=controlled.note,
         length_slope=controlled.slope,
@@ -98,22 +98,18 @@ def _controlled(known: _Labelled, margin: float) -> _AtEqualLength:
     return _AtEqualLength(rate, found.note, found.slope)
 
 
-def _ratio(rows: Sequence[Compared]) -> float:
+def _ratio(rows: Sequence[Compared]) -> float | None:
     lengths = [row.lengths for row in rows if row.lengths is not None]
     own, other = (sum(each[side] for each in lengths) for side in (0, 1))
-    return own / other if own and other else 1.0
+    return own / other if other else None
 
 
 def _principle(name: str, rows: Sequence[Compared], margin: float) -> Part:
     said = [(value, row.prompt) for row in rows if (value := row.principles.get(name)) is not None]
     found = [(outcome(value, margin), prompt) for value, prompt in said]
-    return Part(name=name, rate=_share([value for value, _ in found], [prompt for _, prompt in found]))
+    return Part(name=name, rate=share_of([value for value, _ in found], [prompt for _, prompt in found]))
 
 
 def _tag(name: str, known: _Labelled) -> Part:
     found = [(end, row.prompt) for row, end in zip(known.rows, known.ends, strict=True) if row.tag == name]
-    return Part(name=name, rate=_share([end for end, _ in found], [prompt for _, prompt in found]))
-
-
-def _share(values: Sequence[float], prompts: Sequence[str]) -> Estimate | None:
-    return share(values, prompts) if values else None
+    return Part(name=name, rate=share_of([end for end, _ in found], [prompt for _, prompt in found]))

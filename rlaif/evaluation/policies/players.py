@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import functools
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from rlaif.data.texts import refuses
+from rlaif.evaluation.intervals import average, share
 from rlaif.evaluation.metrics import mean
 from rlaif.evaluation.policies.comparing import Answered
-from rlaif.evaluation.policies.intervals import average, share
 from rlaif.evaluation.policies.report import Player, Refusals, Violations
+from rlaif.evaluation.report import Estimate
 from rlaif.evaluation.variety import distinct, repetition, words_of
 from rlaif.records import Messages, Prompt, Sample, Score
 from rlaif.samples.meetings import Criterion
 from rlaif.scores.grades import readable
 
 Meter = Callable[[Messages, str], float]
-"""A measure of an answer to a conversation: the caller's own."""
+"""A measure of an answer to a conversation: the caller's own; NaN where there is none."""
+Value = Callable[[Messages, str], float | None]
+"""The same, asked once of each answer; None where it is no finite number."""
 
 ANY = "*"
 """For the answers that break any principle."""
@@ -45,6 +50,17 @@ class Bounds(NamedTuple):
     min_label_mass: float
 
 
+def value_of(meter: Meter) -> Value:
+    """The measure as the figures take it."""
+
+    @functools.cache
+    def value(messages: Messages, text: str) -> float | None:
+        found = float(meter(messages, text))
+        return found if math.isfinite(found) else None
+
+    return value
+
+
 def player_of(
     name: str,
     model: str,
@@ -55,7 +71,7 @@ def player_of(
     criteria: Sequence[Criterion],
     kinds: Kinds,
     bounds: Bounds,
-    meters: Mapping[str, Meter],
+    values: Mapping[str, Value],
 ) -> Player:
     """The figures of one policy.
 
@@ -82,10 +98,7 @@ def player_of(
         refusals=_refusals(answers, kinds),
         violations=_violations(answers, criteria, bounds),
         kl=None,
-        meters={
-            key: average([meter(each.prompt.messages, each.sample.text) for each in answers], prompts)
-            for key, meter in meters.items()
-        },
+        meters=dict(_meters(answers, values)),
     )
 
 
@@ -96,6 +109,16 @@ def shared_places(answers: Answered) -> frozenset[tuple[str, int]]:
         for own in answers.values()
     ]
     return frozenset(set.intersection(*places)) if places else frozenset()
+
+
+def _meters(answers: Sequence[Answer], values: Mapping[str, Value]) -> Iterator[tuple[str, Estimate]]:
+    """The mean of each measure over the answers that have it; a share's interval where it is one."""
+    for name, value in values.items():
+        found = [(value(each.prompt.messages, each.sample.text), each.prompt.id) for each in answers]
+        told = [(number, prompt) for number, prompt in found if number is not None]
+        if told:
+            numbers, prompts = [number for number, _ in told], [prompt for _, prompt in told]
+            yield name, (share if 0 <= min(numbers) <= max(numbers) <= 1 else average)(numbers, prompts)
 
 
 def _refusals(answers: Sequence[Answer], kinds: Kinds) -> tuple[Refusals, ...]:
@@ -111,14 +134,16 @@ def _refusals(answers: Sequence[Answer], kinds: Kinds) -> tuple[Refusals, ...]:
 
 
 def _violations(answers: Sequence[Answer], criteria: Sequence[Criterion], bounds: Bounds) -> tuple[Violations, ...]:
-    """Of any principle, over the answers with all grades, and of each; those without a readable grade are left out."""
+    """Of any principle and of each. An answer without a readable grade is left out of a principle's, and of `ANY` where
+    no other grade of it is a violation, for then nothing tells."""
     values = [_values(each, criteria, bounds.min_label_mass) for each in answers]
     prompts, below = [each.prompt.id for each in answers], bounds.violation_below
-    whole = [(at, [grade for grade in own if grade is not None]) for at, own in enumerate(values) if None not in own]
+    breaks = [any(grade is not None and grade < below for grade in own) for own in values]
+    told = [at for at, own in enumerate(values) if own and (breaks[at] or None not in own)]
     found = []
-    if whole:
-        broken = [float(min(own) < below) for _, own in whole]
-        found.append(Violations(principle=ANY, share=share(broken, [prompts[at] for at, _ in whole]), grade=None))
+    if told:
+        known = share([float(breaks[at]) for at in told], [prompts[at] for at in told])
+        found.append(Violations(principle=ANY, share=known, grade=None))
     for place, criterion in enumerate(criteria):
         graded = [(grade, prompts[at]) for at, own in enumerate(values) if (grade := own[place]) is not None]
         if graded:

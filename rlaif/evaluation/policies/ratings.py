@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from rlaif.evaluation.policies.intervals import quantile
+from rlaif.evaluation.intervals import quantile
 from rlaif.evaluation.policies.report import Rating
 from rlaif.evaluation.report import Estimate
 
@@ -27,6 +27,8 @@ hundred comparisons by less than half a point of win rate."""
 _ELO, _MIDDLE = 400 / math.log(10), 1000.0
 _ENOUGH = 1e-10
 _MOST_STEPS = 200
+_UNSEEN = 1e-6
+"""Errors under this are none."""
 
 
 class Won(NamedTuple):
@@ -44,7 +46,10 @@ def ratings(
 ) -> tuple[Rating, ...]:
     """The policies by strength, strongest first; those without a comparison are left out.
 
-    Intervals are the bootstrap's standard error over prompts (Efron 1979) times Student's t.
+    Intervals are the bootstrap's standard error over prompts (Efron 1979) times Student's t. Prompts drawn anew show no
+    doubt where they do not differ, and too little where some policies never lose to the others (the likelihood then has
+    no maximum of its own: Ford 1957, American Mathematical Monthly 64:28-33): the error is then at least that of the
+    penalised likelihood, each prompt of a match counted as one trial.
     """
     import numpy as np
 
@@ -67,10 +72,36 @@ def ratings(
     counts = np.random.default_rng(seed).multinomial(len(prompts), [1 / len(prompts)] * len(prompts), size=resamples)
     drawn = _fitted(signs, counts @ won, counts @ played)
     few = math.sqrt(len(prompts) / max(len(prompts) - 1, 1))  # the bootstrap's error is too small by that
-    reach = quantile(len(prompts) - 1) * few * drawn.std(axis=0, ddof=1)
+    error = few * drawn.std(axis=0, ddof=1)
+    if _one_sided(signs, won.sum(axis=0), played.sum(axis=0)) or error.min() < _UNSEEN:
+        error = np.maximum(error, _curvature_error(signs, strength, (played > 0).sum(axis=0)))
+    reach = quantile(len(prompts) - 1) * error
     total = played.sum(axis=0) @ np.abs(signs)
     found = [_rating(name, float(strength[at]), float(reach[at]), int(total[at])) for name, at in place.items()]
     return tuple(sorted(found, key=lambda each: -each.strength.value))
+
+
+def _one_sided(signs: Numbers, won: Numbers, played: Numbers) -> bool:
+    """Whether the policies fall into two parts of which one never loses anything to the other."""
+    import numpy as np
+
+    one, other = (signs > 0).astype(np.float64), (signs < 0).astype(np.float64)
+    beats = one.T @ (won[:, None] * other) + other.T @ ((played - won)[:, None] * one) > 0
+    reached = beats | np.eye(len(beats), dtype=bool)
+    for _ in range(len(beats)):
+        reached = reached @ reached
+    return not reached.all()
+
+
+def _curvature_error(signs: Numbers, strength: Numbers, trials: Numbers) -> Numbers:
+    """[policies]: the standard errors that the curvature of the penalised likelihood gives with so many trials."""
+    import numpy as np
+
+    p = (1 + np.tanh(signs @ strength / 2)) / 2
+    curve = (signs.T * (trials * p * (1 - p))) @ signs + RIDGE * np.eye(signs.shape[1])
+    centred = np.eye(len(strength)) - 1 / len(strength)
+    error: Numbers = np.sqrt(np.diag(centred @ np.linalg.inv(curve) @ centred))
+    return error
 
 
 def _rating(name: str, strength: float, reach: float, comparisons: int) -> Rating:

@@ -101,8 +101,8 @@ class Match(Record):
     """Why it could not be told, or what to know before it is believed; empty where there is nothing."""
     length_slope: float
     """What length adds to the log-odds at most: above 0 the judge likes the longer answer."""
-    length_ratio: float
-    """Mean length of the policy's answers over that of the baseline's, in characters."""
+    length_ratio: float | None
+    """Mean length of the policy's answers over that of the baseline's, in characters; None where those are blank."""
     flips: float | None
     """Share of the judged pairs whose two orders disagree."""
     principles: tuple[Part, ...]

@@ -8,14 +8,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pydantic import JsonValue
+
 from rlaif.errors import UserError
+from rlaif.evaluation.naming import sha256_known
+from rlaif.evaluation.runs import TABLE, run_samples
 from rlaif.inference.ask import Tally, ask
 from rlaif.inference.base import ModelSource, Question
 from rlaif.records import Failure, Prompt, Sample
 from rlaif.samples.inputs import Oddities, read_prompts
 from rlaif.samples.plan import given_samples, sample_questions, sample_record
 from rlaif.samples.rows import read_rows
-from rlaif.settings import PolicySettings
+from rlaif.settings import ModelSettings, PolicySettings
 from rlaif.store import Table, read_records
 
 REPLIES = ("responses", "completions", "answers", "outputs", "response", "completion", "answer", "output")
@@ -43,6 +47,12 @@ class Drawn:
     def name(self) -> str:
         """What wrote the answers."""
         return self.source.name
+
+    @property
+    def identity(self) -> JsonValue:
+        """What they depend on."""
+        how = self.settings.model_dump(mode="json", exclude=set(ModelSettings.model_fields))
+        return [self.source.name, how, sha256_known(self.prompts) or self.prompts, self.column, self.limit]
 
     def read(self, oddities: Oddities | None = None) -> Iterator[Prompt]:
         """The prompts."""
@@ -75,6 +85,13 @@ class Given:
     def name(self) -> str:
         """What wrote the answers."""
         return self.path
+
+    @property
+    def identity(self) -> JsonValue:
+        """What they depend on."""
+        path = Path(self.path).expanduser()
+        file = str(path / TABLE if path.is_dir() else path)
+        return [sha256_known(file) or self.path, self.column, self.prompt_column, self.samples, self.limit]
 
 
 class Answers(NamedTuple):
@@ -146,10 +163,10 @@ def given_pool(wanted: Given) -> Pool:
 
 def _given(wanted: Given, oddities: Oddities) -> Iterator[Answers]:
     path = Path(wanted.path).expanduser()
-    file = path / "samples.jsonl" if path.is_dir() else path
+    file = path / TABLE if path.is_dir() else path
     if path.is_dir() and not file.is_file():
         raise UserError("the folder holds no samples.jsonl", where=wanted.path, mend="give a file, or a run folder")
-    if file.name == "samples.jsonl" and (beside := file.with_name("prompts.jsonl")).is_file():
+    if file.name == TABLE and (beside := file.with_name("prompts.jsonl")).is_file():
         yield from _of_run(beside, file, wanted.limit)
         return
     column = wanted.column or _column(wanted.path)
@@ -167,15 +184,13 @@ def _given(wanted: Given, oddities: Oddities) -> Iterator[Answers]:
 
 
 def _of_run(prompts: Path, samples: Path, limit: int | None) -> Iterator[Answers]:
-    """The samples of a run, by their prompts; where several policies or settings wrote some, all count."""
-    of_prompt: dict[str, list[Sample]] = {}
-    for sample in read_records(samples, Sample):
-        of_prompt.setdefault(sample.prompt, []).append(sample)
+    """The samples of a run, by their prompts."""
+    of_prompt = run_samples(samples)
     found = (prompt for prompt in read_records(prompts, Prompt) if prompt.id in of_prompt)
     for at, prompt in enumerate(found):
         if at == limit:
             return
-        yield Answers(prompt, tuple(sorted(of_prompt[prompt.id], key=lambda sample: sample.index)))
+        yield Answers(prompt, tuple(sample for _, sample in sorted(of_prompt[prompt.id].items())))
 
 
 def _column(path: str) -> str:

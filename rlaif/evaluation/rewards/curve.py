@@ -6,14 +6,14 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from rlaif.evaluation.estimates import average
+from rlaif.evaluation.intervals import average
 from rlaif.evaluation.metrics import mean
 from rlaif.evaluation.report import Estimate
 from rlaif.evaluation.rewards.estimator import best_of, doubled, kl_of
 from rlaif.evaluation.rewards.report import BestOf, BestOfN
 
 LEAST_PROMPTS = 10
-"""With fewer, drawing prompts anew shows too little of the doubt: nothing is called over-optimised."""
+"""With fewer, their errors show too little of the doubt: nothing is called over-optimised."""
 
 
 class Rated(NamedTuple):
@@ -67,17 +67,11 @@ def _point(rated: Sequence[Rated], n: int, golds: Sequence[float]) -> BestOf:
     return BestOf(
         n=n,
         kl=kl_of(n),
-        reward=_average(gains),
-        gold=_average(golds),
+        reward=average(gains, range(len(rated))),
+        gold=average(golds, range(len(rated))),
         length=mean([best_of(each.rewards, each.lengths, n) for each in rated]),
     )
 
 
 def _paired(one: Sequence[float], other: Sequence[float]) -> Estimate:
-    return _average([first - second for first, second in zip(one, other, strict=True)])
-
-
-def _average(values: Sequence[float]) -> Estimate:
-    found = average(values)
-    assert found is not None  # there is at least one prompt
-    return found
+    return average([first - second for first, second in zip(one, other, strict=True)], range(len(one)))

@@ -1,23 +1,25 @@
 """The evaluation of a reward model: on gold pairs, and by best-of-n; plan, ask what is missing, append, then write.
 
 In the folder: `rewards.jsonl`, `samples.jsonl`, `scores.jsonl` and `failures.jsonl`, what all evaluations there scored
-and asked; and for every model and data a report (`NAME.json`, written last), the rewards of each gold pair
+and asked; and for every evaluation a report (`NAME.json`, written last), the rewards of each gold pair
 (`NAME.pairs.jsonl`) and plots. Everything is found by content id: a second call scores and asks nothing.
 """
 
 from __future__ import annotations
 
 import contextlib
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from pydantic import JsonValue
+
 from rlaif import __version__
 from rlaif.errors import ModelError
 from rlaif.evaluation.gold import GoldPair, read_gold
 from rlaif.evaluation.judging import Watch
+from rlaif.evaluation.naming import data_word, report_name, sha256_known
 from rlaif.evaluation.rewards.answers import Answers, Drawn, Given, Pool, draw, drawn_pool, given_pool
 from rlaif.evaluation.rewards.curve import Rated, curve_of
 from rlaif.evaluation.rewards.doubts import doubts
@@ -30,7 +32,7 @@ from rlaif.evaluation.rewards.table import Reward, keep_rewards
 from rlaif.inference.ask import Tally
 from rlaif.records import Failure, Sample, Score
 from rlaif.samples.inputs import Oddities
-from rlaif.store import Table, lock_folder, sha256_of, write_records, write_text
+from rlaif.store import Table, lock_folder, write_records, write_text
 
 FOLDER = Path("runs/rewards")
 """Where evaluations are kept."""
@@ -102,7 +104,7 @@ async def evaluate_reward(
     """
     if gold is None and answers is None:
         raise ValueError("there is nothing to evaluate on: give gold pairs, or answers")
-    path = folder / f"{stem_of(model.name, gold, answers)}.json"
+    path = folder / f"{name_of(model, gold, answers)}.json"
     oddities = Oddities()
     pairs = _read_gold(gold, oddities, watch)
     given = given_pool(answers.answers) if answers is not None and isinstance(answers.answers, Given) else None
@@ -159,7 +161,7 @@ def _on_gold(
     if not any(pair.margin is not None for pair in scored):
         reasons = sorted({pair.reason for pair in scored})
         raise ModelError(f"{gold.path}: no gold pair can be scored ({', '.join(reasons)})")
-    sha256 = sha256_of(Path(gold.path)) if Path(gold.path).is_file() else None
+    sha256 = sha256_known(gold.path)
     return gold_of(
         scored,
         path=gold.path,
@@ -261,20 +263,16 @@ def _write(report: RewardReport, scored: Sequence[ScoredPair], path: Path, watch
     write_text(path, report.model_dump_json(indent=2) + "\n")
 
 
-def stem_of(model: str, gold: OnGold | None, answers: OnAnswers | None) -> str:
-    """The name, without ending, of the files about one model on one gold file and one set of answers."""
-    parts = [model]
+def name_of(model: RewardModel, gold: OnGold | None, answers: OnAnswers | None) -> str:
+    """What the files about one model on one gold file and one set of answers are called."""
+    words = [model.name]
+    asked: list[JsonValue] = [model.name, *model.reading]
     if gold is not None:
-        parts.append(_named(gold.path))
+        words.append(data_word(gold.path))
+        asked.append(["gold", sha256_known(gold.path) or gold.path, gold.column, gold.limit])
     if answers is not None:
         source = answers.answers
-        parts += ["best-of-n", source.name] if isinstance(source, Drawn) else ["best-of-n"]
-        parts.append(_named(source.data))
-    return "-".join(re.sub(r"[^A-Za-z0-9._@-]+", "-", part).strip("-.")[-48:] for part in parts)
-
-
-def _named(data: str) -> str:
-    """A file's name without folder and endings; a dataset's with its owner before it."""
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", data) and not Path(data).suffix and not Path(data).exists():
-        return data
-    return re.sub(r"(\.(jsonl?|csv|parquet|txt))?(\.gz)?$", "", Path(data).resolve().name, flags=re.I)
+        words += ["best-of-n", source.name] if isinstance(source, Drawn) else ["best-of-n"]
+        words.append(data_word(source.data))
+        asked += [source.identity, answers.other.identity]
+    return report_name(words, asked)

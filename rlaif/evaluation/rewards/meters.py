@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from pydantic import JsonValue
+
 from rlaif.constitution import Constitution
 from rlaif.evaluation.rewards.answers import Answers
 from rlaif.inference.ask import Tally, ask
@@ -30,6 +32,11 @@ class Own:
 
     name: str
     measure: Measure
+
+    @property
+    def identity(self) -> JsonValue:
+        """What its values depend on, as far as that can be told."""
+        return self.name
 
     def meter(self) -> Meter:
         """The measure of an answer; None where it is no finite number."""
@@ -63,6 +70,11 @@ class Grading:
     def name(self) -> str:
         """For people."""
         return f"mean grade by {self.judge.name} under `{self.constitution.name}` (0 to 9)"
+
+    @property
+    def identity(self) -> JsonValue:
+        """What its values depend on."""
+        return [self.judge.name, self.constitution.hash, self.principles, self.max_chars, self.min_mass]
 
     @functools.cached_property
     def _criteria(self) -> tuple[Criterion, ...]:

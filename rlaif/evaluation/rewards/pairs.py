@@ -12,8 +12,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from rlaif.comparisons.fold import Status
-from rlaif.evaluation.estimates import average
 from rlaif.evaluation.gold import GoldPair
+from rlaif.evaluation.intervals import average_of
 from rlaif.evaluation.judged import JudgedPair
 from rlaif.evaluation.measures import measure
 from rlaif.evaluation.report import Cost
@@ -42,6 +42,8 @@ class ScoredPair(Record):
     """Of the gold pair."""
     source: str
     """File and line of the gold pair."""
+    prompt: str
+    """Id of its prompt."""
     subset: str | None
     better_reward: float | None
     worse_reward: float | None
@@ -70,6 +72,7 @@ def scored_pair(pair: GoldPair, reward_of: Callable[[Reply], Reward | None]) -> 
     return ScoredPair(
         id=pair.id,
         source=pair.source,
+        prompt=prompt_id(pair.prompt),
         subset=pair.subset,
         better_reward=values[0],
         worse_reward=values[1],
@@ -101,7 +104,7 @@ def gold_of(
         no_reward=dict(Counter(pair.reason for pair in pairs if pair.margin is None)),
         truncated=sum(pair.truncated for pair in said) / len(said) if said else 0.0,
         accuracy=found.accuracy,
-        margin=average([pair.margin for pair in said if pair.margin is not None]),
+        margin=average_of([pair.margin for pair in said if pair.margin is not None], [pair.prompt for pair in said]),
         calibration=found.calibration,
         temperature=found.temperature,
         length=found.length,
@@ -130,6 +133,7 @@ def _as_judged(pair: ScoredPair) -> JudgedPair:
     return JudgedPair(
         id=pair.id,
         source=pair.source,
+        prompt=pair.prompt,
         subset=pair.subset,
         status=(Status.FAILED if pair.margin is None else Status.LABELLED).value,
         logit=pair.margin,

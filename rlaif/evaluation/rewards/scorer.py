@@ -69,7 +69,12 @@ class RewardModel:
 
     def key(self, reply: Reply) -> str:
         """The content id of a reply's reward: of the model, how texts become tokens, the prompt and the reply."""
-        return content_id("reward", self.name, self._template, self._max_length, reply.prompt, reply.text)
+        return content_id("reward", self.name, *self.reading, reply.prompt, reply.text)
+
+    @property
+    def reading(self) -> tuple[str | None, int | None]:
+        """The template and the limit of tokens that were given, not the training's own."""
+        return self._template, self._max_length
 
     @property
     def template(self) -> Literal["chat", "plain"]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,11 @@ import pytest
 
 from rlaif.errors import UserError
 from rlaif.evaluation.policies.answers import GivenAnswer, read_answers, require_known
-from rlaif.records import Message, Sample
+from rlaif.evaluation.rewards.answers import Given, given_pool
+from rlaif.records import Message, Prompt, Sample, content_id
 from rlaif.samples.inputs import prompt_id
+from rlaif.samples.plan import sampling_of
+from rlaif.settings import PolicySettings
 
 HOW, WHY = (prompt_id((Message(role="user", content=text),)) for text in ("How?", "Why?"))
 
@@ -63,6 +67,53 @@ def test_samples_of_a_run(tmp_path: Path) -> None:
     written(path, samples[0].model_dump(mode="json"), other)
     with pytest.raises(UserError, match="answers of 2 policies"):
         read_answers(path)
+
+
+def drawn(text: str, index: int = 0, **more: Any) -> dict[str, Any]:
+    """A sample as a run of these settings draws it."""
+    policy = PolicySettings(model="m", **more)
+    sample = Sample(id=content_id(text), prompt=HOW, index=index, text=text, policy="m@1",
+                    sampling=sampling_of(policy, HOW, index))  # fmt: skip
+    return sample.model_dump(mode="json")
+
+
+def test_a_run_folder_holds_the_answers_of_its_own_settings(tmp_path: Path) -> None:
+    """Those of earlier settings stay in the table: another temperature, another seed, more samples."""
+    old = [drawn(f"warm {at}", at, temperature=1.5) for at in range(4)]
+    old += [drawn(f"other {at}", at, temperature=0.1, seed=7) for at in range(2)]
+    own = [drawn(f"cold {at}", at, temperature=0.1) for at in range(3)]
+    path = written(tmp_path / "samples.jsonl", *old, *own)
+    run = {"constitution": "demo", "prompts": "p.jsonl", "judge": {"model": "j"}, "output": str(tmp_path)}
+    policy = {"model": "m", "temperature": 0.1, "samples": 2}
+    (tmp_path / "run.yaml").write_text(json.dumps(run | {"policy": policy}))
+    assert read_answers(path) == {HOW: [GivenAnswer("cold 0"), GivenAnswer("cold 1")]}
+    written(tmp_path / "prompts.jsonl", Prompt(id=HOW, messages=(Message(role="user", content="How?"),), source="p")
+            .model_dump(mode="json"))  # fmt: skip
+    (both,) = given_pool(Given(str(tmp_path))).answers
+    assert [sample.text for sample in both.samples] == ["cold 0", "cold 1"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "told"),
+    [
+        ([drawn("a", 0, temperature=1.5), drawn("b", 1, temperature=0.1)], "2 settings (temperatures 0.1, 1.5)"),
+        ([drawn("a", 0, seed=1), drawn("b", 0, seed=2)], "several answers to one prompt with one number"),
+    ],
+)
+def test_answers_of_several_settings_are_no_sample(rows: list[dict[str, Any]], told: str, tmp_path: Path) -> None:
+    """Where nothing says which of them are meant."""
+    path = written(tmp_path / "samples.jsonl", *rows)
+    with pytest.raises(UserError, match=re.escape(told)):
+        read_answers(path)
+
+
+def test_revisions_are_no_draws(tmp_path: Path) -> None:
+    prompt = Prompt(id=HOW, messages=(Message(role="user", content="How?"),), source="p")
+    written(tmp_path / "prompts.jsonl", prompt.model_dump(mode="json"))
+    revised = Sample(id="2" * 32, prompt=HOW, index=1, text="revised", policy="m@1", revision_of="1" * 32)
+    written(tmp_path / "samples.jsonl", drawn("a"), revised.model_dump(mode="json"))
+    (found,) = given_pool(Given(str(tmp_path))).answers
+    assert [sample.text for sample in found.samples] == ["a"]
 
 
 def test_mistakes(tmp_path: Path) -> None:

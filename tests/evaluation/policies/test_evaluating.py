@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 from pathlib import Path
 
@@ -12,9 +13,10 @@ from rlaif.errors import ModelError, UserError
 from rlaif.evaluation.policies.comparing import Compared
 from rlaif.evaluation.policies.contestants import Contestant
 from rlaif.evaluation.policies.evaluating import evaluate_policies_now
+from rlaif.evaluation.policies.report import PolicyReport
 from rlaif.evaluation.policies.settings import EvaluateSettings
 from rlaif.pipeline import Silent
-from rlaif.records import Sample
+from rlaif.records import Messages, Sample
 from rlaif.store import read_records
 from tests.evaluation.judges import Judge, constitution, longer_wins
 from tests.evaluation.policies.scenes import Grader, evaluated, write_answers, write_prompts
@@ -113,7 +115,8 @@ def test_several_answers_meet_by_their_index(tmp_path: Path) -> None:
     (match,) = done.report.matches
     assert match.wins and match.losses and (match.wins.value, match.losses.value) == (0.5, 0.5)
     assert match.no_label == {"missing": 3} and [each.missing for each in done.report.players] == [0, 3]
-    assert match.wins.high - match.wins.low == 0.0, "every prompt has one win and one loss: no doubt among prompts"
+    # One win and one loss each: prompts show no doubt, and each counts as one trial (Wilson, 1.5 of 3).
+    assert (match.wins.low, match.wins.high) == pytest.approx((0.1253, 0.8747), abs=1e-4)
 
 
 def test_three_policies_and_who_meets_whom(tmp_path: Path) -> None:
@@ -138,7 +141,8 @@ def test_a_policy_against_itself_is_one_half(tmp_path: Path) -> None:
     judge = Judge(by_mark)
     done = evaluated(judge, prompts, {"a": a, "b": a}, tmp_path / "out")
     (match,) = done.report.matches
-    assert match.win_rate and (match.win_rate.value, match.win_rate.low, match.win_rate.high) == (0.5, 0.5, 0.5)
+    assert match.win_rate and match.win_rate.value == 0.5
+    assert match.win_rate.low == pytest.approx(0.1500, abs=1e-4), "four ties leave room: Wilson's interval for 2 of 4"
     assert judge.asked == [] and match.identical == 4
     assert any("`a` and `b` are one model" in text for text in done.report.warnings)
 
@@ -162,7 +166,7 @@ def test_filler_wins_with_a_judge_that_likes_length_but_not_at_equal_length(tmp_
     assert match.win_rate and match.controlled
     assert match.win_rate.low > 0.6
     assert match.controlled.low < 0.5 < match.controlled.high
-    assert match.length_slope > 0.5 and match.length_ratio > 1.3
+    assert match.length_slope > 0.5 and match.length_ratio and match.length_ratio > 1.3
 
 
 def test_changing_places_mirrors_the_report(tmp_path: Path) -> None:
@@ -205,6 +209,29 @@ def test_mistakes(tmp_path: Path) -> None:
             settings, constitution(), [Contestant("a", answers=a)], judge, tmp_path / "out", watch=Silent()
         )
     assert not list((tmp_path / "out").glob("*.json")) and judge.asked == []
+
+
+def test_an_own_measure_is_asked_once_and_may_have_no_value(tmp_path: Path) -> None:
+    """8 answers; three of `a` have no finite number, and of `b` none has."""
+    prompts = write_prompts(tmp_path / "prompts.jsonl", 4)
+    a = write_answers(tmp_path / "a.jsonl", {at: f"good {at}" for at in range(4)})
+    b = write_answers(tmp_path / "b.jsonl", {at: f"plain {at}" for at in range(4)})
+    asked = []
+
+    def odd(messages: Messages, text: str) -> float:
+        asked.append(text)
+        return 2.0 if text == "good 0" else math.nan if "good" in text else math.inf
+
+    settings = EvaluateSettings.model_validate({"prompts": str(prompts), "grades": False})
+    players = [Contestant("a", answers=a), Contestant("b", answers=b)]
+    done = evaluate_policies_now(
+        settings, constitution(), players, Judge(by_mark), tmp_path / "out", watch=Silent(), meters={"odd": odd}
+    )
+    assert len(asked) == 8
+    one, two = done.report.players
+    assert (one.meters["odd"].value, one.meters["odd"].pairs, two.meters) == (2.0, 1, {})
+    assert done.report.matches[0].meters == {}
+    assert PolicyReport.model_validate_json(done.path.read_bytes()) == done.report
 
 
 def test_plots_and_the_callers_own_measure(tmp_path: Path) -> None:

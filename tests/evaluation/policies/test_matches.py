@@ -65,7 +65,14 @@ def test_changing_places_mirrors_everything(seed: int) -> None:
         )
     assert one.wins == two.losses
     assert one.length_slope == pytest.approx(two.length_slope)
-    assert one.length_ratio == pytest.approx(1 / two.length_ratio)
+    assert one.length_ratio and two.length_ratio and one.length_ratio == pytest.approx(1 / two.length_ratio)
+
+
+def test_the_length_of_nothing() -> None:
+    """Blank answers are of no length, which is a ratio of 0; over blank ones there is no ratio."""
+    rows = [compared(key, 0.2, lengths=(0, 10)) for key in "pq"]
+    assert match(*rows).length_ratio == 0.0
+    assert match(*(compared(key, 0.2, lengths=(10, 0)) for key in "pq")).length_ratio is None
 
 
 def test_length_is_taken_out() -> None:

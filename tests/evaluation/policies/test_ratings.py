@@ -77,3 +77,31 @@ def test_intervals_are_over_prompts() -> None:
     together = [Won("a", "b", f"p{at}", tastes[at]) for at in range(20) for _ in range(20)]
     one, other = (ratings(["a", "b"], rows)[0].strength for rows in (apart, together))
     assert (other.high - other.low) > 3 * (one.high - one.low)
+
+
+def test_a_policy_that_never_loses_is_in_doubt() -> None:
+    """Prompts drawn anew are all alike; a win rate of 20 in 20 leaves the truth at 84% or more."""
+    rows = [each for pair in ("ab", "ac", "bc") for each in match(*pair, 1.0, 20)]
+    for each in ratings("abc", rows):
+        assert each.strength.high - each.strength.low > 2
+    # With the prompts of one match cut to one, 12.7 errors of sqrt(1/(4 p(1-p) + 2 ridge)) either way, as strengths
+    # are opposite: the strength x solves 1 - sigmoid(2x) = 0.1 x, which is 1.228.
+    strong, _ = ratings("ab", match("a", "b", 1.0, 1))
+    p = 1 / (1 + math.exp(-2 * strong.strength.value))
+    assert 1 - p == pytest.approx(RIDGE * strong.strength.value, abs=1e-6)
+    reach = 12.706 / math.sqrt(4 * p * (1 - p) + 2 * RIDGE)
+    assert strong.strength.high - strong.strength.value == pytest.approx(reach, abs=0.01)
+
+
+def test_two_sides_that_never_meet_evenly_are_in_doubt() -> None:
+    """a and b share their wins, c and d share theirs; but the first two win everything else."""
+    even = [Won(*pair, f"p{at}", float(at % 2)) for at in range(40) for pair in ("ab", "cd")]
+    rows = [*even, *(each for pair in ("ac", "bd") for each in match(*pair, 1.0, 40))]
+    found = {each.name: each.strength for each in ratings("abcd", rows)}
+    assert all(each.high - each.low > 1 for each in found.values())
+
+
+def test_ties_everywhere_are_in_doubt_too() -> None:
+    """16 prompts: errors sqrt(1 / (4 * 16/4 + 2 ridge)), times 2.131, Student's t of 15 degrees."""
+    strong, _ = ratings("ab", match("a", "b", 0.5, 16))
+    assert strong.strength.high == pytest.approx(2.131 / math.sqrt(16 + 2 * RIDGE), abs=0.005)

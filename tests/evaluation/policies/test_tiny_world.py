@@ -11,10 +11,10 @@ from rlaif.comparisons.questions import LABELS
 from rlaif.constitution import load_constitution
 from rlaif.demo.behaviour import answers, fresh_prompts
 from rlaif.demo.oracle import prefer_overall, quality
+from rlaif.evaluation.intervals import share
 from rlaif.evaluation.policies.comparing import Compared
 from rlaif.evaluation.policies.contestants import Contestant, contestants
 from rlaif.evaluation.policies.evaluating import Evaluated, evaluate_policies_now
-from rlaif.evaluation.policies.intervals import share
 from rlaif.evaluation.policies.settings import EvaluateSettings
 from rlaif.evaluation.report import Estimate
 from rlaif.inference.source import LazyModel

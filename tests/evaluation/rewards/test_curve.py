@@ -25,11 +25,12 @@ def test_by_hand() -> None:
     one, two = found.points
     assert (one.n, one.kl, one.reward.value, one.gold.value, one.length) == (1, 0, 0, 3, 30)
     assert (two.n, two.reward.value) == (2, pytest.approx(0.1782, abs=1e-4))
-    assert (two.gold.value, two.gold.low, two.gold.high, two.gold.pairs) == (3, 1, 5, 2)
+    # 5 and 1: an error of 2, times 12.706, Student's t of one degree.
+    assert (two.gold.value, two.gold.high, two.gold.pairs) == (3, pytest.approx(3 + 2 * 12.706, abs=0.01), 2)
     assert two.length == 45
     assert two.kl == pytest.approx(0.1931, abs=1e-4)
     assert (found.best_n, found.overoptimised) == (1, False)
-    assert found.drop is not None and (found.drop.value, found.drop.low, found.drop.high) == (0, -1.5, 1.5)
+    assert found.drop is not None and (found.drop.value, found.drop.high) == (0, pytest.approx(1.5 * 12.706, abs=0.01))
     assert (found.prompts, found.samples) == (2, 2)
 
 

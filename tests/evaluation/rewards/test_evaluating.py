@@ -12,7 +12,7 @@ import pytest
 
 from rlaif.errors import UserError
 from rlaif.evaluation.rewards.answers import Drawn, Given, drawn_pool, given_pool
-from rlaif.evaluation.rewards.evaluating import EvaluatedReward, OnAnswers, OnGold, evaluate_reward, stem_of
+from rlaif.evaluation.rewards.evaluating import EvaluatedReward, OnAnswers, OnGold, evaluate_reward, name_of
 from rlaif.evaluation.rewards.meters import Grading, Own
 from rlaif.evaluation.rewards.plots import best_of_figure
 from rlaif.evaluation.rewards.provenance import trained_on
@@ -292,11 +292,21 @@ def test_answers_that_could_not_be_drawn(tmp_path: Path) -> None:
     assert (pool.answers, pool.left_out) == ([], {"an answer could not be drawn": 1})
 
 
-def test_names_of_reports() -> None:
-    drawn = OnAnswers(
-        Drawn(Model("policy@1"), PolicySettings(model="p"), "data/ask.jsonl.gz"), Own("x", lambda *_: 0.0)
-    )
-    given = OnAnswers(Given("a/answers.csv"), Own("x", lambda *_: 0.0))
-    assert stem_of("rm@1", OnGold("data/gold.jsonl"), None) == "rm@1-gold"
-    assert stem_of("rm@1", OnGold("owner/name"), drawn) == "rm@1-owner-name-best-of-n-policy@1-ask"
-    assert stem_of("rm@1", None, given) == "rm@1-best-of-n-answers"
+def test_names_of_reports(folder: Path, tmp_path: Path) -> None:
+    """Words and a hash of all that was asked: by another measure, of other data, with other settings another report."""
+    model, gold = RewardModel(str(folder)), tmp_path / "gold.jsonl"
+
+    def best(measure: str, **more: Any) -> OnAnswers:
+        settings = PolicySettings(model="p", **more)
+        return OnAnswers(Drawn(Model("policy@1"), settings, "data/ask.jsonl.gz"), Own(measure, lambda *_: 0.0))
+
+    names = [name_of(model, None, each) for each in (best("x"), best("y"), best("x", seed=1), best("x", samples=9))]
+    for first, second in (("one", "two"), ("two", "one")):
+        gold.write_text(first + second)
+        names.append(name_of(model, OnGold(str(gold)), None))
+    given = OnAnswers(Given("a.csv"), Own("x", lambda *_: 0.0))
+    names += [name_of(model, OnGold(str(gold), limit=3), None), name_of(model, None, given)]
+    assert len(set(names)) == len(names)
+    assert names[0] == name_of(model, None, best("x"))
+    words = [name.rpartition("-")[0].removeprefix(model.name) for name in names]
+    assert words == ["-best-of-n-policy@1-ask"] * 4 + ["-gold"] * 3 + ["-best-of-n-a"]

@@ -27,6 +27,7 @@ def pair(
     return ScoredPair(
         id=content_id(key),
         source="by hand",
+        prompt=content_id("prompt", key),
         subset=subset,
         better_reward=better,
         worse_reward=worse,

@@ -39,7 +39,7 @@ def test_what_is_told_of_gold_pairs(folder: Path, tmp_path: Path) -> None:
     told = evaluated(*flags, "--format", "json", cwd=tmp_path)
     report = json.loads(told.stdout)
     assert "gold pairs: 0 answered, 48 on disk already" in told.stderr
-    (path,) = (tmp_path / "runs/rewards").glob("scorer@*-gold.json")
+    (path,) = (tmp_path / "runs/rewards").glob("scorer@*-gold-*.json")
     assert json.loads(path.read_text()) == report
     limited = json.loads(evaluated(*flags, "--format", "json", "--limit", 5, cwd=tmp_path).stdout)
     assert limited["gold"]["pairs"] == 5
@@ -67,7 +67,7 @@ def test_best_of_n_with_a_served_policy_and_judge(folder: Path, tmp_path: Path) 
     assert "rewards: 0 answered" in done.stderr
     assert "Best of n by the reward, over 12 prompts with 4 answers of fake" in done.stdout
     assert "mean grade by fake under `harmless` (0 to 9)" in done.stdout
-    (path,) = (tmp_path / "runs/rewards").glob("scorer@*-best-of-n-fake-prompts.json")
+    (path,) = (tmp_path / "runs/rewards").glob("scorer@*-best-of-n-fake-prompts-*.json")
     assert [point["n"] for point in json.loads(path.read_text())["best_of_n"]["points"]] == [1, 2, 4]
 
 

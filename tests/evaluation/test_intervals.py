@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import math
+import random
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlaif.evaluation.estimates import wilson
-from rlaif.evaluation.policies.intervals import average, clustered, fitted, quantile, share, within
+from rlaif.evaluation.intervals import (
+    average,
+    average_of,
+    clustered,
+    fitted,
+    quantile,
+    share,
+    share_of,
+    slope,
+    wilson,
+    within,
+)
 from rlaif.evaluation.report import Estimate
 
 
@@ -53,8 +64,10 @@ def test_where_no_error_can_be_seen() -> None:
     assert share([1.0] * 20, range(20)).low == pytest.approx(0.839, abs=0.001)  # Wilson: 20 / (20 + 1.96^2)
     sure = share([0.99] * 20, range(20))  # a judge that answers in words, and says the same everywhere
     assert (sure.value, sure.low) == pytest.approx((0.99, wilson(19.8, 20).low))
-    ties = share([0.5] * 20, range(20))
-    assert (ties.low, ties.high) == (0.5, 0.5)
+    ties = share([0.5] * 3, range(3))  # Wilson's for 1.5 of 3: 1/2 - 1.96 sqrt(1/12 + 1.96^2/36) / (1 + 1.96^2/3)
+    assert (ties.low, ties.high) == pytest.approx((0.1253, 0.8747), abs=1e-4)
+    shared = share([1.0, 0.0] * 3, [at // 2 for at in range(6)])  # a win and a loss in each of three prompts
+    assert (shared.low, shared.high) == (ties.low, ties.high)
     one = share([0.9, 0.8], ["a", "a"])
     assert (one.low, one.high) == (0.0, 1.0), "a single prompt tells nothing of others"
 
@@ -70,6 +83,7 @@ def test_nothing_has_no_mean() -> None:
         share([], [])
     with pytest.raises(ValueError, match="shorter"):
         average([1.0], [])
+    assert share_of([], []) is None and average_of([], []) is None
 
 
 @given(st.lists(st.tuples(st.integers(0, 100), st.integers(0, 5)), min_size=1, max_size=40))
@@ -102,3 +116,43 @@ def test_a_fitted_share_is_no_surer_than_the_plain_one() -> None:
     plain = Estimate(value=0.5, low=1 / (1 + math.exp(1)), high=1 / (1 + math.exp(-2)), pairs=30)
     found = fitted(0.8, 0.001, 12, plain)
     assert (found.low, found.high) == pytest.approx((1 / (1 + math.exp(1) / 4), 1 / (1 + math.exp(-2) / 4)))
+
+
+def test_the_score_interval_by_hand() -> None:
+    """0 of 10: the upper end is z² / (n + z²) = 3.8415 / 13.8415; 5 of 10 lies symmetrically around one half."""
+    none = wilson(0, 10)
+    assert (none.value, none.low) == (0, 0)
+    assert none.high == pytest.approx(3.8415 / 13.8415, abs=1e-4)
+    half = wilson(5, 10)
+    assert half.low == pytest.approx(1 - half.high)
+    assert half.high == pytest.approx(0.7634, abs=1e-4)
+    assert wilson(10, 10).high == 1
+    assert all(wilson(n, n).high >= 1 for n in range(1, 200)), "the value lies inside its interval"
+
+
+def test_a_slope_by_hand() -> None:
+    """x = 0, 1, 2 and y = 1, 3, 8: means 1 and 4, so (1 * 3 + 0 + 1 * 4) / 2 = 3.5."""
+    found = slope([0.0, 1.0, 2.0], [1.0, 3.0, 8.0], "abc")
+    assert found is not None
+    assert found.value == pytest.approx(3.5)
+    assert slope([1.0, 1.0, 1.0], [1.0, 2.0, 3.0], "abc") is None
+    assert slope([1.0, 2.0], [1.0, 2.0], "ab") is None
+
+
+def test_the_interval_of_a_slope_is_that_of_the_textbook() -> None:
+    """y = 2 + 0.7 x + noise of 1, x of variance 4: standard error 1 / sqrt(4 n) = 0.025 for 400 points."""
+    rng = random.Random(3)
+    xs = [rng.gauss(5, 2) for _ in range(400)]
+    found = slope(xs, [2 + 0.7 * x + rng.gauss(0, 1) for x in xs], range(400))
+    assert found is not None
+    assert found.low < 0.7 < found.high
+    assert (found.high - found.low) / 2 == pytest.approx(1.96 / math.sqrt(4 * 400), rel=0.2)
+
+
+def test_points_of_one_prompt_are_no_more_than_one() -> None:
+    rng = random.Random(5)
+    xs = [rng.gauss(0, 1) for _ in range(60)]
+    ys = [x + rng.gauss(0, 1) for x in xs]
+    once, thrice = slope(xs, ys, range(60)), slope(xs * 3, ys * 3, list(range(60)) * 3)
+    assert once is not None and thrice is not None
+    assert (thrice.low, thrice.high) == pytest.approx((once.low, once.high))

@@ -15,8 +15,7 @@ import math
 from collections.abc import Hashable, Sequence
 
 from rlaif.comparisons.fold import sigmoid
-from rlaif.evaluation.estimates import wilson
-from rlaif.evaluation.metrics import mean
+from rlaif.evaluation.metrics import Interval, mean
 from rlaif.evaluation.report import Estimate
 
 _Z = 1.959963984540054
@@ -29,15 +28,18 @@ _CERTAIN = 0.02
 def share(values: Sequence[float], prompts: Sequence[Hashable]) -> Estimate:
     """The mean of values between 0 and 1, one an answer or comparison; `prompts` says which belong together.
 
-    Where all values are (nearly) 0, or all are 1, no error can be seen, and each prompt counts as one trial. One prompt
-    alone tells nothing of others: its interval is all there is. `Estimate.pairs` counts the values. Raises ValueError
-    of no values, or where the two lists differ in length.
+    Where prompts do not differ, or all values are (nearly) 0 or all 1, no error can be seen; see `within`.
+    `Estimate.pairs` counts the values. Raises ValueError of no values, or where the two lists differ in length.
     """
     value, error, groups = clustered(values, prompts)
-    if groups > 1 and (min(values) >= 1 - _CERTAIN - _SMALLEST or max(values) <= _CERTAIN + _SMALLEST):
-        _, low, high = wilson(value * groups, groups)
-        return Estimate(value=value, low=low, high=high, pairs=len(values))
+    if min(values) >= 1 - _CERTAIN - _SMALLEST or max(values) <= _CERTAIN + _SMALLEST:
+        error = 0.0
     return within(value, error, groups, len(values))
+
+
+def share_of(values: Sequence[float], prompts: Sequence[Hashable]) -> Estimate | None:
+    """`share`; None of no values."""
+    return share(values, prompts) if values else None
 
 
 def average(values: Sequence[float], prompts: Sequence[Hashable]) -> Estimate:
@@ -45,6 +47,41 @@ def average(values: Sequence[float], prompts: Sequence[Hashable]) -> Estimate:
     value, error, groups = clustered(values, prompts)
     reach = quantile(groups - 1) * error
     return Estimate(value=value, low=value - reach, high=value + reach, pairs=len(values))
+
+
+def average_of(values: Sequence[float], prompts: Sequence[Hashable]) -> Estimate | None:
+    """`average`; None of no values."""
+    return average(values, prompts) if values else None
+
+
+def slope(xs: Sequence[float], ys: Sequence[float], prompts: Sequence[Hashable]) -> Estimate | None:
+    """The slope b of the least-squares line `y = a + b x`, with an interval of Student's t.
+
+    Its error is the one over prompts (Liang and Zeger 1986, Biometrika 73:13-22): points of one prompt stand together,
+    and need not scatter alike everywhere. None of fewer than three points or prompts, and where all `xs` are equal.
+    """
+    if len(xs) < 3 or min(xs) == max(xs) or len(set(prompts)) < 3:
+        return None
+    middle_x, middle_y = mean(xs), mean(ys)
+    along = [x - middle_x for x in xs]
+    squares = math.fsum(x * x for x in along)
+    found = math.fsum(x * (y - middle_y) for x, y in zip(along, ys, strict=True)) / squares
+    sums: dict[Hashable, float] = {}
+    for x, y, prompt in zip(along, ys, prompts, strict=True):
+        sums[prompt] = sums.get(prompt, 0.0) + x * (y - middle_y - found * x)
+    groups = len(sums)
+    error = math.sqrt(groups / (groups - 2) * math.fsum(each**2 for each in sums.values())) / squares
+    reach = quantile(groups - 2) * error
+    return Estimate(value=found, low=found - reach, high=found + reach, pairs=len(xs))
+
+
+def wilson(successes: float, trials: int) -> Interval:
+    """A proportion with its 95% score interval (Wilson 1927, JASA 22:209-212); halves count as half a success."""
+    z2, proportion = _Z**2, successes / trials
+    middle = (proportion + z2 / (2 * trials)) / (1 + z2 / trials)
+    spread = _Z * math.sqrt(proportion * (1 - proportion) / trials + z2 / (4 * trials**2)) / (1 + z2 / trials)
+    # The ends at 0 and 1 are exact on paper, and rounded here.
+    return Interval(proportion, max(0.0, min(proportion, middle - spread)), min(1.0, max(proportion, middle + spread)))
 
 
 def clustered(values: Sequence[float], prompts: Sequence[Hashable]) -> tuple[float, float, int]:
@@ -67,11 +104,16 @@ def clustered(values: Sequence[float], prompts: Sequence[Hashable]) -> tuple[flo
 
 
 def within(value: float, error: float, prompts: int, pairs: int) -> Estimate:
-    """A share with the score interval that belongs to its standard error over so many prompts; `pairs` is only told."""
+    """A share with the score interval that belongs to its standard error over so many prompts; `pairs` is only told.
+
+    Where no error can be seen, each prompt counts as one trial. One prompt alone tells nothing of others: its interval
+    is all there is.
+    """
     if prompts < 2:
         return Estimate(value=value, low=0.0, high=1.0, pairs=pairs)
     if error == 0.0 or value in (0.0, 1.0):
-        return Estimate(value=value, low=value, high=value, pairs=pairs)
+        _, low, high = wilson(value * prompts, prompts)
+        return Estimate(value=value, low=low, high=high, pairs=pairs)
     trials, t = value * (1 - value) / error**2, quantile(prompts - 1)
     middle = (value + t * t / (2 * trials)) / (1 + t * t / trials)
     reach = t * math.sqrt(value * (1 - value) / trials + t * t / (4 * trials**2)) / (1 + t * t / trials)
