@@ -31,7 +31,7 @@ _SKIPS_A_TURN = 1000
 """Known questions passed over before the event loop gets a turn, so that running requests are not starved."""
 
 _JUDGED_EARLY = 100
-"""Questions asked before the share of failures can stop a stage."""
+"""Questions gone through before the share of failures can stop a stage halfway."""
 
 
 @dataclass
@@ -45,12 +45,19 @@ class Tally:
     answered: int = 0
     failed: Counter[str] = field(default_factory=Counter)
     """Failures by kind."""
+    complaint: str = ""
+    """What the latest failure was about."""
     seconds: float = 0.0
 
     @property
     def asked(self) -> int:
         """Questions that were put to the model."""
         return self.answered + self.failed.total()
+
+    @property
+    def done(self) -> int:
+        """Questions of the plan gone through so far, in this run or before."""
+        return self.known + self.asked
 
 
 Progress = Callable[[Tally], None]
@@ -70,7 +77,9 @@ async def ask(
 ) -> Tally:
     """Put the questions that `table` does not hold to the model, and append `record(question, answer)` for each answer.
 
-    Raises ModelError when the model cannot go on, or when more than `max_failed` of the questions asked have failed.
+    Raises ModelError when the model cannot go on, or when more than `max_failed` of the stage's questions have failed,
+    those whose answer was on disk counted: looked at from the hundredth on, and at the end of a stage of any size. With
+    1.0 all questions are asked; a stage in which every single one failed is an error all the same.
     """
     tally = Tally(stage)
     missing = _missing(questions, table, tally)
@@ -86,7 +95,8 @@ async def ask(
             if batch:
                 answers = await model.answer(batch)
                 _store(batch, answers, table, record, failures, tally)
-                _stop_if_hopeless(tally, max_failed)
+                if tally.done >= _JUDGED_EARLY:
+                    _stop_if_hopeless(tally, max_failed)
             else:
                 await asyncio.sleep(0)
             tally.seconds = time.perf_counter() - start
@@ -99,6 +109,9 @@ async def ask(
                 group.create_task(worker())
     except BaseExceptionGroup as errors:
         raise errors.exceptions[0] from None
+    if tally.failed.total() == tally.done:
+        raise _hopeless(tally)
+    _stop_if_hopeless(tally, max_failed)
     return tally
 
 
@@ -151,13 +164,20 @@ def _store(
         failures.append(bad)
     tally.answered += len(good)
     tally.failed.update(failure.reason for failure in bad)
+    tally.complaint = bad[-1].detail if bad else tally.complaint
 
 
 def _stop_if_hopeless(tally: Tally, max_failed: float) -> None:
+    if tally.failed.total() > max_failed * tally.done:
+        raise _hopeless(tally)
+
+
+def _hopeless(tally: Tally) -> ModelError:
     failed = tally.failed.total()
-    if tally.asked >= _JUDGED_EARLY and failed > max_failed * tally.asked:
-        kinds = ", ".join(f"{kind} {count}" for kind, count in tally.failed.most_common())
-        raise ModelError(
-            f"{tally.stage}: {failed} of {tally.asked} questions failed ({kinds}); "
-            "see failures.jsonl, mend the cause and run the same command again, or raise `max_failed`"
-        )
+    kinds = ", ".join(f"{kind} {count}" for kind, count in tally.failed.most_common())
+    latest = f"; the latest: {tally.complaint}" if tally.complaint else ""
+    or_else = "" if failed == tally.done else ", or raise `max_failed`"
+    return ModelError(
+        f"{tally.stage}: {failed} of {tally.done} questions failed ({kinds}{latest}); "
+        f"see failures.jsonl, mend the cause and run the same command again{or_else}"
+    )
