@@ -49,6 +49,11 @@ class Fault:
     wait: float | None = None
     """Seconds the server asked us to wait."""
 
+    @property
+    def limited(self) -> bool:
+        """Whether it is the server's rate limit."""
+        return self.kind == "http_429"
+
 
 def broken(error: NoReplyError) -> Fault:
     """The fault of a connection that brought no reply."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 
 import httpx
@@ -80,9 +81,26 @@ def test_what_can_pass_is_asked_again(reply: httpx.Response | Exception, kind: s
             raise outcome
         return outcome
 
-    if kind not in ("dropped", "refused", "http_503"):  # those wait for the server: see the tests of outages
+    if kind not in ("dropped", "refused", "http_503", "http_429"):  # those wait: see the tests of outages and limits
         (answer,) = ask(FakeVllm(stubborn), [label_question()], max_attempts=2)
         assert (answer.failure, answer.logprobs, answer.text) == (kind, None, "")
+
+
+def test_a_rate_limit_fails_no_question_before_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Thirty times 429, without a Retry-After, and two attempts a question: all of them are answered in the end."""
+    calls = itertools.count()
+
+    def limited(request: httpx.Request) -> httpx.Response:
+        return (
+            httpx.Response(429) if next(calls) < 30 else chat(*[exact()] * len(talks_of(json.loads(request.content))))
+        )
+
+    questions = label_questions(4)
+    assert [each.failure for each in ask(FakeVllm(limited), questions, max_attempts=2)] == [None] * 4
+    monkeypatch.setattr("rlaif.inference.patience.LONGEST_LIMITED", 0.2)
+    fake = FakeVllm(lambda _: httpx.Response(429))
+    assert {each.failure for each in ask(fake, questions, max_attempts=2)} == {"http_429"}
+    assert len(fake.bodies) > 3
 
 
 @pytest.mark.parametrize(("status", "kind"), [(400, "bad_request"), (422, "bad_request"), (413, "too_long")])
