@@ -64,7 +64,8 @@ class Answer:
     """Prompt tokens that the server took from its prefix cache."""
     failure: str | None = None
     """A short kind, for counting: `timeout`, `refused`, `dropped`, `http_500`, `too_long`, `bad_request`,
-    `broken_json`, `no_logprobs`, `no_labels` (neither is a probable token), `short_batch`, `only_reasoning`.
+    `broken_json`, `no_logprobs`, `no_labels` (neither is a probable token), `bad_logprobs` (NaN), `short_batch`,
+    `only_reasoning`.
     """
     detail: str = ""
     reasoning: str = ""

@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 from rlaif.errors import UserError
-from rlaif.inference.faults import Fault, broken, incomplete, refused
+from rlaif.inference.faults import Fault, broken, incomplete, refused, storable
 from rlaif.inference.http import NoReplyError, Wire
 
 
@@ -80,5 +80,6 @@ class Talk:
         return payload
 
     def _clean(self, fault: Fault) -> Fault:
-        """The fault without the key: some servers repeat a wrong key in their error message."""
-        return replace(fault, detail=fault.detail.replace(self._key, "***")) if self._key else fault
+        """The fault as it can be stored and shown: without the key, which some servers repeat where it is wrong."""
+        detail = storable(fault.detail)
+        return replace(fault, detail=detail.replace(self._key, "***") if self._key else detail)

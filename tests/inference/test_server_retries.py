@@ -127,6 +127,13 @@ def test_an_empty_account_stops_the_run() -> None:
         ask(FakeVllm(lambda _: httpx.Response(429, json={"error": error})), [label_question()])
 
 
+@pytest.mark.parametrize("body", [rb'{"error": {"message": "bad text: \ud83d"}}', rb'{"detail": "bad text: \ud83d"}'])
+def test_half_a_surrogate_pair_in_an_error_is_taken_out(body: bytes) -> None:
+    """JSON can write one, and no UTF-8 file can hold it."""
+    (answer,) = ask(FakeVllm(lambda _: httpx.Response(400, content=body)), [label_question()])
+    assert (answer.failure, answer.detail) == ("bad_request", "HTTP 400: bad text: ?")
+
+
 def test_the_key_is_sent_and_never_shown() -> None:
     fake = FakeVllm(lambda _: httpx.Response(401, json={"error": {"message": "Incorrect API key: sk-secret"}}))
 
