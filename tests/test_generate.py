@@ -175,6 +175,20 @@ def test_rewording_a_principle_asks_only_its_questions(tmp_path: Path) -> None:
     assert report.outcome.counts["judgements"] == 120, "the old answers are kept and do not count"
 
 
+def test_other_template_options_are_other_answers(tmp_path: Path) -> None:
+    """What the chat template is told is part of a model's name in the records, and not of the one the server hears."""
+    prompts, silent, loud = ["Why?", "How?"], {"thinking": False, "b": 1}, {"thinking": True, "b": 1}
+    with FakeServer() as fake:
+        for options, asked in (({}, 8), (silent, 8), (silent, 0), (loud, 8), ({}, 0)):
+            path = write_run(tmp_path, fake.url, prompts=prompts, policy={"template_options": options})
+            assert run(path).tallies[0].asked == asked
+        path = write_run(tmp_path, fake.url, prompts=prompts, judge={"template_options": silent})
+        assert [tally.asked for tally in run(path).tallies] == [0, 24]
+        assert {body["model"] for body in fake.bodies} == {"fake"}
+    policies = {row["policy"] for row in lines(tmp_path / "run/samples.jsonl")}
+    assert policies == {"fake", 'fake {"b":1,"thinking":false}', 'fake {"b":1,"thinking":true}'}
+
+
 def test_revisions_meet_their_originals() -> None:
     """`select: revised` takes the pairs of a revision and its parent, whichever of them the judge preferred."""
     from rlaif.comparisons.fold import Comparison, Status

@@ -14,7 +14,7 @@ from collections.abc import Coroutine, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from rlaif.errors import ModelError
-from rlaif.inference.base import Answer, Question
+from rlaif.inference.base import Answer, Question, name_with
 from rlaif.inference.chat import LabelRoute, read_answers, request_body
 from rlaif.inference.faults import Fault
 from rlaif.inference.http import AiohttpWire, HttpxWire
@@ -68,7 +68,8 @@ class Server:
         self._patience = Patience(self._talk.shown, give_up_after=give_up_after, timeout=timeout, backoff=backoff)
         self._routes: dict[tuple[str, ...], LabelRoute] = {}
         self._probing: tuple[asyncio.AbstractEventLoop, asyncio.Lock] | None = None
-        self.name = model
+        self._served = model
+        self.name = name_with(model, template_options)
         self.batch_size = 1
         self.concurrency = concurrency
         self.capabilities: Capabilities | None = None
@@ -163,7 +164,7 @@ class Server:
         route = self._routes.get(questions[0].labels)
         if route is None:
             route = await self._route(questions[0].labels)
-        body = request_body(self.name, questions, route, self._options)
+        body = request_body(self._served, questions, route, self._options)
         path = "/chat/completions" if len(questions) == 1 else "/chat/completions/batch"
         payload = await self._talk.post(path, body, timeout=self._timeout)
         return payload if isinstance(payload, Fault) else read_answers(payload, questions, route)
@@ -218,7 +219,7 @@ class Server:
     def _prober(self) -> Prober:
         return Prober(
             self._talk,
-            self.name,
+            self._served,
             template_options=self._options,
             timeout=self._timeout,
             pause=self._patience.pause,

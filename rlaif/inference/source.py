@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rlaif.errors import ModelError, UserError
-from rlaif.inference.base import Model
+from rlaif.inference.base import Model, name_with
 from rlaif.settings import ModelSettings
 
 if TYPE_CHECKING:
@@ -43,14 +43,14 @@ class LazyModel:
 
     @property
     def name(self) -> str:
-        """The name on the server, or the local name with the fingerprint of its files."""
+        """The name on the server, or the local name with the fingerprint of its files; and the template's options."""
         if self._name is None:
-            if self._settings.base_url or self._settings.launch:
-                self._name = self._settings.model
-            else:
+            name = self._settings.model
+            if not (self._settings.base_url or self._settings.launch):
                 from rlaif.inference.local import identity
 
-                self._name = identity(self._settings.model)
+                name = identity(name)
+            self._name = name_with(name, self._settings.template_options)
         return self._name
 
     async def open(self) -> Model:

@@ -133,6 +133,7 @@ def test_labels_of_several_tokens_are_told(tiny_model: Path) -> None:
 def test_the_name_follows_the_files(tiny_model: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(tiny_model, tmp_path / "tiny")
     assert identity(str(copy)) == identity(str(tiny_model)) == Local(str(copy)).name
+    assert Local(str(copy), template_options={"note": "x"}).name == f'{identity(str(copy))} {{"note":"x"}}'
     assert identity(str(copy)).startswith("tiny@") and len(identity(str(copy))) == len("tiny@") + 8
     (copy / "README.md").write_text("changes nothing")
     assert identity(str(copy)) == identity(str(tiny_model))

@@ -60,6 +60,20 @@ def identity_of(contestant: Contestant) -> str:
     return LazyModel(contestant.model, log=Path("policy.log")).name
 
 
+def require_told_apart(contestants: Sequence[Contestant]) -> None:
+    """Raise UserError where two servers call their models by one name: one's answers would pass for the other's."""
+    known: dict[str, tuple[str, str]] = {}
+    for each in contestants:
+        place = None if each.model is None else each.model.base_url or each.model.launch
+        if place is None:
+            continue
+        name = identity_of(each)
+        other, where = known.setdefault(name, (each.name, place.rstrip("/")))
+        if where != place.rstrip("/"):
+            what = f"`{other}` and `{each.name}` are both called `{name}` by their servers, which makes them one"
+            raise UserError(what, where=place, mend="serve them under different names (`--served-model-name`)")
+
+
 def tag_of(settings: EvaluateSettings) -> Callable[[Prompt], str | None]:
     """The kind of a prompt, as a text: what stands in its column; None where nothing does."""
 
