@@ -234,6 +234,28 @@ def test_a_key_is_sent_and_written_nowhere(tmp_path: Path) -> None:
     assert "s3cret" not in result.stdout + result.stderr
     written = [file for file in (tmp_path / "run").iterdir() if b"s3cret" in file.read_bytes()]
     assert written == []
+    paired = rlaif("pair", path)
+    assert paired.returncode == 0, paired.stderr  # no model is asked
+    for stage, owner in (("sample", "policy"), ("compare", "judge")):
+        result = rlaif(stage, path)
+        assert (result.returncode, "Traceback" in result.stderr) == (2, False)
+        assert f"{owner}.api_key_env: the environment variable `TEST_KEY` is not set" in result.stderr
+    told = rlaif("check", path).stderr
+    assert "policy.api_key_env" in told and "judge.api_key_env" in told and "2 problems" in told
+
+
+@pytest.mark.parametrize(
+    ("judge", "told"),
+    [
+        ({"launch_args": ["--seed", "1"]}, "`launch_args` go with `launch: vllm`"),
+        ({"device": "cuda"}, "`device` is for a model in process"),
+        ({"base_url": None, "launch": "vllm", "device": "cpu"}, "`device` is for a model in process"),
+        ({"base_url": None, "launch": "vllm", "launch_args": ["--port", "9000"]}, "must not hold --port"),
+    ],
+)
+def test_settings_that_would_do_nothing_are_refused(tmp_path: Path, judge: dict[str, object], told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        load_run(write_run(tmp_path, "http://127.0.0.1:1/v1", judge=judge))
 
 
 def test_the_environment_and_flags_change_the_file(tmp_path: Path) -> None:

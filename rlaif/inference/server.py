@@ -60,7 +60,7 @@ class Server:
         give_up_after: float = 30.0,
         backoff: float = 0.5,
     ) -> None:
-        url, headers = normal_url(base_url), headers_for(api_key)
+        url, headers = normal_url(base_url, api_key), headers_for(api_key)
         wire = AiohttpWire(headers, base_url=url) if transport is None else HttpxWire(headers, transport)
         self._talk = Talk(url, wire, api_key=api_key)
         self._options, self._timeout, self._max_attempts = template_options, timeout, max_attempts

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 from collections.abc import Callable
@@ -212,3 +213,22 @@ def test_a_finish_reason_that_is_no_text_is_none() -> None:
     fake = FakeVllm(lambda _: chat({"message": {"content": "Hello."}, "finish_reason": {"type": "stop"}}))
     (answer,) = ask(fake, [text_question()])
     assert (answer.text, answer.finish_reason) == ("Hello.", None)
+
+
+@pytest.mark.parametrize("end", ["/v1", "/v1/", "/v1/chat/completions/"])
+def test_the_query_of_a_url_goes_with_every_request(end: str) -> None:
+    """Azure wants its `api-version` there."""
+    fake, seen = FakeVllm(), []
+
+    def handle(request: httpx.Request) -> httpx.Response:
+        seen.append((request.url.path, request.url.query))
+        return fake(request)
+
+    async def main() -> None:
+        url = f"http://judge.test/a{end}?api-version=2024#part"
+        server = Server(url, "fake", transport=httpx.MockTransport(handle))
+        await server.probe()
+
+    asyncio.run(main())
+    assert {query for _, query in seen} == {b"api-version=2024"}
+    assert {"/a/v1/models", "/a/tokenize", "/a/v1/chat/completions"} <= {path for path, _ in seen}

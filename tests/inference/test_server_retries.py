@@ -148,7 +148,17 @@ def test_the_key_is_sent_and_never_shown() -> None:
     assert fake.headers[0]["authorization"] == "Bearer sk-secret"
 
 
-@pytest.mark.parametrize("url", ["127.0.0.1:8000/v1", "ftp://judge/v1", "http:///v1", "http://judge:99999/v1"])
+@pytest.mark.parametrize(
+    "url", ["127.0.0.1:8000/v1", "ftp://judge/v1", "http:///v1", "http://judge:99999/v1", "http://a..b/v1"]
+)
 def test_a_wrong_url_is_the_users_mistake(url: str) -> None:
     with pytest.raises(UserError, match=r"http://127\.0\.0\.1:8000/v1"):
         Server(url, "fake")
+
+
+def test_a_user_beside_a_key_is_refused() -> None:
+    """A request has one Authorization header."""
+    url = "http://someone:secret@judge/v1"
+    with pytest.raises(UserError, match=r"^http://judge/v1: `base_url` names a user, and there is an API key; take"):
+        Server(url, "fake", api_key="k")
+    assert repr(Server(url, "fake")) == "Server('http://judge/v1', 'fake')"

@@ -14,7 +14,7 @@ from rlaif.evaluation.policies.contestants import Contestant
 from rlaif.evaluation.policies.distance import log_of
 from rlaif.evaluation.policies.settings import EvaluateSettings
 from rlaif.inference.ask import Tally, ask
-from rlaif.inference.source import LazyModel
+from rlaif.inference.source import LazyModel, model_name
 from rlaif.records import Failure, Prompt, Sample, content_id
 from rlaif.samples.inputs import Oddities, read_prompts
 from rlaif.samples.plan import GIVEN, sample_questions, sample_record
@@ -57,7 +57,7 @@ def identity_of(contestant: Contestant) -> str:
     """What its answers come from: the model with the fingerprint of its files, its name on a server, or the file."""
     if contestant.model is None:
         return str(contestant.answers)
-    return LazyModel(contestant.model, log=Path("policy.log")).name
+    return model_name(contestant.model)
 
 
 def require_told_apart(contestants: Sequence[Contestant]) -> None:
