@@ -156,9 +156,12 @@ class Run:
     def critique_questions(self) -> Iterator[Question]:
         """Every question of the critique stage, as far as there are samples."""
         for prompt in self.prompts():
-            met = self.meetings_of(prompt, self.samples_of(prompt))
-            chars = self.settings.compare.max_chars
-            yield from critique_questions(prompt, met, self.settings.critique, self.judge_name, max_chars=chars)
+            yield from self.critique_questions_of(prompt, self.meetings_of(prompt, self.samples_of(prompt)))
+
+    def critique_questions_of(self, prompt: Prompt, met: list[Meeting]) -> list[Question]:
+        """The critiques of one prompt's samples, each once."""
+        chars = self.settings.compare.max_chars
+        return critique_questions(prompt, met, self.settings.critique, self.judge_name, max_chars=chars)
 
     def compare_questions(self, judge: str | None = None) -> Iterator[Question]:
         """The compare stage's questions to a judge (or the first) as far as there are samples (and critiques shown)."""
@@ -173,8 +176,7 @@ class Run:
 
     def votes_of(self, prompt: Prompt, met: list[Meeting]) -> Iterator[tuple[Meeting, list[Vote]]]:
         """What the (first) judge's answers on disk say about each of a prompt's meetings."""
-        compare = self.settings.compared_by(self.settings.judge)
-        slot = self.slots.get(self.judge_name, 0.0)
+        compare, slot = self.settings.compared_by(self.settings.judge), self.slots.get(self.judge_name, 0.0)
         return votes(met, self.compare_questions_of(prompt, met), self.judgements.get, compare, slot=slot)
 
     def under(self, constitution: Constitution) -> Run:

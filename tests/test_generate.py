@@ -15,7 +15,7 @@ from rlaif.preferences.pairs import Provenance, pairs, stand
 from rlaif.records import Message, Prompt, Sample, content_id
 from rlaif.runfile import load_run
 from rlaif.settings import CompareSettings, PairSettings
-from tests.fakes import MASS, FakeServer, first_share, unit
+from tests.fakes import MASS, FakeServer, Trouble, first_share, unit
 from tests.support import lines, rlaif, write_run
 
 
@@ -106,6 +106,19 @@ def test_critiques_are_evidence_and_clamp_the_label(tmp_path: Path) -> None:
     for row in lines(tmp_path / "run/pairs.jsonl"):
         assert row["probability"] == min(0.6, row["raw_probability"])
         assert row["margin"] == pytest.approx(row["raw_probability"] - 0.5)
+
+
+def test_critiques_are_in_the_counts(tmp_path: Path) -> None:
+    """Some critiques fail: each is a failure of its own; the judge's tokens are those of both its journals."""
+    with FakeServer(batch=False, troubles=[Trouble("400", contains="The reply:", chance=0.3)]) as fake:
+        report = run(write_run(tmp_path, fake.url, compare={"critique": True}))
+    assert report.outcome is not None
+    counts, failed = report.outcome.counts, len(lines(tmp_path / "run/failures.jsonl"))
+    assert failed > 0 and report.outcome.failures == {"critique: bad_request": failed}
+    written = [row for name in ("critiques", "judgements") for row in lines(tmp_path / f"run/{name}.jsonl")]
+    assert counts["critiques"] == len(lines(tmp_path / "run/critiques.jsonl")) > 0
+    assert counts["judge_prompt_tokens"] == sum(row["prompt_tokens"] for row in written)
+    assert counts["judge_completion_tokens"] == sum(row["completion_tokens"] for row in written)
 
 
 def test_given_answers_are_labelled_as_they_are(tmp_path: Path) -> None:
