@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 from rlaif.comparisons.fold import Vote
 from rlaif.comparisons.plan import Notes, compare_questions, votes
 from rlaif.constitution import Constitution, load_constitution
-from rlaif.critiques.plan import critique_question, critique_questions
+from rlaif.critiques.plan import critique_questions, notes_on
 from rlaif.errors import UserError
 from rlaif.inference.base import Question
 from rlaif.records import Critique, Failure, Judgement, Order, Prompt, Revision, Sample, Score
@@ -185,17 +185,7 @@ class Run:
 
     def _notes(self, prompt: Prompt) -> Notes:
         settings, chars = self.settings.critique, self.settings.compare.max_chars
-        known: dict[tuple[str, str], str | None] = {}
-
-        def notes(sample: Sample, criterion: Criterion) -> str | None:
-            key = (sample.id, criterion.id)
-            if key not in known:
-                question = critique_question(prompt, sample, criterion, settings, self.judge_name, max_chars=chars)
-                critique = self.critiques.get(question.id)
-                known[key] = None if critique is None else critique.text
-            return known[key]
-
-        return notes
+        return notes_on(prompt, self.critiques.get, settings, self.judge_name, max_chars=chars)
 
     def unfinish(self, manifest: str = "manifest.json") -> None:
         """Take a manifest away: its presence means that what it tells of is finished."""

@@ -65,9 +65,10 @@ def read_story(folder: Path) -> Story:
         samples={each.id: each for each in read_records(folder / "samples.jsonl", Sample)},
         judgements={each.id: each for each in read_records(folder / "judgements.jsonl", Judgement)},
     )
-    for name, kind in (("scores.jsonl", Score), ("orders.jsonl", Order)):
-        if (folder / name).exists():
-            story.graded |= {each.id: each for each in read_records(folder / name, kind)}
+    if (scores := folder / "scores.jsonl").exists():
+        story.graded |= {each.id: each for each in read_records(scores, Score)}
+    if (orders := folder / "orders.jsonl").exists():
+        story.graded |= {each.id: each for each in read_records(orders, Order)}
     for critique in read_records(folder / "critiques.jsonl", Critique):
         story.critiques[critique.sample].append(critique)
         story.notes[critique.id] = critique

@@ -59,6 +59,18 @@ class Tally:
         """Questions of the plan gone through so far, in this run or before."""
         return self.known + self.asked
 
+    def __add__(self, other: Tally) -> Tally:
+        """Both together, under the name of the first."""
+        return Tally(
+            self.stage,
+            self.planned + other.planned,
+            self.known + other.known,
+            self.answered + other.answered,
+            self.failed + other.failed,
+            other.complaint or self.complaint,
+            self.seconds + other.seconds,
+        )
+
 
 Progress = Callable[[Tally], None]
 """Called after every batch; must return quickly."""
