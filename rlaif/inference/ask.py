@@ -84,14 +84,15 @@ async def ask(
     failures: Table[Failure],
     *,
     stage: str,
-    max_failed: float = 1.0,
+    max_failed: float | None = None,
     progress: Progress | None = None,
 ) -> Tally:
     """Put the questions that `table` does not hold to the model, and append `record(question, answer)` for each answer.
 
     Raises ModelError when the model cannot go on, or when more than `max_failed` of the stage's questions have failed,
     those whose answer was on disk counted: looked at from the hundredth on, and at the end of a stage of any size. With
-    1.0 all questions are asked; a stage in which every single one failed is an error all the same.
+    1.0 all questions are asked; a stage in which every single one failed is an error all the same. With None the
+    failures are for the caller to judge.
     """
     tally = Tally(stage)
     missing = _missing(questions, table, tally)
@@ -107,8 +108,7 @@ async def ask(
             if batch:
                 answers = await model.answer(batch)
                 _store(batch, answers, table, record, failures, tally)
-                if tally.done >= _JUDGED_EARLY:
-                    _stop_if_hopeless(tally, max_failed)
+                _stop_if_hopeless(tally, max_failed)
             else:
                 await asyncio.sleep(0)
             tally.seconds = time.perf_counter() - start
@@ -121,9 +121,7 @@ async def ask(
                 group.create_task(worker())
     except BaseExceptionGroup as errors:
         raise errors.exceptions[0] from None
-    if tally.failed.total() == tally.done:
-        raise _hopeless(tally)
-    _stop_if_hopeless(tally, max_failed)
+    _stop_if_hopeless(tally, max_failed, over=True)
     return tally
 
 
@@ -132,13 +130,13 @@ def _missing(questions: Iterable[Question], table: Table[R], tally: Tally) -> It
     asked: set[str] = set()
     for question in questions:
         tally.planned += 1
-        if question.id not in table and question.id not in asked:
+        if question.id in table:
+            tally.known += 1
+            if tally.known % _SKIPS_A_TURN == 0:
+                yield None
+        elif question.id not in asked:
             asked.add(question.id)
             yield question
-            continue
-        tally.known += 1
-        if tally.known % _SKIPS_A_TURN == 0:
-            yield None
 
 
 def _batches(questions: Iterable[Question | None], size: int) -> Iterator[list[Question]]:
@@ -179,8 +177,11 @@ def _store(
     tally.complaint = bad[-1].detail if bad else tally.complaint
 
 
-def _stop_if_hopeless(tally: Tally, max_failed: float) -> None:
-    if tally.failed.total() > max_failed * tally.done:
+def _stop_if_hopeless(tally: Tally, max_failed: float | None, *, over: bool = False) -> None:
+    failed, done = tally.failed.total(), tally.done
+    if max_failed is None or not (over or done >= _JUDGED_EARLY):
+        return
+    if failed > max_failed * done or (over and failed == done):
         raise _hopeless(tally)
 
 
