@@ -201,7 +201,7 @@ class RunSettings(Record):
     output: str = Field(min_length=1)
     """Run folder, relative to the working directory."""
     max_failed: float = Field(0.5, gt=0, le=1)
-    """Stop a stage when more than this share of its questions failed; 1 stops only where every single one did."""
+    """Stop a stage when more than this share of its questions failed, asked now or before; 1 never stops."""
 
     @field_validator("prompts", mode="before")
     @classmethod

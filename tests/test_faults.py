@@ -140,17 +140,14 @@ def test_failures_that_a_run_has_finished_with_do_not_stop_it_later(tmp_path: Pa
             generate(settings.model_copy(update={"max_failed": 0.2}), ["sample"])
 
 
-@pytest.mark.parametrize(
-    ("poisoned", "most", "stops"), [(2, 0.5, False), (3, 0.5, True), (3, 1.0, False), (4, 1.0, True)]
-)
+@pytest.mark.parametrize(("poisoned", "most", "stops"), [(2, 0.5, False), (3, 0.5, True), (4, 1.0, False)])
 def test_a_small_stage_is_judged_at_its_end(tmp_path: Path, poisoned: int, most: float, stops: bool) -> None:
-    """Four questions: more than half failing is too much, and a stage without one answer is never a success."""
+    """Four questions: three failures are more than half of them; 1 is for those who want to go on whatever fails."""
     prompts = [f"Number {at}{' is poisoned' if at < poisoned else ''}." for at in range(4)]
     with FakeServer(troubles=[Trouble("400", contains="poisoned")]) as fake:
         run_file = write_run(tmp_path, fake.url, prompts=prompts, policy={"samples": 1}, max_failed=most)
         if not stops:
             assert generate(load_run(run_file), ["sample"]).tallies[0].failed.total() == poisoned
             return
-        with pytest.raises(ModelError, match=f"{poisoned} of 4 questions failed") as caught:
+        with pytest.raises(ModelError, match=f"{poisoned} of 4 questions failed .*raise `max_failed`"):
             generate(load_run(run_file), ["sample"])
-    assert ("raise `max_failed`" in str(caught.value)) is (poisoned < 4)

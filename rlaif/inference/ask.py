@@ -84,15 +84,14 @@ async def ask(
     failures: Table[Failure],
     *,
     stage: str,
-    max_failed: float | None = None,
+    max_failed: float = 1.0,
     progress: Progress | None = None,
 ) -> Tally:
     """Put the questions that `table` does not hold to the model, and append `record(question, answer)` for each answer.
 
     Raises ModelError when the model cannot go on, or when more than `max_failed` of the stage's questions have failed,
-    those whose answer was on disk counted: looked at from the hundredth on, and at the end of a stage of any size. With
-    1.0 all questions are asked; a stage in which every single one failed is an error all the same. With None the
-    failures are for the caller to judge.
+    those whose answer was on disk counted: looked at from the hundredth on, and at the end of a stage of any size. 1.0
+    never stops: the failures are in the tally, for the caller to judge.
     """
     tally = Tally(stage)
     missing = _missing(questions, table, tally)
@@ -177,20 +176,12 @@ def _store(
     tally.complaint = bad[-1].detail if bad else tally.complaint
 
 
-def _stop_if_hopeless(tally: Tally, max_failed: float | None, *, over: bool = False) -> None:
-    failed, done = tally.failed.total(), tally.done
-    if max_failed is None or not (over or done >= _JUDGED_EARLY):
-        return
-    if failed > max_failed * done or (over and failed == done):
-        raise _hopeless(tally)
-
-
-def _hopeless(tally: Tally) -> ModelError:
+def _stop_if_hopeless(tally: Tally, max_failed: float, *, over: bool = False) -> None:
     failed = tally.failed.total()
-    kinds = ", ".join(f"{kind} {count}" for kind, count in tally.failed.most_common())
-    latest = f"; the latest: {tally.complaint}" if tally.complaint else ""
-    or_else = "" if failed == tally.done else ", or raise `max_failed`"
-    return ModelError(
-        f"{tally.stage}: {failed} of {tally.done} questions failed ({kinds}{latest}); "
-        f"see failures.jsonl, mend the cause and run the same command again{or_else}"
-    )
+    if (over or tally.done >= _JUDGED_EARLY) and failed > max_failed * tally.done:
+        kinds = ", ".join(f"{kind} {count}" for kind, count in tally.failed.most_common())
+        latest = f"; the latest: {tally.complaint}" if tally.complaint else ""
+        raise ModelError(
+            f"{tally.stage}: {failed} of {tally.done} questions failed ({kinds}{latest}); "
+            "see failures.jsonl, mend the cause and run the same command again, or raise `max_failed`"
+        )
