@@ -21,7 +21,7 @@ from rlaif.comparisons.shares import folded, moves, shares
 from rlaif.comparisons.verdict import judgement
 from rlaif.constitution import Constitution
 from rlaif.constitution.changes import Changes, changes
-from rlaif.critiques.plan import critique_questions, critique_record, require_critiques
+from rlaif.critiques.plan import critique_record, require_critiques
 from rlaif.errors import UserError
 from rlaif.inference.ask import Progress, Tally, ask
 from rlaif.inference.base import Answer, ModelSource, Question
@@ -104,7 +104,12 @@ class Impact:
 
 
 def plans(run: Run, old: Constitution, new: Constitution) -> Plans:
-    """The run under both constitutions. Raises UserError where one lacks the critiques that the run shows its judge."""
+    """The run under both constitutions. Raises UserError where one lacks the critiques that the run shows its judge, or
+    where the two plans would not hold the same pairs: another constitution grades other samples into a final."""
+    tournament = run.settings.compare.method == "tournament"
+    if tournament and any(run.final_questions(prompt, run.samples_of(prompt)) for prompt in run.prompts()):
+        what = "a tournament chooses by grades which samples meet, and other grades choose others"
+        raise UserError(what, where=run.folder, mend="compare constitutions on a run with `compare.method: pairwise`")
     if run.settings.compare.critique:
         for constitution in (old, new):
             require_critiques(run.settings.model_copy(update={"constitution": constitution.name}), constitution)
@@ -158,8 +163,7 @@ def _meetings(both: Plans) -> Iterator[tuple[Prompt, Sequence[list[Meeting]]]]:
 
 def _critiques_of(both: Plans, prompt: Prompt, met: Sequence[list[Meeting]]) -> list[Question]:
     """The critiques of one prompt that either plan wants, each once; those of another prompt are never the same."""
-    chars, settings = both[0].settings.compare.max_chars, both[0].settings.critique
-    found = [critique_questions(prompt, own, settings, both[0].judge_name, max_chars=chars) for own in met]
+    found = [run.critique_questions_of(prompt, own) for run, own in zip(both, met, strict=True)]
     return list({question.id: question for questions in found for question in questions}.values())
 
 
@@ -208,15 +212,9 @@ async def _asked(
             mend="put the old one back, or generate the run again with the new one",
         )
     return await ask(
-        questions,
-        judge,
-        table,
-        record,
-        run.failures,
-        stage=stage,
-        max_failed=run.settings.max_failed,
-        progress=progress,
-    )
+        questions, judge, table, record, run.failures,
+        stage=stage, max_failed=run.settings.max_failed, progress=progress,
+    )  # fmt: skip
 
 
 class _Counting:

@@ -24,14 +24,21 @@ class Models(NamedTuple):
 
 
 @contextlib.asynccontextmanager
-async def opened_models(settings: RunSettings, say: Callable[[str], None]) -> AsyncIterator[Models]:
-    """The models of `settings`, closed at the end however it comes. Raises UserError where two judges are the same."""
+async def opened_models(
+    settings: RunSettings, stages: Sequence[str], say: Callable[[str], None]
+) -> AsyncIterator[Models]:
+    """The models of `settings`, closed at the end however it comes.
+
+    Raises UserError where two judges are the same, or where one that `stages` can ask has no key.
+    """
     policy = None
     if settings.policy is not None:
-        policy = LazyModel(settings.policy, log=settings.folder / "policy.log", say=say)
+        draws = bool({"sample", "revise"} & set(stages))
+        policy = LazyModel(settings.policy, log=settings.folder / "policy.log", say=say, asked=draws)
     logs = ["judge.log", *(f"judge-{number}.log" for number in range(2, len(settings.judges) + 1))]
+    judged = bool({"revise", "critique", "compare"} & set(stages))
     judges = [
-        LazyModel(judge, log=settings.folder / log, labels=LABELS, say=say)
+        LazyModel(judge, log=settings.folder / log, labels=LABELS, say=say, asked=judged)
         for judge, log in zip(settings.judges, logs, strict=True)
     ]
     if settings.panel:

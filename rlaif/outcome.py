@@ -7,7 +7,7 @@ presence means "finished".
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from rlaif.grading import comparisons as graded_comparisons
 from rlaif.grading import rank_questions_of, score_questions_of
 from rlaif.preferences.export import write_parquet
 from rlaif.preferences.pairs import Provenance, Standing, pairs, ranking, stand
-from rlaif.records import Judgement, Prompt, Sample, Score, Verdict
+from rlaif.records import Critique, Judgement, Order, Prompt, Record, Sample, Score, Verdict
 from rlaif.resources import resource
 from rlaif.run import Run
 from rlaif.samples.meetings import Meeting, distinct_samples
@@ -81,7 +81,7 @@ def settle(run: Run, prompt: Prompt, outcome: Outcome) -> Standing:
     met = run.meetings_of(prompt, samples)
     graded = run.settings.compare.method in ("score", "rank")
     comparisons = graded_comparisons(run, prompt, met) if graded else _comparisons(run, prompt, met, outcome)
-    _count_grades(run, prompt, outcome)
+    _count_others(run, prompt, met, outcome)
     for each in comparisons:
         outcome.counts[f"comparisons_{each.status.value}"] += 1
         outcome.counts["comparisons_flipped"] += each.flip
@@ -111,23 +111,35 @@ def _comparisons(run: Run, prompt: Prompt, met: Sequence[Meeting], outcome: Outc
     return found
 
 
-def _count_grades(run: Run, prompt: Prompt, outcome: Outcome) -> None:
+def _count_others(run: Run, prompt: Prompt, met: list[Meeting], outcome: Outcome) -> None:
+    """Count the judge's answers that are no comparisons."""
     for stage, asked, table in (
         ("score", score_questions_of(run, prompt), run.scores),
         ("rank", rank_questions_of(run, prompt), run.orders),
+        ("critique", run.critique_questions_of(prompt, met) if run.settings.writes_critiques else [], run.critiques),
     ):
         for question in asked:
             answer = table.get(question.id)
             if answer is None:
                 _count_failure(run, question.id, stage, outcome)
                 continue
-            unread = answer.value is None if isinstance(answer, Score) else answer.ranking is None
-            outcome.counts.update({f"{stage}s": 1, f"{stage}s_unparsed": unread})
-            outcome.counts.update(
-                judge_prompt_tokens=answer.prompt_tokens,
-                judge_cached_tokens=answer.cached_tokens,
-                judge_completion_tokens=answer.completion_tokens,
-            )
+            outcome.counts.update({f"{stage}s": 1, f"{stage}s_unparsed": _unread(answer)})
+            outcome.counts.update(tokens_of("judge", [answer]))
+
+
+def _unread(answer: Score | Order | Critique) -> bool:
+    if isinstance(answer, Critique):
+        return not answer.text.strip()
+    return (answer.value if isinstance(answer, Score) else answer.ranking) is None
+
+
+def tokens_of(model: str, answers: Iterable[Record]) -> Counter[str]:
+    """What `model` (`policy` or `judge`) read, took from its cache and wrote, over the records of its answers."""
+    spent: Counter[str] = Counter()
+    for answer in answers:
+        for kind in ("prompt", "cached", "completion"):
+            spent[f"{model}_{kind}_tokens"] += getattr(answer, f"{kind}_tokens", 0)
+    return spent
 
 
 def _count_samples(run: Run, prompt: Prompt, samples: Sequence[Sample], outcome: Outcome) -> None:
@@ -137,9 +149,8 @@ def _count_samples(run: Run, prompt: Prompt, samples: Sequence[Sample], outcome:
         samples_blank=blank,
         samples_repeated=len(samples) - blank - distinct,
         samples_truncated=sum(sample.finish_reason == "length" for sample in samples),
-        policy_prompt_tokens=sum(sample.prompt_tokens for sample in samples),
-        policy_completion_tokens=sum(sample.completion_tokens for sample in samples),
     )
+    outcome.counts.update(tokens_of("policy", samples))
     for question in run.drawn_questions(prompt):
         if question.id not in run.samples:
             _count_failure(run, question.id, "sample", outcome)
@@ -155,10 +166,8 @@ def _count_judgement(run: Run, key: str, judgement: Judgement | None, outcome: O
         judgements_unparsed=judgement.verdict is Verdict.UNPARSED,
         judgements_truncated=judgement.truncated,
         judgements_low_mass=mass is not None and mass < run.settings.pair.min_label_mass,
-        judge_prompt_tokens=judgement.prompt_tokens,
-        judge_cached_tokens=judgement.cached_tokens,
-        judge_completion_tokens=judgement.completion_tokens,
     )
+    outcome.counts.update(tokens_of("judge", [judgement]))
 
 
 def _count_failure(run: Run, key: str, stage: str, outcome: Outcome) -> None:

@@ -102,7 +102,7 @@ async def generate_async(settings: RunSettings, stages: Sequence[str], watch: Wa
     """`generate` for callers in an event loop that is not to be blocked."""
     start = time.perf_counter()
     _require_texts(settings, stages)
-    async with opened_models(settings, watch.note) as (policy, judge, panel):
+    async with opened_models(settings, stages, watch.note) as (policy, judge, panel):
         names = tuple(each.name for each in panel)
         with open_run(settings, policy.name if policy else None, judge.name, names) as run:
             _unfinish(run, stages)

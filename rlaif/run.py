@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 from rlaif.comparisons.fold import Vote
 from rlaif.comparisons.plan import Notes, compare_questions, votes
 from rlaif.constitution import Constitution, load_constitution
-from rlaif.critiques.plan import critique_question, critique_questions
+from rlaif.critiques.plan import critique_questions, notes_on
 from rlaif.errors import UserError
 from rlaif.inference.base import Question
 from rlaif.records import Critique, Failure, Judgement, Order, Prompt, Revision, Sample, Score
@@ -156,9 +156,12 @@ class Run:
     def critique_questions(self) -> Iterator[Question]:
         """Every question of the critique stage, as far as there are samples."""
         for prompt in self.prompts():
-            met = self.meetings_of(prompt, self.samples_of(prompt))
-            chars = self.settings.compare.max_chars
-            yield from critique_questions(prompt, met, self.settings.critique, self.judge_name, max_chars=chars)
+            yield from self.critique_questions_of(prompt, self.meetings_of(prompt, self.samples_of(prompt)))
+
+    def critique_questions_of(self, prompt: Prompt, met: list[Meeting]) -> list[Question]:
+        """The critiques of one prompt's samples, each once."""
+        chars = self.settings.compare.max_chars
+        return critique_questions(prompt, met, self.settings.critique, self.judge_name, max_chars=chars)
 
     def compare_questions(self, judge: str | None = None) -> Iterator[Question]:
         """The compare stage's questions to a judge (or the first) as far as there are samples (and critiques shown)."""
@@ -173,8 +176,7 @@ class Run:
 
     def votes_of(self, prompt: Prompt, met: list[Meeting]) -> Iterator[tuple[Meeting, list[Vote]]]:
         """What the (first) judge's answers on disk say about each of a prompt's meetings."""
-        compare = self.settings.compared_by(self.settings.judge)
-        slot = self.slots.get(self.judge_name, 0.0)
+        compare, slot = self.settings.compared_by(self.settings.judge), self.slots.get(self.judge_name, 0.0)
         return votes(met, self.compare_questions_of(prompt, met), self.judgements.get, compare, slot=slot)
 
     def under(self, constitution: Constitution) -> Run:
@@ -183,17 +185,7 @@ class Run:
 
     def _notes(self, prompt: Prompt) -> Notes:
         settings, chars = self.settings.critique, self.settings.compare.max_chars
-        known: dict[tuple[str, str], str | None] = {}
-
-        def notes(sample: Sample, criterion: Criterion) -> str | None:
-            key = (sample.id, criterion.id)
-            if key not in known:
-                question = critique_question(prompt, sample, criterion, settings, self.judge_name, max_chars=chars)
-                critique = self.critiques.get(question.id)
-                known[key] = None if critique is None else critique.text
-            return known[key]
-
-        return notes
+        return notes_on(prompt, self.critiques.get, settings, self.judge_name, max_chars=chars)
 
     def unfinish(self, manifest: str = "manifest.json") -> None:
         """Take a manifest away: its presence means that what it tells of is finished."""

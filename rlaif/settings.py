@@ -19,47 +19,12 @@ from pydantic import (
     model_validator,
 )
 
+from rlaif.modelsettings import ModelSettings as ModelSettings
 from rlaif.plainwords import located
 from rlaif.records import Record
 
 MOST_JUDGES = 5
 """Of a panel. Nine judges of seven families were worth about two independent votes (arXiv:2605.29800)."""
-
-
-class ModelSettings(Record):
-    """A model, and where it runs: in process, on a server, or on a vLLM server started for the run."""
-
-    model: str = Field(min_length=1)
-    """Name on the server; without `base_url` or `launch`, a local folder, a hub name, or a shipped model."""
-    base_url: str | None = None
-    """OpenAI-compatible server, for instance http://127.0.0.1:8000/v1; none runs the model in process."""
-    api_key_env: str | None = None
-    """Name of the environment variable that holds the API key."""
-    launch: Literal["vllm"] | None = None
-    """Start `vllm serve` for this run, and stop it afterwards."""
-    launch_args: tuple[str, ...] = ()
-    """More arguments for the launched server."""
-    concurrency: int = Field(128, ge=1)
-    """Most questions under way at once; fewer while the server pushes back."""
-    timeout: float = Field(120.0, gt=0)
-    """Seconds until a request counts as lost."""
-    template_options: dict[str, JsonValue] = Field(default_factory=dict)
-    """Passed to the chat template, for instance {enable_thinking: false}."""
-    device: str = "auto"
-    """For a model in process: auto, cpu, cuda, cuda:1, ..."""
-
-    @model_validator(mode="after")
-    def _one_place(self) -> ModelSettings:
-        if self.base_url is not None and self.launch is not None:
-            raise ValueError("`base_url` and `launch` exclude each other: remove one of them")
-        return self
-
-    @field_validator("base_url")
-    @classmethod
-    def _is_url(cls, url: str | None) -> str | None:
-        if url is not None and not url.startswith(("http://", "https://")):
-            raise ValueError("must start with http:// or https://")
-        return url
 
 
 class PolicySettings(ModelSettings):
@@ -236,7 +201,7 @@ class RunSettings(Record):
     output: str = Field(min_length=1)
     """Run folder, relative to the working directory."""
     max_failed: float = Field(0.5, gt=0, le=1)
-    """Stop a stage when more than this share of its questions failed."""
+    """Stop a stage when more than this share of its questions failed, asked now or before; 1 never stops."""
 
     @field_validator("prompts", mode="before")
     @classmethod

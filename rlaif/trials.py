@@ -1,29 +1,32 @@
 """Unit tests of principles: does a judge decide each principle's examples the way their author did?
 
-An example is one comparison, asked in both orders under its principle alone, in the words in which a run asks. Answers
-are kept by content id: to test an edited principle asks only that principle's questions.
+An example is one comparison, asked in both orders under its principle alone, in the words in which a run asks: with
+the judge's reasons, or with its critiques of both replies, where the run has those. Answers are kept by content id: to
+test an edited principle asks only that principle's questions.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
+from typing import NamedTuple
 
 from rlaif.comparisons.fold import Comparison, Status, Vote, first_logit, sigmoid
 from rlaif.comparisons.plan import compare_questions, votes
 from rlaif.comparisons.shares import folded
 from rlaif.comparisons.verdict import judgement
 from rlaif.constitution import Constitution, Example, Principle
+from rlaif.critiques.plan import critique_questions, critique_record, notes_on
 from rlaif.errors import UserError, nearest
 from rlaif.inference.ask import Progress, Tally, ask
 from rlaif.inference.base import ModelSource, Question
-from rlaif.records import Failure, Judgement, Message, Prompt, Sample, content_id
+from rlaif.records import Critique, Failure, Judgement, Message, Prompt, Sample, content_id
 from rlaif.samples.inputs import prompt_id
 from rlaif.samples.meetings import Criterion, Meeting
-from rlaif.settings import CompareSettings, PairSettings
+from rlaif.settings import CompareSettings, CritiqueSettings, PairSettings
 from rlaif.store import Table, lock_folder
 
 _AUTHOR = "example"
@@ -98,7 +101,21 @@ class _Case:
     example: Example
     prompt: Prompt
     meeting: Meeting
-    questions: Sequence[Question]
+    critiques: Sequence[Question] = ()
+    """What is asked first where the comparisons show critiques."""
+    questions: Sequence[Question] = ()
+    """None while a critique is missing."""
+
+
+class _Asking(NamedTuple):
+    """Who is asked, how, and where the answers are."""
+
+    judge: ModelSource
+    compare: CompareSettings
+    critique: CritiqueSettings
+    answers: Table[Judgement]
+    critiques: Table[Critique]
+    failures: Table[Failure]
 
 
 async def run_trials(
@@ -108,25 +125,29 @@ async def run_trials(
     *,
     only: Sequence[str] = (),
     compare: CompareSettings | None = None,
+    critique: CritiqueSettings | None = None,
     pair: PairSettings | None = None,
     progress: Progress | None = None,
 ) -> Trials:
     """Put the examples of a constitution (of the principles `only`) to a judge; the answers are kept in `folder`.
 
-    `compare` and `pair` say where replies are cut and what counts as a tie or an unreadable verdict. Raises UserError
-    where there is nothing to try, and ModelError when the judge cannot go on.
+    `compare` and `critique` say how the judge is asked, `pair` what counts as a tie or an unreadable verdict. Raises
+    UserError where there is nothing to try or a critique is wanted that no text asks for, and ModelError when the judge
+    cannot go on.
     """
-    compare, pair = compare or CompareSettings(), pair or PairSettings()
+    both, pair = (compare or CompareSettings()).model_copy(update={"orders": "both"}), pair or PairSettings()
     principles = _chosen(constitution, only)
-    cases = [case for principle in principles for case in _cases(principle, judge.name, compare)]
+    if both.critique:
+        _require_requests(constitution, principles)
     with (
         lock_folder(folder),
         contextlib.closing(Table(folder / "judgements.jsonl", Judgement)) as answers,
+        contextlib.closing(Table(folder / "critiques.jsonl", Critique, create=False)) as critiques,
         contextlib.closing(Table(folder / "failures.jsonl", Failure)) as failures,
     ):
-        questions = (question for case in cases for question in case.questions)
-        tally = await ask(questions, judge, answers, judgement, failures, stage="test", progress=progress)
-        trials = tuple(_trial(case, answers, failures, compare, pair) for case in cases)
+        asking = _Asking(judge, both, critique or CritiqueSettings(), answers, critiques, failures)
+        cases, tally = await _asked([case for each in principles for case in _cases(each)], asking, progress)
+        trials = tuple(_trial(case, asking, pair) for case in cases)
     untested = tuple(principle.id for principle in principles if not principle.examples)
     return Trials(judge.name, trials, untested, tally)
 
@@ -145,15 +166,46 @@ def _chosen(constitution: Constitution, only: Sequence[str]) -> list[Principle]:
     return chosen
 
 
-def _cases(principle: Principle, judge: str, compare: CompareSettings) -> Iterator[_Case]:
+def _require_requests(constitution: Constitution, principles: Sequence[Principle]) -> None:
+    for principle in principles:
+        if principle.examples and principle.critique is None:
+            what = f"principle `{principle.id}` has no `critique`, which this run shows its judge"
+            raise UserError(what, where=constitution.name, mend="write one, or set `compare.critique` to false")
+
+
+def _cases(principle: Principle) -> Iterator[_Case]:
     criterion = Criterion(principle.id, principle.weight, principle.compare, principle.critique)
-    both = compare.model_copy(update={"orders": "both"})
     for number, example in enumerate(principle.examples, start=1):
         messages = (Message(role="user", content=example.prompt),)
         prompt = Prompt(id=prompt_id(messages), messages=messages, source=_AUTHOR)
         better, worse = (_sample(prompt, at, text) for at, text in enumerate((example.better, example.worse)))
-        meeting = Meeting(better, worse, (criterion,))
-        yield _Case(number, example, prompt, meeting, list(compare_questions(prompt, [meeting], both, judge)))
+        yield _Case(number, example, prompt, Meeting(better, worse, (criterion,)))
+
+
+async def _asked(cases: Sequence[_Case], asking: _Asking, progress: Progress | None) -> tuple[Sequence[_Case], Tally]:
+    """The cases with their questions, of which none that can be asked lacks an answer without a failure."""
+    judge, compare, critique, answers, critiques, failures = asking
+    chars, told = compare.max_chars, Tally("test")
+    if compare.critique:
+        cases = [
+            replace(
+                case, critiques=critique_questions(case.prompt, [case.meeting], critique, judge.name, max_chars=chars)
+            )
+            for case in cases
+        ]
+        asked = (question for case in cases for question in case.critiques)
+        told = await ask(asked, judge, critiques, critique_record, failures, stage="test", progress=progress)
+
+    def questions(case: _Case) -> list[Question]:
+        notes = notes_on(case.prompt, critiques.get, critique, judge.name, max_chars=chars)
+        return list(
+            compare_questions(case.prompt, [case.meeting], compare, judge.name, notes if compare.critique else None)
+        )
+
+    cases = [replace(case, questions=questions(case)) for case in cases]
+    asked = (question for case in cases for question in case.questions)
+    tally = await ask(asked, judge, answers, judgement, failures, stage="test", progress=progress)
+    return cases, told + tally
 
 
 def _sample(prompt: Prompt, index: int, text: str) -> Sample:
@@ -162,12 +214,9 @@ def _sample(prompt: Prompt, index: int, text: str) -> Sample:
     )
 
 
-def _trial(
-    case: _Case, answers: Table[Judgement], failures: Table[Failure], compare: CompareSettings, pair: PairSettings
-) -> Trial:
+def _trial(case: _Case, asking: _Asking, pair: PairSettings) -> Trial:
     better, worse, (criterion,) = case.meeting
-    both = compare.model_copy(update={"orders": "both"})
-    ((_, cast),) = votes([case.meeting], case.questions, answers.get, both)
+    ((_, cast),) = votes([case.meeting], case.questions, asking.answers.get, asking.compare)
     strict = pair.model_copy(update={"flips": "drop"})
     comparison = folded(better.id, worse.id, cast, strict)
     result = _result(comparison)
@@ -179,7 +228,7 @@ def _trial(
         result,
         None if silent else comparison.probability,
         _orders(cast[0], pair.min_label_mass),
-        _reason(case, answers, failures, pair.min_label_mass) if silent else "",
+        _reason(case, asking, pair.min_label_mass) if silent else "",
     )
 
 
@@ -199,16 +248,23 @@ def _orders(vote: Vote, min_mass: float) -> tuple[float | None, float | None]:
     return better(vote.forward, 1.0), better(vote.backward, -1.0)
 
 
-def _reason(case: _Case, answers: Table[Judgement], failures: Table[Failure], min_mass: float) -> str:
+def _reason(case: _Case, asking: _Asking, min_mass: float) -> str:
     """What kept the first question without a label from having one."""
+    for question in case.critiques:
+        if question.id not in asking.critiques:
+            return f"critique: {_failure(question, asking)}"
     for question in case.questions:
-        answer = answers.get(question.id)
+        answer = asking.answers.get(question.id)
         if answer is None:
-            failure = failures.get(question.id)
-            return failure.reason if failure else "not asked"
+            return _failure(question, asking)
         if first_logit(answer, min_mass=min_mass) is None:
             return _unreadable(answer)
     return ""
+
+
+def _failure(question: Question, asking: _Asking) -> str:
+    failure = asking.failures.get(question.id)
+    return failure.reason if failure else "not asked"
 
 
 def _unreadable(answer: Judgement) -> str:

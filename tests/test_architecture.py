@@ -18,7 +18,7 @@ from tests.support import ROOT, command, environment
 LAYERS = [
     ("errors", "resources", "records", "plainwords", "yamlcore"),
     ("yamlfile", "store", "templates"),
-    ("constitution", "settings", "runfile"),
+    ("constitution", "modelsettings", "settings", "runfile"),
     ("inference",),
     ("comparisons", "samples", "critiques", "preferences", "revisions", "scores"),
     ("run", "slots", "models", "grading", "revising", "outcome", "trials", "impact", "coverage", "data"),

@@ -9,6 +9,9 @@ from typing import Any
 
 import pytest
 
+from rlaif.errors import ModelError
+from rlaif.pipeline import generate
+from rlaif.runfile import load_run
 from tests.fakes import FakeServer, Trouble, first_share
 from tests.support import lines, rlaif, write_run
 
@@ -121,3 +124,30 @@ def test_a_stage_stops_when_too_much_fails(tmp_path: Path) -> None:
         result = rlaif("generate", write_run(tmp_path, fake.url))
     assert result.returncode == 1
     assert "questions failed (bad_request" in result.stderr
+
+
+def test_failures_that_a_run_has_finished_with_do_not_stop_it_later(tmp_path: Path) -> None:
+    """Of 520 questions 120 can never be answered: 23 % of the stage, though they are all that a second run asks."""
+    prompts = [f"Number {at}{' is poisoned' if at % 13 in (1, 5, 9) else ''}." for at in range(130)]
+    with FakeServer(troubles=[Trouble("400", contains="poisoned")]) as fake:
+        settings = load_run(write_run(tmp_path, fake.url, prompts=prompts))
+        for asked in (520, 120):
+            (tally,) = generate(settings, ["sample"]).tallies
+            assert (tally.asked, tally.failed) == (asked, {"bad_request": 120})
+        with pytest.raises(
+            ModelError, match=r"sample: 120 of 520 questions failed \(bad_request 120; the latest: HTTP"
+        ):
+            generate(settings.model_copy(update={"max_failed": 0.2}), ["sample"])
+
+
+@pytest.mark.parametrize(("poisoned", "most", "stops"), [(2, 0.5, False), (3, 0.5, True), (4, 1.0, False)])
+def test_a_small_stage_is_judged_at_its_end(tmp_path: Path, poisoned: int, most: float, stops: bool) -> None:
+    """Four questions: three failures are more than half of them; 1 is for those who want to go on whatever fails."""
+    prompts = [f"Number {at}{' is poisoned' if at < poisoned else ''}." for at in range(4)]
+    with FakeServer(troubles=[Trouble("400", contains="poisoned")]) as fake:
+        run_file = write_run(tmp_path, fake.url, prompts=prompts, policy={"samples": 1}, max_failed=most)
+        if not stops:
+            assert generate(load_run(run_file), ["sample"]).tallies[0].failed.total() == poisoned
+            return
+        with pytest.raises(ModelError, match=f"{poisoned} of 4 questions failed .*raise `max_failed`"):
+            generate(load_run(run_file), ["sample"])

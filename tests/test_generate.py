@@ -15,7 +15,7 @@ from rlaif.preferences.pairs import Provenance, pairs, stand
 from rlaif.records import Message, Prompt, Sample, content_id
 from rlaif.runfile import load_run
 from rlaif.settings import CompareSettings, PairSettings
-from tests.fakes import MASS, FakeServer, first_share, unit
+from tests.fakes import MASS, FakeServer, Trouble, first_share, unit
 from tests.support import lines, rlaif, write_run
 
 
@@ -108,6 +108,19 @@ def test_critiques_are_evidence_and_clamp_the_label(tmp_path: Path) -> None:
         assert row["margin"] == pytest.approx(row["raw_probability"] - 0.5)
 
 
+def test_critiques_are_in_the_counts(tmp_path: Path) -> None:
+    """Some critiques fail: each is a failure of its own; the judge's tokens are those of both its journals."""
+    with FakeServer(batch=False, troubles=[Trouble("400", contains="The reply:", chance=0.3)]) as fake:
+        report = run(write_run(tmp_path, fake.url, compare={"critique": True}))
+    assert report.outcome is not None
+    counts, failed = report.outcome.counts, len(lines(tmp_path / "run/failures.jsonl"))
+    assert failed > 0 and report.outcome.failures == {"critique: bad_request": failed}
+    written = [row for name in ("critiques", "judgements") for row in lines(tmp_path / f"run/{name}.jsonl")]
+    assert counts["critiques"] == len(lines(tmp_path / "run/critiques.jsonl")) > 0
+    assert counts["judge_prompt_tokens"] == sum(row["prompt_tokens"] for row in written)
+    assert counts["judge_completion_tokens"] == sum(row["completion_tokens"] for row in written)
+
+
 def test_given_answers_are_labelled_as_they_are(tmp_path: Path) -> None:
     with FakeServer() as fake:
         path = write_run(tmp_path, fake.url, policy=None)
@@ -175,6 +188,20 @@ def test_rewording_a_principle_asks_only_its_questions(tmp_path: Path) -> None:
     assert report.outcome.counts["judgements"] == 120, "the old answers are kept and do not count"
 
 
+def test_other_template_options_are_other_answers(tmp_path: Path) -> None:
+    """What the chat template is told is part of a model's name in the records, and not of the one the server hears."""
+    prompts, silent, loud = ["Why?", "How?"], {"thinking": False, "b": 1}, {"thinking": True, "b": 1}
+    with FakeServer() as fake:
+        for options, asked in (({}, 8), (silent, 8), (silent, 0), (loud, 8), ({}, 0)):
+            path = write_run(tmp_path, fake.url, prompts=prompts, policy={"template_options": options})
+            assert run(path).tallies[0].asked == asked
+        path = write_run(tmp_path, fake.url, prompts=prompts, judge={"template_options": silent})
+        assert [tally.asked for tally in run(path).tallies] == [0, 24]
+        assert {body["model"] for body in fake.bodies} == {"fake"}
+    policies = {row["policy"] for row in lines(tmp_path / "run/samples.jsonl")}
+    assert policies == {"fake", 'fake {"b":1,"thinking":false}', 'fake {"b":1,"thinking":true}'}
+
+
 def test_revisions_meet_their_originals() -> None:
     """`select: revised` takes the pairs of a revision and its parent, whichever of them the judge preferred."""
     from rlaif.comparisons.fold import Comparison, Status
@@ -220,6 +247,28 @@ def test_a_key_is_sent_and_written_nowhere(tmp_path: Path) -> None:
     assert "s3cret" not in result.stdout + result.stderr
     written = [file for file in (tmp_path / "run").iterdir() if b"s3cret" in file.read_bytes()]
     assert written == []
+    paired = rlaif("pair", path)
+    assert paired.returncode == 0, paired.stderr  # no model is asked
+    for stage, owner in (("sample", "policy"), ("compare", "judge")):
+        result = rlaif(stage, path)
+        assert (result.returncode, "Traceback" in result.stderr) == (2, False)
+        assert f"{owner}.api_key_env: the environment variable `TEST_KEY` is not set" in result.stderr
+    told = rlaif("check", path).stderr
+    assert "policy.api_key_env" in told and "judge.api_key_env" in told and "2 problems" in told
+
+
+@pytest.mark.parametrize(
+    ("judge", "told"),
+    [
+        ({"launch_args": ["--seed", "1"]}, "`launch_args` go with `launch: vllm`"),
+        ({"device": "cuda"}, "`device` is for a model in process"),
+        ({"base_url": None, "launch": "vllm", "device": "cpu"}, "`device` is for a model in process"),
+        ({"base_url": None, "launch": "vllm", "launch_args": ["--port", "9000"]}, "must not hold --port"),
+    ],
+)
+def test_settings_that_would_do_nothing_are_refused(tmp_path: Path, judge: dict[str, object], told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        load_run(write_run(tmp_path, "http://127.0.0.1:1/v1", judge=judge))
 
 
 def test_the_environment_and_flags_change_the_file(tmp_path: Path) -> None:

@@ -253,3 +253,15 @@ def test_another_judge_is_refused(tmp_path: Path) -> None:
         with pytest.raises(UserError, match="the judge of this run was `fake`, and is `other` now"):
             asyncio.run(assessed(run, tmp_path / "old.yaml", new))
     assert (run / "judgements.jsonl").read_bytes() == before
+
+
+def test_a_tournament_with_a_final_is_refused(tmp_path: Path) -> None:
+    """Other grades bring other samples into it: the two constitutions have no pairs in common to look at."""
+    new = write(tmp_path, "new", OLD, kind="Which reply is colder?")
+    for samples, code in ((4, 0), (5, 2)):
+        with FakeServer() as fake:
+            compare = {"method": "tournament", "principles": "all"}
+            run = finished(tmp_path, fake.url, prompts=2, compare=compare, policy={"samples": samples})
+            told = rlaif("constitution", "diff", tmp_path / "old.yaml", new, "--run", run)
+        assert (told.returncode, "Traceback" in told.stderr) == (code, False), told.stderr
+    assert "a tournament chooses by grades which samples meet" in told.stderr

@@ -162,3 +162,19 @@ def test_critiques_are_for_pairs(tmp_path: Path) -> None:
         path = write_run(tmp_path, fake.url, compare={"method": "rank", "critique": True})
         with pytest.raises(UserError, match="goes with pairs"):
             load_run(path)
+
+
+@pytest.mark.parametrize(
+    ("method", "shown"), [("score", " of 9"), ("rank", ", shown as reply "), ("tournament", "P(A) = ")]
+)
+def test_a_preview_of_every_way(tmp_path: Path, method: str, shown: str) -> None:
+    """All prompts are previewed: what is told of the tokens is what the run takes."""
+    with FakeServer() as fake:
+        compare = {"method": method, "principles": "all"}
+        path = write_run(tmp_path, fake.url, prompts=["Why?", "How?"], policy={"samples": 6}, compare=compare)
+        told = rlaif("preview", path, "-n", 2)
+        outcome = run(path).outcome
+    assert told.returncode == 0, told.stderr
+    assert shown in told.stdout and outcome is not None
+    read, written = (outcome.counts[f"judge_{kind}_tokens"] for kind in ("prompt", "completion"))
+    assert f"judge      {read:>12,} tokens in {written:>12,} out" in told.stdout

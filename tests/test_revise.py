@@ -117,7 +117,7 @@ def test_rewording_a_principle_asks_its_rounds_anew(tmp_path: Path) -> None:
 
 def test_failed_questions_are_counted_and_asked_again(tmp_path: Path) -> None:
     with FakeServer(troubles=[Trouble("400", chance=0.7, contains="You rewrite one reply")]) as fake:
-        path = write_run(tmp_path, fake.url, revise={"principles": "one"}, judge={"concurrency": 1})
+        path = write_run(tmp_path, fake.url, revise={"principles": "one"}, judge={"concurrency": 1}, max_failed=1.0)
         report = revise(path)
         assert report.revised and report.revised.failures.total() > 0
         assert all(reason.startswith("revise ") for reason in report.revised.failures)
@@ -254,7 +254,7 @@ def test_a_reply_that_would_be_shown_cut_is_not_revised(tmp_path: Path) -> None:
 
 def test_failed_verdicts_are_told(tmp_path: Path) -> None:
     with FakeServer(troubles=[Trouble("400", contains="You compare two replies")]) as fake:
-        report = revise(write_run(tmp_path, fake.url, revise={"principles": "one"}))
+        report = revise(write_run(tmp_path, fake.url, revise={"principles": "one"}, max_failed=1.0))
     assert report.revised
     assert report.revised.counts["judged_failed"] == report.revised.counts["changed"] > 0
     assert set(report.revised.failures) == {"confirm: bad_request"}

@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+import pytest
+
+from rlaif.cli.show import _table
 from rlaif.cli.transcript import Story, _named
 from rlaif.records import Sample
+
+
+def test_a_name_is_no_markup(capsys: pytest.CaptureFixture[str]) -> None:
+    _table([("  q[/awq]", "agrees with [bold]3 labels :smile:")])
+    assert capsys.readouterr().out.split() == ["q[/awq]", "agrees", "with", "[bold]3", "labels", ":smile:"]
 
 
 def test_an_answer_about_a_revision_with_the_words_of_a_sample_is_about_the_sample() -> None:

@@ -170,6 +170,31 @@ def test_the_judge_of_a_run_file(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+def test_a_run_that_shows_critiques_is_tested_with_them(tmp_path: Path) -> None:
+    """Two critiques an example come first, and both orders show them; one that is missing leaves no verdict."""
+    asking = principle("kind", RIGHT, critique="Is it kind?")
+    path = write(tmp_path, asking, principle("noble", RIGHT, critique="Is it noble?"))
+    with FakeServer(troubles=[Trouble("400", contains="Is it noble?")], batch=False) as fake:
+        run_file = write_run(tmp_path, fake.url, compare={"critique": True})
+        result = rlaif("constitution", "test", path, "--run", run_file, "--format", "json", cwd=tmp_path)
+        shown = [key for key in fake.asked if "Reply A:" in key]
+    told = json.loads(result.stdout)
+    assert (result.returncode, told["asked"], told["failed"]) == (1, 6, {"bad_request": 2}), result.stderr
+    assert len(shown) == 2 and all("A reviewer's notes on reply A" in key for key in shown)
+    kind, noble = (each["examples"][0] for each in told["principles"])
+    assert (kind["result"], noble["result"], noble["reason"]) == ("pass", "no verdict", "critique: bad_request")
+    bare = rlaif("constitution", "test", write(tmp_path, principle("bare", RIGHT)), "--run", run_file, cwd=tmp_path)
+    assert bare.returncode == 2 and "principle `bare` has no `critique`" in bare.stderr
+
+
+def test_a_judge_by_its_url(tmp_path: Path) -> None:
+    with FakeServer() as fake:
+        result = rlaif("constitution", "test", write(tmp_path, principle("kind", RIGHT)), "--judge", fake.url,
+                       cwd=tmp_path)  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert "1 of 1 examples pass with fake" in result.stdout
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [

@@ -135,9 +135,13 @@ async def _model_problems(settings: RunSettings) -> list[RlaifError]:
     for role, model in (("policy", settings.policy), *judges):
         if model is None:
             continue
-        source = LazyModel(model, labels=() if role == "policy" else LABELS, log=Path(f"{role}.log"))
         if model.launch is not None:
             click.echo(f"{role}: {model.model}, not probed (a run starts its server)")
+            continue
+        try:
+            source = LazyModel(model, labels=() if role == "policy" else LABELS, log=Path(f"{role}.log"))
+        except UserError as error:
+            found.append(error)
             continue
         try:
             found += [UserError(problem, where=role) for problem in await source.probe()]

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from rlaif.cli.judgeflags import judge_of, judge_options_beside_a_constitution, run_of
+
 if TYPE_CHECKING:
     from rich.text import Text
 
-    from rlaif.plainwords import Where
-    from rlaif.settings import CompareSettings, JudgeSettings, PairSettings
+    from rlaif.settings import JudgeSettings
     from rlaif.trials import Result, Trial, Trials
 
 _STYLES = {"pass": "green", "fail": "red", "flip": "yellow", "no verdict": "magenta"}
@@ -19,17 +21,7 @@ _STYLES = {"pass": "green", "fail": "red", "flip": "yellow", "no verdict": "mage
 
 @click.command()
 @click.argument("constitution", metavar="NAME|FILE")
-@click.option("--judge", metavar="MODEL", help="A shipped name, a folder, a hub name, or the name on the server.")
-@click.option("--base-url", metavar="URL", help="OpenAI-compatible server that has the judge.")
-@click.option("--api-key-env", metavar="NAME", help="Environment variable that holds the server's API key.")
-@click.option("--launch", type=click.Choice(["vllm"]), help="Start `vllm serve` for the tests, and stop it afterwards.")
-@click.option(
-    "--run",
-    "run_file",
-    metavar="RUN.yaml",
-    type=click.Path(path_type=Path),
-    help="Take judge and thresholds from a run file instead.",
-)
+@judge_options_beside_a_constitution
 @click.option("--principle", "only", metavar="ID", multiple=True, help="Only this principle; may be given repeatedly.")
 @click.option(
     "--answers",
@@ -48,28 +40,19 @@ _STYLES = {"pass": "green", "fail": "red", "flip": "yellow", "no verdict": "mage
     help="How the results are told.",
 )
 def test(
-    constitution: str,
-    judge: str | None,
-    base_url: str | None,
-    api_key_env: str | None,
-    launch: str | None,
-    run_file: Path | None,
-    only: tuple[str, ...],
-    answers: Path,
-    form: str,
+    constitution: str, run_file: Path | None, only: tuple[str, ...], answers: Path, form: str, **flags: Any
 ) -> None:
     """Unit tests for principles: does the judge decide their examples as their author did?
 
-    Each example is asked under its principle alone and in both orders, in the words in which a run asks. Exit code 0
-    where all pass, 1 where any fails, flips (the orders disagree) or has no verdict.
+    Each example is asked under its principle alone and in both orders, in the words in which a run asks; with `--run`
+    after the critiques that this run shows its judge. Exit code 0 where all pass, 1 where any fails, flips (the orders
+    disagree) or has no verdict.
 
     An edited principle asks its own examples again, and no other's.
     """
     import json
 
-    given = {"model": judge, "base_url": base_url, "api_key_env": api_key_env, "launch": launch}
-    settings = _settings({key: value for key, value in given.items() if value is not None}, run_file)
-    trials = _tried(constitution, settings, answers, only)
+    trials = _tried(constitution, *_asked(run_file, flags), answers, only)
     if form == "json":
         click.echo(json.dumps(_document(constitution, trials), ensure_ascii=False, indent=2))
     else:
@@ -77,32 +60,15 @@ def test(
     raise SystemExit(0 if trials.passed else 1)
 
 
-def _settings(
-    given: dict[str, Any], run_file: Path | None
-) -> tuple[JudgeSettings, CompareSettings | None, PairSettings | None]:
-    """Judge and thresholds by the flags, or by the run file."""
-    from rlaif.runfile import load_run
-    from rlaif.settings import JudgeSettings
-    from rlaif.yamlfile import Place, Source, validate
-
-    if run_file is not None:
-        if given:
-            raise click.UsageError("--run takes the judge from the run file: leave out the judge's own flags")
-        run = load_run(run_file)
-        return run.judge, run.compared_by(run.judge), run.pair
-    if "model" not in given:
-        raise click.UsageError("name the judge with --judge MODEL, or take it from a run file with --run RUN.yaml")
-    flags = {"model": "--judge", "base_url": "--base-url", "api_key_env": "--api-key-env", "launch": "--launch"}
-    places: dict[Where, Place] = {(key,): Place(flag) for key, flag in flags.items()}
-    return validate(Source(given, "the judge's flags", places), JudgeSettings), None, None
+def _asked(run_file: Path | None, flags: Mapping[str, Any]) -> tuple[JudgeSettings, dict[str, Any]]:
+    """The judge by its flags, or by the run file, which also says how it is asked and read."""
+    if run_file is None:
+        return judge_of(flags), {}
+    run = run_of(run_file, flags)
+    return run.judge, {"compare": run.compared_by(run.judge), "critique": run.critique, "pair": run.pair}
 
 
-def _tried(
-    name: str,
-    settings: tuple[JudgeSettings, CompareSettings | None, PairSettings | None],
-    answers: Path,
-    only: tuple[str, ...],
-) -> Trials:
+def _tried(name: str, judge: JudgeSettings, settings: dict[str, Any], answers: Path, only: tuple[str, ...]) -> Trials:
     import asyncio
 
     from rlaif.cli.show import watch
@@ -111,7 +77,6 @@ def _tried(
     from rlaif.inference.source import LazyModel
     from rlaif.trials import run_trials
 
-    judge, compare, pair = settings
     loaded = load_constitution(name)
 
     async def tried() -> Trials:
@@ -120,9 +85,7 @@ def _tried(
             chosen = [each for each in loaded.principles if not only or each.id in only]
             told.begin("test", 2 * sum(len(each.examples) for each in chosen))
             try:
-                trials = await run_trials(
-                    loaded, source, answers, only=only, compare=compare, pair=pair, progress=told.progress
-                )
+                trials = await run_trials(loaded, source, answers, only=only, progress=told.progress, **settings)
             finally:
                 await source.close()
             told.end(trials.tally)

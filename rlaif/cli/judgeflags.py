@@ -32,18 +32,26 @@ def judge_options_beside_a_model(command: _Command) -> _Command:
     return _with_options(command, "--judge-model")
 
 
+def judge_options_beside_a_constitution(command: _Command) -> _Command:
+    """The same but for `constitution`, for a command that is about one."""
+    return _judge_options(command, "--judge-model", "--model")
+
+
 def _with_options(command: _Command, *model: str) -> _Command:
+    judged_by = f"What is judged by.  [default: {DEFAULT_CONSTITUTION}]"
+    named = click.option("--constitution", metavar="NAME|FILE", help=judged_by)(command)
+    return _judge_options(named, *model)
+
+
+def _judge_options(command: _Command, *model: str) -> _Command:
     path = click.Path(path_type=Path)
     for option in (
-        click.option(
-            "--constitution", metavar="NAME|FILE", help=f"What is judged by.  [default: {DEFAULT_CONSTITUTION}]"
-        ),
         click.option(
             "--run",
             "run_file",
             metavar="RUN.yaml",
             type=path,
-            help="Take judge, constitution and settings from a run file.",
+            help="Take judge, settings and, where none is named, constitution from a run file.",
         ),
         click.option(
             "--launch", type=click.Choice(["vllm"]), help="Start `vllm serve` with the judge, and stop it afterwards."

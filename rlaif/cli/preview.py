@@ -10,8 +10,9 @@ import click
 from rlaif.cli.options import run_options, settings_of
 from rlaif.cli.show import watch
 from rlaif.cli.transcript import read_story, show_transcript
+from rlaif.outcome import tokens_of
 from rlaif.pipeline import Report, generate
-from rlaif.records import Critique, Judgement, Revision, Sample
+from rlaif.records import Critique, Judgement, Order, Record, Revision, Sample, Score
 from rlaif.settings import RunSettings
 from rlaif.store import read_records
 
@@ -36,17 +37,21 @@ def preview(run_file: Path, flags: dict[tuple[str, ...], str], count: int) -> No
     _show_cost(report, settings, spent)
 
 
+_ANSWERS: dict[str, dict[str, type[Record]]] = {
+    "policy": {"samples": Sample},
+    "judge": {"critiques": Critique, "revisions": Revision, "judgements": Judgement, "scores": Score, "orders": Order},
+}
+"""Whose answers are in which files of a run folder."""
+
+
 def _tokens(folder: Path) -> dict[str, tuple[int, int]]:
     """Tokens read and written by each model, over all answers in a run folder."""
-    tables: dict[str, dict[str, type[Sample | Critique | Revision | Judgement]]] = {
-        "policy": {"samples": Sample},
-        "judge": {"critiques": Critique, "revisions": Revision, "judgements": Judgement},
-    }
-    spent = {}
-    for model, parts in tables.items():
-        answers = [each for name, kind in parts.items() for each in read_records(folder / f"{name}.jsonl", kind)]
-        spent[model] = (sum(each.prompt_tokens for each in answers), sum(each.completion_tokens for each in answers))
-    return spent
+    told = {}
+    for model, files in _ANSWERS.items():
+        found = [(folder / f"{name}.jsonl", kind) for name, kind in files.items()]
+        spent = tokens_of(model, (each for path, kind in found if path.exists() for each in read_records(path, kind)))
+        told[model] = (spent[f"{model}_prompt_tokens"], spent[f"{model}_completion_tokens"])
+    return told
 
 
 def _show_cost(report: Report, settings: RunSettings, spent: dict[str, tuple[int, int]]) -> None:

@@ -35,11 +35,11 @@ def warn_of_judges(run_file: Path, settings: RunSettings) -> None:
     """Lines on standard error about the judges of these labels: what is known of them, and who is the policy's kin."""
     from rlaif.constitution import load_constitution
     from rlaif.evaluation.verdict import FOLDER, known_verdict
-    from rlaif.inference.source import LazyModel
+    from rlaif.inference.source import model_name
 
     constitution = load_constitution(settings.constitution)
     for judge in settings.judges:
-        name = LazyModel(judge, log=settings.folder / "judge.log").name
+        name = model_name(judge)
         found = known_verdict(name, constitution.hash)
         if found is None:
             server = f" --base-url {judge.base_url}" if judge.base_url else ""

@@ -211,4 +211,4 @@ def _table(rows: list[tuple[str, str]]) -> None:
     table.add_column()
     for row in rows:
         table.add_row(*row)
-    Console(soft_wrap=True).print(table)
+    Console(soft_wrap=True, markup=False, emoji=False).print(table)

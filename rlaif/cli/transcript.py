@@ -16,11 +16,13 @@ import click
 from rlaif.records import (
     Critique,
     Judgement,
+    Order,
     PreferencePair,
     Prompt,
     Ranking,
     Revision,
     Sample,
+    Score,
     Settled,
 )
 from rlaif.revisions.plan import as_sample
@@ -37,6 +39,8 @@ class Story:
     rankings: dict[str, Ranking]
     samples: dict[str, Sample]
     judgements: dict[str, Judgement]
+    graded: dict[str, Score | Order] = field(default_factory=dict)
+    """Grades and rankings, where replies are judged by those."""
     critiques: dict[str, list[Critique]] = field(default_factory=lambda: defaultdict(list))
     """By sample or revision."""
     notes: dict[str, Critique] = field(default_factory=dict)
@@ -61,6 +65,10 @@ def read_story(folder: Path) -> Story:
         samples={each.id: each for each in read_records(folder / "samples.jsonl", Sample)},
         judgements={each.id: each for each in read_records(folder / "judgements.jsonl", Judgement)},
     )
+    if (scores := folder / "scores.jsonl").exists():
+        story.graded |= {each.id: each for each in read_records(scores, Score)}
+    if (orders := folder / "orders.jsonl").exists():
+        story.graded |= {each.id: each for each in read_records(orders, Order)}
     for critique in read_records(folder / "critiques.jsonl", Critique):
         story.critiques[critique.sample].append(critique)
         story.notes[critique.id] = critique
@@ -105,10 +113,7 @@ def show_transcript(story: Story, prompt: Prompt, *, brief: bool = False) -> Non
         outcome = settled.status if settled.probability is None else f"{settled.probability:.2f} ({settled.status})"
         click.echo(_indented(f"{names[settled.left]} better than {names[settled.right]}: {outcome}"))
         for key in settled.judgements if not brief or _made_a_pair(settled, story.pairs[prompt.id]) else ():
-            judgement = story.judgements[key]
-            by = f"{judgement.judge}, " if len(story.judges) > 1 else ""
-            click.echo(_indented(by + _verdict(judgement, _named(story, names)), 6))
-            _show_reasons(judgement)
+            _show_answer(story, key, _named(story, names))
     click.secho("Pairs", bold=True)
     for pair in story.pairs[prompt.id]:
         chosen, rejected = names[pair.chosen_id], names[pair.rejected_id]
@@ -152,6 +157,21 @@ def _named(story: Story, names: dict[str, str]) -> Callable[[str], str]:
     """
     by_text = {story.samples[key].text: name for key, name in names.items()}
     return lambda key: names.get(key) or by_text[story.samples[key].text]
+
+
+def _show_answer(story: Story, key: str, named: Callable[[str], str]) -> None:
+    """One answer behind a comparison: a verdict, a grade or a ranking."""
+    answer = story.judgements.get(key) or story.graded[key]
+    if isinstance(answer, Judgement):
+        by = f"{answer.judge}, " if len(story.judges) > 1 else ""
+        click.echo(_indented(by + _verdict(answer, named), 6))
+        _show_reasons(answer)
+    elif isinstance(answer, Score):
+        grade = f"no grade ({answer.text[:60]!r})" if answer.value is None else f"{answer.value:.2f} of 9"
+        click.echo(_indented(f"{answer.principle}: {named(answer.sample)} has {grade}", 6))
+    else:
+        order = "unreadable" if answer.ranking is None else " > ".join(map(named, answer.ranking))
+        click.echo(_indented(f"{answer.principle}, shown as {', '.join(map(named, answer.shown))}: {order}", 6))
 
 
 def _verdict(judgement: Judgement, named: Callable[[str], str]) -> str:

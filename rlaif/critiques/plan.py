@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from rlaif.comparisons.plan import Notes
 from rlaif.constitution import Constitution
 from rlaif.critiques.questions import Shot, critique_messages
 from rlaif.errors import UserError
 from rlaif.inference.base import Answer, Question
 from rlaif.records import Critique, Prompt, Sample, Sampling
-from rlaif.samples.meetings import Meeting
+from rlaif.samples.meetings import Criterion, Meeting
 from rlaif.settings import CritiqueSettings, RunSettings
 
 
@@ -64,6 +65,22 @@ def critique_questions(
         critique_question(prompt, sample, criterion, settings, judge, max_chars=max_chars)
         for sample, criterion in wanted.values()
     ]
+
+
+def notes_on(
+    prompt: Prompt, find: Callable[[str], Critique | None], settings: CritiqueSettings, judge: str, *, max_chars: int
+) -> Notes:
+    """What the comparisons of a prompt show of its critiques: those that `find` finds by their ids, each read once."""
+    known: dict[tuple[str, str], str | None] = {}
+
+    def notes(sample: Sample, criterion: Criterion) -> str | None:
+        key = (sample.id, criterion.id)
+        if key not in known:
+            critique = find(critique_question(prompt, sample, criterion, settings, judge, max_chars=max_chars).id)
+            known[key] = None if critique is None else critique.text
+        return known[key]
+
+    return notes
 
 
 def critique_record(question: Question, answer: Answer) -> Critique:

@@ -31,7 +31,7 @@ _SKIPS_A_TURN = 1000
 """Known questions passed over before the event loop gets a turn, so that running requests are not starved."""
 
 _JUDGED_EARLY = 100
-"""Questions asked before the share of failures can stop a stage."""
+"""Questions gone through before the share of failures can stop a stage halfway."""
 
 
 @dataclass
@@ -45,12 +45,31 @@ class Tally:
     answered: int = 0
     failed: Counter[str] = field(default_factory=Counter)
     """Failures by kind."""
+    complaint: str = ""
+    """What the latest failure was about."""
     seconds: float = 0.0
 
     @property
     def asked(self) -> int:
         """Questions that were put to the model."""
         return self.answered + self.failed.total()
+
+    @property
+    def done(self) -> int:
+        """Questions of the plan gone through so far, in this run or before."""
+        return self.known + self.asked
+
+    def __add__(self, other: Tally) -> Tally:
+        """Both together, under the name of the first."""
+        return Tally(
+            self.stage,
+            self.planned + other.planned,
+            self.known + other.known,
+            self.answered + other.answered,
+            self.failed + other.failed,
+            other.complaint or self.complaint,
+            self.seconds + other.seconds,
+        )
 
 
 Progress = Callable[[Tally], None]
@@ -70,7 +89,9 @@ async def ask(
 ) -> Tally:
     """Put the questions that `table` does not hold to the model, and append `record(question, answer)` for each answer.
 
-    Raises ModelError when the model cannot go on, or when more than `max_failed` of the questions asked have failed.
+    Raises ModelError when the model cannot go on, or when more than `max_failed` of the stage's questions have failed,
+    those whose answer was on disk counted: looked at from the hundredth on, and at the end of a stage of any size. 1.0
+    never stops: the failures are in the tally, for the caller to judge.
     """
     tally = Tally(stage)
     missing = _missing(questions, table, tally)
@@ -99,6 +120,7 @@ async def ask(
                 group.create_task(worker())
     except BaseExceptionGroup as errors:
         raise errors.exceptions[0] from None
+    _stop_if_hopeless(tally, max_failed, over=True)
     return tally
 
 
@@ -107,13 +129,13 @@ def _missing(questions: Iterable[Question], table: Table[R], tally: Tally) -> It
     asked: set[str] = set()
     for question in questions:
         tally.planned += 1
-        if question.id not in table and question.id not in asked:
+        if question.id in table:
+            tally.known += 1
+            if tally.known % _SKIPS_A_TURN == 0:
+                yield None
+        elif question.id not in asked:
             asked.add(question.id)
             yield question
-            continue
-        tally.known += 1
-        if tally.known % _SKIPS_A_TURN == 0:
-            yield None
 
 
 def _batches(questions: Iterable[Question | None], size: int) -> Iterator[list[Question]]:
@@ -151,13 +173,15 @@ def _store(
         failures.append(bad)
     tally.answered += len(good)
     tally.failed.update(failure.reason for failure in bad)
+    tally.complaint = bad[-1].detail if bad else tally.complaint
 
 
-def _stop_if_hopeless(tally: Tally, max_failed: float) -> None:
+def _stop_if_hopeless(tally: Tally, max_failed: float, *, over: bool = False) -> None:
     failed = tally.failed.total()
-    if tally.asked >= _JUDGED_EARLY and failed > max_failed * tally.asked:
+    if (over or tally.done >= _JUDGED_EARLY) and failed > max_failed * tally.done:
         kinds = ", ".join(f"{kind} {count}" for kind, count in tally.failed.most_common())
+        latest = f"; the latest: {tally.complaint}" if tally.complaint else ""
         raise ModelError(
-            f"{tally.stage}: {failed} of {tally.asked} questions failed ({kinds}); "
+            f"{tally.stage}: {failed} of {tally.done} questions failed ({kinds}{latest}); "
             "see failures.jsonl, mend the cause and run the same command again, or raise `max_failed`"
         )

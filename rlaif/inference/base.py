@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from rlaif.records import Messages, Sampling
+
+
+def name_with(name: str, template_options: Mapping[str, Any] | None) -> str:
+    """The identity of a model: its name and, where its chat template is told something, that as canonical JSON:
+    `Qwen/Qwen3-8B {"enable_thinking":false}`. It decides the answers as the weights do."""
+    if not template_options:
+        return name
+    return f"{name} {json.dumps(template_options, ensure_ascii=False, separators=(',', ':'), sort_keys=True)}"
+
+
+def name_without(identity: str) -> str:
+    """The name in an identity."""
+    return identity.partition(" {")[0]
 
 
 class Question:
@@ -64,7 +78,8 @@ class Answer:
     """Prompt tokens that the server took from its prefix cache."""
     failure: str | None = None
     """A short kind, for counting: `timeout`, `refused`, `dropped`, `http_500`, `too_long`, `bad_request`,
-    `broken_json`, `no_logprobs`, `no_labels` (neither is a probable token), `short_batch`, `only_reasoning`.
+    `broken_json`, `no_logprobs`, `no_labels` (neither is a probable token), `bad_logprobs` (NaN), `short_batch`,
+    `only_reasoning`.
     """
     detail: str = ""
     reasoning: str = ""

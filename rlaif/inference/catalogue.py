@@ -15,7 +15,7 @@ async def only_model(base_url: str, api_key: str | None = None) -> str:
 
     `base_url` is that of the API, for instance http://127.0.0.1:8000/v1.
     """
-    url = normal_url(base_url)
+    url = normal_url(base_url, api_key)
     talk = Talk(url, AiohttpWire(headers_for(api_key), base_url=url), api_key=api_key)
     try:
         reply = await talk.get("/models", timeout=_SECONDS)

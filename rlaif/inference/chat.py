@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from rlaif.inference.base import Answer, Question
-from rlaif.inference.faults import Fault, incomplete
-from rlaif.inference.labels import first_token, read_exact, read_last, read_top
+from rlaif.inference.faults import Fault, incomplete, storable
+from rlaif.inference.labels import checked, first_token, read_exact, read_last, read_top
 
 _VERDICT_TOKENS = 16
 """Room for a verdict in words, where a server gives no log-probabilities."""
@@ -91,7 +91,13 @@ def read_answers(payload: Mapping[str, Any], questions: Sequence[Question], rout
     """The answers to `questions`, in order, or the fault of the whole reply."""
     try:
         return _read(payload["choices"], payload.get("usage"), questions, route)
-    except (AttributeError, KeyError, TypeError, ValueError):  # some field is not what the protocol says
+    except (
+        ArithmeticError,
+        AttributeError,
+        KeyError,
+        TypeError,
+        ValueError,
+    ):  # some field is not what the protocol says
         return incomplete("broken_json", f"the reply is not a chat completion: {payload}")
 
 
@@ -119,11 +125,11 @@ def _read_choice(
     choice: Mapping[str, Any], question: Question, route: LabelRoute, usage: tuple[int, int, int]
 ) -> Answer | Fault:
     message = choice.get("message") or {}
-    text, finish = _text_of(message.get("content")), choice.get("finish_reason")
+    text, finish = _text_of(message.get("content")), _text_of(choice.get("finish_reason")) or None
     thoughts = _text_of(message.get("reasoning_content") or message.get("reasoning"))
     logprobs: tuple[float, ...] | None = None
     if question.reasoned:
-        return Answer(text, read_last(choice, question.labels), finish, *usage, reasoning=thoughts)
+        return checked(Answer(text, read_last(choice, question.labels), finish, *usage, reasoning=thoughts))
     if question.labels and route.kind != "text":
         exact = route.kind == "exact"
         logprobs = read_exact(choice, route.names) if exact else read_top(choice, question.labels)
@@ -134,15 +140,14 @@ def _read_choice(
     elif not text and finish == "length" and thoughts:
         mend = "raise `max_tokens`, or switch reasoning off through the chat template"
         return Answer(failure="only_reasoning", detail=f"the model used up its tokens on reasoning; {mend}")
-    return Answer(text, logprobs, finish, *usage)
+    return checked(Answer(text, logprobs, finish, *usage))
 
 
 def _text_of(content: object) -> str:
     """The reply proper: text, or the text parts of a list; reasoning travels in other fields and is left there."""
     if isinstance(content, list):
         content = "".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
-    text = content if isinstance(content, str) else ""
-    return text.encode("utf-8", "replace").decode("utf-8")  # JSON can hold half a surrogate pair, which no file takes
+    return storable(content) if isinstance(content, str) else ""
 
 
 def _shares(usage: Mapping[str, Any], questions: Sequence[Question]) -> list[tuple[int, int, int]]:

@@ -10,6 +10,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from rlaif.inference.base import name_without
+
 _SIZES = {
     *("nano", "micro", "tiny", "mini", "small", "base", "medium", "large", "xl", "xxl", "ultra", "lite", "plus", "max"),
     *("nemo", "haiku", "sonnet", "opus", "flash", "pro", "turbo"),
@@ -26,7 +28,7 @@ def family(name: str) -> tuple[str, ...]:
     Organisation and folder do not count. Empty where the name begins with a size or a version.
     """
     words = []
-    for word in re.split(r"[-_\s:@]+", name.rstrip("/").rsplit("/", 1)[-1].lower()):
+    for word in re.split(r"[-_\s:@]+", name_without(name).rstrip("/").rsplit("/", 1)[-1].lower()):
         letters = re.split(r"\d", word, maxsplit=1)[0].rstrip(".")
         if letters == word and word not in _SIZES:
             words.append(word)

@@ -49,6 +49,16 @@ class Fault:
     wait: float | None = None
     """Seconds the server asked us to wait."""
 
+    @property
+    def limited(self) -> bool:
+        """Whether it is the server's rate limit."""
+        return self.kind == "http_429"
+
+
+def storable(text: str) -> str:
+    """The text of a reply with a mark in the place of each half of a surrogate pair: JSON can hold one, and no file."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
 
 def broken(error: NoReplyError) -> Fault:
     """The fault of a connection that brought no reply."""

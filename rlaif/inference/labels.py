@@ -14,7 +14,10 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
+
+from rlaif.inference.base import Answer
 
 _SPACES = "Ġ▁Ċ "
 """Whitespace as byte-level BPE and SentencePiece vocabularies write it; a label never starts or ends with it."""
@@ -27,6 +30,19 @@ TOP = 20
 
 FLOOR = -9999.0
 """What vLLM sends for a log-probability of minus infinity, which JSON cannot carry."""
+
+_MOST = 0.1
+"""Of a log-probability: 0 but for rounding."""
+
+
+def checked(answer: Answer) -> Answer:
+    """The answer with minus infinity as `FLOOR`, so that its record can be stored; or a failure where a value is NaN,
+    or far above 0: a model that gives such numbers (half precision that overflowed) has not answered."""
+    if answer.logprobs is None:
+        return answer
+    if not all(value <= _MOST for value in answer.logprobs):
+        return Answer(failure="bad_logprobs", detail=f"not log-probabilities: {answer.logprobs}")
+    return replace(answer, logprobs=tuple(max(FLOOR, value) for value in answer.logprobs))
 
 
 def label_text(labels: Sequence[str]) -> str:
@@ -45,11 +61,11 @@ def label_tokens(labels: Sequence[str], ids: Sequence[int], strings: Sequence[st
 
 
 def logsumexp(values: Iterable[float]) -> float:
-    """log of the sum of exponentials; minus infinity for nothing."""
+    """log of the sum of exponentials; minus infinity for nothing, NaN where one is NaN."""
     known = list(values)
     if len(known) == 1:
         return known[0]
-    top = max(known, default=-math.inf)
+    top = math.nan if any(map(math.isnan, known)) else max(known, default=-math.inf)
     return top if math.isinf(top) else top + math.log(sum(math.exp(value - top) for value in known))
 
 
@@ -94,7 +110,7 @@ def read_exact(choice: Mapping[str, Any], wanted: Sequence[Sequence[str]]) -> tu
     content = (choice.get("logprobs") or {}).get("content")
     if not content:
         return None
-    listed = {entry["token"]: entry["logprob"] for entry in content[0].get("top_logprobs") or ()}
+    listed = {entry["token"]: float(entry["logprob"]) for entry in content[0].get("top_logprobs") or ()}
     try:
         return tuple([logsumexp([listed[token] for token in tokens]) for tokens in wanted])
     except KeyError:
@@ -111,7 +127,8 @@ def read_top(choice: Mapping[str, Any], labels: Sequence[str]) -> tuple[float, .
     if listed is None:
         return None
     values = [logsumexp(value for token, value in listed if token.strip(_SPACES) == label) for label in labels]
-    if all(math.isinf(value) for value in values):
+    if all(value == -math.inf for value in values):
         return None
-    bound = max(FLOOR, min(value for _, value in listed))
-    return tuple(bound if math.isinf(value) else value for value in values)
+    known = [value for _, value in listed]
+    bound = math.nan if any(map(math.isnan, known)) else max(FLOOR, min(known))
+    return tuple(bound if value == -math.inf else value for value in values)

@@ -23,6 +23,7 @@ from typing import BinaryIO
 
 from rlaif.errors import ModelError, UserError
 from rlaif.inference import watch
+from rlaif.modelsettings import placing
 from rlaif.resources import shipped_model
 
 PYTHON_VARIABLE = "RLAIF_VLLM_PYTHON"
@@ -60,11 +61,15 @@ def serve_command(
     max_model_len: int | None = None,
     extra: Sequence[str] = (),
 ) -> list[str]:
-    """The whole command. Later arguments win, so `extra` can change everything.
+    """The whole command. Later arguments win, so `extra` can change everything but where the server is asked, and its
+    name there: UserError.
 
     Prefix caching on and reported; no sampling defaults of the model's own, which would act where our settings are
     silent. A shipped model is small: it runs in fp32, starts without compilation, and leaves most of a GPU free.
     """
+    if (flag := placing(extra)) is not None:
+        mend = "remove it; `rlaif judge serve` has --host, --port and --name of its own"
+        raise UserError(f"`{flag}` cannot be among vLLM's arguments: nobody else would know of it", mend=mend)
     folder = shipped_model(model)
     if folder is not None and not (folder / "config.json").is_file():
         raise UserError(f"`{model}` is missing from this installation", where=folder)
@@ -97,7 +102,8 @@ class VllmServer:
         """A free port is taken unless one is named. Without a `log` file, the server writes where we do."""
         self.port = _free_port() if port is None else port
         self.served_name = served_name or model
-        self.base_url = f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{self.port}/v1"
+        self._host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+        self.base_url = f"http://{f'[{self._host}]' if ':' in self._host else self._host}:{self.port}/v1"
         self.log = log
         self._command = serve_command(
             model,
@@ -200,8 +206,7 @@ class VllmServer:
 
     def _healthy(self) -> bool:
         """Whether /health says so; asked directly, past any proxy."""
-        host = self.base_url.removeprefix("http://").partition(":")[0]
-        connection = http.client.HTTPConnection(host, self.port, timeout=2)
+        connection = http.client.HTTPConnection(self._host, self.port, timeout=2)
         try:
             connection.request("GET", "/health")
             return connection.getresponse().status == 200

@@ -20,7 +20,7 @@ from rlaif.errors import ModelError, UserError
 from rlaif.inference.base import Answer, Question
 from rlaif.inference.drawing import Draw, Halt
 from rlaif.inference.folder import Parts, load_tokenizer, parts_of
-from rlaif.inference.labels import label_text, label_tokens, last_label, logsumexp
+from rlaif.inference.labels import checked, label_text, label_tokens, last_label, logsumexp
 from rlaif.inference.prefixes import Alike, PrefixPass, alike, alone, batches
 from rlaif.inference.quiet import quiet
 
@@ -172,7 +172,8 @@ class Loaded:
                 end = last_label(strings, row.question.labels)
                 if end is not None:
                     (chances,) = self._plain([row.ids + tokens[:end]])
-                    found[at] = replace(answer, logprobs=self._label_answer(row, chances).logprobs)
+                    read = self._label_answer(row, chances)
+                    found[at] = read if read.failure else replace(answer, logprobs=read.logprobs)
         return found
 
     def _label_answer(self, row: Row, chances: torch.Tensor) -> Answer:
@@ -180,7 +181,7 @@ class Loaded:
         assert ids is not None
         values = tuple(logsumexp(chances[tokens].tolist()) for tokens in ids)
         said = self._tokenizer.decode([int(chances.argmax())], skip_special_tokens=True)
-        return Answer(said, values, "length", len(row.ids), 1)
+        return checked(Answer(said, values, "length", len(row.ids), 1))
 
     def _text_answer(self, row: Row, tokens: list[int]) -> Answer:
         end = next((at for at, token in enumerate(tokens) if token in self._ends), None)

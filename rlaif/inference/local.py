@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rlaif.errors import ModelError, UserError
-from rlaif.inference.base import Answer, Question
+from rlaif.inference.base import Answer, Question, name_with
 from rlaif.inference.chat import LabelRoute
 from rlaif.inference.folder import identity as identity
 from rlaif.inference.folder import model_folder
@@ -43,7 +43,8 @@ class Local:
         self._options = dict(template_options or {})
         self._loaded: Loaded | None = None
         self._one_at_a_time = threading.Lock()
-        self.name = identity(model) if name is None else f"{name}@{identity(model).rpartition('@')[2]}"
+        own = identity(model) if name is None else f"{name}@{identity(model).rpartition('@')[2]}"
+        self.name = name_with(own, template_options)
         self.batch_size = _CALLS_OF_ROWS * batch_size
         self.concurrency = 2
         self.capabilities: Capabilities | None = None

@@ -92,6 +92,12 @@ class Prober:
         logprobs = found[0].logprobs
         return Capabilities(route, batch, context, None if logprobs is None else sum(map(math.exp, logprobs)))
 
+    async def alive(self) -> bool:
+        """Whether a question of a few words gets a reply now, be it a refusal. (`GET /models` would not tell: a front
+        answers that while the model behind it hangs.)"""
+        found = await self._ask((), _IN_WORDS, conversations=1)
+        return not isinstance(found, Fault) or not found.down
+
     async def label_ids(self, labels: Sequence[str]) -> tuple[tuple[int, ...], ...] | None:
         """Token ids of each label from vLLM's /tokenize; None without that route, or if a label is not one token."""
         asked: dict[str, Any] = {"model": self._model, "prompt": label_text(labels), "add_special_tokens": False}

@@ -9,11 +9,12 @@ Answer that says why; and what no question can survive (wrong key, server gone) 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Coroutine, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from rlaif.errors import ModelError
-from rlaif.inference.base import Answer, Question
+from rlaif.inference.base import Answer, Question, name_with
 from rlaif.inference.chat import LabelRoute, read_answers, request_body
 from rlaif.inference.faults import Fault
 from rlaif.inference.http import AiohttpWire, HttpxWire
@@ -59,7 +60,7 @@ class Server:
         give_up_after: float = 30.0,
         backoff: float = 0.5,
     ) -> None:
-        url, headers = normal_url(base_url), headers_for(api_key)
+        url, headers = normal_url(base_url, api_key), headers_for(api_key)
         wire = AiohttpWire(headers, base_url=url) if transport is None else HttpxWire(headers, transport)
         self._talk = Talk(url, wire, api_key=api_key)
         self._options, self._timeout, self._max_attempts = template_options, timeout, max_attempts
@@ -67,7 +68,8 @@ class Server:
         self._patience = Patience(self._talk.shown, give_up_after=give_up_after, timeout=timeout, backoff=backoff)
         self._routes: dict[tuple[str, ...], LabelRoute] = {}
         self._probing: tuple[asyncio.AbstractEventLoop, asyncio.Lock] | None = None
-        self.name = model
+        self._served = model
+        self.name = name_with(model, template_options)
         self.batch_size = 1
         self.concurrency = concurrency
         self.capabilities: Capabilities | None = None
@@ -131,6 +133,7 @@ class Server:
     async def _ask(self, questions: list[Question]) -> list[Answer]:
         """Ask in one request, until there are answers or no hope."""
         counted = tries = 0
+        since = time.monotonic()
         while True:
             replies = self._patience.replies
             async with self._throttle.slot(len(questions)) as cuts:
@@ -139,28 +142,34 @@ class Server:
                 self._throttle.succeeded(len(questions))
                 self._patience.heard()
                 return result
-            self._note(result, cuts)
-            # While the server is away no attempt counts: `Patience` decides how long that may last.
-            counted += result.kind not in _IN_TRANSIT or self._patience.replies > replies
+            await self._note(result, cuts)
+            pause = self._patience.pause(tries)
+            tries += 1
+            if result.limited:
+                hopeless = self._patience.limit_stays(since, tries, self._max_attempts)
+                self._throttle.hold(pause)
+            else:
+                # While the server is away no attempt counts: `Patience` decides how long that may last.
+                counted += result.kind not in _IN_TRANSIT or self._patience.replies > replies
+                hopeless = not result.retry or counted >= self._max_attempts
             if len(questions) > 1 and _split_helps(result, counted):
                 middle = len(questions) // 2
                 first, second = await _together([self._ask(questions[:middle]), self._ask(questions[middle:])])
                 return first + second
-            if not result.retry or counted >= self._max_attempts:
+            if hopeless:
                 return [Answer(failure=result.kind, detail=result.detail)] * len(questions)
-            await asyncio.sleep(self._patience.pause(tries))
-            tries += 1
+            await asyncio.sleep(pause)
 
     async def _exchange(self, questions: list[Question]) -> list[Answer] | Fault:
         route = self._routes.get(questions[0].labels)
         if route is None:
             route = await self._route(questions[0].labels)
-        body = request_body(self.name, questions, route, self._options)
+        body = request_body(self._served, questions, route, self._options)
         path = "/chat/completions" if len(questions) == 1 else "/chat/completions/batch"
         payload = await self._talk.post(path, body, timeout=self._timeout)
         return payload if isinstance(payload, Fault) else read_answers(payload, questions, route)
 
-    def _note(self, fault: Fault, cuts: int) -> None:
+    async def _note(self, fault: Fault, cuts: int) -> None:
         """Tell the throttle and the patience of a failed exchange; raises ModelError where the run must stop."""
         if fault.fatal:
             raise ModelError(f"{self._talk.shown}: {fault.detail}")
@@ -168,7 +177,20 @@ class Server:
             self._throttle.overloaded(cuts)
         if fault.wait:
             self._throttle.hold(min(fault.wait, _LONGEST_WAIT))
-        self._patience.failed(fault)
+        try:
+            self._patience.failed(fault)
+        except ModelError:
+            # A server that hangs on one prompt answers a small one: then it is for the question to use up its attempts.
+            if fault.kind != "timeout" or not await self._alive():
+                raise
+
+    async def _alive(self) -> bool:
+        """Whether the server answers now."""
+        replies = self._patience.replies
+        async with self._one_at_a_time():
+            if self._patience.replies == replies and await self._prober().alive():
+                self._patience.heard()
+        return self._patience.replies > replies
 
     async def _probe_once(self, labels: tuple[str, ...]) -> None:
         async with self._one_at_a_time():
@@ -197,7 +219,7 @@ class Server:
     def _prober(self) -> Prober:
         return Prober(
             self._talk,
-            self.name,
+            self._served,
             template_options=self._options,
             timeout=self._timeout,
             pause=self._patience.pause,
@@ -208,7 +230,7 @@ def _split_helps(fault: Fault, attempts: int) -> bool:
     """Whether a failed batch should go on as two halves: its fault may lie in one conversation, or in its size."""
     if not fault.retry or fault.kind == "timeout":
         return True
-    return attempts >= _SAME_BATCH_TRIES and fault.kind not in _IN_TRANSIT and fault.kind != "http_429"
+    return attempts >= _SAME_BATCH_TRIES and fault.kind not in _IN_TRANSIT and not fault.limited
 
 
 async def _together(calls: Sequence[Coroutine[Any, Any, T]]) -> list[T]:

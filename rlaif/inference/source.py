@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rlaif.errors import ModelError, UserError
-from rlaif.inference.base import Model
-from rlaif.settings import ModelSettings
+from rlaif.inference.base import Model, name_with
+from rlaif.settings import JudgeSettings, ModelSettings, PolicySettings
 
 if TYPE_CHECKING:
     from rlaif.inference.launch import VllmServer
@@ -31,10 +31,14 @@ class LazyModel:
         log: Path,
         labels: tuple[str, ...] = (),
         say: Callable[[str], None] | None = None,
+        asked: bool = True,
     ) -> None:
-        """`labels` are those that it will be asked for; `log` is where a launched server writes; `say` hears of it."""
+        """`labels` are those that it will be asked for; `log` is where a launched server writes; `say` hears of it.
+
+        Raises UserError at once where its API key is missing, unless it will not be `asked` and only gives its name.
+        """
         self._settings, self._log, self._labels, self._say = settings, log, labels, say
-        self._key = api_key(settings)
+        self._key = api_key(settings) if asked else None
         self._name: str | None = None
         self._model: Model | None = None
         self._server: VllmServer | None = None
@@ -43,14 +47,9 @@ class LazyModel:
 
     @property
     def name(self) -> str:
-        """The name on the server, or the local name with the fingerprint of its files."""
+        """See `model_name`."""
         if self._name is None:
-            if self._settings.base_url or self._settings.launch:
-                self._name = self._settings.model
-            else:
-                from rlaif.inference.local import identity
-
-                self._name = identity(self._settings.model)
+            self._name = model_name(self._settings)
         return self._name
 
     async def open(self) -> Model:
@@ -108,15 +107,27 @@ class LazyModel:
             self._server = None
 
 
+def model_name(settings: ModelSettings) -> str:
+    """The identity of a model: its name on the server, or the local name with the fingerprint of its files; and what
+    its chat template is told. Nothing is loaded, and no key is wanted."""
+    name = settings.model
+    if not (settings.base_url or settings.launch):
+        from rlaif.inference.local import identity
+
+        name = identity(name)
+    return name_with(name, settings.template_options)
+
+
 def api_key(settings: ModelSettings) -> str | None:
     """The key from the environment variable that the settings name. Raises UserError where it is not set."""
     if settings.api_key_env is None:
         return None
     key = os.environ.get(settings.api_key_env, "").strip()
     if not key:
+        owner = {PolicySettings: "policy.", JudgeSettings: "judge."}.get(type(settings), "")
         raise UserError(
             f"the environment variable `{settings.api_key_env}` is not set",
-            where="api_key_env",
+            where=f"{owner}api_key_env",
             mend=f"export {settings.api_key_env}=... before the run",
         )
     return key

@@ -8,21 +8,29 @@ from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 from rlaif.errors import UserError
-from rlaif.inference.faults import Fault, broken, incomplete, refused
+from rlaif.inference.faults import Fault, broken, incomplete, refused, storable
 from rlaif.inference.http import NoReplyError, Wire
 
 
-def normal_url(base_url: str) -> str:
-    """`base_url` without trailing slashes. Raises UserError if it is not an http(s) URL."""
-    url = base_url.strip().rstrip("/")
+def normal_url(base_url: str, api_key: str | None = None) -> str:
+    """`base_url` without trailing slashes; what it says in a query goes with every request.
+
+    Raises UserError if it is not an http(s) URL, or names a user where there is a key: a request has room for one.
+    """
     try:
-        parts = urlsplit(url)
-        known = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        parts = urlsplit(base_url.strip())
+        host = parts.hostname or ""
+        host.encode("idna")  # as it is looked up: no part of a name is empty, or longer than 63 letters
+        known = parts.scheme in ("http", "https") and bool(host) and parts.port != 0
     except ValueError:
         known = False
     if not known:
         raise UserError(f"`base_url` is not a URL: {base_url}", mend="write it like http://127.0.0.1:8000/v1")
-    return url.removesuffix("/chat/completions")
+    if api_key and parts.username is not None:
+        mend = "take the user out of `base_url`, or leave out `api_key_env`"
+        raise UserError("`base_url` names a user, and there is an API key", where=shown_url(base_url), mend=mend)
+    path = parts.path.rstrip("/").removesuffix("/chat/completions")
+    return urlunsplit(parts._replace(path=path, fragment=""))
 
 
 def shown_url(url: str) -> str:
@@ -42,27 +50,29 @@ class Talk:
     """One server, its address and its key."""
 
     def __init__(self, base_url: str, wire: Wire, *, api_key: str | None = None) -> None:
-        self.base_url = base_url
         self.shown = shown_url(base_url)
-        self._root, self._wire, self._key = base_url.removesuffix("/v1"), wire, api_key
+        self._parts, self._wire, self._key = urlsplit(base_url), wire, api_key
 
     def __repr__(self) -> str:
         return f"Talk({self.shown!r})"
 
     async def get(self, path: str, *, timeout: float) -> dict[str, Any] | Fault:
         """The JSON at `path` below the base URL, or a Fault."""
-        return await self._exchange("GET", self.base_url + path, None, timeout)
+        return await self._exchange("GET", self._url(path), None, timeout)
 
     async def post(
         self, path: str, payload: dict[str, Any], *, timeout: float, root: bool = False
     ) -> dict[str, Any] | Fault:
         """The JSON reply to `payload`, or a Fault; with `root`, `path` is beside /v1 rather than below it."""
-        url = (self._root if root else self.base_url) + path
-        return await self._exchange("POST", url, json.dumps(payload).encode(), timeout)
+        return await self._exchange("POST", self._url(path, root=root), json.dumps(payload).encode(), timeout)
 
     async def close(self) -> None:
         """Close all connections."""
         await self._wire.close()
+
+    def _url(self, path: str, *, root: bool = False) -> str:
+        base = self._parts.path.removesuffix("/v1") if root else self._parts.path
+        return urlunsplit(self._parts._replace(path=base + path))
 
     async def _exchange(self, method: str, url: str, body: bytes | None, timeout: float) -> dict[str, Any] | Fault:
         try:
@@ -80,5 +90,6 @@ class Talk:
         return payload
 
     def _clean(self, fault: Fault) -> Fault:
-        """The fault without the key: some servers repeat a wrong key in their error message."""
-        return replace(fault, detail=fault.detail.replace(self._key, "***")) if self._key else fault
+        """The fault as it can be stored and shown: without the key, which some servers repeat where it is wrong."""
+        detail = storable(fault.detail)
+        return replace(fault, detail=detail.replace(self._key, "***") if self._key else detail)

@@ -2,7 +2,7 @@
 
 The limit starts at what the user set and never exceeds it. A sign of overload (429, 503, a timeout) halves it, once for
 all the requests that were sent before the cut, however many of them fail; one full window of successes raises it by
-one. A `Retry-After` holds everybody back, so that the questions wait here instead of using up their attempts.
+one. A `Retry-After`, or the pause after a 429 without one, holds everybody back: the questions wait here.
 """
 
 from __future__ import annotations

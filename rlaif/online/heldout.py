@@ -205,7 +205,6 @@ class HeldOutJudge:
                 judgement,
                 self._failures,
                 stage=STAGE,
-                max_failed=self._max_failed,
                 progress=self._progress,
             )
         )

@@ -73,7 +73,7 @@ class ServedSampler:
         ones: they stay in its ids, not in its text. `concurrency` bounds the prompts under way, `timeout` the seconds
         of one request; `transport` takes the network's place in tests.
         """
-        url, headers = normal_url(base_url), headers_for(api_key)
+        url, headers = normal_url(base_url, api_key), headers_for(api_key)
         wire = AiohttpWire(headers, base_url=url) if transport is None else HttpxWire(headers, transport)
         self._talk = Talk(url, wire, api_key=api_key)
         self._tokenizer, self._ends, self._max_tokens, self._seed = tokenizer, ends, max_tokens, seed

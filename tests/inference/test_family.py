@@ -44,6 +44,7 @@ RELATED = [
     ("openai/gpt-oss-20b", "gpt-4o-mini", True),
     ("claude-opus-4", "claude-3-5-haiku", True),
     ("demo-policy", "demo-policy", True),
+    ('Qwen/Qwen3-8B {"mode":"a/b"}', "Qwen/Qwen3-8B", True),
     ("7b", "7b", True),
     ("Qwen/Qwen3-8B", "meta-llama/Llama-3.1-8B", False),
     ("mistralai/Mistral-7B-v0.3", "mistralai/Mixtral-8x7B-v0.1", False),

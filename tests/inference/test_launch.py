@@ -152,6 +152,20 @@ def test_the_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert serve_command("m", host="h", port=1)[:3] == [str(tmp_path / "vllm"), "serve", "m"]
 
 
+@pytest.mark.parametrize("moved", [["--port", "9000"], ["--seed", "1", "--port=9000"], ["--served_model_name=x"]])
+def test_a_server_is_where_it_is_asked(moved: list[str]) -> None:
+    with pytest.raises(UserError, match=r"^`--(port|served-model-name)` cannot be among vLLM's arguments"):
+        VllmServer("any", extra=moved)
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [("::1", "http://[::1]:8123/v1"), ("::", "http://[::1]:8123/v1"), ("0.0.0.0", "http://127.0.0.1:8123/v1")],
+)
+def test_the_address_of_a_host(host: str, url: str) -> None:
+    assert VllmServer("any", host=host, port=8123).base_url == url
+
+
 def test_a_shipped_model_is_served_from_its_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("rlaif.inference.launch.shipped_model", lambda name: tmp_path)
     with pytest.raises(UserError, match="missing from this installation"):

@@ -92,6 +92,14 @@ def test_a_text_that_ends_in_anything_else_has_none(tiny_model: Path) -> None:
     assert (answer.finish_reason, answer.completion_tokens) == ("length", 8)
 
 
+def test_a_model_that_overflows_has_not_answered(tmp_path: Path) -> None:
+    model = Local(str(make_tiny_model(tmp_path / "overflown")))
+    model._load()._model.lm_head.weight.data.fill_(math.nan)
+    short, reasoned = ask(model, [label_question(), reasoned_question(label_question())])
+    assert (short.failure, short.logprobs) == ("bad_logprobs", None)
+    assert reasoned.logprobs is None
+
+
 def test_a_too_long_prompt_fails_alone(tiny_model: Path) -> None:
     questions = [label_question("short, A or B?"), label_question("x! " * 400), text_question("x! " * 400)]
     answers = ask(tiny_model, questions)
@@ -125,6 +133,7 @@ def test_labels_of_several_tokens_are_told(tiny_model: Path) -> None:
 def test_the_name_follows_the_files(tiny_model: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(tiny_model, tmp_path / "tiny")
     assert identity(str(copy)) == identity(str(tiny_model)) == Local(str(copy)).name
+    assert Local(str(copy), template_options={"note": "x"}).name == f'{identity(str(copy))} {{"note":"x"}}'
     assert identity(str(copy)).startswith("tiny@") and len(identity(str(copy))) == len("tiny@") + 8
     (copy / "README.md").write_text("changes nothing")
     assert identity(str(copy)) == identity(str(tiny_model))

@@ -66,6 +66,21 @@ def test_timeouts_alone_are_given_one_timeout_more(clock: Clock) -> None:
         watch.failed(TIMEOUT)
 
 
+def test_a_rate_limit_is_waited_for(clock: Clock) -> None:
+    """300 s and a timeout of 60 s of nothing but 429 are too much for all, 300 s and its attempts for one question."""
+    watch, start = patience(), 1000.0
+    watch.failed(BUSY)
+    clock.now += 359.9
+    watch.failed(BUSY)
+    assert not watch.limit_stays(start, attempts=5, most=6)
+    assert watch.limit_stays(start, attempts=6, most=6) and not watch.limit_stays(start + 60, attempts=99, most=6)
+    clock.now += 0.1
+    assert watch.limit_stays(clock.now, attempts=1, most=6)
+    watch.heard()
+    watch.failed(BUSY)
+    assert not watch.limit_stays(start, attempts=5, most=6)
+
+
 def test_pauses_double_up_to_eight_seconds_with_full_jitter() -> None:
     watch = patience()
     for attempt, most in ((0, 0.5), (1, 1.0), (2, 2.0), (4, 8.0), (9, 8.0), (100_000, 8.0)):

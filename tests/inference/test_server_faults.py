@@ -117,6 +117,19 @@ def test_a_hanging_request_times_out_and_is_asked_again() -> None:
     assert fake.requests["/v1/chat/completions"] == 2
 
 
+def test_a_question_that_always_hangs_fails_alone() -> None:
+    """The server is well, though nothing else is asked of it for longer than a server may be silent."""
+    with FakeServer(troubles=[Trouble("hang", contains="Pair 2:")], batch=False) as fake:
+        answers = ask(fake.url, label_questions(4), size=1, timeout=0.2, give_up_after=0.1, max_attempts=5)
+    assert [answer.failure for answer in answers] == [None, None, "timeout", None]
+
+
+def test_a_server_that_hangs_on_everything_stops_the_run() -> None:
+    """`GET /models` is still answered."""
+    with FakeServer(troubles=[Trouble("hang", start=1)]) as fake, pytest.raises(ModelError, match="no answer from"):
+        ask(fake.url, label_questions(4), timeout=0.2, give_up_after=0.1, max_attempts=50)
+
+
 def test_a_hanging_batch_is_halved() -> None:
     """Whatever is slow about a batch, a smaller one is less so."""
     with FakeServer(troubles=[Trouble("hang", start=1, stop=2)]) as fake:

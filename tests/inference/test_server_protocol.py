@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 from collections.abc import Callable
@@ -9,8 +10,10 @@ from collections.abc import Callable
 import httpx
 import pytest
 
+from rlaif.comparisons.verdict import judgement
 from rlaif.inference.base import Answer, Question
 from rlaif.inference.server import Server
+from rlaif.records import Judgement
 from tests.inference.questions import label_question, label_questions, text_question
 from tests.inference.wire import A_ID, B_ID, SPACE_A_ID, FakeVllm, ask, chat, exact, listed, talks_of, with_server
 
@@ -175,3 +178,57 @@ def test_half_a_surrogate_pair_is_taken_out() -> None:
     fake = FakeVllm(lambda _: httpx.Response(200, content=body, headers={"content-type": "application/json"}))
     (answer,) = ask(fake, [text_question()])
     assert answer.text == "Good ? luck"
+
+
+@pytest.mark.parametrize("vllm", [True, False])
+def test_numbers_that_json_does_not_know_are_no_label(vllm: bool) -> None:
+    """Some servers write NaN where a model overflowed, and -Infinity where a token cannot come."""
+
+    def said(first: float, second: float) -> FakeVllm:
+        names = (f"token_id:{A_ID}", f"token_id:{B_ID}") if vllm else ("A", "B")
+        values = {f"token_id:{SPACE_A_ID}": first, "The": -0.1} | dict(zip(names, (first, second), strict=True))
+        entries = [{"token": token, "logprob": value} for token, value in values.items()]
+        content = [{"token": "The", "logprob": -0.1, "top_logprobs": entries}]
+        body = json.dumps({"choices": [{"message": {"content": "A"}, "logprobs": {"content": content}}]}).encode()
+        return FakeVllm(lambda _: httpx.Response(200, content=body), vllm=vllm)
+
+    for wrong in ((math.nan, -1.0), (-1.0, math.nan), (math.nan, math.nan), (math.inf, -1.0), (-1.0, 3.0)):
+        (answer,) = ask(said(*wrong), [label_question()])
+        assert (answer.failure, answer.logprobs) == ("bad_logprobs", None)
+    (answer,) = ask(said(-math.inf, -1.0), [label_question()])
+    assert answer.logprobs == (-9999.0, -1.0)
+    question = Question(
+        "compare",
+        "fake",
+        (),
+        label_question().sampling,
+        labels=("A", "B"),
+        about=dict.fromkeys(("prompt", "first", "second", "principle"), "x"),
+    )
+    record = judgement(question, answer)
+    assert Judgement.model_validate_json(record.model_dump_json()) == record
+
+
+def test_a_finish_reason_that_is_no_text_is_none() -> None:
+    fake = FakeVllm(lambda _: chat({"message": {"content": "Hello."}, "finish_reason": {"type": "stop"}}))
+    (answer,) = ask(fake, [text_question()])
+    assert (answer.text, answer.finish_reason) == ("Hello.", None)
+
+
+@pytest.mark.parametrize("end", ["/v1", "/v1/", "/v1/chat/completions/"])
+def test_the_query_of_a_url_goes_with_every_request(end: str) -> None:
+    """Azure wants its `api-version` there."""
+    fake, seen = FakeVllm(), []
+
+    def handle(request: httpx.Request) -> httpx.Response:
+        seen.append((request.url.path, request.url.query))
+        return fake(request)
+
+    async def main() -> None:
+        url = f"http://judge.test/a{end}?api-version=2024#part"
+        server = Server(url, "fake", transport=httpx.MockTransport(handle))
+        await server.probe()
+
+    asyncio.run(main())
+    assert {query for _, query in seen} == {b"api-version=2024"}
+    assert {"/a/v1/models", "/a/tokenize", "/a/v1/chat/completions"} <= {path for path, _ in seen}

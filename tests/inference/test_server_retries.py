@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 
 import httpx
@@ -80,9 +81,26 @@ def test_what_can_pass_is_asked_again(reply: httpx.Response | Exception, kind: s
             raise outcome
         return outcome
 
-    if kind not in ("dropped", "refused", "http_503"):  # those wait for the server: see the tests of outages
+    if kind not in ("dropped", "refused", "http_503", "http_429"):  # those wait: see the tests of outages and limits
         (answer,) = ask(FakeVllm(stubborn), [label_question()], max_attempts=2)
         assert (answer.failure, answer.logprobs, answer.text) == (kind, None, "")
+
+
+def test_a_rate_limit_fails_no_question_before_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Thirty times 429, without a Retry-After, and two attempts a question: all of them are answered in the end."""
+    calls = itertools.count()
+
+    def limited(request: httpx.Request) -> httpx.Response:
+        return (
+            httpx.Response(429) if next(calls) < 30 else chat(*[exact()] * len(talks_of(json.loads(request.content))))
+        )
+
+    questions = label_questions(4)
+    assert [each.failure for each in ask(FakeVllm(limited), questions, max_attempts=2)] == [None] * 4
+    monkeypatch.setattr("rlaif.inference.patience.LONGEST_LIMITED", 0.2)
+    fake = FakeVllm(lambda _: httpx.Response(429))
+    assert {each.failure for each in ask(fake, questions, max_attempts=2)} == {"http_429"}
+    assert len(fake.bodies) > 3
 
 
 @pytest.mark.parametrize(("status", "kind"), [(400, "bad_request"), (422, "bad_request"), (413, "too_long")])
@@ -109,6 +127,13 @@ def test_an_empty_account_stops_the_run() -> None:
         ask(FakeVllm(lambda _: httpx.Response(429, json={"error": error})), [label_question()])
 
 
+@pytest.mark.parametrize("body", [rb'{"error": {"message": "bad text: \ud83d"}}', rb'{"detail": "bad text: \ud83d"}'])
+def test_half_a_surrogate_pair_in_an_error_is_taken_out(body: bytes) -> None:
+    """JSON can write one, and no UTF-8 file can hold it."""
+    (answer,) = ask(FakeVllm(lambda _: httpx.Response(400, content=body)), [label_question()])
+    assert (answer.failure, answer.detail) == ("bad_request", "HTTP 400: bad text: ?")
+
+
 def test_the_key_is_sent_and_never_shown() -> None:
     fake = FakeVllm(lambda _: httpx.Response(401, json={"error": {"message": "Incorrect API key: sk-secret"}}))
 
@@ -123,7 +148,17 @@ def test_the_key_is_sent_and_never_shown() -> None:
     assert fake.headers[0]["authorization"] == "Bearer sk-secret"
 
 
-@pytest.mark.parametrize("url", ["127.0.0.1:8000/v1", "ftp://judge/v1", "http:///v1", "http://judge:99999/v1"])
+@pytest.mark.parametrize(
+    "url", ["127.0.0.1:8000/v1", "ftp://judge/v1", "http:///v1", "http://judge:99999/v1", "http://a..b/v1"]
+)
 def test_a_wrong_url_is_the_users_mistake(url: str) -> None:
     with pytest.raises(UserError, match=r"http://127\.0\.0\.1:8000/v1"):
         Server(url, "fake")
+
+
+def test_a_user_beside_a_key_is_refused() -> None:
+    """A request has one Authorization header."""
+    url = "http://someone:secret@judge/v1"
+    with pytest.raises(UserError, match=r"^http://judge/v1: `base_url` names a user, and there is an API key; take"):
+        Server(url, "fake", api_key="k")
+    assert repr(Server(url, "fake")) == "Server('http://judge/v1', 'fake')"

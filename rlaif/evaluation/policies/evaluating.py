@@ -28,6 +28,7 @@ from rlaif.evaluation.policies.gathering import (
     given_answers,
     identity_of,
     prompts_of,
+    require_told_apart,
     tag_of,
 )
 from rlaif.evaluation.policies.players import Meter
@@ -79,6 +80,7 @@ async def evaluate_policies(
     """
     if len({each.name for each in contestants}) < max(2, len(contestants)):
         raise ValueError("needs two or more contestants, each with a name of its own")
+    require_told_apart(contestants)
     oddities = Oddities()
     watch.note(f"reading {settings.prompts.path}")
     prompts = prompts_of(settings, oddities)

@@ -14,7 +14,7 @@ from rlaif.evaluation.policies.contestants import Contestant
 from rlaif.evaluation.policies.distance import log_of
 from rlaif.evaluation.policies.settings import EvaluateSettings
 from rlaif.inference.ask import Tally, ask
-from rlaif.inference.source import LazyModel
+from rlaif.inference.source import LazyModel, model_name
 from rlaif.records import Failure, Prompt, Sample, content_id
 from rlaif.samples.inputs import Oddities, read_prompts
 from rlaif.samples.plan import GIVEN, sample_questions, sample_record
@@ -57,7 +57,21 @@ def identity_of(contestant: Contestant) -> str:
     """What its answers come from: the model with the fingerprint of its files, its name on a server, or the file."""
     if contestant.model is None:
         return str(contestant.answers)
-    return LazyModel(contestant.model, log=Path("policy.log")).name
+    return model_name(contestant.model)
+
+
+def require_told_apart(contestants: Sequence[Contestant]) -> None:
+    """Raise UserError where two servers call their models by one name: one's answers would pass for the other's."""
+    known: dict[str, tuple[str, str]] = {}
+    for each in contestants:
+        place = None if each.model is None else each.model.base_url or each.model.launch
+        if place is None:
+            continue
+        name = identity_of(each)
+        other, where = known.setdefault(name, (each.name, place.rstrip("/")))
+        if where != place.rstrip("/"):
+            what = f"`{other}` and `{each.name}` are both called `{name}` by their servers, which makes them one"
+            raise UserError(what, where=place, mend="serve them under different names (`--served-model-name`)")
 
 
 def tag_of(settings: EvaluateSettings) -> Callable[[Prompt], str | None]:

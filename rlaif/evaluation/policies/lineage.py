@@ -12,6 +12,7 @@ import yaml
 from pydantic import JsonValue
 
 from rlaif.errors import RlaifError
+from rlaif.inference.base import name_without
 from rlaif.resources import shipped_model
 from rlaif.samples.inputs import read_prompts
 from rlaif.samples.rows import read_rows
@@ -146,5 +147,5 @@ def same_model(one: str, other: str) -> bool:
 
 
 def _named(name: str) -> tuple[str, str]:
-    head, at, mark = name.rpartition("@")
-    return ((head if at else name).rstrip("/").rsplit("/", 1)[-1].lower(), mark if at else "")
+    head, at, mark = name_without(name).rpartition("@")
+    return ((head if at else mark).rstrip("/").rsplit("/", 1)[-1].lower(), mark if at else "")

@@ -13,10 +13,12 @@ from rlaif.errors import ModelError, UserError
 from rlaif.evaluation.policies.comparing import Compared
 from rlaif.evaluation.policies.contestants import Contestant
 from rlaif.evaluation.policies.evaluating import evaluate_policies_now
+from rlaif.evaluation.policies.gathering import require_told_apart
 from rlaif.evaluation.policies.report import PolicyReport
 from rlaif.evaluation.policies.settings import EvaluateSettings
 from rlaif.pipeline import Silent
 from rlaif.records import Messages, Sample
+from rlaif.settings import ModelSettings
 from rlaif.store import read_records
 from tests.evaluation.judges import Judge, constitution, longer_wins
 from tests.evaluation.policies.scenes import Grader, evaluated, write_answers, write_prompts
@@ -103,7 +105,7 @@ def test_what_failed_is_asked_again_and_counted_until_then(tmp_path: Path) -> No
     again = evaluated(judge, prompts, {"a": a, "b": b}, tmp_path / "out")
     assert len(judge.asked) == 2 and again.report.matches[0].no_label == {}
     judge.failing = {"Reply A"}
-    with pytest.raises(ModelError, match=r"none of the 4 pairs has a label \(4 failed\)"):
+    with pytest.raises(ModelError, match=r"^compare: 8 of 8 questions failed \(timeout 8\)"):
         evaluated(judge, prompts, {"a": a, "b": b}, tmp_path / "other")
 
 
@@ -232,6 +234,16 @@ def test_an_own_measure_is_asked_once_and_may_have_no_value(tmp_path: Path) -> N
     assert (one.meters["odd"].value, one.meters["odd"].pairs, two.meters) == (2.0, 1, {})
     assert done.report.matches[0].meters == {}
     assert PolicyReport.model_validate_json(done.path.read_bytes()) == done.report
+
+
+def test_two_servers_that_call_their_models_alike_are_refused(tmp_path: Path) -> None:
+    prompts = write_prompts(tmp_path / "prompts.jsonl", 3)
+    urls = {"new": "http://h1/v1", "old": "http://h2/v1/", "again": "http://h1/v1/"}
+    new, old, again = (Contestant(name, ModelSettings(model="policy", base_url=url)) for name, url in urls.items())
+    settings, judge = EvaluateSettings(prompts=str(prompts)), Judge(by_mark)
+    with pytest.raises(UserError, match=r"^http://h2/v1/: `new` and `old` are both called `policy` .*different names"):
+        evaluate_policies_now(settings, constitution(), [new, old], judge, tmp_path / "out", watch=Silent())
+    require_told_apart([new, again])
 
 
 def test_plots_and_the_callers_own_measure(tmp_path: Path) -> None:

@@ -56,6 +56,7 @@ def test_a_folder_that_tells_nothing(tmp_path: Path, text: str) -> None:
         ("/models/Judge-8B/", "org/judge-8b@12345678", True),
         ("judge@11111111", "judge@22222222", False),
         ("judge", "judge-large", False),
+        ('judge@11111111 {"path":"a/b@c"}', "org/judge", True),
     ],
 )
 def test_which_names_mean_one_model(one: str, other: str, same: bool) -> None:
