@@ -19,6 +19,7 @@ from pydantic import (
     model_validator,
 )
 
+from rlaif.inference.base import name_with
 from rlaif.modelsettings import ModelSettings as ModelSettings
 from rlaif.plainwords import located
 from rlaif.records import Record
@@ -221,7 +222,7 @@ class RunSettings(Record):
 
     @model_validator(mode="after")
     def _panel_fits(self) -> RunSettings:
-        names = [judge.model for judge in self.judges]
+        names = [name_with(judge.model, judge.template_options) for judge in self.judges]
         taken = [
             (("judge", at, "model"), f"`{name}` is judge {names.index(name) + 1} of the panel already")
             for at, name in enumerate(names)

@@ -333,6 +333,9 @@ def test_flags_and_paths_of_a_panel(tmp_path: Path) -> None:
     assert [(judge.model, judge.weight) for judge in settings.judges] == [("other", 2.0), (str(places[1]), 1.0)]
     assert settings.judge == settings.judges[0]
     assert RunSettings.model_validate(settings.plain()) == settings
+    plain = settings.plain()
+    plain["judge"][1] |= {"model": "other", "template_options": {"enable_thinking": False}}
+    assert len(RunSettings.model_validate(plain).judges) == 2, "one model, asked in another way"
 
 
 def test_two_judges_of_one_identity_are_refused(tmp_path: Path) -> None:
