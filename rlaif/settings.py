@@ -19,7 +19,6 @@ from pydantic import (
     model_validator,
 )
 
-from rlaif.inference.base import name_with
 from rlaif.modelsettings import ModelSettings as ModelSettings
 from rlaif.plainwords import located
 from rlaif.records import Record
@@ -222,11 +221,11 @@ class RunSettings(Record):
 
     @model_validator(mode="after")
     def _panel_fits(self) -> RunSettings:
-        names = [name_with(judge.model, judge.template_options) for judge in self.judges]
+        known = [(judge.model, judge.template_options) for judge in self.judges]
         taken = [
-            (("judge", at, "model"), f"`{name}` is judge {names.index(name) + 1} of the panel already")
-            for at, name in enumerate(names)
-            if name in names[:at]
+            (("judge", at, "model"), f"`{each[0]}` is judge {known.index(each) + 1} of the panel already")
+            for at, each in enumerate(known)
+            if each in known[:at]
         ]
         if taken:
             raise located("RunSettings", taken)
