@@ -34,7 +34,7 @@ class LazyModel:
     ) -> None:
         """`labels` are those that it will be asked for; `log` is where a launched server writes; `say` hears of it."""
         self._settings, self._log, self._labels, self._say = settings, log, labels, say
-        self._key = api_key(settings)
+        self._key = key_in(settings.api_key_env)
         self._name: str | None = None
         self._model: Model | None = None
         self._server: VllmServer | None = None
@@ -108,15 +108,15 @@ class LazyModel:
             self._server = None
 
 
-def api_key(settings: ModelSettings) -> str | None:
-    """The key from the environment variable that the settings name. Raises UserError where it is not set."""
-    if settings.api_key_env is None:
+def key_in(variable: str | None) -> str | None:
+    """The API key in the environment variable of a name, if one is named. Raises UserError where it is not set."""
+    if variable is None:
         return None
-    key = os.environ.get(settings.api_key_env, "").strip()
+    key = os.environ.get(variable, "").strip()
     if not key:
         raise UserError(
-            f"the environment variable `{settings.api_key_env}` is not set",
+            f"the environment variable `{variable}` is not set",
             where="api_key_env",
-            mend=f"export {settings.api_key_env}=... before the run",
+            mend=f"export {variable}=... before the run",
         )
     return key
