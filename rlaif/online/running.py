@@ -27,6 +27,7 @@ from rlaif.online.keeping import (
 from rlaif.online.loop import Loop, Players
 from rlaif.online.players import dealer_of, policy_of, reference_of, reward_of, sampler_of, value_of
 from rlaif.online.prompts import Prompts, load_prompts
+from rlaif.online.sampling import context_of
 from rlaif.online.settings import OnlineSettings
 from rlaif.online.watching import Watching
 from rlaif.training.arguments import narrow, require_reporters
@@ -40,6 +41,7 @@ from rlaif.training.folder import (
     finish,
     first_process,
     going_on,
+    last_checkpoint,
     remove_checkpoints,
 )
 from rlaif.training.loading import load_tokenizer, merged
@@ -81,15 +83,14 @@ class _Training:
             what = "is an adapter, and another one on top of it would have no model to lie on"
             raise UserError(what, where=settings.model, mend="set `lora.merge: true`, or train all weights")
         tokenizer = load_tokenizer(start.tokenizer)
-        prompts = self._prompts(tokenizer)
+        prompts = self._prompts(tokenizer, start)
         begun = Begun(
             method=settings.method, settings=settings.plain(), data_hash=prompts.hash, model_hash=start.hash()
         )
         checkpoint = going_on(settings.folder, begun) if resume else None
         loop = self._loop(start, tokenizer, prompts)
         watching = self.opened.enter_context(Watching.opened(settings, prompts.held, loop, self.told.note))
-        if not resume and first_process():
-            begin(settings.folder, begun)
+        begin(settings.folder, begun)
         stop = StopCleanly(self.told.note)
         stop.on_train_begin(None, None, None)
         self.opened.callback(stop.restore)
@@ -100,12 +101,13 @@ class _Training:
             self._steps(loop, watching, stop, checkpoint)
             return self._saved(loop, watching, tokenizer, start, prompts)
 
-    def _prompts(self, tokenizer: Any) -> Prompts:
+    def _prompts(self, tokenizer: Any, start: Start) -> Prompts:
+        from transformers import AutoConfig
+
         settings = self.settings
         held = settings.held_out.prompts if settings.held_out.every else 0
-        prompts = load_prompts(
-            settings.prompts, tokenizer, held=held, longest=settings.max_prompt, limit=settings.limit
-        )
+        longest = min(settings.max_prompt, context_of(AutoConfig.from_pretrained(start.weights)) - 1)
+        prompts = load_prompts(settings.prompts, tokenizer, held=held, longest=longest, limit=settings.limit)
         for line in prompts.notes:
             self.told.note(line)
         wanted = settings.batch_size // settings.samples
@@ -121,7 +123,7 @@ class _Training:
         self.opened.callback(reward.close)
         policy = policy_of(settings, prompts.train, accelerator, self.told.note)
         ppo = settings.algorithm == "ppo"
-        value = value_of(settings, prompts.train, accelerator, tokenizer) if ppo else None
+        value = value_of(settings, prompts.train, accelerator, tokenizer, self.told.note) if ppo else None
         dealer = dealer_of(settings, prompts)
         sampler = sampler_of(settings, policy, tokenizer, start, dealer)
         self.opened.callback(sampler.close)
@@ -137,7 +139,7 @@ class _Training:
         if first_process():
             self.history = cut_back(settings.folder, first)
         self.began = time.monotonic() - before
-        self.done, self.ended = first, False
+        self.done, self.ended, self.alarmed = first, False, False
         often = settings.save_steps if settings.save_steps is not None else max(1, settings.steps // _CHECKPOINTS)
         self.told.begin("train", settings.steps)
         watching.begin()
@@ -156,7 +158,7 @@ class _Training:
             last = self.done == settings.steps
             if (asked or (often and self.done % often == 0)) and not last and not ended:
                 self._checkpoint(loop, watching)
-            self.ended = last or ended
+            self.ended, self.alarmed = last or ended, ended
             if asked or ended:
                 break
 
@@ -168,7 +170,8 @@ class _Training:
     def _checkpoint(self, loop: Loop, watching: Watching) -> None:
         if first_process():
             more: dict[str, JsonValue] = {"watch": watching.state(), "seconds": time.monotonic() - self.began}
-            save_checkpoint(self.settings.folder, self.done, loop, more, self.settings.keep)
+            best, keep = watching.kept_best, self.settings.keep
+            save_checkpoint(self.settings.folder, self.done, loop, more, best=best, keep=keep)
         loop.accelerator.wait_for_everyone()
 
     def _saved(self, loop: Loop, watching: Watching, tokenizer: Any, start: Start, prompts: Prompts) -> Trained:
@@ -178,7 +181,7 @@ class _Training:
         trained = Trained(folder, self.done, self.ended, figures)
         if not self.ended or not first_process():
             return trained
-        if watching.kept_best and take_best(folder, loop):
+        if watching.kept_best and take_best(folder, watching.kept_best, loop):
             self.told.note(f"the model is that of step {watching.kept_best}, which the held-out judge likes best")
         model = loop.players.policy.model
         if settings.lora.rank is not None and settings.lora.merge:
@@ -190,9 +193,16 @@ class _Training:
         draw_curves(self.history, folder / "curves.png")
         metrics: dict[str, JsonValue] = {**figures, "steps": self.done, "alarms": watching.told()}
         write_card(settings, prompts, metrics, chat=bool(tokenizer.chat_template))
-        finish(folder, metrics)
-        remove_checkpoints(folder)
-        remove_best(folder)
+        back = last_checkpoint(folder) if self.alarmed else None
+        finish(folder, metrics if back is None else {**metrics, "stopped": True})
+        if back is None:
+            remove_checkpoints(folder)
+            remove_best(folder)
+        else:
+            self.told.note(
+                f"{back}, from before the alarm, is kept: the same command with `--resume` goes on from there, and "
+                "the price of KL, the learning rate, penalties and `watch` may be other ones"
+            )
         return trained
 
 

@@ -97,6 +97,17 @@ def open_reward(
     return total
 
 
+def only_model(spec: str) -> str | None:
+    """The reward model, by folder or hub name, where a setting names one and nothing beside it."""
+    ((name, _), *more) = _listed(spec)
+    return name if not more and _kind(name) == "model" else None
+
+
+def has_judge(spec: str) -> bool:
+    """Whether the judge is the reward of a setting, or one of several."""
+    return any(_kind(name) == "judge" for name, _ in _listed(spec))
+
+
 def _listed(spec: str) -> list[tuple[str, float]]:
     """The rewards of a setting, each with its weight."""
     if spec and Path(spec).expanduser().is_dir():  # whatever its name holds
