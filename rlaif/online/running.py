@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import time
 import warnings
 from collections.abc import Sequence
@@ -27,12 +28,12 @@ from rlaif.online.keeping import (
 from rlaif.online.loop import Loop, Players
 from rlaif.online.players import dealer_of, policy_of, reference_of, reward_of, sampler_of, value_of
 from rlaif.online.prompts import Prompts, load_prompts
-from rlaif.online.sampling import context_of
 from rlaif.online.settings import OnlineSettings
 from rlaif.online.watching import Watching
 from rlaif.training.arguments import narrow, require_reporters
 from rlaif.training.callbacks import StopCleanly, Told
 from rlaif.training.defaults import resolved
+from rlaif.training.fitting import positions_of
 from rlaif.training.folder import (
     Begun,
     add_to_log,
@@ -106,7 +107,8 @@ class _Training:
 
         settings = self.settings
         held = settings.held_out.prompts if settings.held_out.every else 0
-        longest = min(settings.max_prompt, context_of(AutoConfig.from_pretrained(start.weights)) - 1)
+        context = positions_of(AutoConfig.from_pretrained(start.weights)) or sys.maxsize
+        longest = min(settings.max_prompt, context - 1)  # an answer needs room for a token
         prompts = load_prompts(settings.prompts, tokenizer, held=held, longest=longest, limit=settings.limit)
         for line in prompts.notes:
             self.told.note(line)

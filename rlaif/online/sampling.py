@@ -130,12 +130,6 @@ class LocalSampler:
         return Response(asked, index, ids, logps, text, finished, self._version)
 
 
-def context_of(config: Any) -> int:
-    """Most tokens of a prompt with its answer, of a model's config; no bound where it tells none."""
-    length = getattr(config.get_text_config(), "max_position_embeddings", None)
-    return length if isinstance(length, int) else sys.maxsize
-
-
 def noise(seed: int, step: int, prompt: str, index: int, count: int) -> NDArray[np.float64]:
     """[count]: numbers from (0, 1), one for every token of an answer; fewer are the beginning of more.
 
@@ -171,6 +165,7 @@ class _Policy:
     """A causal language model as a function of tokens and a cache."""
 
     def __init__(self, model: Any) -> None:
+        from rlaif.training.fitting import positions_of
         from rlaif.training.forward import bare
 
         self._model, self._inner = model, bare(model)
@@ -181,7 +176,7 @@ class _Policy:
             raise UserError(what, mend="train a model of another family")
         self._options = {"logits_to_keep": 1} if "logits_to_keep" in taken else {}
         self._positions = "position_ids" in taken
-        self.context = context_of(self._inner.config)
+        self.context = positions_of(self._inner.config) or sys.maxsize
 
     @contextlib.contextmanager
     def at_rest(self, *, bf16: bool) -> Iterator[None]:

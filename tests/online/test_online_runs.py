@@ -10,6 +10,7 @@ import subprocess
 import time
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
@@ -313,6 +314,22 @@ def test_the_best_weights_are_those_of_the_training_that_went_on(
     saved = weights(resumed.folder)
     assert furthest(saved, {name: each for name, each in kept[1].items() if name in saved}) <= 1e-6
     assert not list(resumed.folder.glob("best-*"))
+
+
+def test_what_a_checkpoint_brings_back(tmp_path: Path) -> None:
+    """What later steps are compared with, and the price of KL only where it is steered."""
+    from rlaif.online.keeping import load_checkpoint, save_checkpoint
+    from rlaif.online.loop import Loop
+
+    players = MagicMock()
+    players.value, players.reward.state.return_value = None, {}
+    for kl, beta in (({"target": 3.0}, 0.7), ({}, 0.05)):
+        settings = OnlineSettings.model_validate(given(tmp_path, kl=kl))
+        save_checkpoint(tmp_path, 2, Loop(settings, players, None, 0.7, 0.25, 0.5), {}, best=None, keep=1)
+        loop = Loop(settings, players, None, settings.kl.beta)
+        assert load_checkpoint(tmp_path / "checkpoint-2", loop)["step"] == 2
+        assert (loop.beta, loop.mismatch, loop.drift) == (beta, 0.25, 0.5)
+        players.sampler.update.assert_called_with(2)
 
 
 def test_a_damaged_checkpoint_is_one_line(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import httpx
 import pytest
@@ -16,10 +17,14 @@ import torch
 from rlaif.errors import ModelError, RlaifError, UserError
 from rlaif.online.adapters import Adapters
 from rlaif.online.experience import check_in_step
+from rlaif.online.players import sampler_of
 from rlaif.online.responses import Asked, Response
 from rlaif.online.sampling import LocalSampler
 from rlaif.online.serving import ServedSampler, seed_of
+from rlaif.online.settings import OnlineSettings
+from rlaif.training.starts import find_start
 from tests.conftest import Served
+from tests.online.runs import begin, given
 from tests.training.small import letters
 
 END = 2
@@ -97,6 +102,18 @@ def test_what_the_server_is_asked(tmp_path: Path) -> None:
     }  # fmt: skip
     seeds = {seed_of(seed, step, prompt) for seed in (0, 1) for step in (0, 1) for prompt in ("a", "b", "\ud800")}
     assert len(seeds) == 12 and all(0 <= seed < 2**62 for seed in seeds)
+
+
+def test_the_key_of_a_server_comes_from_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rollout = {"base_url": "http://policy.test/v1", "api_key_env": "POLICY_KEY"}
+    settings = OnlineSettings.model_validate(given(begin(tmp_path), rollout=rollout))
+    nobody: Any = MagicMock()
+    monkeypatch.setenv("POLICY_KEY", "secret")
+    sampler = sampler_of(settings, nobody, letters(), find_start(settings.model), nobody)
+    assert isinstance(sampler, ServedSampler) and sampler._talk._key == "secret"
+    monkeypatch.delenv("POLICY_KEY")
+    with pytest.raises(UserError, match="the environment variable `POLICY_KEY` is not set"):
+        sampler_of(settings, nobody, letters(), find_start(settings.model), nobody)
 
 
 def test_every_update_has_a_name_and_a_folder_of_its_own(tmp_path: Path) -> None:
