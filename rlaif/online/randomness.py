@@ -17,7 +17,7 @@ def random_state() -> dict[str, JsonValue]:
     kind, keys, *rest = np.random.get_state()
     return {
         "python": [version, list(words), gauss],
-        "numpy": [str(kind), np.asarray(keys).tolist(), *rest],  # type: ignore[list-item]
+        "numpy": [str(kind), np.asarray(keys).tolist(), *rest],
         "torch": torch.get_rng_state().tolist(),
         "cuda": torch.cuda.get_rng_state().tolist() if torch.cuda.is_available() else None,
     }

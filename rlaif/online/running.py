@@ -8,7 +8,6 @@ import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from pydantic import JsonValue
@@ -91,6 +90,7 @@ class _Training:
         checkpoint = going_on(settings.folder, begun) if resume else None
         loop = self._loop(start, tokenizer, prompts)
         watching = self.opened.enter_context(Watching.opened(settings, prompts.held, loop, self.told.note))
+        state = load_checkpoint(checkpoint, loop) if checkpoint is not None else None
         begin(settings.folder, begun)
         stop = StopCleanly(self.told.note)
         stop.on_train_begin(None, None, None)
@@ -99,7 +99,7 @@ class _Training:
             loop.accelerator.init_trackers(settings.folder.resolve().name)
             self.opened.callback(loop.accelerator.end_training)
         with room_to_write(settings.folder):
-            self._steps(loop, watching, stop, checkpoint)
+            self._steps(loop, watching, stop, state)
             return self._saved(loop, watching, tokenizer, start, prompts)
 
     def _prompts(self, tokenizer: Any, start: Start) -> Prompts:
@@ -132,10 +132,9 @@ class _Training:
         players = Players(policy, reference_of(settings, policy, accelerator), value, sampler, reward, dealer)
         return Loop(settings, players, accelerator, settings.kl.beta)
 
-    def _steps(self, loop: Loop, watching: Watching, stop: StopCleanly, checkpoint: Path | None) -> None:
+    def _steps(self, loop: Loop, watching: Watching, stop: StopCleanly, state: dict[str, Any] | None) -> None:
         settings, first, before = self.settings, 0, 0.0
-        if checkpoint is not None:
-            state = load_checkpoint(checkpoint, loop)
+        if state is not None:
             watching.restore(state["watch"])
             first, before = int(state["step"]), float(state["seconds"])
         if first_process():
