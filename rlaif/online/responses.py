@@ -59,8 +59,9 @@ class Reward(Protocol):
         """What a resumed training has to restore (running means, for instance); nothing for most."""
         return {}
 
-    def restore(self, state: Mapping[str, float]) -> None:
+    def restore(self, state: Mapping[str, float]) -> None:  # noqa: ARG002 - nothing to go on from
         """Go on from a `state`."""
+        return
 
     def close(self) -> None:
         """Let go of connections and memory."""
