@@ -108,10 +108,9 @@ def served_model(base_url: str, api_key_env: str | None, mend: str) -> str:
     from rlaif.errors import UserError
     from rlaif.inference.background import blocking
     from rlaif.inference.catalogue import only_model
-    from rlaif.inference.source import api_key
-    from rlaif.settings import ModelSettings
+    from rlaif.inference.source import key_in
 
-    key = api_key(ModelSettings(model="-", base_url=base_url, api_key_env=api_key_env))
+    key = key_in(api_key_env)
     try:
         return blocking(only_model(base_url, key))
     except UserError as error:

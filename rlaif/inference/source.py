@@ -120,14 +120,19 @@ def model_name(settings: ModelSettings) -> str:
 
 def api_key(settings: ModelSettings) -> str | None:
     """The key from the environment variable that the settings name. Raises UserError where it is not set."""
-    if settings.api_key_env is None:
+    owner = {PolicySettings: "policy.", JudgeSettings: "judge."}.get(type(settings), "")
+    return key_in(settings.api_key_env, where=f"{owner}api_key_env")
+
+
+def key_in(variable: str | None, *, where: str = "api_key_env") -> str | None:
+    """The API key in the environment variable of a name, if one is named; `where` it is named is for the message.
+
+    Raises UserError where the variable is not set.
+    """
+    if variable is None:
         return None
-    key = os.environ.get(settings.api_key_env, "").strip()
+    key = os.environ.get(variable, "").strip()
     if not key:
-        owner = {PolicySettings: "policy.", JudgeSettings: "judge."}.get(type(settings), "")
-        raise UserError(
-            f"the environment variable `{settings.api_key_env}` is not set",
-            where=f"{owner}api_key_env",
-            mend=f"export {settings.api_key_env}=... before the run",
-        )
+        mend = f"export {variable}=... before the run"
+        raise UserError(f"the environment variable `{variable}` is not set", where=where, mend=mend)
     return key

@@ -21,7 +21,7 @@ from rlaif.loop.plan import Step, files_of
 from rlaif.records import Record, content_id
 from rlaif.resources import shipped_model
 from rlaif.store import sha256_of, write_text
-from rlaif.training.folder import FREE, is_begun, is_finished
+from rlaif.training.folder import binding, is_begun, is_finished
 from rlaif.training.rows import file_of
 
 _FILE = "loop.json"
@@ -93,8 +93,7 @@ def _aside(folder: Path) -> Path | None:
 def key_of(step: Step) -> str:
     """A hash of everything that the result of a training depends on."""
     method = step.settings.method
-    plain = {name: value for name, value in step.settings.plain().items() if name not in FREE}
-    plain = _with_contents(plain, method)
+    plain = _with_contents(binding(step.settings.plain()), method)
     if isinstance(constitution := plain.get("constitution"), str):
         plain["constitution"] = load_constitution(constitution).hash
     return content_id(method, plain)

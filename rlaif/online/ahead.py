@@ -2,6 +2,9 @@
 
 They are one update old when they are learned from, never more: an update waits until they are all drawn. What that
 makes of the gradient is corrected as a server's other numbers are, by truncated importance sampling.
+
+A checkpoint does not hold what was drawn ahead: a training that goes on begins like any other, with answers of the
+weights that it goes on with. So its first step is not the one that it would have taken.
 """
 
 from __future__ import annotations

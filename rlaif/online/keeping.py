@@ -1,7 +1,7 @@
 """What an online training keeps on disk: checkpoints to go on from, the log, every answer with its score.
 
 checkpoint-N/       policy.safetensors, value.safetensors: what is trained, with its optimizer; trainer_state.json last
-best/               the weights that the held-out judge liked best
+best-N/             the weights that the held-out judge liked best when so many steps were done
 log.jsonl           figures, a line a step
 responses.jsonl     every answer: prompt, text, score, the rewards it is made of, the version of the weights
 """
@@ -11,22 +11,29 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import JsonValue
 
-from rlaif.errors import UserError
+from rlaif.errors import ModelError, UserError
 from rlaif.online.loop import Loop, Step
+from rlaif.online.randomness import random_state, restore_random
 from rlaif.store import write_json, write_text
+from rlaif.training.mishaps import first_line, out_of_memory
 
 LOG, RESPONSES = "log.jsonl", "responses.jsonl"
-_STATE, _POLICY, _VALUE, _BEST = "trainer_state.json", "policy.safetensors", "value.safetensors", "best"
+_STATE, _POLICY, _VALUE = "trainer_state.json", "policy.safetensors", "value.safetensors"
 
 
-def save_checkpoint(folder: Path, done: int, loop: Loop, more: Mapping[str, JsonValue], keep: int) -> None:
-    """Keep everything that step `done` (so many are done) goes on with, and the last `keep` checkpoints only."""
+def save_checkpoint(
+    folder: Path, done: int, loop: Loop, more: Mapping[str, JsonValue], *, best: int | None, keep: int
+) -> None:
+    """Keep everything that step `done` (so many are done) goes on with, and the last `keep` checkpoints only.
+
+    `best` is the step of the best weights so far: those go on too.
+    """
     made = folder / f"checkpoint-{done}"
     shutil.rmtree(made, ignore_errors=True)
     made.mkdir(parents=True)
@@ -35,43 +42,68 @@ def save_checkpoint(folder: Path, done: int, loop: Loop, more: Mapping[str, Json
         loop.players.value.save(made / _VALUE)
     state: dict[str, JsonValue] = {
         "step": done,
+        "best": best,
         "beta": loop.beta,
         "mismatch": loop.mismatch,
+        "drift": loop.drift,
         "reward": {**loop.players.reward.state()},
+        "random": random_state(),
         **more,
     }
     write_json(made / _STATE, state)  # last: without it the checkpoint does not count
-    others = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
-    for old in others[:-keep]:
-        shutil.rmtree(old, ignore_errors=True)
+    found = _numbered(folder, "checkpoint")
+    for number in found[:-keep]:
+        shutil.rmtree(folder / f"checkpoint-{number}", ignore_errors=True)
+    wanted = {_best_of(folder / f"checkpoint-{number}") for number in found[-keep:]}
+    _drop_best(folder, [number for number in _numbered(folder, "best") if number not in wanted])
 
 
 def load_checkpoint(made: Path, loop: Loop) -> dict[str, Any]:
     """Go on from a checkpoint; returns its state. Raises UserError where it is damaged."""
+    from safetensors import SafetensorError
+
     try:
         state: dict[str, Any] = json.loads((made / _STATE).read_text(encoding="utf-8"))
         loop.players.policy.restore(made / _POLICY)
         if loop.players.value is not None:
             loop.players.value.restore(made / _VALUE)
-        loop.beta, loop.mismatch = float(state["beta"]), state["mismatch"]
+        if loop.settings.kl.target is not None:  # else the price is the setting, which may be another by now
+            loop.beta = float(state["beta"])
+        loop.mismatch, loop.drift = state["mismatch"], state["drift"]
         loop.players.reward.restore(state["reward"])
-        loop.players.sampler.update(int(state["step"]))
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(
-            f"is damaged: {error}", where=made, mend="remove it; `--resume` takes the one before"
-        ) from error
+        restore_random(state["random"])
+        done = int(state["step"])
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError, ModelError) as error:
+        if out_of_memory(error):
+            raise
+        mend = "remove it: `--resume` takes the one before, or without one starts from the beginning"
+        raise UserError(f"is damaged: {first_line(error)}", where=made, mend=mend) from error
+    loop.players.sampler.update(done)
     return state
 
 
-def save_best(folder: Path, loop: Loop) -> None:
-    """Keep the policy's weights as they are."""
-    (folder / _BEST).mkdir(exist_ok=True)
-    loop.players.policy.save(folder / _BEST / _POLICY)
+def _numbered(folder: Path, name: str) -> list[int]:
+    """The N of all `name-N` in a folder, in order."""
+    ends = (path.name.removeprefix(f"{name}-") for path in folder.glob(f"{name}-*"))
+    return sorted(int(end) for end in ends if end.isdecimal())
 
 
-def take_best(folder: Path, loop: Loop) -> bool:
-    """Give the policy the best weights, if there are any kept, and remove them."""
-    path = folder / _BEST / _POLICY
+def _best_of(made: Path) -> int | None:
+    with contextlib.suppress(OSError, ValueError):
+        best: int | None = json.loads((made / _STATE).read_text(encoding="utf-8")).get("best")
+        return best
+    return None
+
+
+def save_best(folder: Path, done: int, loop: Loop) -> None:
+    """Keep the policy's weights as they are after `done` steps; a checkpoint may still go on with older ones."""
+    (folder / f"best-{done}").mkdir(exist_ok=True)
+    loop.players.policy.save(folder / f"best-{done}" / _POLICY)
+
+
+def take_best(folder: Path, done: int, loop: Loop) -> bool:
+    """Give the policy the best weights, those after `done` steps, if they are there."""
+    path = folder / f"best-{done}" / _POLICY
     if not path.exists():
         return False
     loop.players.policy.restore(path)
@@ -80,11 +112,17 @@ def take_best(folder: Path, loop: Loop) -> bool:
 
 def remove_best(folder: Path) -> None:
     """Of a finished training, whose model they are."""
-    shutil.rmtree(folder / _BEST, ignore_errors=True)
+    _drop_best(folder, _numbered(folder, "best"))
+
+
+def _drop_best(folder: Path, numbers: Sequence[int]) -> None:
+    for number in numbers:
+        shutil.rmtree(folder / f"best-{number}", ignore_errors=True)
 
 
 def cut_back(folder: Path, done: int) -> list[dict[str, Any]]:
     """Drop what was written after step `done`, which comes again; returns the lines of the log that stay."""
+    _drop_best(folder, [number for number in _numbered(folder, "best") if number > done])
     for name in (LOG, RESPONSES):
         path = folder / name
         if path.exists():

@@ -45,6 +45,8 @@ class Network:
         self.model, self.way = model.to(accelerator.device), way
         self._computing: Any = Computing(model, way, kind)
         self.optimizer: Any = None
+        self.rate = 0.0
+        """The learning rate of the last optimizer step."""
         self._schedule: Any = None
 
     def prepare(self, rate: float, weight_decay: float, schedule: str, warmup: int, steps: int) -> None:
@@ -62,11 +64,6 @@ class Network:
         more = {"min_lr_rate": 0.1} if schedule == "cosine_with_min_lr" else None
         # Stepped by hand, once an optimizer step: accelerate's own would step once a process.
         self._schedule = get_scheduler(schedule, made, warmup, steps, scheduler_specific_kwargs=more)
-
-    @property
-    def rate(self) -> float:
-        """The learning rate of the next step."""
-        return float(self._schedule.get_last_lr()[0])
 
     @torch.no_grad()
     def compute(self, groups: Sequence[Group]) -> Tensor:
@@ -102,6 +99,7 @@ class Network:
         if not math.isfinite(length):
             mend = "start again with a lower `learning_rate`"
             raise ModelError(f"the gradient is {length}, and no step was taken with it: {mend}")
+        self.rate = float(self._schedule.get_last_lr()[0])
         self.optimizer.step()
         self._schedule.step()
         self.optimizer.zero_grad(set_to_none=True)

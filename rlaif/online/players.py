@@ -9,13 +9,15 @@ from typing import Any
 
 import torch
 
+from rlaif.errors import UserError
+from rlaif.inference.source import key_in
 from rlaif.online.adapters import Adapters
 from rlaif.online.ahead import AheadSampler
 from rlaif.online.network import Network
 from rlaif.online.prompts import Cue, Dealer, Prompts
 from rlaif.online.reference import Reference
 from rlaif.online.responses import Asked, Reward, Sampler
-from rlaif.online.rewards.choose import open_reward
+from rlaif.online.rewards.choose import only_model, open_reward
 from rlaif.online.sampling import LocalSampler
 from rlaif.online.serving import ServedSampler
 from rlaif.online.settings import OnlineSettings
@@ -24,7 +26,7 @@ from rlaif.training.arguments import narrow
 from rlaif.training.defaults import rate_of
 from rlaif.training.forward import Kind, choose_way
 from rlaif.training.groups import Group
-from rlaif.training.loading import load_frozen, load_policy, load_reward_model, weights_type
+from rlaif.training.loading import load_frozen, load_policy, load_reward_model, load_tokenizer, weights_type
 from rlaif.training.rewardmodel import ends_of
 from rlaif.training.starts import Start, find_start
 from rlaif.training.tokens import pad_id
@@ -41,13 +43,18 @@ def policy_of(
     network = _network(model, "logps", settings, asked, accelerator)
     if not network.way.fast:
         note(f"{type(model).__name__} takes the plain way: its own forward pass, prompts not shared")
-    _prepare(network, settings, rate_of(settings))
+    _prepare(network, settings, rate_of(settings), settings.steps - settings.value.warmup)
     return network
 
 
-def value_of(settings: OnlineSettings, asked: Sequence[Asked], accelerator: Any, tokenizer: Any) -> Network:
-    """The value network. Its head, where the model that it starts from has none, starts at 0: nothing is expected."""
-    start = settings.value.model or (settings.reward if Path(settings.reward).expanduser().is_dir() else settings.model)
+def value_of(
+    settings: OnlineSettings, asked: Sequence[Asked], accelerator: Any, tokenizer: Any, note: Callable[[str], None]
+) -> Network:
+    """The value network. Its head, where the model that it starts from has none, starts at 0: nothing is expected.
+
+    Raises UserError where `value.model` has other tokens than the policy.
+    """
+    start = _value_start(settings, tokenizer, note)
     model = load_reward_model(settings.model_copy(update={"model": start}), pad_id(tokenizer))
     if not _has_head(find_start(start)):
         with torch.no_grad():
@@ -55,8 +62,36 @@ def value_of(settings: OnlineSettings, asked: Sequence[Asked], accelerator: Any,
                 if "score." in name:
                     each.zero_()
     network = _network(model, "values", settings, asked, accelerator)
-    _prepare(network, settings, settings.value.learning_rate or _VALUE_RATE * rate_of(settings))
+    _prepare(network, settings, settings.value.learning_rate or _VALUE_RATE * rate_of(settings), settings.steps)
     return network
+
+
+def _value_start(settings: OnlineSettings, tokenizer: Any, note: Callable[[str], None]) -> str:
+    """The model that the value network starts from: it reads the policy's token ids."""
+    start = settings.value.model or only_model(settings.reward)
+    if start is None or _reads(start, settings.model, tokenizer):
+        return start or settings.model
+    if settings.value.model is not None:
+        what = "has other tokens than the policy, whose ids a value network reads"
+        raise UserError(what, where=start, mend="name a model with the policy's tokenizer in `value.model`")
+    note(f"the value network starts from the policy: {start} has other tokens")
+    return settings.model
+
+
+def _reads(model: str, policy: str, tokenizer: Any) -> bool:
+    """Whether no token of the policy is another one to a model, and each has an embedding there."""
+    start = find_start(model)
+    there = {number: token for token, number in load_tokenizer(start.tokenizer).get_vocab().items()}
+    if any(there.get(number, token) != token for token, number in tokenizer.get_vocab().items()):
+        return False
+    return _rows(start) >= _rows(find_start(policy))
+
+
+def _rows(start: Start) -> int:
+    """Embeddings that a model has: there may be more of them than tokens that its tokenizer knows."""
+    from transformers import AutoConfig
+
+    return int(AutoConfig.from_pretrained(start.weights).get_text_config().vocab_size)
 
 
 def _has_head(start: Start) -> bool:
@@ -91,6 +126,7 @@ def sampler_of(settings: OnlineSettings, policy: Network, tokenizer: Any, start:
         rollout.base_url, carrier(policy.model.save_pretrained, _shared(settings), rollout.served_model),
         tokenizer=tokenizer, max_tokens=rollout.max_tokens, ends=frozenset(ends), temperature=rollout.temperature,
         top_p=rollout.top_p, seed=settings.seed, concurrency=rollout.concurrency, timeout=rollout.timeout,
+        api_key=key_in(rollout.api_key_env),
     )  # fmt: skip
     return AheadSampler(served, dealer.of, settings.steps) if rollout.ahead else served
 
@@ -134,6 +170,7 @@ def _probes(asked: Sequence[Asked]) -> list[Group]:
     return [Group(each.id, each.ids, tuple(other.ids[:16] for other in few)) for each in few]
 
 
-def _prepare(network: Network, settings: OnlineSettings, rate: float) -> None:
-    steps = settings.steps * settings.epochs * settings.minibatches
-    network.prepare(rate, settings.weight_decay, settings.schedule, round(settings.warmup * steps), steps)
+def _prepare(network: Network, settings: OnlineSettings, rate: float, steps: int) -> None:
+    """For so many of the training's steps."""
+    updates = steps * settings.epochs * settings.minibatches
+    network.prepare(rate, settings.weight_decay, settings.schedule, round(settings.warmup * updates), updates)

@@ -13,6 +13,7 @@ from rlaif.errors import UserError
 from rlaif.online.responses import Asked
 from rlaif.records import Messages, content_id
 from rlaif.samples.inputs import Oddities, read_prompts
+from rlaif.training.mishaps import first_line
 
 
 class Prompts(NamedTuple):
@@ -31,22 +32,33 @@ class Prompts(NamedTuple):
 
 
 def load_prompts(path: str, tokenizer: Any, *, held: int = 0, longest: int = 1024, limit: int | None = None) -> Prompts:
-    """Read prompts. Raises UserError where there are none, or too few to set `held` of them aside."""
+    """Read prompts; those of more than `longest` tokens, and those that the chat template refuses, are left out.
+
+    Raises UserError where there are none, or too few to set `held` of them aside.
+    """
+    from jinja2 import TemplateError
+
     file = Path(path).expanduser()
     odd, notes = Oddities(), []
     read = read_prompts(file / "prompts.jsonl" if file.is_dir() else path, limit=limit, oddities=odd)
     cue = Cue(tokenizer)
-    asked = [Asked(prompt.id, prompt.messages, cue(prompt.messages)) for prompt in read]
+    asked, refused = [], list[str]()
+    for prompt in read:
+        try:
+            asked.append(Asked(prompt.id, prompt.messages, cue(prompt.messages)))
+        except (TemplateError, ValueError) as error:
+            refused.append(first_line(error)[:120])
     if odd.counts:
         notes.append(f"{path}: {odd}")
+    if refused:
+        notes.append(f"{len(refused):,} prompts are left out, as the chat template refuses them: {refused[0]}")
     kept = [each for each in asked if len(each.ids) <= longest]
     if len(kept) < len(asked):
         notes.append(f"{len(asked) - len(kept):,} prompts of more than {longest:,} tokens are left out")
     if len(kept) <= held:
         what = f"{len(kept)} prompts are too few" + (f" to set {held} of them aside" if held else "")
-        raise UserError(
-            what, where=path, mend="give more, or lower `held_out.prompts`" if held else "raise `max_prompt`"
-        )
+        what += f" ({'; '.join(notes)})" if notes else ""
+        raise UserError(what, where=path, mend="give more, or lower `held_out.prompts`" if held else "give others")
     away = {each.id for each in sorted(kept, key=lambda each: content_id("held", each.id))[:held]}
     train = [each for each in kept if each.id not in away]
     notes.append(f"{len(train):,} prompts to train on" + (f", {held} for the held-out judge" if held else ""))

@@ -56,12 +56,12 @@ class Reward(Protocol):
         ...
 
     def state(self) -> Mapping[str, float]:
-        """What a resumed training has to restore (running means, for instance); empty for most."""
-        ...
+        """What a resumed training has to restore (running means, for instance); nothing for most."""
+        return {}
 
-    def restore(self, state: Mapping[str, float]) -> None:
+    def restore(self, state: Mapping[str, float]) -> None:  # noqa: ARG002 - nothing to go on from
         """Go on from a `state`."""
-        ...
+        return
 
     def close(self) -> None:
         """Let go of connections and memory."""

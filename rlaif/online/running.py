@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from pydantic import JsonValue
@@ -33,6 +33,7 @@ from rlaif.online.watching import Watching
 from rlaif.training.arguments import narrow, require_reporters
 from rlaif.training.callbacks import StopCleanly, Told
 from rlaif.training.defaults import resolved
+from rlaif.training.fitting import positions_of
 from rlaif.training.folder import (
     Begun,
     add_to_log,
@@ -41,6 +42,7 @@ from rlaif.training.folder import (
     finish,
     first_process,
     going_on,
+    last_checkpoint,
     remove_checkpoints,
 )
 from rlaif.training.loading import merged
@@ -82,15 +84,15 @@ class _Training:
             what = "is an adapter, and another one on top of it would have no model to lie on"
             raise UserError(what, where=settings.model, mend="set `lora.merge: true`, or train all weights")
         tokenizer = load_tokenizer(start.tokenizer)
-        prompts = self._prompts(tokenizer)
+        prompts = self._prompts(tokenizer, start)
         begun = Begun(
             method=settings.method, settings=settings.plain(), data_hash=prompts.hash, model_hash=start.hash()
         )
         checkpoint = going_on(settings.folder, begun) if resume else None
         loop = self._loop(start, tokenizer, prompts)
         watching = self.opened.enter_context(Watching.opened(settings, prompts.held, loop, self.told.note))
-        if not resume and first_process():
-            begin(settings.folder, begun)
+        state = load_checkpoint(checkpoint, loop) if checkpoint is not None else None
+        begin(settings.folder, begun)
         stop = StopCleanly(self.told.note)
         stop.on_train_begin(None, None, None)
         self.opened.callback(stop.restore)
@@ -98,15 +100,17 @@ class _Training:
             loop.accelerator.init_trackers(settings.folder.resolve().name)
             self.opened.callback(loop.accelerator.end_training)
         with room_to_write(settings.folder):
-            self._steps(loop, watching, stop, checkpoint)
+            self._steps(loop, watching, stop, state)
             return self._saved(loop, watching, tokenizer, start, prompts)
 
-    def _prompts(self, tokenizer: Any) -> Prompts:
+    def _prompts(self, tokenizer: Any, start: Start) -> Prompts:
+        from transformers import AutoConfig
+
         settings = self.settings
         held = settings.held_out.prompts if settings.held_out.every else 0
-        prompts = load_prompts(
-            settings.prompts, tokenizer, held=held, longest=settings.max_prompt, limit=settings.limit
-        )
+        context = positions_of(AutoConfig.from_pretrained(start.weights)) or sys.maxsize
+        longest = min(settings.max_prompt, context - 1)  # an answer needs room for a token
+        prompts = load_prompts(settings.prompts, tokenizer, held=held, longest=longest, limit=settings.limit)
         for line in prompts.notes:
             self.told.note(line)
         wanted = settings.batch_size // settings.samples
@@ -122,23 +126,22 @@ class _Training:
         self.opened.callback(reward.close)
         policy = policy_of(settings, prompts.train, accelerator, self.told.note)
         ppo = settings.algorithm == "ppo"
-        value = value_of(settings, prompts.train, accelerator, tokenizer) if ppo else None
+        value = value_of(settings, prompts.train, accelerator, tokenizer, self.told.note) if ppo else None
         dealer = dealer_of(settings, prompts)
         sampler = sampler_of(settings, policy, tokenizer, start, dealer)
         self.opened.callback(sampler.close)
         players = Players(policy, reference_of(settings, policy, accelerator), value, sampler, reward, dealer)
         return Loop(settings, players, accelerator, settings.kl.beta)
 
-    def _steps(self, loop: Loop, watching: Watching, stop: StopCleanly, checkpoint: Path | None) -> None:
+    def _steps(self, loop: Loop, watching: Watching, stop: StopCleanly, state: dict[str, Any] | None) -> None:
         settings, first, before = self.settings, 0, 0.0
-        if checkpoint is not None:
-            state = load_checkpoint(checkpoint, loop)
+        if state is not None:
             watching.restore(state["watch"])
             first, before = int(state["step"]), float(state["seconds"])
         if first_process():
             self.history = cut_back(settings.folder, first)
         self.began = time.monotonic() - before
-        self.done, self.ended = first, False
+        self.done, self.ended, self.alarmed = first, False, False
         often = settings.save_steps if settings.save_steps is not None else max(1, settings.steps // _CHECKPOINTS)
         self.told.begin("train", settings.steps)
         watching.begin()
@@ -157,7 +160,7 @@ class _Training:
             last = self.done == settings.steps
             if (asked or (often and self.done % often == 0)) and not last and not ended:
                 self._checkpoint(loop, watching)
-            self.ended = last or ended
+            self.ended, self.alarmed = last or ended, ended
             if asked or ended:
                 break
 
@@ -169,7 +172,8 @@ class _Training:
     def _checkpoint(self, loop: Loop, watching: Watching) -> None:
         if first_process():
             more: dict[str, JsonValue] = {"watch": watching.state(), "seconds": time.monotonic() - self.began}
-            save_checkpoint(self.settings.folder, self.done, loop, more, self.settings.keep)
+            best, keep = watching.kept_best, self.settings.keep
+            save_checkpoint(self.settings.folder, self.done, loop, more, best=best, keep=keep)
         loop.accelerator.wait_for_everyone()
 
     def _saved(self, loop: Loop, watching: Watching, tokenizer: Any, start: Start, prompts: Prompts) -> Trained:
@@ -179,7 +183,7 @@ class _Training:
         trained = Trained(folder, self.done, self.ended, figures)
         if not self.ended or not first_process():
             return trained
-        if watching.kept_best and take_best(folder, loop):
+        if watching.kept_best and take_best(folder, watching.kept_best, loop):
             self.told.note(f"the model is that of step {watching.kept_best}, which the held-out judge likes best")
         model = loop.players.policy.model
         if settings.lora.rank is not None and settings.lora.merge:
@@ -191,9 +195,16 @@ class _Training:
         draw_curves(self.history, folder / "curves.png")
         metrics: dict[str, JsonValue] = {**figures, "steps": self.done, "alarms": watching.told()}
         write_card(settings, prompts, metrics, chat=bool(tokenizer.chat_template))
-        finish(folder, metrics)
-        remove_checkpoints(folder)
-        remove_best(folder)
+        back = last_checkpoint(folder) if self.alarmed else None
+        finish(folder, metrics if back is None else {**metrics, "stopped": True})
+        if back is None:
+            remove_checkpoints(folder)
+            remove_best(folder)
+        else:
+            self.told.note(
+                f"{back}, from before the alarm, is kept: the same command with `--resume` goes on from there, and "
+                "the price of KL, the learning rate, penalties and `watch` may be other ones"
+            )
         return trained
 
 

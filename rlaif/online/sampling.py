@@ -17,6 +17,7 @@ import hashlib
 import inspect
 import math
 import sys
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -39,8 +40,7 @@ class LocalSampler:
     """A `Sampler` on a model in this process, with or without an adapter, in training mode or not.
 
     The log-probabilities are those of the whole distribution at the sampling temperature, in float32: `top_p` bounds
-    what is drawn, not what is reported. At temperature 0, which takes the most probable token, they are those of
-    temperature 1.
+    what is drawn, not what is reported.
     """
 
     def __init__(
@@ -150,17 +150,14 @@ def draw(logits: Tensor, uniforms: Tensor, *, temperature: float, top_p: float =
     """
     import torch
 
-    scores = logits.float() / (temperature or 1.0)
+    scores = logits.float() / temperature
     logps = scores.log_softmax(-1)
-    if temperature == 0:
-        tokens = scores.argmax(-1, keepdim=True)
-    else:
-        if top_p < 1:
-            scores = nucleus(scores, torch.full_like(scores[:, :1], top_p))
-        # In double precision, sums over a large vocabulary lose nothing that a draw could notice.
-        heaps = scores.softmax(-1).double().cumsum(-1)
-        tokens = torch.searchsorted(heaps, uniforms[:, None] * heaps[:, -1:], right=True)
-        tokens.clamp_(max=heaps.shape[1] - 1)  # where the sum is not a number
+    if top_p < 1:
+        scores = nucleus(scores, torch.full_like(scores[:, :1], top_p))
+    # In double precision, sums over a large vocabulary lose nothing that a draw could notice.
+    heaps = scores.softmax(-1).double().cumsum(-1)
+    tokens = torch.searchsorted(heaps, uniforms[:, None] * heaps[:, -1:], right=True)
+    tokens.clamp_(max=heaps.shape[1] - 1)  # where the sum is not a number
     return tokens.squeeze(1), logps.gather(1, tokens).squeeze(1)
 
 
@@ -168,6 +165,7 @@ class _Policy:
     """A causal language model as a function of tokens and a cache."""
 
     def __init__(self, model: Any) -> None:
+        from rlaif.training.fitting import positions_of
         from rlaif.training.forward import bare
 
         self._model, self._inner = model, bare(model)
@@ -178,8 +176,7 @@ class _Policy:
             raise UserError(what, mend="train a model of another family")
         self._options = {"logits_to_keep": 1} if "logits_to_keep" in taken else {}
         self._positions = "position_ids" in taken
-        length = getattr(self._inner.config.get_text_config(), "max_position_embeddings", None)
-        self.context = length if isinstance(length, int) else sys.maxsize
+        self.context = positions_of(self._inner.config) or sys.maxsize
 
     @contextlib.contextmanager
     def at_rest(self, *, bf16: bool) -> Iterator[None]:
@@ -259,19 +256,22 @@ class _Roomy:
     """Takes new keys and values into a layer that has room for some more: a plain one copies all it holds each time."""
 
     def __init__(self, layer: Any) -> None:
-        self._layer, self._held = layer, [layer.keys, layer.values]
+        # The layer owns this: were it owned in turn, its memory would stay until the garbage collector comes by.
+        self._layer, self._held = weakref.ref(layer), [layer.keys, layer.values]
 
     def __call__(self, keys: Tensor, values: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """In place of the layer's `update`."""
         from torch.nn.functional import pad
 
-        start, end = self._layer.keys.shape[-2], self._layer.keys.shape[-2] + keys.shape[-2]
+        layer = self._layer()
+        assert layer is not None, "whoever calls this has the layer"
+        start, end = layer.keys.shape[-2], layer.keys.shape[-2] + keys.shape[-2]
         if end > self._held[0].shape[-2]:
-            self._held = [pad(old, (0, 0, 0, _ROOM)) for old in (self._layer.keys, self._layer.values)]
+            self._held = [pad(old, (0, 0, 0, _ROOM)) for old in (layer.keys, layer.values)]
         for held, new in zip(self._held, (keys, values), strict=True):
             held[:, :, start:end] = new
-        self._layer.keys, self._layer.values = (held[:, :, :end] for held in self._held)
-        return self._layer.keys, self._layer.values
+        layer.keys, layer.values = (held[:, :, :end] for held in self._held)
+        return layer.keys, layer.values
 
 
 def _decode(

@@ -43,10 +43,10 @@ class ServedSampler:
     """A `Sampler` on a running vLLM server; what it has to be started with depends on how it gets the weights: see
     `rlaif.online.adapters` and `rlaif.online.weights`.
 
-    The log-probabilities are those of the whole distribution at the sampling temperature; where that is 0, greedy,
-    those of temperature 1. vLLM reports those of temperature 1 before `top_p`, or with `--logprobs-mode
-    processed_logprobs` those of the sampling temperature after `top_p`. So another temperature needs that mode, and
-    `top_p` the other one: the first `update` asks the server which it is.
+    The log-probabilities are those of the whole distribution at the sampling temperature. vLLM reports those of
+    temperature 1 before `top_p`, or with `--logprobs-mode processed_logprobs` those of the sampling temperature after
+    `top_p`. So another temperature needs that mode, and `top_p` the other one: the first `update` asks the server which
+    it is.
 
     A server on a CPU has to run with --no-enable-chunked-prefill: vLLM 0.32 ends there when it reads a prompt in parts
     whose answer has a seed. Not to be used where an event loop runs already.
@@ -121,8 +121,9 @@ class ServedSampler:
 
     def _require_room(self, asked: Asked) -> None:
         if self._context is not None and len(asked.ids) >= self._context:
-            what = f"{len(asked.ids)} tokens leave no room for an answer in a context of {self._context}"
-            raise UserError(what, where=f"prompt {asked.id}", mend="shorten it, or leave it out")
+            what = f"{len(asked.ids)} tokens leave no room for an answer in the server's context of {self._context}"
+            mend = "start the server with a larger --max-model-len, or leave it out with `max_prompt`"
+            raise UserError(what, where=f"prompt {asked.id}", mend=mend)
 
     def _run(self, work: Callable[[Line], Awaitable[T]]) -> T:
         """Do some work in an event loop of its own. Of several errors, the first is raised."""
@@ -140,12 +141,11 @@ class ServedSampler:
             raise errors.exceptions[0] from None
 
     async def _answers(self, line: Line, asked: Asked, each: int, step: int) -> list[Response]:
-        greedy = self._temperature == 0
         body: dict[str, Any] = {
             **_PLAIN,
             "model": self._name,
             "prompt": list(asked.ids),
-            "n": 1 if greedy else each,  # vLLM draws no second answer where there is but one
+            "n": each,
             "max_tokens": self._max_tokens,
             "temperature": self._temperature,
             "top_p": self._top_p,
@@ -159,10 +159,10 @@ class ServedSampler:
         if isinstance(reply, Fault):
             raise self._failure(line, reply, asked)
         choices = sorted(reply.get("choices") or (), key=lambda choice: int(choice["index"]))
-        if len(choices) != body["n"]:
-            raise ModelError(f"{line.shown}: {len(choices)} answers to prompt {asked.id}, not {body['n']}")
+        if len(choices) != each:
+            raise ModelError(f"{line.shown}: {len(choices)} answers to prompt {asked.id}, not {each}")
         found = [self._read(line, asked, choice) for choice in choices]
-        return [self._response(asked, index, *found[0 if greedy else index]) for index in range(each)]
+        return [self._response(asked, index, *answer) for index, answer in enumerate(found)]
 
     def _read(self, line: Line, asked: Asked, choice: Mapping[str, Any]) -> tuple[list[int], list[float]]:
         """Ids and log-probabilities of one answer, checked."""
@@ -196,7 +196,7 @@ class ServedSampler:
     async def _require_numbers(self, line: Line, model: str) -> None:
         """Raise UserError unless log-probabilities come at the sampling temperature, and before `top_p`."""
         heat = self._temperature
-        if heat not in (0.0, 1.0):
+        if heat != 1:
             cold, hot = await self._tops(line, model, 1.0, 1.0), await self._tops(line, model, heat, 1.0)
             both = sorted(cold.keys() & hot.keys(), key=lambda token: cold[token])
             gap, there = (each[both[-1]] - each[both[0]] if both else 0.0 for each in (cold, hot))

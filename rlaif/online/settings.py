@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterator, Mapping
 from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, JsonValue, model_validator
 
 from rlaif.online.watch import WatchLimits
 from rlaif.plainwords import Where, located
@@ -35,13 +36,13 @@ class ValueSettings(Record):
     """The value network of ppo."""
 
     model: str | None = None
-    """What it starts from; none takes the reward model, or where the reward is something else the policy."""
+    """What it starts from; none takes the reward if it is a reward model with the policy's tokens, else the policy."""
     learning_rate: float | None = Field(None, gt=0)
     """None takes ten times the policy's."""
     clip: float = Field(0.2, gt=0)
     """A value may move so far from what it was when the answers were sampled."""
     warmup: int = Field(0, ge=0)
-    """First steps in which the value network alone learns."""
+    """First steps in which the value network alone learns; the policy's learning rate begins after them."""
 
 
 class MismatchSettings(Record):
@@ -76,6 +77,8 @@ class RolloutSettings(Record):
     """Most prompts under way at once on a server."""
     timeout: float = Field(300.0, gt=0)
     """Seconds until a request to the server counts as lost."""
+    api_key_env: str | None = None
+    """Name of the environment variable that holds the server's API key."""
 
 
 class HeldOutSettings(Record):
@@ -157,6 +160,36 @@ class OnlineSettings(CommonSettings):
     held_out: HeldOutSettings = HeldOutSettings()
     watch: WatchLimits = WatchLimits()
 
+    @property
+    def unread(self) -> dict[str, str]:
+        """Settings (`name`, `group.name` or a whole `group`) that do nothing here, and why."""
+        why = f"for `algorithm: {self.algorithm}`"
+        found = {name: why for name, readers in _READERS.items() if self.algorithm not in readers}
+        if self.kl.place == "loss" and self.algorithm != "online-dpo":
+            found.pop("per", None)  # that part of the loss counts tokens
+        elif self.ratio == "sequence":
+            found.setdefault("per", "with `ratio: sequence`")
+        if self.kl.target is None:
+            found["kl.horizon"] = "without `kl.target`"
+        if self.rollout.base_url is None:
+            found |= dict.fromkeys(_OF_SERVERS, "without `rollout.base_url`")
+        return found
+
+    def plain(self) -> dict[str, JsonValue]:
+        """The settings as plain data that can be read again, without those that do nothing."""
+        return _without(super().plain(), self.unread.keys())
+
+    @model_validator(mode="after")
+    def _does_something(self) -> Self:
+        unread = self.unread
+        reasons = ((name, unread.get(name) or unread.get(name.partition(".")[0])) for name in sorted(_given(self)))
+        found: list[tuple[Where, str]] = [
+            (tuple(name.split(".")), f"`{name}` does nothing {why}: leave it out") for name, why in reasons if why
+        ]
+        if found:
+            raise located(type(self).__name__, found)
+        return self
+
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         found: list[tuple[Where, str]] = []
@@ -170,8 +203,12 @@ class OnlineSettings(CommonSettings):
         if self.algorithm in COMPARING and self.samples < 2:
             what = f"`algorithm: {self.algorithm}` compares answers to one prompt: set 2 or more"
             found.append((("samples",), what))
-        if self.ratio == "sequence" and self.algorithm != "grpo":
-            found.append((("ratio",), f"one ratio an answer is for `algorithm: grpo`, not {self.algorithm}"))
+        if self.value.warmup >= self.steps:
+            what = f"`value.warmup: {self.value.warmup}` leaves the policy none of {self.steps} steps: set fewer"
+            found.append((("value", "warmup"), what))
+        if self.lora.dropout:
+            what = "`lora.dropout` makes the policy that learns another one than the one that answered: leave it out"
+            found.append((("lora", "dropout"), what))
         if self.overlong_buffer > self.rollout.max_tokens:
             most = self.rollout.max_tokens
             what = f"`overlong_buffer: {self.overlong_buffer}` is longer than the longest answer, {most} tokens"
@@ -184,3 +221,46 @@ class OnlineSettings(CommonSettings):
         if found:
             raise located(type(self).__name__, found)
         return self
+
+
+_CLIPPED = frozenset({"ppo", "rloo", "grpo", "reinforce++"})
+_READERS: dict[str, frozenset[str]] = {
+    "value": frozenset({"ppo"}),
+    "lam": frozenset({"ppo"}),
+    "gamma": frozenset({"ppo", "reinforce++"}),
+    "whiten": frozenset({"ppo", "reinforce++"}),
+    "group_baseline": frozenset({"reinforce++"}),
+    "scale": frozenset({"grpo"}),
+    "ratio": frozenset({"grpo"}),
+    "p3o_clip": frozenset({"p3o"}),
+    "clip": _CLIPPED | {"p3o"},
+    "clip_high": _CLIPPED,
+    "dual_clip": _CLIPPED,
+    "per": _CLIPPED - {"rloo"},
+    "kl.place": _CLIPPED | {"p3o"},
+    "mismatch.correct": _CLIPPED | {"p3o"},
+    "mismatch.cap": _CLIPPED | {"p3o"},
+}
+"""What only some algorithms read."""
+_OF_SERVERS = (
+    "mismatch.correct", "mismatch.cap", "rollout.served_model", "rollout.weights", "rollout.concurrency",
+    "rollout.timeout", "rollout.api_key_env",
+)  # fmt: skip
+
+
+def _given(settings: Record, group: str = "") -> Iterator[str]:
+    """The settings that somebody has set."""
+    for name in settings.model_fields_set:
+        value = getattr(settings, name)
+        if isinstance(value, Record):
+            yield from _given(value, f"{group}{name}.")
+        elif value is not None:
+            yield f"{group}{name}"
+
+
+def _without(settings: Mapping[str, JsonValue], names: Collection[str], group: str = "") -> dict[str, JsonValue]:
+    return {
+        name: _without(value, names, f"{group}{name}.") if isinstance(value, dict) else value
+        for name, value in settings.items()
+        if f"{group}{name}" not in names
+    }

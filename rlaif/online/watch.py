@@ -239,7 +239,7 @@ class Watch:
         if found is None:
             return {"win_rate": None, "reward_hacking": None}
         best, fall = found
-        back = f"go back to the checkpoint of step {self.best()}, the best by the held-out judge"
+        back = f"go back to the weights of step {self.best()}, the best by the held-out judge, which are kept"
         return {"win_rate": f"the held-out win rate {fall}: {back}", "reward_hacking": self._gamed(best, fall, back)}
 
     def _gamed(self, best: _Evaluation, fall: str, back: str) -> str | None:

@@ -13,6 +13,7 @@ from rlaif.online.heldout import HeldOut, HeldOutJudge
 from rlaif.online.keeping import save_best
 from rlaif.online.loop import Loop
 from rlaif.online.responses import Asked
+from rlaif.online.rewards.choose import has_judge
 from rlaif.online.settings import OnlineSettings
 from rlaif.online.watch import Alarm, Watch
 from rlaif.training.folder import first_process
@@ -53,7 +54,7 @@ class Watching:
         if judge is None:
             what = "`held_out.every` needs a judge"
             raise UserError(what, where="held_out.judge", mend="set `held_out.judge.model`")
-        if settings.held_out.judge is None and settings.reward == "judge":
+        if has_judge(settings.reward) and settings.judge is not None and judge.model == settings.judge.model:
             note("the held-out judge is the reward's own: it is no independent witness; set `held_out.judge`")
         source = LazyModel(judge, log=settings.folder / "held-out.log", say=note)
         constitution = load_constitution(settings.constitution)
@@ -78,7 +79,7 @@ class Watching:
         for alarm in alarms:
             self._tell(alarm)
         if found is not None and self._watch.best() == done:
-            save_best(self._settings.folder, self._loop)
+            save_best(self._settings.folder, done, self._loop)
             self.kept_best = done
         return self._loop.any_process(any(alarm.stop for alarm in alarms))
 

@@ -21,14 +21,20 @@ def require_fit(model: Any, groups: Sequence[Group], name: str) -> str | None:
     if isinstance(table, nn.Embedding) and highest >= table.num_embeddings:
         what = f"has {table.num_embeddings:,} embeddings, and the tokenizer gives ids up to {highest:,}"
         raise UserError(what, where=name, mend="take the tokenizer that belongs to it, or resize its embeddings")
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    positions = positions_of(model.config)
     longest = max(len(group.prompt) + max(map(len, group.completions)) for group in groups)
-    if not isinstance(positions, int) or longest <= positions:
+    if positions is None or longest <= positions:
         return None
     told = f"the longest row has {longest:,} tokens, and the model was made for {positions:,}"
     if _learned(model, positions):
         raise UserError(told, where=name, mend=f"set `max_length: {positions}`")
     return f"{told}: `max_length: {positions}` cuts what is longer"
+
+
+def positions_of(config: Any) -> int | None:
+    """Most tokens of a text that a model was made for, by its config; None where that does not say."""
+    found = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return found if isinstance(found, int) else None
 
 
 def _learned(model: Any, positions: int) -> bool:

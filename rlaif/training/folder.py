@@ -24,13 +24,26 @@ from rlaif.store import lock_folder, write_json, write_text
 
 _BEGUN, _LOG, _DONE, _LOCK = "train.json", "log.jsonl", "metrics.json", ".lock"
 _SECONDS = "seconds.json"
-FREE = frozenset(
+_FREE = frozenset(
     {
         "output", "tokens", "log_steps", "save_steps", "keep", "report_to", "reference_cache", "device",
-        "gradient_checkpointing",
+        "gradient_checkpointing", "rollout.served_model", "rollout.weights",
+        *(f"{server}.{name}" for server in ("rollout", "judge", "held_out.judge")
+          for name in ("api_key_env", "concurrency", "timeout")),
     }
 )  # fmt: skip
 """Settings that may change when a training goes on: the result does not depend on them."""
+_ADDRESSES = frozenset({"rollout.base_url", "judge.base_url", "held_out.judge.base_url"})
+"""Servers, which may stand elsewhere by then; whether there is one makes a difference."""
+_AFTER_ALARM = (
+    "kl.beta", "kl.target", "kl.horizon", "learning_rate", "missing_eos_penalty", "overlong_buffer", "reward_clip",
+    "watch",
+)  # fmt: skip
+"""What else may change where an alarm has stopped a training: what alarms ask for."""
+
+
+_BY_CONTENT = ("data", "held_data", "model", "prompts")
+"""Paths to what has a hash of its own."""
 
 
 class Begun(Record):
@@ -70,7 +83,7 @@ def claim(folder: Path, resume: bool) -> None:
     if folder.exists() and not folder.is_dir():
         raise UserError("is a file", where=folder, mend="name a folder")
     begun, done = (folder / _BEGUN).exists(), (folder / _DONE).exists()
-    if done:
+    if done and not (resume and stopped(folder)):
         raise UserError(
             "holds a finished training", where=folder, mend="name another folder with `output`, or remove it"
         )
@@ -83,9 +96,10 @@ def claim(folder: Path, resume: bool) -> None:
 
 
 def begin(folder: Path, begun: Begun) -> None:
-    """Write down what a training is begun with: from here on it can be gone on with."""
+    """Write down what a training is begun, or goes on, with: from here on it can be gone on with."""
     if first_process():
         write_json(folder / _BEGUN, begun.model_dump(mode="json"))
+        (folder / _DONE).unlink(missing_ok=True)  # of one that an alarm had stopped
 
 
 def going_on(folder: Path, begun: Begun) -> Path | None:
@@ -97,7 +111,7 @@ def going_on(folder: Path, begun: Begun) -> Path | None:
         before = Begun.model_validate_json((folder / _BEGUN).read_text(encoding="utf-8"))
     except (OSError, ValidationError) as error:
         raise UserError("is damaged", where=folder / _BEGUN, mend="start again in another folder") from error
-    changed = _changed(before, begun)
+    changed = _changed(before, begun, _AFTER_ALARM if stopped(folder) else ())
     if changed:
         mend = "set it back, or start again in another folder"
         raise UserError(f"was begun with {'; '.join(changed)}", where=folder / _BEGUN, mend=mend)
@@ -124,16 +138,38 @@ def leave_processes() -> None:
         distributed.destroy_process_group()
 
 
-def _changed(before: Begun, now: Begun) -> list[str]:
-    names = sorted((before.settings.keys() | now.settings.keys()) - FREE - {"data", "held_data", "model"})
+def binding(settings: Mapping[str, JsonValue], more: Sequence[str] = (), group: str = "") -> dict[str, JsonValue]:
+    """Settings without those, and `more`, that may change when a training goes on; groups are inner mappings.
+
+    Of a server's address there stays that there is one.
+    """
+    found: dict[str, JsonValue] = {}
+    for name, value in settings.items():
+        path = f"{group}{name}"
+        if isinstance(value, dict) and path not in more:
+            found[name] = binding(value, more, f"{path}.")
+        elif path not in _FREE and path not in more:
+            found[name] = "a server" if path in _ADDRESSES and value is not None else value
+    return found
+
+
+def _changed(before: Begun, now: Begun, more: Sequence[str]) -> list[str]:
+    one, other = (_flat(binding(each.settings, (*more, *_BY_CONTENT))) for each in (before, now))
     told = [
-        f"`{name}: {json.dumps(before.settings.get(name))}`, not {json.dumps(now.settings.get(name))}"
-        for name in names
-        if before.settings.get(name) != now.settings.get(name)
+        f"`{name}: {json.dumps(one.get(name))}`, not {json.dumps(other.get(name))}"
+        for name in sorted(one.keys() | other.keys())
+        if one.get(name) != other.get(name)
     ]
     told += ["other data"] if before.data_hash != now.data_hash else []
     told += ["another model"] if before.model_hash != now.model_hash else []
     return told + ([f"`rlaif train {before.method}`"] if before.method != now.method else [])
+
+
+def _flat(settings: Mapping[str, JsonValue], group: str = "") -> dict[str, JsonValue]:
+    found: dict[str, JsonValue] = {}
+    for name, value in settings.items():
+        found |= _flat(value, f"{group}{name}.") if isinstance(value, dict) else {f"{group}{name}": value}
+    return found
 
 
 def is_begun(folder: Path) -> bool:
@@ -144,6 +180,13 @@ def is_begun(folder: Path) -> bool:
 def is_finished(folder: Path) -> bool:
     """Whether a finished training is here."""
     return (folder / _DONE).exists()
+
+
+def stopped(folder: Path) -> bool:
+    """Whether an alarm stopped the training here, and left checkpoints to go on from with other settings."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        return bool(json.loads((folder / _DONE).read_text(encoding="utf-8")).get("stopped"))
+    return False
 
 
 def last_checkpoint(folder: Path) -> Path | None:

@@ -11,6 +11,7 @@ import signal
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,6 +23,8 @@ from rlaif.inference.base import Answer, Question
 from rlaif.inference.server import Server
 from rlaif.inference.source import LazyModel
 from rlaif.online.heldout import HeldOut, HeldOutJudge
+from rlaif.online.settings import OnlineSettings
+from rlaif.online.watching import Watching
 from rlaif.records import Message, Messages
 from rlaif.resources import shipped_model
 from rlaif.settings import CompareSettings, ModelSettings, PairSettings
@@ -269,6 +272,31 @@ def test_a_server_that_was_never_there(tmp_path: Path) -> None:
     source = LazyModel(ModelSettings(model="fake", base_url=url), log=tmp_path / "log", labels=LABELS)
     with HeldOutJudge(source, TWO, tmp_path) as held, pytest.raises(ModelError):
         held.preferences(asked("a"), ["x"], ["y"])
+
+
+@pytest.mark.parametrize(
+    ("reward", "witness", "told"),
+    [
+        ("judge", None, True),
+        ("judge*0.5,module:fn", None, True),
+        ("module:fn,judge", {"model": "demo-judge", "timeout": 9}, True),
+        ("judge", {"model": "other"}, False),
+        ("module:fn", None, False),
+    ],
+)
+def test_the_judge_of_the_reward_is_no_witness(
+    reward: str, witness: dict[str, Any] | None, told: bool, tmp_path: Path
+) -> None:
+    settings = OnlineSettings.model_validate(
+        {
+            "model": "-", "output": str(tmp_path), "prompts": "-", "reward": reward, "judge": {"model": "demo-judge"},
+            "constitution": "demo", "held_out": {"every": 1, "judge": witness},
+        }
+    )  # fmt: skip
+    notes: list[str] = []
+    nobody: Any = None
+    with Watching.opened(settings, [], nobody, notes.append):
+        assert any("no independent witness" in note for note in notes) == told
 
 
 @pytest.mark.slow

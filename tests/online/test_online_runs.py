@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import signal
 import subprocess
 import time
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from rlaif.errors import ModelError, UserError
 from rlaif.online.settings import OnlineSettings
@@ -19,6 +21,7 @@ from rlaif.training.folder import last_checkpoint
 from tests.online.runs import begin, given, log_of, run
 from tests.support import ROOT, command, environment, rlaif
 from tests.training.runs import Heard, furthest, weights
+from tests.training.scorers import save_scorer
 
 ALGORITHMS = ["ppo", "rloo", "grpo", "reinforce++", "p3o", "online-dpo"]
 pytestmark = pytest.mark.slow
@@ -218,6 +221,197 @@ def test_a_reward_that_likes_length_is_caught(folder: Path, tmp_path: Path) -> N
     assert told and told == [note for note in heard.notes if note.startswith("step ")]
 
 
+def test_an_alarm_leaves_a_checkpoint_to_go_back_to(folder: Path, tmp_path: Path) -> None:
+    """The bound on the divergence is next to nothing: an alarm as soon as the median of three steps is above it."""
+    out, heard = str(tmp_path / "out"), Heard()
+    more: dict[str, Any] = {"output": out, "steps": 6, "save_steps": 1, "batch_size": 32, "kl": {"beta": 0.01}}
+    hasty = {"kl": None, "kl_stop": 1e-6}
+    stopped = run(folder, heard=heard, watch=hasty, **more)
+    assert stopped.finished and 3 <= stopped.steps < 6
+    done = stopped.steps - 1
+    back = stopped.folder / f"checkpoint-{done}"
+    assert last_checkpoint(stopped.folder) == back
+    assert any(note.startswith(f"{back}, from before the alarm, is kept") for note in heard.notes)
+    with pytest.raises(UserError, match="holds a finished training"):
+        run(folder, watch=hasty, **more)
+    with pytest.raises(UserError, match="was begun with `epochs: 1`, not 2"):
+        run(folder, watch=hasty, resume=True, **more | {"epochs": 2})
+    again = run(folder, resume=True, **more | {"kl": {"beta": 0.5}, "learning_rate": 1e-4})
+    assert again.finished and again.steps == 6 and last_checkpoint(again.folder) is None
+    log = log_of(again.folder)
+    assert [line["kl/beta"] for line in log] == [0.01] * done + [0.5] * (6 - done)
+    # Both rates fall to 0 over six steps.
+    rates = [(1e-3 if at < done else 1e-4) * (6 - at) / 6 for at in range(6)]
+    assert [line["learning_rate"] for line in log] == pytest.approx(rates)
+    with pytest.raises(UserError, match="holds a finished training"):
+        run(folder, resume=True, **more)
+
+
+class Killed(BaseException):
+    pass
+
+
+def killed_after(step: int, patch: pytest.MonkeyPatch, folder: Path, **more: Any) -> None:
+    """A training that dies when a step is in the log."""
+    import rlaif.online.running
+
+    plain = rlaif.online.running.add_to_log
+
+    def add(to: Path, line: dict[str, Any]) -> None:
+        plain(to, line)
+        if line["step"] == step:
+            raise Killed
+
+    with patch.context() as inner, pytest.raises(Killed):
+        inner.setattr(rlaif.online.running, "add_to_log", add)
+        run(folder, **more)
+
+
+def test_a_reward_that_draws_lots_goes_on_where_it_was(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "lots.py").write_text(
+        "import random\nimport numpy\nimport torch\n"
+        "def lots(prompts, responses):\n"
+        "    return [random.random() + numpy.random.rand() + torch.rand(()).item() for _ in responses]\n"
+    )
+    more: dict[str, Any] = {"reward": f"{tmp_path / 'lots.py'}:lots", "steps": 4, "save_steps": 2}
+    calm = run(folder, output=str(tmp_path / "calm"), **more)
+    killed_after(3, monkeypatch, folder, output=str(tmp_path / "broken"), **more)
+    resumed = run(folder, output=str(tmp_path / "broken"), resume=True, **more)
+    assert furthest(weights(calm.folder), weights(resumed.folder)) <= 1e-6
+    assert [line["reward"] for line in log_of(calm.folder)] == [line["reward"] for line in log_of(resumed.folder)]
+
+
+def test_the_best_weights_are_those_of_the_training_that_went_on(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Step 1 is the best at the checkpoint; the better step 3 dies with its process, and is not so good again."""
+    from rlaif.online import watching
+    from tests.online.test_watch import held_out
+
+    rates = {1: 0.6, 2: 0.5, 3: 0.9, 4: 0.4}
+    kept: dict[int, Any] = {}
+    plain = watching.save_best
+
+    def save(to: Path, done: int, loop: Any) -> None:
+        plain(to, done, loop)
+        kept.setdefault(
+            done, {name: each.detach().clone() for name, each in loop.players.policy.model.named_parameters()}
+        )
+
+    monkeypatch.setattr(watching, "save_best", save)
+    monkeypatch.setattr(watching.Watching, "_compared", lambda _, done: held_out(done, rates[done]))
+    more: dict[str, Any] = {
+        "output": str(tmp_path / "out"), "steps": 4, "save_steps": 2, "held_out": {"every": 1, "prompts": 2},
+        "judge": {"model": "demo-judge"},
+    }  # fmt: skip
+    killed_after(3, monkeypatch, folder, **more)
+    assert {path.name for path in (tmp_path / "out").glob("best-*")} == {"best-1", "best-3"}
+    rates[3], heard = 0.5, Heard()
+    resumed = run(folder, resume=True, heard=heard, **more)
+    assert any("the model is that of step 1" in note for note in heard.notes)
+    saved = weights(resumed.folder)
+    assert furthest(saved, {name: each for name, each in kept[1].items() if name in saved}) <= 1e-6
+    assert not list(resumed.folder.glob("best-*"))
+
+
+def test_what_a_checkpoint_brings_back(tmp_path: Path) -> None:
+    """What later steps are compared with, and the price of KL only where it is steered."""
+    from rlaif.online.keeping import load_checkpoint, save_checkpoint
+    from rlaif.online.loop import Loop
+
+    players = MagicMock()
+    players.value, players.reward.state.return_value = None, {}
+    for kl, beta in (({"target": 3.0}, 0.7), ({}, 0.05)):
+        settings = OnlineSettings.model_validate(given(tmp_path, kl=kl))
+        save_checkpoint(tmp_path, 2, Loop(settings, players, None, 0.7, 0.25, 0.5), {}, best=None, keep=1)
+        loop = Loop(settings, players, None, settings.kl.beta)
+        assert load_checkpoint(tmp_path / "checkpoint-2", loop)["step"] == 2
+        assert (loop.beta, loop.mismatch, loop.drift) == (beta, 0.25, 0.5)
+        players.sampler.update.assert_called_with(2)
+
+
+def test_a_damaged_checkpoint_is_one_line(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    more: dict[str, Any] = {"output": str(tmp_path / "out"), "save_steps": 1}
+    killed_after(3, monkeypatch, folder, **more)
+    made = tmp_path / "out" / "checkpoint-2"
+    whole = (made / "policy.safetensors").read_bytes()
+    for broken in (whole[:1000], b"", whole[:-1000]):
+        (made / "policy.safetensors").write_bytes(broken)
+        with pytest.raises(UserError, match=r"checkpoint-2: is damaged: .*; remove it") as caught:
+            run(folder, resume=True, **more)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_training_goes_on_with_another_server_and_prompts_elsewhere(tmp_path: Path) -> None:
+    from rlaif.training.folder import Begun, begin, going_on
+
+    def begun(**more: Any) -> Begun:
+        settings = OnlineSettings.model_validate(given(tmp_path, **more)).plain()
+        return Begun(method="ppo", settings=settings, data_hash="d", model_hash="m")
+
+    def served(port: int, **more: Any) -> dict[str, Any]:
+        return {"max_tokens": 8, "base_url": f"http://127.0.0.1:{port}/v1", **more}
+
+    tmp_path.joinpath("out").mkdir()
+    begin(tmp_path / "out", begun(rollout=served(8000)))
+    other = served(8001, timeout=600, concurrency=3, weights="/dev/shm/x", served_model="x")
+    assert going_on(tmp_path / "out", begun(rollout=other, prompts="moved.jsonl")) is None
+    with pytest.raises(UserError, match=r'`rollout\.base_url: "a server"`, not null'):
+        going_on(tmp_path / "out", begun())
+    with pytest.raises(UserError, match=r"`rollout\.max_tokens: 8`, not 9"):
+        going_on(tmp_path / "out", begun(rollout=other | {"max_tokens": 9}))
+
+
+def test_the_policy_has_a_schedule_of_its_own_steps(folder: Path, tmp_path: Path) -> None:
+    """Two steps for the value network alone; then the policy's rate falls from 1e-3 to 0 over its three."""
+    trained = run(folder, output=str(tmp_path), algorithm="ppo", steps=5, value={"warmup": 2})
+    rates = [line["learning_rate"] for line in log_of(trained.folder)]
+    assert rates == pytest.approx([0.0, 0.0, 1e-3, 2e-3 / 3, 1e-3 / 3])
+
+
+def test_a_value_network_reads_the_tokens_of_the_policy(folder: Path, tmp_path: Path) -> None:
+    """A reward model with another tokenizer is the reward all the same, and no start for the values."""
+    other = str(save_scorer(tmp_path / "other"))
+    heard = Heard()
+    more: dict[str, Any] = {"algorithm": "ppo", "steps": 1, "heard": heard}
+    run(folder, output=str(tmp_path / "one"), reward=other, **more)
+    assert f"the value network starts from the policy: {other} has other tokens" in heard.notes
+    with pytest.raises(UserError, match="has other tokens than the policy"):
+        run(folder, output=str(tmp_path / "two"), value={"model": other}, **more)
+    same, less = tmp_path / "same", tmp_path / "less"
+    for place, size in ((same, 300), (less, 299)):
+        made = AutoModelForSequenceClassification.from_pretrained(folder / "model", num_labels=1)
+        made.resize_token_embeddings(size)
+        made.save_pretrained(place)
+        AutoTokenizer.from_pretrained(folder / "model").save_pretrained(place)
+    heard.notes.clear()
+    run(folder, output=str(tmp_path / "three"), reward=str(same), **more)
+    assert not any("value network" in note for note in heard.notes)
+    with pytest.raises(UserError, match="has other tokens than the policy"):
+        run(folder, output=str(tmp_path / "four"), value={"model": str(less)}, **more)
+
+
+def test_prompts_that_cannot_be_answered_are_left_out(folder: Path, tmp_path: Path) -> None:
+    """One that the chat template refuses; one that fills the model's context, 256 tokens, to the last."""
+    model = tmp_path / "model"
+    shutil.copytree(folder / "model", model)
+    template = model / "chat_template.jinja"
+    refusal = "{% if 'refuse' in messages[0]['content'] %}{{ raise_exception('not this') }}{% endif %}"
+    template.write_text(refusal + template.read_text())
+    rows = [*(f"{at} hello" for at in range(4)), "refuse me", "long " * 300]
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps({"prompt": row}) + "\n" for row in rows))
+    heard = Heard()
+    out = run(
+        folder, model=str(model), prompts=str(tmp_path / "prompts.jsonl"), output=str(tmp_path / "out"), steps=2,
+        heard=heard,
+    )  # fmt: skip
+    assert out.finished
+    assert "1 prompts are left out, as the chat template refuses them: not this" in heard.notes
+    assert "1 prompts of more than 255 tokens are left out" in heard.notes and "4 prompts to train on" in heard.notes
+
+
 def test_in_the_tiny_world_a_sound_reward_raises_no_alarm_and_a_hollow_one_does(tmp_path: Path) -> None:
     """The oracle's quality of an answer as the reward, and then its length, with the watch as it comes."""
     (tmp_path / "world.py").write_text(
@@ -267,7 +461,19 @@ def test_a_policy_that_is_not_its_sampler_is_caught(
         ({"batch_size": 6}, "no multiple of `samples: 4`"),
         ({"samples": 1, "batch_size": 4}, "compares answers to one prompt"),
         ({"algorithm": "online-dpo", "kl": {"beta": 0}}, "needs a beta above 0"),
-        ({"algorithm": "ppo", "ratio": "sequence"}, "one ratio an answer is for `algorithm: grpo`, not ppo"),
+        ({"algorithm": "ppo", "ratio": "sequence"}, "`ratio` does nothing for `algorithm: ppo`"),
+        ({"algorithm": "rloo", "gamma": 0.5}, "`gamma` does nothing for `algorithm: rloo`: leave it out"),
+        ({"algorithm": "rloo", "value": {"clip": 0.5}}, "`value.clip` does nothing for `algorithm: rloo`"),
+        ({"algorithm": "rloo", "per": "sequence"}, "`per` does nothing for `algorithm: rloo`"),
+        ({"algorithm": "grpo", "ratio": "sequence", "per": "token"}, "`per` does nothing with `ratio: sequence`"),
+        ({"algorithm": "ppo", "scale": "none"}, "`scale` does nothing for `algorithm: ppo`"),
+        ({"algorithm": "p3o", "clip_high": 0.28}, "`clip_high` does nothing for `algorithm: p3o`"),
+        ({"algorithm": "online-dpo", "clip": 0.1}, "`clip` does nothing for `algorithm: online-dpo`"),
+        ({"algorithm": "online-dpo", "kl": {"place": "loss"}}, "`kl.place` does nothing for `algorithm: online-dpo`"),
+        ({"mismatch": {"cap": 9.0}}, "`mismatch.cap` does nothing without `rollout.base_url`"),
+        ({"kl": {"horizon": 3}}, "`kl.horizon` does nothing without `kl.target`"),
+        ({"algorithm": "ppo", "steps": 4, "value": {"warmup": 4}}, "leaves the policy none of 4 steps"),
+        ({"lora": {"rank": 4, "dropout": 0.1}}, "`lora.dropout` makes the policy that learns another one"),
         ({"overlong_buffer": 9}, "longer than the longest answer, 8 tokens"),
         ({"minibatches": 5}, "more than the 2 prompts of a step"),
     ],
@@ -275,6 +481,14 @@ def test_a_policy_that_is_not_its_sampler_is_caught(
 def test_settings_that_do_not_fit_together(more: dict[str, Any], told: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=told):
         OnlineSettings.model_validate(given(tmp_path, **more))
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_settings_are_read_again(algorithm: str, tmp_path: Path) -> None:
+    """Defaults are fine for all; what is written down holds no word that would be refused."""
+    for more in ({}, {"kl": {"place": "loss"}, "per": "constant"} if algorithm != "online-dpo" else {}):
+        made = OnlineSettings.model_validate(given(tmp_path, algorithm=algorithm, **more))
+        assert OnlineSettings.model_validate(made.plain()) == made
 
 
 def test_mistakes_are_told_before_anything_is_written(folder: Path, tmp_path: Path) -> None:

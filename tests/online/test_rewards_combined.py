@@ -14,6 +14,7 @@ import pytest
 from rlaif.errors import ModelError, UserError
 from rlaif.online.responses import Reward, Scores
 from rlaif.online.rewards import open_reward
+from rlaif.online.rewards.choose import only_model
 from rlaif.online.rewards.combined import WeightedReward
 from rlaif.online.rewards.function import FunctionReward
 from rlaif.online.rewards.judge import JudgeReward
@@ -256,3 +257,13 @@ def test_choosing_is_light() -> None:
     code += "print([name for name in ('torch', 'transformers', 'aiohttp', 'httpx') if name in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment())
     assert result.stdout.strip() == "[]", result.stderr
+
+
+def test_a_reward_that_is_one_model_and_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "rm").mkdir()
+    folder = str(tmp_path / "rm")
+    wanted = {
+        folder: folder, "owner/name": "owner/name", f"{folder},judge": None, f"{folder}*0.5,owner/name": None,
+        "judge": None, "http://host/x": None, "module:fn": None,
+    }  # fmt: skip
+    assert {spec: only_model(spec) for spec in wanted} == wanted

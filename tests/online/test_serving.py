@@ -8,6 +8,7 @@ import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import httpx
 import pytest
@@ -16,10 +17,14 @@ import torch
 from rlaif.errors import ModelError, RlaifError, UserError
 from rlaif.online.adapters import Adapters
 from rlaif.online.experience import check_in_step
+from rlaif.online.players import sampler_of
 from rlaif.online.responses import Asked, Response
 from rlaif.online.sampling import LocalSampler
 from rlaif.online.serving import ServedSampler, seed_of
+from rlaif.online.settings import OnlineSettings
+from rlaif.training.starts import find_start
 from tests.conftest import Served
+from tests.online.runs import begin, given
 from tests.training.small import letters
 
 END = 2
@@ -99,11 +104,16 @@ def test_what_the_server_is_asked(tmp_path: Path) -> None:
     assert len(seeds) == 12 and all(0 <= seed < 2**62 for seed in seeds)
 
 
-def test_greedy_answers_are_asked_for_once(tmp_path: Path) -> None:
-    fake = FakeServer()
-    found = served(fake, tmp_path, temperature=0.0).sample(ASKED[:1], 3, 0)
-    assert [body["n"] for body in fake.bodies] == [1]
-    assert [each.index for each in found] == [0, 1, 2] and len({tuple(each.logps) for each in found}) == 1
+def test_the_key_of_a_server_comes_from_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rollout = {"base_url": "http://policy.test/v1", "api_key_env": "POLICY_KEY"}
+    settings = OnlineSettings.model_validate(given(begin(tmp_path), rollout=rollout))
+    nobody: Any = MagicMock()
+    monkeypatch.setenv("POLICY_KEY", "secret")
+    sampler = sampler_of(settings, nobody, letters(), find_start(settings.model), nobody)
+    assert isinstance(sampler, ServedSampler) and sampler._talk._key == "secret"
+    monkeypatch.delenv("POLICY_KEY")
+    with pytest.raises(UserError, match="the environment variable `POLICY_KEY` is not set"):
+        sampler_of(settings, nobody, letters(), find_start(settings.model), nobody)
 
 
 def test_every_update_has_a_name_and_a_folder_of_its_own(tmp_path: Path) -> None:
@@ -378,13 +388,21 @@ def test_weights_that_were_left_behind_are_noticed(vllm_with_adapters: Served, t
 
 
 @pytest.mark.server
-def test_greedy_answers_are_those_drawn_in_process(vllm_with_adapters: Served, tmp_path: Path) -> None:
+def test_greedy_answers_are_those_drawn_in_process(
+    vllm_with_adapters: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The most probable token each time: by the server at temperature 0, here as all that a tiny `top_p` leaves."""
     policy = Policy(vllm_with_adapters.folder)
     policy.learn(3)
-    options: dict[str, Any] = {"max_tokens": 24, "ends": frozenset({END, 50, 60, 70}), "temperature": 0.0}
-    here = LocalSampler(policy.model, policy.tokenizer, **options).sample(ASKED, 2, 0)
-    sampler = on(vllm_with_adapters, policy, tmp_path, **options)
-    there = sampler.sample(ASKED, 2, 0)
+    options: dict[str, Any] = {"max_tokens": 24, "ends": frozenset({END, 50, 60, 70})}
+    here = LocalSampler(policy.model, policy.tokenizer, top_p=1e-9, **options).sample(ASKED, 1, 0)
+
+    async def fine(*_: object) -> None:
+        """No training asks for temperature 0, and its log-probabilities are those of 1."""
+
+    monkeypatch.setattr(ServedSampler, "_require_numbers", fine)
+    sampler = on(vllm_with_adapters, policy, tmp_path, temperature=0.0, **options)
+    there = sampler.sample(ASKED, 1, 0)
     sampler.close()
     assert [(each.ids, each.text, each.finished) for each in there] == [
         (each.ids, each.text, each.finished) for each in here
@@ -463,7 +481,7 @@ def test_log_probabilities_must_be_those_of_the_draw(vllm_with_adapters: Served,
             UserError, match=f"of temperature 1, not of {heat:g}; start it with --logprobs-mode processed"
         ):
             on(vllm, policy, tmp_path, temperature=heat).update(0)
-    for options in ({"temperature": 1.0}, {"temperature": 0.0}, {"temperature": 1.0, "top_p": 0.9}):
+    for options in ({"temperature": 1.0}, {"temperature": 1.0, "top_p": 0.9}):
         with pytest.raises(UserError, match="takes no adapters while it runs; start it with VLLM_ALLOW_RUNTIME"):
             on(vllm, policy, tmp_path, **options).update(0)
 

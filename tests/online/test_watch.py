@@ -145,7 +145,7 @@ def test_the_win_rate_falls_twice() -> None:
     (alarm,) = looked(Watch(WatchLimits(win_rate_falls=2)), rates(0.5, 0.7, 0.62, 0.56))
     assert (alarm.rule, alarm.step, alarm.stop) == ("win_rate", 39, True)
     assert "at equal length fell 2 times in a row, from 70.0% to 56.0% (bound 12.7%)" in alarm.message
-    assert "the checkpoint of step 19, the best by the held-out judge" in alarm.message
+    assert "the weights of step 19, the best by the held-out judge" in alarm.message
     assert looked(Watch(WatchLimits()), rates(0.5, 0.7, 0.62, 0.58)) == []
     assert looked(Watch(WatchLimits()), rates(0.5, 0.7, 0.70, 0.56)) == [], "that is one fall"
     assert looked(Watch(WatchLimits(win_rate_falls=None)), rates(0.5, 0.7, 0.62, 0.56)) == []

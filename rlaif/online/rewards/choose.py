@@ -7,7 +7,6 @@ import difflib
 import math
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
@@ -20,6 +19,7 @@ if TYPE_CHECKING:
     from rlaif.settings import JudgeSettings
 
 JUDGE = "judge"
+_Kind = Literal["judge", "url", "function", "model"]
 
 _URL = re.compile(r"https?://", re.IGNORECASE)
 _FUNCTION = re.compile(r"(?P<module>.+):(?P<name>[^\W\d]\w*)")
@@ -31,37 +31,17 @@ _FORMS = (
 )
 
 
-@dataclass(frozen=True)
-class _Means:
-    """What rewards are opened with: the arguments of `open_reward`."""
-
-    judge: JudgeSettings | None
-    constitution: str | Path | None
-    relative_to: Path | None
-    principles: Literal["each", "all"]
-    max_chars: int
-    log: Path
-    say: Callable[[str], None] | None
-    device: Literal["auto", "cpu"]
-    tokens: int
-    timeout: float
-    render: Callable[[Messages], str] | None
-
-
 def open_reward(
     spec: str,
     *,
     normalise: bool = True,
     judge: JudgeSettings | None = None,
     constitution: str | Path | None = None,
-    relative_to: Path | None = None,
     principles: Literal["each", "all"] = "each",
-    max_chars: int = 12_000,
     log: Path = Path("judge.log"),
     say: Callable[[str], None] | None = None,
     device: Literal["auto", "cpu"] = "auto",
     tokens: int = 8192,
-    timeout: float = 120.0,
     render: Callable[[Messages], str] | None = None,
 ) -> Reward:
     """The reward of a setting, ready to score.
@@ -70,31 +50,57 @@ def open_reward(
     `file.py:function`. Several, separated by commas, become a sum, in which each is normalised unless `normalise` is
     false; `*0.5` behind one is its weight, which is 1 otherwise: `judge*0.5,./rm`.
 
-    For `judge`: its settings, the constitution (a shipped name, or a path that starts from `relative_to`), how its
-    principles are asked, most characters of a text, where a launched server logs, and who hears that it is started.
-    For a reward model: the device, and the most tokens of a forward pass. For a URL: seconds to wait, and how a prompt
-    becomes text (none writes the dialogue out).
+    For `judge`: its settings, the constitution (a shipped name, or a path), how its principles are asked, where a
+    launched server logs, and who hears that it is started. For a reward model: the device, and the most tokens of a
+    forward pass. For a URL: how a prompt becomes text (none writes the dialogue out).
 
     Raises UserError for what is none of these or lacks something, ModelError where a judge cannot be reached.
     """
-    means = _Means(
-        judge, constitution, relative_to, principles, max_chars, log, say, device, tokens, timeout, render
-    )  # fmt: skip
+
+    def opened(name: str) -> Reward:
+        match kinds[name]:
+            case "judge":
+                assert judge is not None and constitution is not None
+                return _judge(judge, constitution, principles, log, say)
+            case "url":
+                from rlaif.online.rewards.remote import RemoteReward, dialogue
+
+                return RemoteReward(name, render=render or dialogue)
+            case "function":
+                from rlaif.online.rewards.function import FunctionReward
+
+                return FunctionReward(name)
+            case "model":
+                return _model(name, device, tokens)
+
     listed = _listed(spec)
-    for name, _ in listed:
-        _check(name, means)
+    kinds = {name: _known_kind(name) for name, _ in listed}
+    for needed, thing, mend in ((judge, "judge", "judge.model"), (constitution, "constitution", "constitution")):
+        if JUDGE in kinds and needed is None:
+            raise UserError(f"the reward `judge` needs a {thing}", where="reward", mend=f"set `{mend}`")
     if len(listed) == 1:
-        return _open(listed[0][0], means)
+        return opened(listed[0][0])
     from rlaif.online.rewards.combined import WeightedReward
 
-    with contextlib.ExitStack() as opened:
+    with contextlib.ExitStack() as stack:
         rewards = []
         for called, (name, weight) in zip(_names([name for name, _ in listed]), listed, strict=True):
-            rewards.append((called, reward := _open(name, means), weight))
-            opened.callback(reward.close)
+            rewards.append((called, reward := opened(name), weight))
+            stack.callback(reward.close)
         total = WeightedReward(rewards, normalise)
-        opened.pop_all()
+        stack.pop_all()
     return total
+
+
+def only_model(spec: str) -> str | None:
+    """The reward model, by folder or hub name, where a setting names one and nothing beside it."""
+    ((name, _), *more) = _listed(spec)
+    return name if not more and _kind(name) == "model" else None
+
+
+def has_judge(spec: str) -> bool:
+    """Whether the judge is the reward of a setting, or one of several."""
+    return any(_kind(name) == "judge" for name, _ in _listed(spec))
 
 
 def _listed(spec: str) -> list[tuple[str, float]]:
@@ -121,7 +127,7 @@ def _weight(text: str, name: str) -> float:
     raise UserError(f"the weight `{text}` of `{name}` is not a number", where="reward", mend=f"write `{name}*0.5`")
 
 
-def _kind(name: str) -> Literal["judge", "url", "function", "model"] | None:
+def _kind(name: str) -> _Kind | None:
     if name == JUDGE:
         return "judge"
     if _URL.match(name):
@@ -133,50 +139,39 @@ def _kind(name: str) -> Literal["judge", "url", "function", "model"] | None:
     return "model" if _HUB.fullmatch(name) and name[0] not in "./" else None
 
 
-def _check(name: str, means: _Means) -> None:
-    """Raise UserError for what can be told before anything is loaded."""
+def _known_kind(name: str) -> _Kind:
+    """Raises UserError for what can be told before anything is loaded."""
     kind = _kind(name)
     if kind is None:
         raise _unknown(name)
-    if kind == "judge":
-        if means.judge is None:
-            raise UserError("the reward `judge` needs a judge", where="reward", mend="set `judge.model`")
-        if means.constitution is None:
-            raise UserError("the reward `judge` needs a constitution", where="reward", mend="set `constitution`")
+    return kind
 
 
-def _open(name: str, means: _Means) -> Reward:
-    kind = _kind(name)
-    if kind == "judge":
-        return _judge(means)
-    if kind == "url":
-        from rlaif.online.rewards.remote import RemoteReward, dialogue
-
-        return RemoteReward(name, timeout=means.timeout, render=means.render or dialogue)
-    if kind == "function":
-        from rlaif.online.rewards.function import FunctionReward
-
-        return FunctionReward(name)
+def _model(name: str, device: Literal["auto", "cpu"], tokens: int) -> Reward:
     from rlaif.online.rewards.model import ModelReward
 
     try:
-        return ModelReward(name, means.device, means.tokens)
+        return ModelReward(name, device, tokens)
     except UserError as error:
         if Path(name).expanduser().is_dir():
             raise
         raise _unknown(name, error.what) from error
 
 
-def _judge(means: _Means) -> Reward:
+def _judge(
+    judge: JudgeSettings,
+    constitution: str | Path,
+    principles: Literal["each", "all"],
+    log: Path,
+    say: Callable[[str], None] | None,
+) -> Reward:
     from rlaif.constitution import load_constitution
     from rlaif.inference.source import LazyModel
     from rlaif.online.rewards.judge import JudgeReward
     from rlaif.scores.questions import DIGITS
 
-    assert means.judge is not None and means.constitution is not None
-    constitution = load_constitution(means.constitution, means.relative_to)
-    source = LazyModel(means.judge, log=means.log, labels=DIGITS, say=means.say)
-    return JudgeReward(source, constitution, means.principles, max_chars=means.max_chars)
+    source = LazyModel(judge, log=log, labels=DIGITS, say=say)
+    return JudgeReward(source, load_constitution(constitution), principles)
 
 
 def _unknown(name: str, why: str = "") -> UserError:

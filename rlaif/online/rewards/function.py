@@ -8,21 +8,21 @@ import inspect
 import math
 import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from numbers import Real
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from rlaif.errors import ModelError, UserError, nearest
-from rlaif.online.responses import Scores
+from rlaif.online.responses import Reward, Scores
 from rlaif.records import Messages
 
 _SHOWN = 300
 """Characters of a user's error that a message repeats."""
 
 
-class FunctionReward:
+class FunctionReward(Reward):
     """What a function says, in its own unit: `fn(prompts, responses)` returns one number or None for each response.
 
     `prompts` is a list with one conversation a response, each a list of `{"role": ..., "content": ...}`; `responses` is
@@ -81,13 +81,6 @@ class FunctionReward:
 
     def _wrong(self, what: str) -> ModelError:
         return ModelError(f"reward `{self._name}` returned {what}")
-
-    def state(self) -> Mapping[str, float]:
-        """Nothing: what a function remembers is its own."""
-        return {}
-
-    def restore(self, state: Mapping[str, float]) -> None:
-        """Nothing to go on from."""
 
     def close(self) -> None:
         """Nothing to let go of."""

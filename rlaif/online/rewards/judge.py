@@ -11,7 +11,7 @@ from rlaif.constitution import Constitution
 from rlaif.errors import ModelError
 from rlaif.inference.background import Background
 from rlaif.inference.base import Answer, Model, ModelSource, Question
-from rlaif.online.responses import Scores
+from rlaif.online.responses import Reward, Scores
 from rlaif.records import Messages, Prompt, Sample
 from rlaif.samples.meetings import WHOLE, criteria_of
 from rlaif.scores.grades import readable, score_question, score_record
@@ -21,7 +21,7 @@ _BEST = 9
 _DETAIL_CHARS = 200
 
 
-class JudgeReward:
+class JudgeReward(Reward):
     """The judge's grade of every response, from 0 to 1: the mean over the principles, by their weights.
 
     A grade is the expectation over the digits 0 to 9, by their log-probabilities, divided by 9. Each principle is one
@@ -115,13 +115,6 @@ class JudgeReward:
         detail = next(detail for other, detail in failures if other == kind)[:_DETAIL_CHARS]
         what = f"the judge {self._name} gave none of {responses} responses a score"
         return ModelError(f"{what}: {kind} {count} of {len(failures)} times ({detail})")
-
-    def state(self) -> Mapping[str, float]:
-        """Nothing: a judge does not change."""
-        return {}
-
-    def restore(self, state: Mapping[str, float]) -> None:
-        """Nothing to go on from."""
 
     def close(self) -> None:
         """Close the judge, stop its server if it was started for it, and end its thread."""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from rlaif.data.turns import Turn, transcript
 from rlaif.errors import ModelError, UserError
-from rlaif.online.responses import Scores
+from rlaif.online.responses import Reward, Scores
 from rlaif.records import Messages
 from rlaif.training.intake import Intake
 from rlaif.training.texts import Example, Template
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from rlaif.training.scoring import Apart
 
 
-class ModelReward:
+class ModelReward(Reward):
     """The reward of a model for a whole answer, in the model's own unit; the mean it was centred on is taken off.
 
     Texts become tokens as in the model's training. The answers to one prompt share its computation where the model
@@ -79,13 +79,6 @@ class ModelReward:
         if self._plain:  # the reply of such a dialogue follows after a space
             return Example(str(at), transcript(turns), (f" {response}",), {})
         return Example(str(at), turns, (response,), {})
-
-    def state(self) -> Mapping[str, float]:
-        """Nothing: a reward model does not change."""
-        return {}
-
-    def restore(self, state: Mapping[str, float]) -> None:
-        """Nothing to go on from."""
 
     def close(self) -> None:
         """Let go of the model's memory."""

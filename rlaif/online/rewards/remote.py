@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -23,7 +23,7 @@ from rlaif.errors import ModelError, UserError
 from rlaif.inference.faults import error_message, retry_after
 from rlaif.inference.http import proxy_for
 from rlaif.inference.talk import shown_url
-from rlaif.online.responses import Scores
+from rlaif.online.responses import Reward, Scores
 from rlaif.records import Messages
 
 _LONGEST_PAUSE = 8.0
@@ -51,7 +51,7 @@ def dialogue(messages: Messages) -> str:
     return transcript(tuple(Turn(message.role, message.content) for message in messages)) + " "
 
 
-class RemoteReward:
+class RemoteReward(Reward):
     """The rewards that a server gives, in its own unit; null from the server is no score.
 
     What a server is sent as the text of a prompt is `render(messages)`, by default the dialogue as text (`dialogue`);
@@ -133,13 +133,6 @@ class RemoteReward:
             wait = retry_after(response.headers.get("retry-after"))
             raise _BadReplyError(f"HTTP {response.status_code}: {why}", wait)
         return bytes(found)
-
-    def state(self) -> Mapping[str, float]:
-        """Nothing: what a server remembers is its own."""
-        return {}
-
-    def restore(self, state: Mapping[str, float]) -> None:
-        """Nothing to go on from."""
 
     def close(self) -> None:
         """Close the connection."""
