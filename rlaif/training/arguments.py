@@ -14,10 +14,6 @@ from rlaif.training.defaults import rate_of
 from rlaif.training.settings import CommonSettings, TrainSettings
 
 _EVALUATIONS = 10
-_CHECKPOINTED: dict[str, Any] = {
-    "gradient_checkpointing": True,
-    "gradient_checkpointing_kwargs": {"use_reentrant": False},
-}
 
 
 def steps_of(settings: TrainSettings, rows: int) -> int:
@@ -78,7 +74,6 @@ def arguments(settings: TrainSettings, rows: int, held: int) -> Any:
         label_names=[],
         ddp_find_unused_parameters=False if processes > 1 else None,
         **evaluated,
-        **(_CHECKPOINTED if settings.gradient_checkpointing else {}),
     )
     # One process drives one device; transformers would deal batches out to all GPUs that it sees, by their first axis.
     made._n_gpu = min(made.n_gpu, 1)

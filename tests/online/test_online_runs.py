@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rlaif.errors import ModelError, UserError
@@ -138,6 +139,31 @@ def test_memory_budget_does_not_change_the_result(folder: Path, tmp_path: Path) 
             for tokens in (64, 8192)
         ]
         assert furthest(*(weights(each.folder) for each in ends)) <= 2e-5, algorithm
+
+
+@pytest.mark.parametrize("lora", [{}, {"rank": 4}])
+def test_what_layers_computed_is_forgotten_and_computed_again(
+    lora: dict[str, int], folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In policy and value network, while they learn and at no other time; to the same end."""
+    from transformers.models.llama.modeling_llama import LlamaMLP
+
+    passes = {True: 0, False: 0}
+    plain = LlamaMLP.forward
+
+    def forward(self: Any, *given: Any, **more: Any) -> Any:
+        passes[torch.is_grad_enabled()] += 1
+        return plain(self, *given, **more)
+
+    monkeypatch.setattr(LlamaMLP, "forward", forward)
+    counted, ends = [], []
+    for saving in (False, True):
+        passes.update({True: 0, False: 0})
+        end = run(folder, output=str(tmp_path / str(saving)), algorithm="ppo", lora=lora, gradient_checkpointing=saving)
+        counted.append(dict(passes))
+        ends.append(weights(end.folder))
+    assert counted[1][True] == 2 * counted[0][True] > 0 and counted[1][False] == counted[0][False]
+    assert furthest(*ends) <= 1e-5
 
 
 def test_two_processes_are_one(folder: Path, tmp_path: Path) -> None:

@@ -413,6 +413,15 @@ def test_gradient_checkpointing_changes_nothing(lora: dict[str, int], folder: Pa
     assert losses_of(plain.folder) == pytest.approx(losses_of(saving.folder), rel=1e-6)
 
 
+def test_a_model_that_cannot_forget(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers import LlamaForCausalLM
+
+    monkeypatch.setattr(LlamaForCausalLM, "supports_gradient_checkpointing", False)
+    with pytest.raises(UserError, match="LlamaForCausalLM knows no `gradient_checkpointing`; leave it out"):
+        run("sft", folder, output=str(tmp_path / "out"), gradient_checkpointing=True)
+    assert not (tmp_path / "out").exists()
+
+
 def test_four_bits_need_an_adapter(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="4-bit weights cannot be trained themselves"):
         run("sft", folder, output=str(tmp_path / "out"), four_bit=True)
