@@ -162,7 +162,7 @@ def mismatch(logps: Tensor, sampler_logps: Tensor) -> Mismatch:
 
 
 def loss_weights(
-    lengths: Tensor, mode: Per, limit: int, *, completions: int | None = None, tokens: int | None = None
+    lengths: Tensor, mode: Per, limit: int, *, completions: float | None = None, tokens: float | None = None
 ) -> Tensor:
     """What each token's loss counts, [T]; the loss of a step is the weighted sum.
 

@@ -103,6 +103,8 @@ def _shared(settings: OnlineSettings) -> Path:
 
 def reward_of(settings: OnlineSettings, tokenizer: Any, note: Callable[[str], None]) -> Reward:
     """Who scores the answers."""
+    from accelerate.utils import gather_object
+
     return open_reward(
         settings.reward,
         normalise=settings.normalise,
@@ -114,6 +116,7 @@ def reward_of(settings: OnlineSettings, tokenizer: Any, note: Callable[[str], No
         device=settings.device,
         tokens=settings.tokens,
         render=Cue(tokenizer).text,
+        everyones=gather_object,
     )
 
 

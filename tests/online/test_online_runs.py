@@ -167,16 +167,48 @@ def test_what_layers_computed_is_forgotten_and_computed_again(
 
 
 def test_two_processes_are_one(folder: Path, tmp_path: Path) -> None:
+    """With two rewards, which are normalised over the answers of both."""
     from tests.training.test_processes import alone, both
 
     one, two = tmp_path / "one", tmp_path / "two"
-    more = ["--steps", "3", "--minibatches", "1"]
+    (tmp_path / "other.py").write_text("def short(prompts, responses):\n    return [-len(r) for r in responses]\n")
+    rewards = f"{folder / 'reward.py'}:vowels,{tmp_path / 'other.py'}:short*0.5"
+    more = ["--steps", "3", "--minibatches", "1", "--reward", rewards]
     alone(*flags(folder, one, *more))
     both("rlaif", *flags(folder, two, *more))
     assert furthest(weights(one), weights(two)) <= 1e-4
     for ours, theirs in zip(log_of(one), log_of(two), strict=True):
         for name in ("reward", "kl", "grad_norm", "value/grad_norm", "entropy"):
             assert ours[name] == pytest.approx(theirs[name], rel=1e-3, abs=1e-4), name
+    assert answers_of(one) == answers_of(two)
+
+
+def answers_of(folder: Path) -> list[tuple[int, str, int, str]]:
+    """Every answer that is kept, in some order of its own: several processes write theirs one after another."""
+    rows = [json.loads(line) for line in (folder / "responses.jsonl").open()]
+    assert len(rows) == 8 * rows[-1]["step"]
+    return sorted((row["step"], row["prompt"][0]["content"], row["index"], row["response"]) for row in rows)
+
+
+def test_a_process_may_have_nothing_to_learn_from(folder: Path, tmp_path: Path) -> None:
+    """The second one's answers are all equal, and have no score in the second step: it goes along all the same."""
+    from tests.training.test_processes import both
+
+    (tmp_path / "odd.py").write_text(
+        "import os\n"
+        "calls = []\n"
+        "def odd(prompts, responses):\n"
+        "    calls.append(1)\n"
+        "    if os.environ.get('RANK') == '1':\n"
+        "        return [None if len(calls) == 2 else 0.0] * len(responses)\n"
+        "    return [float(len(text)) for text in responses]\n"
+    )
+    for algorithm, name in (("online-dpo", "accuracy"), ("ppo", "clip_share")):
+        out = tmp_path / algorithm
+        more = ["--reward", f"{tmp_path / 'odd.py'}:odd", "--algorithm", algorithm, "--steps", "3"]
+        both("rlaif", *flags(folder, out, *more))
+        log = log_of(out)
+        assert [line["unscored"] for line in log] == [0.0, 0.5, 0.0] and all(name in line for line in log)
 
 
 def test_answers_without_a_score_are_left_out_and_counted(folder: Path, tmp_path: Path) -> None:

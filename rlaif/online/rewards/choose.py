@@ -63,6 +63,7 @@ def open_reward(
     tokens: int = 8192,
     timeout: float = 120.0,
     render: Callable[[Messages], str] | None = None,
+    everyones: Callable[[list[float]], list[float]] = list,
 ) -> Reward:
     """The reward of a setting, ready to score.
 
@@ -73,7 +74,8 @@ def open_reward(
     For `judge`: its settings, the constitution (a shipped name, or a path that starts from `relative_to`), how its
     principles are asked, most characters of a text, where a launched server logs, and who hears that it is started.
     For a reward model: the device, and the most tokens of a forward pass. For a URL: seconds to wait, and how a prompt
-    becomes text (none writes the dialogue out).
+    becomes text (none writes the dialogue out). For a sum: what makes one process's numbers those of all (see
+    `WeightedReward`).
 
     Raises UserError for what is none of these or lacks something, ModelError where a judge cannot be reached.
     """
@@ -92,7 +94,7 @@ def open_reward(
         for called, (name, weight) in zip(_names([name for name, _ in listed]), listed, strict=True):
             rewards.append((called, reward := _open(name, means), weight))
             opened.callback(reward.close)
-        total = WeightedReward(rewards, normalise)
+        total = WeightedReward(rewards, normalise, everyones)
         opened.pop_all()
     return total
 
