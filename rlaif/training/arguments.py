@@ -87,6 +87,10 @@ def _known_optimizer(name: str) -> str:
     known = [each.value for each in OptimizerNames]
     if name not in known:
         raise UserError(f"no optimizer `{name}`", where="optimizer", mend=nearest(name, known))
+    if name.startswith("schedule_free"):
+        # They keep two sets of weights, of which a model and its checkpoints would have to be saved with the right one.
+        what = f"`{name}` trains other weights than those to be used, which no training here tells apart"
+        raise UserError(what, where="optimizer", mend="take adamw_torch with `schedule: constant`")
     return name
 
 

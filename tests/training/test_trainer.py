@@ -398,6 +398,15 @@ def test_an_adapter_of_a_reward_model_trains_its_head(folder: Path, tmp_path: Pa
     assert "score.weight" in weights(merged.folder)
 
 
+def test_a_step_without_good_answers_has_no_figure_of_them(folder: Path, tmp_path: Path) -> None:
+    """Two answers a step, some of the same kind: no log-probability of several tokens is 0."""
+    trained = run("dpo", folder, output=str(tmp_path / "out"), loss="kto", batch_size=2, max_steps=8)
+    lines = [json.loads(line) for line in (trained.folder / "log.jsonl").read_text().splitlines()]
+    found = [[line.get(f"logps/{kind}") for kind in ("good", "bad")] for line in lines if "loss" in line]
+    assert len(found) == 8 and all(value is None or value < 0 for pair in found for value in pair)
+    assert any(None in pair for pair in found) and not any(pair == [None, None] for pair in found)
+
+
 def test_layers_that_are_not_there(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no adapter fits"):
         run("sft", folder, output=str(tmp_path / "out"), lora={"rank": 4, "targets": ["no_such_layer"]})
