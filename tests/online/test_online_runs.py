@@ -142,6 +142,13 @@ def test_memory_budget_does_not_change_the_result(folder: Path, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("lora", [{}, {"rank": 4}])
+def test_in_bfloat16_the_policy_starts_at_its_reference(lora: dict[str, int], folder: Path, tmp_path: Path) -> None:
+    """The two are rounded alike: a deep model would be stopped before its first step otherwise."""
+    trained = run(folder, output=str(tmp_path / "out"), dtype="bfloat16", steps=1, lora=lora)
+    assert log_of(trained.folder)[0]["kl"] == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("lora", [{}, {"rank": 4}])
 def test_what_layers_computed_is_forgotten_and_computed_again(
     lora: dict[str, int], folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
