@@ -172,11 +172,11 @@ def _reinforced(found: Experience, kl: Tensor, beta: float, settings: OnlineSett
     returns = reinforce_pp_baseline(found.scores, found.owners, kl, found.lengths, beta, settings.gamma)
     # An answer without another one to its prompt has no baseline: it neither counts in the mean nor is learned from.
     known = spread(usable(found.owners), found.lengths)
-    return torch.where(known, whiten(returns, moments=over(returns[known], False)), 0.0) if settings.whiten else returns
+    return torch.where(known, whiten(returns, over(returns[known], False)), 0.0) if settings.whiten else returns
 
 
 def _whitened(advantages: Tensor, settings: OnlineSettings, over: Over) -> Tensor:
-    return whiten(advantages, moments=over(advantages, False)) if settings.whiten else advantages
+    return whiten(advantages, over(advantages, False)) if settings.whiten else advantages
 
 
 def _share(flags: Tensor) -> tuple[float, float]:
