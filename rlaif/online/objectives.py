@@ -46,7 +46,7 @@ Over = Callable[[Tensor, bool], Moments]
 
 
 class Counts(NamedTuple):
-    """What a minibatch's losses are means over: of all processes, a process, as their gradients are averaged."""
+    """What a minibatch's losses are means over: that of all processes over their number, as gradients are averaged."""
 
     prompts: float
     answers: float
