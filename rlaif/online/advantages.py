@@ -121,14 +121,10 @@ class Moments(NamedTuple):
     variance: float
 
 
-def totals(values: Tensor, weights: Tensor | None = None) -> Tensor:
-    """Count, sum and sum of squares: [3] of float64, to be added up over processes and given to `moments`.
-
-    `weights`, of the shape of `values`, say how often each counts, so 0 leaves it out; none counts all once.
-    """
+def totals(values: Tensor) -> Tensor:
+    """Count, sum and sum of squares: [3] of float64, to be added up over processes and given to `moments`."""
     exact = values.detach().to(torch.float64)
-    counts = torch.ones_like(exact) if weights is None else weights.detach().to(torch.float64)
-    return torch.stack([counts.sum(), (counts * exact).sum(), (counts * exact.square()).sum()])
+    return torch.stack([exact.new_tensor(exact.numel()), exact.sum(), exact.square().sum()])
 
 
 def moments(added: Tensor, *, unbiased: bool = False) -> Moments:
@@ -145,23 +141,9 @@ def moments(added: Tensor, *, unbiased: bool = False) -> Moments:
     return Moments(mean, variance)
 
 
-def whiten(values: Tensor, weights: Tensor | None = None, shift: bool = True, moments: Moments | None = None) -> Tensor:
-    """Values of any shape brought to variance 1, and to mean 0 unless `shift` is off: then they keep their mean.
-
-    Args:
-        values: Any shape.
-        weights: How often each counts in mean and variance, of the same shape; what counts 0 times is changed alike.
-        shift: Whether the mean is taken off (advantages: yes; the rewards of arXiv:1909.08593: no).
-        moments: Mean and (biased) variance, where they come from several processes; then `weights` are not read.
-
-    """
-    mean, variance = moments or _moments_of(values, weights)
-    scaled = (values - mean) / math.sqrt(variance + WHITEN_EPS)
-    return scaled if shift else scaled + mean
-
-
-def _moments_of(values: Tensor, weights: Tensor | None = None, *, unbiased: bool = False) -> Moments:
-    return moments(totals(values, weights), unbiased=unbiased)
+def whiten(values: Tensor, over: Moments) -> Tensor:
+    """Values of any shape brought to mean 0 and variance 1, by the mean and (biased) variance of all processes."""
+    return (values - over.mean) / math.sqrt(over.variance + WHITEN_EPS)
 
 
 class _Groups(NamedTuple):
@@ -206,7 +188,7 @@ def rloo(scores: Tensor, groups: Tensor) -> Tensor:
     return ours - (known.sum(ours) - ours) / (known.size - 1).clamp(min=1)
 
 
-def grpo(scores: Tensor, groups: Tensor, scale: Scale = "group", moments: Moments | None = None) -> Tensor:
+def grpo(scores: Tensor, groups: Tensor, scale: Scale = "group", over: Moments | None = None) -> Tensor:
     """Score less the mean score of the group, over a deviation, [C] (GRPO, arXiv:2402.03300).
 
     A constant added to all scores of a prompt changes nothing under `group` and `none`; under `batch` it changes the
@@ -214,7 +196,7 @@ def grpo(scores: Tensor, groups: Tensor, scale: Scale = "group", moments: Moment
 
     `scale`: `group` divides by the deviation of the group's scores (the paper), `batch` by that of all scores
     (arXiv:2508.08221), `none` not at all (Dr. GRPO, arXiv:2503.20783). Deviations have n − 1 in the divisor, and
-    `GROUP_EPS` is added to them. `moments`: under `batch`, the unbiased ones of the scores of all processes; none takes
+    `GROUP_EPS` is added to them. `over`: under `batch`, the unbiased ones of the scores of all processes; none takes
     those of `scores`.
     """
     known = _grouped(groups)
@@ -224,8 +206,8 @@ def grpo(scores: Tensor, groups: Tensor, scale: Scale = "group", moments: Moment
         deviation = (known.sum(centred.square()) / (known.size - 1).clamp(min=1)).sqrt()
         return centred / (deviation + GROUP_EPS)
     if scale == "batch":
-        _, variance = moments or _moments_of(scores, unbiased=True)
-        return centred / (math.sqrt(variance) + GROUP_EPS)
+        every = over or moments(totals(scores), unbiased=True)
+        return centred / (math.sqrt(every.variance) + GROUP_EPS)
     return centred
 
 

@@ -15,12 +15,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from accelerate.utils import gather_object
 from pydantic import JsonValue
 
 from rlaif.errors import ModelError, UserError
 from rlaif.online.loop import Loop, Step
 from rlaif.online.randomness import random_state, restore_random
 from rlaif.store import write_json, write_text
+from rlaif.training.folder import first_process
 from rlaif.training.mishaps import first_line, out_of_memory
 
 LOG, RESPONSES = "log.jsonl", "responses.jsonl"
@@ -140,18 +142,24 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def add_responses(folder: Path, number: int, found: Step) -> None:
-    """Add the answers of a step to those that are kept."""
-    with (folder / RESPONSES).open("a", encoding="utf-8", errors="backslashreplace") as file:
-        for at, (response, score) in enumerate(zip(found.responses, found.scores.total, strict=True)):
-            line = {
-                "step": number + 1,
-                "prompt": [message.model_dump(mode="json") for message in response.asked.messages],
-                "index": response.index,
-                "response": response.text,
-                "reward": score,
-                "parts": {name: part[at] for name, part in found.scores.parts.items()},
-                "finished": response.finished,
-                "tokens": len(response.ids),
-                "version": response.version,
-            }
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+    """Add the answers of a step, those of all processes, to those that are kept; every process has to ask."""
+    lines = gather_object([_line(number, found, at) for at in range(len(found.responses))])
+    if first_process():
+        with (folder / RESPONSES).open("a", encoding="utf-8", errors="backslashreplace") as file:
+            file.writelines(lines)
+
+
+def _line(number: int, found: Step, at: int) -> str:
+    response = found.responses[at]
+    line = {
+        "step": number + 1,
+        "prompt": [message.model_dump(mode="json") for message in response.asked.messages],
+        "index": response.index,
+        "response": response.text,
+        "reward": found.scores.total[at],
+        "parts": {name: part[at] for name, part in found.scores.parts.items()},
+        "finished": response.finished,
+        "tokens": len(response.ids),
+        "version": response.version,
+    }
+    return json.dumps(line, ensure_ascii=False) + "\n"

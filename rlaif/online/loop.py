@@ -26,7 +26,7 @@ from rlaif.online.figures import figures_of
 from rlaif.online.kl import AdaptiveKl, estimate
 from rlaif.online.losses import effective_sample_size, explained_variance, importance_weights, mismatch
 from rlaif.online.network import Network
-from rlaif.online.objectives import Loss, counted, credited, critic_loss, policy_loss
+from rlaif.online.objectives import Counts, Loss, credited, critic_loss, logged, policy_loss
 from rlaif.online.prompts import Dealer
 from rlaif.online.reference import Reference
 from rlaif.online.responses import Response, Reward, Sampler, Scores
@@ -147,7 +147,7 @@ class Loop:
             self.drift = off if self.drift is None else self.drift
         else:
             off = check_in_step(kept, logps, self._tolerance())
-            self.mismatch = off if self.mismatch is None else self.mismatch
+            self.mismatch = off if self.mismatch is None and kept else self.mismatch
         far = self._mean((old - reference).abs())
         if number == 0 and not far <= _FIRST / 10:
             raise ModelError(f"before the first step the policy differs from its reference by {far:.3g} nats a token")
@@ -177,19 +177,16 @@ class Loop:
     def _learned(self, found: Experience, number: int) -> dict[str, float]:
         """Several passes over the answers, in minibatches of whole prompts."""
         settings, players = self.settings, self.players
-        sums: dict[str, list[float]] = {}
+        sums = {name: [0.0, 0.0] for name in logged(settings)}
         moved: dict[str, float] = {}
         for epoch in range(settings.epochs):
             for chosen in self._minibatches(len(found), number, epoch):
                 whole = found.take(chosen)
-                policy_share = self._share(counted(whole, settings))
+                counts = self._counts(whole)
                 if number >= settings.value.warmup or players.value is None:
-                    moved["grad_norm"] = players.policy.learn(
-                        whole.groups, self._policy_loss(whole, policy_share, sums)
-                    )
+                    moved["grad_norm"] = players.policy.learn(whole.groups, self._policy_loss(whole, counts, sums))
                 if players.value is not None:
-                    share = self._share(whole.tokens)
-                    moved["value/grad_norm"] = players.value.learn(whole.groups, self._value_loss(whole, share, sums))
+                    moved["value/grad_norm"] = players.value.learn(whole.groups, self._value_loss(whole, counts, sums))
         told = self._divided(sums) | moved | {"learning_rate": players.policy.rate}
         if players.value is not None:
             explained = explained_variance(found.values, found.returns)
@@ -197,17 +194,17 @@ class Loop:
             told["value/mean"] = self._mean(found.values)
         return told
 
-    def _policy_loss(self, whole: Experience, share: float, sums: dict[str, list[float]]) -> Any:
+    def _policy_loss(self, whole: Experience, counts: Counts, sums: dict[str, list[float]]) -> Any:
         def loss(logps: Tensor, chosen: Sequence[int]) -> Tensor:
             part = whole.take(chosen).to(logps.device)
-            return self._noted(policy_loss(logps, part, whole, self.settings, self.beta), sums) * share
+            return self._noted(policy_loss(logps, part, counts, self.settings, self.beta), sums)
 
         return loss
 
-    def _value_loss(self, whole: Experience, share: float, sums: dict[str, list[float]]) -> Any:
+    def _value_loss(self, whole: Experience, counts: Counts, sums: dict[str, list[float]]) -> Any:
         def loss(values: Tensor, chosen: Sequence[int]) -> Tensor:
             part = whole.take(chosen).to(values.device)
-            return self._noted(critic_loss(values, part, whole, self.settings.value.clip), sums) * share
+            return self._noted(critic_loss(values, part, counts, self.settings.value.clip), sums)
 
         return loss
 
@@ -215,9 +212,8 @@ class Loop:
         if not torch.isfinite(found.loss):
             raise ModelError(f"the loss is {float(found.loss)}: start again with a lower `learning_rate`")
         for name, (total, count) in found.sums.items():
-            kept = sums.setdefault(name, [0.0, 0.0])
-            kept[0] += total
-            kept[1] += count
+            sums[name][0] += total
+            sums[name][1] += count
         return found.loss
 
     def _minibatches(self, prompts: int, number: int, epoch: int) -> Iterator[list[int]]:
@@ -227,11 +223,9 @@ class Loop:
         for at in range(count):
             yield order[at * prompts // count : (at + 1) * prompts // count]
 
-    def _share(self, counted: int) -> float:
-        """What this process's mean counts in that over all processes; gradients are averaged over them."""
-        if self.accelerator.num_processes == 1:
-            return 1.0
-        return float(counted * self.accelerator.num_processes / max(1.0, self._total(counted)))
+    def _counts(self, whole: Experience) -> Counts:
+        mine = torch.tensor([len(whole), len(whole.lengths), whole.tokens], dtype=torch.float64)
+        return Counts(*(self._added(mine) / self.accelerator.num_processes).tolist())
 
     def _price(self, kl: float) -> None:
         """An adaptive price of divergence."""
@@ -274,11 +268,9 @@ class Loop:
         return dict(zip(names, (added / self.accelerator.num_processes).tolist(), strict=True))
 
     def _divided(self, sums: dict[str, list[float]]) -> dict[str, float]:
-        names = sorted(sums)
-        if not names:
-            return {}
-        added = self._added(torch.tensor([sums[name] for name in names], dtype=torch.float64))
-        return {name: float(total / max(float(count), 1.0)) for name, (total, count) in zip(names, added, strict=True)}
+        """Sums over what they are of, without those of nothing; every process has the same names."""
+        added = self._added(torch.tensor(list(sums.values()), dtype=torch.float64)).tolist()
+        return {name: total / count for name, (total, count) in zip(sums, added, strict=True) if count}
 
     @contextmanager
     def _timed(self, phase: str) -> Iterator[None]:

@@ -83,16 +83,14 @@ def per_length(logps: Tensor, lengths: Tensor) -> Tensor:
     return spread_sum(logps, lengths) / lengths
 
 
-def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip: float | None) -> Tensor:
+def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip: float) -> Tensor:
     """½·max((V − R)², (clip(V, V_old ± clip) − R)²), [T]: a value that has moved far is not pushed further.
 
-    As in OpenAI's code (arXiv:2403.17031 lists the details); `clip` None is plain ½·(V − R)².
+    As in OpenAI's code (arXiv:2403.17031 lists the details).
     """
     target, before = returns.detach(), old_values.detach()
-    squares = (values - target).square()
-    if clip is not None:
-        squares = torch.max(squares, (before + (values - before).clamp(-clip, clip) - target).square())
-    return squares / 2
+    bounded = before + (values - before).clamp(-clip, clip)
+    return torch.max((values - target).square(), (bounded - target).square()) / 2
 
 
 def explained_variance(values: Tensor, returns: Tensor) -> float:
@@ -162,7 +160,7 @@ def mismatch(logps: Tensor, sampler_logps: Tensor) -> Mismatch:
 
 
 def loss_weights(
-    lengths: Tensor, mode: Per, limit: int, *, completions: int | None = None, tokens: int | None = None
+    lengths: Tensor, mode: Per, limit: int, *, completions: float | None = None, tokens: float | None = None
 ) -> Tensor:
     """What each token's loss counts, [T]; the loss of a step is the weighted sum.
 

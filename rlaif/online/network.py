@@ -69,7 +69,7 @@ class Network:
     def compute(self, groups: Sequence[Group]) -> Tensor:
         """[tokens], in the order of the groups and their completions, on the CPU; gradients off."""
         found: dict[int, Tensor] = {}
-        with self._evaluating():
+        with self._evaluating(), self.accelerator.autocast():
             for part in split(groups, self.tokens, self.way.layout):
                 some = [groups[at] for at in part]
                 sizes = [sum(map(len, group.completions)) for group in some]

@@ -45,6 +45,14 @@ Over = Callable[[Tensor, bool], Moments]
 """Mean and variance of numbers over all processes; the flag asks for the unbiased variance."""
 
 
+class Counts(NamedTuple):
+    """What a minibatch's losses are means over: that of all processes over their number, as gradients are averaged."""
+
+    prompts: float
+    answers: float
+    tokens: float
+
+
 class Loss(NamedTuple):
     """The loss of some of a minibatch's answers, and what is logged of it: sums, and over how many."""
 
@@ -73,8 +81,14 @@ def credited(found: Experience, settings: OnlineSettings, beta: float, over: Ove
     return found  # pairs look at the rewards themselves
 
 
-def policy_loss(logps: Tensor, part: Experience, whole: Experience, settings: OnlineSettings, beta: float) -> Loss:
-    """The loss of a part of the minibatch `whole` from the log-probabilities of its tokens, [tokens]."""
+def logged(settings: OnlineSettings) -> list[str]:
+    """The names of all `Loss.sums` of a training."""
+    policy = "accuracy" if settings.algorithm == "online-dpo" else "clip_share"
+    return [policy, "value_loss"] if settings.algorithm == "ppo" else [policy]
+
+
+def policy_loss(logps: Tensor, part: Experience, whole: Counts, settings: OnlineSettings, beta: float) -> Loss:
+    """The loss of a part of a minibatch from the log-probabilities of its tokens, [tokens]."""
     if settings.algorithm in ("p3o", "online-dpo"):
         found = _of_pairs(logps, part, whole, settings, beta)
     elif _by_answer(settings):
@@ -87,13 +101,13 @@ def policy_loss(logps: Tensor, part: Experience, whole: Experience, settings: On
     return found._replace(loss=found.loss + beta * (weights * estimate("k2", logps, part.reference)).sum())
 
 
-def critic_loss(values: Tensor, part: Experience, whole: Experience, clip: float) -> Loss:
+def critic_loss(values: Tensor, part: Experience, whole: Counts, clip: float) -> Loss:
     """The value network's loss of a part of a minibatch, [tokens] -> scalar."""
     losses = value_loss(values, part.values, part.returns, clip)
     return Loss(losses.sum() / whole.tokens, {"value_loss": (float(losses.detach().sum()), float(len(losses)))})
 
 
-def _of_tokens(logps: Tensor, part: Experience, whole: Experience, settings: OnlineSettings) -> Loss:
+def _of_tokens(logps: Tensor, part: Experience, whole: Counts, settings: OnlineSettings) -> Loss:
     losses, clipped, _ = clipped_surrogate(
         logps, part.old, part.advantages, settings.clip, _high(settings), settings.dual_clip
     )
@@ -101,7 +115,7 @@ def _of_tokens(logps: Tensor, part: Experience, whole: Experience, settings: Onl
     return Loss((weights * part.weights * losses).sum(), {"clip_share": _share(clipped)})
 
 
-def _of_answers(logps: Tensor, part: Experience, whole: Experience, settings: OnlineSettings) -> Loss:
+def _of_answers(logps: Tensor, part: Experience, whole: Counts, settings: OnlineSettings) -> Loss:
     """One ratio an answer: of its probabilities (RLOO, arXiv:2402.14740), or by its length (GSPO, arXiv:2507.18071)."""
     ends = torch.cumsum(part.lengths, 0) - 1
     summed = spread_sum if settings.algorithm == "rloo" else per_length
@@ -109,37 +123,26 @@ def _of_answers(logps: Tensor, part: Experience, whole: Experience, settings: On
         summed(logps, part.lengths), summed(part.old, part.lengths), part.advantages[ends],
         settings.clip, _high(settings), settings.dual_clip,
     )  # fmt: skip
-    return Loss((_answer_weights(part) * losses).sum() / len(whole.lengths), {"clip_share": _share(clipped)})
+    return Loss((_answer_weights(part) * losses).sum() / whole.answers, {"clip_share": _share(clipped)})
 
 
-def _of_pairs(logps: Tensor, part: Experience, whole: Experience, settings: OnlineSettings, beta: float) -> Loss:
+def _of_pairs(logps: Tensor, part: Experience, whole: Counts, settings: OnlineSettings, beta: float) -> Loss:
     sums, old, reference = (spread_sum(each, part.lengths) for each in (logps, part.old, part.reference))
     if settings.algorithm == "online-dpo":
         pairs = best_and_worst(part.scores, part.owners)
-        if not len(pairs):
-            return Loss(logps.sum() * 0.0, {})
         best, worst = pairs.unbind(1)
         lengths = part.lengths.to(sums)
         given = PairLogps(sums[best], sums[worst], reference[best], reference[worst], lengths[best], lengths[worst])
         losses = dpo_loss(given, beta)
         likely = (given.delta.detach() > 0).float()
-        return Loss(losses.sum() / len(whole), {"accuracy": (float(likely.sum()), float(len(likely)))})
+        return Loss(losses.sum() / whole.prompts, {"accuracy": (float(likely.sum()), float(len(likely)))})
     charged = beta if settings.kl.place == "reward" else 0.0
     rewards = part.scores - charged * (old - reference)
     pairs, weights = pairs_of(part.owners)
-    if not len(pairs):
-        return Loss(logps.sum() * 0.0, {})
     losses, clipped = p3o(sums[pairs], old[pairs], rewards[pairs], settings.clip, settings.p3o_clip)
     sampled = _answer_weights(part)[pairs].prod(dim=1)
     compared = len(torch.unique(part.owners[pairs[:, 0]]))
-    return Loss((weights * sampled * losses).sum() * (compared / len(whole)), {"clip_share": _share(clipped)})
-
-
-def counted(whole: Experience, settings: OnlineSettings) -> int:
-    """What a minibatch's loss is the mean over: its tokens, answers or prompts."""
-    if settings.algorithm in ("p3o", "online-dpo"):
-        return len(whole)
-    return whole.tokens if settings.per == "token" and not _by_answer(settings) else len(whole.lengths)
+    return Loss((weights * sampled * losses).sum() * (compared / whole.prompts), {"clip_share": _share(clipped)})
 
 
 def _by_answer(settings: OnlineSettings) -> bool:
@@ -147,10 +150,10 @@ def _by_answer(settings: OnlineSettings) -> bool:
     return settings.algorithm == "rloo" or (settings.algorithm == "grpo" and settings.ratio == "sequence")
 
 
-def _token_weights(part: Experience, whole: Experience, settings: OnlineSettings) -> Tensor:
+def _token_weights(part: Experience, whole: Counts, settings: OnlineSettings) -> Tensor:
     """[tokens]; those of all parts of a minibatch belong together."""
     limit = settings.rollout.max_tokens
-    return loss_weights(part.lengths, settings.per, limit, completions=len(whole.lengths), tokens=whole.tokens)
+    return loss_weights(part.lengths, settings.per, limit, completions=whole.answers, tokens=whole.tokens)
 
 
 def _answer_weights(part: Experience) -> Tensor:
@@ -169,11 +172,11 @@ def _reinforced(found: Experience, kl: Tensor, beta: float, settings: OnlineSett
     returns = reinforce_pp_baseline(found.scores, found.owners, kl, found.lengths, beta, settings.gamma)
     # An answer without another one to its prompt has no baseline: it neither counts in the mean nor is learned from.
     known = spread(usable(found.owners), found.lengths)
-    return torch.where(known, whiten(returns, moments=over(returns[known], False)), 0.0) if settings.whiten else returns
+    return torch.where(known, whiten(returns, over(returns[known], False)), 0.0) if settings.whiten else returns
 
 
 def _whitened(advantages: Tensor, settings: OnlineSettings, over: Over) -> Tensor:
-    return whiten(advantages, moments=over(advantages, False)) if settings.whiten else advantages
+    return whiten(advantages, over(advantages, False)) if settings.whiten else advantages
 
 
 def _share(flags: Tensor) -> tuple[float, float]:

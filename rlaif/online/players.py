@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from rlaif.errors import UserError
+from rlaif.inference.folder import load_tokenizer
 from rlaif.inference.source import key_in
 from rlaif.online.adapters import Adapters
 from rlaif.online.ahead import AheadSampler
@@ -26,7 +27,7 @@ from rlaif.training.arguments import narrow
 from rlaif.training.defaults import rate_of
 from rlaif.training.forward import Kind, choose_way
 from rlaif.training.groups import Group
-from rlaif.training.loading import load_frozen, load_policy, load_reward_model, load_tokenizer, weights_type
+from rlaif.training.loading import load_frozen, load_policy, load_reward_model, weights_type
 from rlaif.training.rewardmodel import ends_of
 from rlaif.training.starts import Start, find_start
 from rlaif.training.tokens import pad_id
@@ -104,11 +105,15 @@ def _has_head(start: Start) -> bool:
 
 
 def reference_of(settings: OnlineSettings, policy: Network, accelerator: Any) -> Reference:
-    """The start: the policy with its adapter off, or a frozen copy of what it was loaded from."""
+    """The start: the policy with its adapter off, or a frozen copy of what it was loaded from.
+
+    The copy has the policy's type and is computed as it is: what rounding takes the two apart by would count as
+    divergence in every token's reward, and in a deep model is more than that of some updates. In bfloat16 it would be
+    half as large, an eighth of what the policy takes with its optimizer.
+    """
     if settings.lora.rank is not None:
         return Reference(policy, policy.model)
-    dtype = torch.bfloat16 if narrow(settings) else weights_type(settings)
-    model = load_frozen(settings, dtype)
+    model = load_frozen(settings, weights_type(settings))
     return Reference(Network(model, policy.way, "logps", accelerator, tokens=settings.tokens, max_grad_norm=0.0), None)
 
 
@@ -139,6 +144,8 @@ def _shared(settings: OnlineSettings) -> Path:
 
 def reward_of(settings: OnlineSettings, tokenizer: Any, note: Callable[[str], None]) -> Reward:
     """Who scores the answers."""
+    from accelerate.utils import gather_object
+
     return open_reward(
         settings.reward,
         normalise=settings.normalise,
@@ -150,6 +157,7 @@ def reward_of(settings: OnlineSettings, tokenizer: Any, note: Callable[[str], No
         device=settings.device,
         tokens=settings.tokens,
         render=Cue(tokenizer).text,
+        everyones=gather_object,
     )
 
 

@@ -152,8 +152,7 @@ class _Training:
             ended = watching.look(self.done, line)
             self._log(line)
             loop.accelerator.log({name: value for name, value in line.items() if name != "step"}, step=self.done)
-            if first_process():
-                add_responses(settings.folder, number, found)
+            add_responses(settings.folder, number, found)
             self.told.progress("train", self.done, {"reward": line["reward"], "kl": line["kl"]})
             asked = loop.any_process(stop.asked)
             stop.asked = asked
@@ -219,9 +218,11 @@ def _figures(history: Sequence[dict[str, Any]]) -> dict[str, float]:
 def _accelerator(settings: OnlineSettings) -> Any:
     """One process or many, in the type that the model computes in. Raises UserError for what does not work here."""
     from accelerate import Accelerator
-    from accelerate.utils import DistributedType, set_seed
+    from accelerate.utils import DistributedDataParallelKwargs, DistributedType, set_seed
 
     made = Accelerator(
+        # Buffers are constants; and a process without answers makes no pass in which to take them over from another.
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
         mixed_precision="bf16" if narrow(settings) else "no",
         cpu=settings.device == "cpu",
         log_with=list(settings.report_to) or None,

@@ -14,10 +14,6 @@ from rlaif.training.defaults import rate_of
 from rlaif.training.settings import CommonSettings, TrainSettings
 
 _EVALUATIONS = 10
-_CHECKPOINTED: dict[str, Any] = {
-    "gradient_checkpointing": True,
-    "gradient_checkpointing_kwargs": {"use_reentrant": False},
-}
 
 
 def steps_of(settings: TrainSettings, rows: int) -> int:
@@ -78,7 +74,6 @@ def arguments(settings: TrainSettings, rows: int, held: int) -> Any:
         label_names=[],
         ddp_find_unused_parameters=False if processes > 1 else None,
         **evaluated,
-        **(_CHECKPOINTED if settings.gradient_checkpointing else {}),
     )
     # One process drives one device; transformers would deal batches out to all GPUs that it sees, by their first axis.
     made._n_gpu = min(made.n_gpu, 1)
@@ -92,6 +87,10 @@ def _known_optimizer(name: str) -> str:
     known = [each.value for each in OptimizerNames]
     if name not in known:
         raise UserError(f"no optimizer `{name}`", where="optimizer", mend=nearest(name, known))
+    if name.startswith("schedule_free"):
+        # They keep two sets of weights, of which a model and its checkpoints would have to be saved with the right one.
+        what = f"`{name}` trains other weights than those to be used, which no training here tells apart"
+        raise UserError(what, where="optimizer", mend="take adamw_torch with `schedule: constant`")
     return name
 
 

@@ -15,27 +15,41 @@ from torch import Tensor
 from rlaif.training.batches import Batch
 
 _FULL, _SLIDING = "full_attention", "sliding_attention"
+_REST = frozenset({"linear_attention", "conv", "moe"})
+"""Kinds of layers without a mask: what comes first cannot see what follows, and a branch sees the ones before it."""
+
+
+def windows(config: Any) -> dict[str, int | None]:
+    """How many positions back each kind of attention layer of a model's config sees; None is all of them.
+
+    Raises ValueError for kinds that see something else, for instance the chunk that they are in.
+    """
+    text = config.get_text_config()
+    window = getattr(text, "sliding_window", None)
+    # Families that name no kinds have one; where there is no window, it is full attention under another name.
+    known = {_FULL: None, _SLIDING: window}
+    kinds = dict.fromkeys(getattr(text, "layer_types", None) or [_SLIDING])
+    if unknown := kinds.keys() - known.keys() - _REST:
+        raise ValueError(f"no mask is known for layers of {', '.join(sorted(unknown))}")
+    return {kind: known[kind] for kind in known if kind in kinds}
 
 
 def masks(batch: Batch, config: Any, dtype: torch.dtype) -> Any:
     """What to pass as `attention_mask`: one mask, or one for each kind of layer that the model's config names.
 
     A boolean tensor [rows, 1, length, length] for SDPA, an additive one of `dtype` for eager attention, a BlockMask for
-    FlexAttention.
+    FlexAttention. Raises ValueError for kinds of layers that none of them fits.
     """
-    window = getattr(config, "sliding_window", None)
-    kinds = {_FULL: None, _SLIDING: window}
-    present = [kind for kind in kinds if kind in (getattr(config, "layer_types", None) or ())]
-    if len(present) > 1:
-        return {kind: _mask(batch, config, kinds[kind], dtype) for kind in present}
-    return _mask(batch, config, kinds[present[0]] if present else window, dtype)
+    how = config.get_text_config()._attn_implementation
+    found = {kind: _mask(batch, how, window, dtype) for kind, window in windows(config).items()}
+    return found if len(found) > 1 else next(iter(found.values()), None)
 
 
-def _mask(batch: Batch, config: Any, window: int | None, dtype: torch.dtype) -> Any:
-    if config._attn_implementation == "flex_attention":
+def _mask(batch: Batch, how: str, window: int | None, dtype: torch.dtype) -> Any:
+    if how == "flex_attention":
         return _block_mask(batch, window)
     seen = visible(batch, window)
-    if config._attn_implementation == "sdpa":
+    if how == "sdpa":
         return seen
     return torch.zeros_like(seen, dtype=dtype).masked_fill_(~seen, torch.finfo(dtype).min)
 

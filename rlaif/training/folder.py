@@ -12,6 +12,7 @@ import contextlib
 import json
 import os
 import shutil
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -105,7 +106,7 @@ def begin(folder: Path, begun: Begun) -> None:
 def going_on(folder: Path, begun: Begun) -> Path | None:
     """The last checkpoint of an unfinished training, or None where it has none; torn ones are removed.
 
-    Raises UserError where the settings or the data are not those that it was begun with.
+    Raises UserError where the settings or the data are not those that it was begun with, and for a damaged checkpoint.
     """
     try:
         before = Begun.model_validate_json((folder / _BEGUN).read_text(encoding="utf-8"))
@@ -118,7 +119,28 @@ def going_on(folder: Path, begun: Begun) -> Path | None:
     if first_process():
         for path in set(folder.glob("checkpoint-*")) - set(_whole(folder)):
             shutil.rmtree(path, ignore_errors=True)  # of a later step, it would count as one of those that are kept
-    return last_checkpoint(folder)
+    checkpoint = last_checkpoint(folder)
+    if checkpoint is not None:
+        _require_readable(checkpoint)
+    return checkpoint
+
+
+def _require_readable(checkpoint: Path) -> None:
+    """A disk that ran full, or a copy that broke off, leaves files without their ends."""
+    from safetensors import SafetensorError, safe_open
+
+    for path in sorted(checkpoint.iterdir()):
+        try:
+            match path.suffix:
+                case ".json":
+                    json.loads(path.read_text(encoding="utf-8"))
+                case ".safetensors":
+                    safe_open(path, "np")
+                case ".pt" | ".pth":
+                    zipfile.ZipFile(path).close()
+        except (OSError, ValueError, SafetensorError, zipfile.BadZipFile) as error:
+            mend = "delete this folder; `--resume` then goes on from the one before, or from the start"
+            raise UserError(f"{path.name} is damaged ({error})", where=checkpoint, mend=mend) from error
 
 
 def first_process() -> bool:

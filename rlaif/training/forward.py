@@ -9,6 +9,7 @@ fast way with the model's own `forward` on a few rows, and takes the plain way w
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -24,6 +25,8 @@ _TOLERANCE = {torch.float32: 2e-4, torch.float64: 1e-8}
 _COARSE = 0.1
 """Of the narrower types: nats a token, on average; a wrong mask or scale is off by more."""
 _PROBED, _PROBED_TOKENS = 2, 512
+_FARTHEST = 4096
+"""Tokens that a prompt is made long to at most, so as to be longer than a sliding window."""
 
 
 class Way(NamedTuple):
@@ -147,13 +150,13 @@ def choose_way(
     model: Any, groups: Sequence[Group], kind: Kind, layout: Layout = "shared", temperature: float = 1.0
 ) -> Way:
     """The fast way where it gives what the model's own `forward` gives on a few of the groups, else the plain one."""
-    few = [_cut(group) for group in sorted(groups, key=lambda group: group.tokens)[:_PROBED]]
+    probes = _probes(groups, model)
     was_training = model.training
     model.eval()
     try:
         # Weights of two types in one model (a reward head, adapters) go together as they do in training.
         with _autocast(model):
-            return _fastest(model, few, kind, PLAIN._replace(layout=layout, temperature=temperature))
+            return _fastest(model, probes, kind, PLAIN._replace(layout=layout, temperature=temperature))
     finally:
         model.train(was_training)
 
@@ -163,23 +166,42 @@ def _autocast(model: Any) -> torch.autocast:
     return torch.autocast(device, torch.bfloat16, enabled=model.dtype == torch.bfloat16)
 
 
-def _fastest(model: Any, few: Sequence[Group], kind: Kind, asked: Way) -> Way:
+def _fastest(model: Any, probes: Sequence[Sequence[Group]], kind: Kind, asked: Way) -> Way:
     plain = asked._replace(layout="apart")
-    wanted = compute(model, _on(lay_out(few, "apart"), model), plain, kind)
+    wanted = _probed(model, probes, plain, kind)
     for way in (asked._replace(fast=True), plain._replace(fast=True)):
-        with contextlib.suppress(AttributeError, TypeError, ValueError, RuntimeError):
-            found = compute(model, _on(lay_out(few, way.layout), model), way, kind)
-            difference = (found - wanted).abs()
-            worst = float(difference.max() if model.dtype in _TOLERANCE else difference.mean())
+        with contextlib.suppress(AttributeError, TypeError, ValueError, RuntimeError, LookupError):
+            found = _probed(model, probes, way, kind)
+            apart = [(one - other).abs() for one, other in zip(found, wanted, strict=True)]
+            worst = max(float(each.max() if model.dtype in _TOLERANCE else each.mean()) for each in apart)
             if worst <= _TOLERANCE.get(model.dtype, _COARSE):
                 return way._replace(difference=worst)
     return plain
+
+
+def _probed(model: Any, probes: Sequence[Sequence[Group]], way: Way, kind: Kind) -> list[Tensor]:
+    return [compute(model, _on(lay_out(some, way.layout), model), way, kind) for some in probes]
+
+
+def _probes(groups: Sequence[Group], model: Any) -> list[list[Group]]:
+    """Short groups, which are filled up to one length, and a long one: a sliding window shows only beyond its end."""
+    *_, long = by_length = sorted(groups, key=lambda group: group.tokens)
+    return [[_cut(group) for group in by_length[:_PROBED]], [_stretched(_cut(long), bare(model).config)]]
 
 
 def _cut(group: Group) -> Group:
     """A group short enough to be computed twice; the first completions of it, as all share one prompt anyway."""
     completions = tuple(each[:_PROBED_TOKENS] for each in group.completions[:3])
     return Group(group.id, group.prompt[-_PROBED_TOKENS:], completions)
+
+
+def _stretched(group: Group, config: Any) -> Group:
+    """The group with two completions at most, its prompt repeated until it is longer than the model's window."""
+    text, completions = config.get_text_config(), group.completions[:2]
+    window, context = (getattr(text, name, None) or 0 for name in ("sliding_window", "max_position_embeddings"))
+    reach = min(window * 3 // 2, _FARTHEST, context - max(map(len, completions)))
+    times = math.ceil(reach / len(group.prompt))
+    return Group(group.id, (list(group.prompt) * times)[-reach:] if times > 1 else group.prompt, completions)
 
 
 def _on(batch: Batch, model: Any) -> Batch:

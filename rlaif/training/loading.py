@@ -181,13 +181,23 @@ def _four_bit() -> Any:
 def _ready(model: Any, settings: CommonSettings, task: str) -> Any:
     without_dropout(model)
     if settings.gradient_checkpointing:
-        model.enable_input_require_grads()  # gives a frozen embedding's output a gradient to be checkpointed with
+        _recompute(model, settings)
     if settings.lora.rank is None:
         return model
     with _fixed_seed(settings.seed):
         made = with_adapter(model, settings.lora, task)
     made.peft_config["default"].base_model_name_or_path = lasting_name(settings.model)
     return made
+
+
+def _recompute(model: Any, settings: CommonSettings) -> None:
+    """Let its layers forget what they computed until it is asked for again; only while it learns, in training mode."""
+    try:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    except ValueError as error:
+        what = f"{type(model).__name__} knows no `gradient_checkpointing`"
+        raise UserError(what, where=settings.model, mend="leave it out, and lower `tokens`") from error
+    model.enable_input_require_grads()  # gives a frozen embedding's output a gradient to be checkpointed with
 
 
 def without_dropout(model: nn.Module) -> None:

@@ -30,6 +30,8 @@ class Loaded(NamedTuple):
     template: Template
     """How texts became tokens when it was trained; for models of others `auto`."""
     max_length: int | None
+    narrow: bool
+    """Computes in bfloat16, as its training did; weights and rewards stay in float32."""
 
 
 def load(name: str, device: str = "auto") -> Loaded:
@@ -52,7 +54,9 @@ def load(name: str, device: str = "auto") -> Loaded:
     trained = _trained_with(folder)
     longest = trained.get("max_length", getattr(config, "max_position_embeddings", None))
     ends, template = ends_of(folder), trained.get("template", "auto")
-    return Loaded(model.to("cuda" if with_gpu else "cpu").eval(), tokenizer, ends, template, longest)
+    dtype = trained.get("dtype", "auto")
+    narrow = dtype == "bfloat16" or (dtype == "auto" and with_gpu and torch.cuda.is_bf16_supported())
+    return Loaded(model.to("cuda" if with_gpu else "cpu").eval(), tokenizer, ends, template, longest, narrow)
 
 
 def _adapter(name: str) -> Path | None:
@@ -101,7 +105,7 @@ def _trained_with(folder: Path) -> dict[str, Any]:
     """The settings of the training that made a model, where it was ours."""
     with contextlib.suppress(OSError, ValueError, KeyError, AttributeError):
         settings: dict[str, Any] = json.loads((folder / "train.json").read_text(encoding="utf-8"))["settings"]
-        return {name: settings[name] for name in ("template", "max_length") if name in settings}
+        return {name: settings[name] for name in ("template", "max_length", "dtype") if name in settings}
     return {}
 
 

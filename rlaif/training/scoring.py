@@ -46,7 +46,7 @@ def rewards_of(
     """The reward of every completion, in the order of the groups, which `way` (`forward.choose_way`) computes.
 
     `tokens` is what fits into memory at once. A model that was centred has its mean taken off, unless `centered` is
-    false. `narrow` computes in bfloat16, and keeps weights and rewards in float32, as the training did on a GPU.
+    false. `narrow` computes in bfloat16, and keeps weights and rewards in float32, as the training did.
     """
     if not groups:
         return []
@@ -91,8 +91,8 @@ class Apart:
     """`rewards_apart` call after call, for one model: how it computes them is found out once, and once more with the
     first prompt of several replies, as only those show whether sharing works."""
 
-    def __init__(self, model: Any, tokens: int) -> None:
-        self._model, self._tokens, self._narrow = model, tokens, _narrow(model)
+    def __init__(self, loaded: Loaded, tokens: int) -> None:
+        self._model, self._tokens, self._narrow = loaded.model, tokens, loaded.narrow
         self._ways: dict[bool, Way] = {}
         """By whether replies that share a prompt were tried."""
 
@@ -198,7 +198,7 @@ class _Scorer:
 
     def __init__(self, loaded: Loaded, limits: Tokens, intake: Intake, tokens: int, centered: bool) -> None:
         self._model, self._limits, self._intake = loaded.model, limits, intake
-        self._how: dict[str, Any] = {"tokens": tokens, "centered": centered, "narrow": _narrow(loaded.model)}
+        self._how: dict[str, Any] = {"tokens": tokens, "centered": centered, "narrow": loaded.narrow}
 
     def scored(self, rows: Sequence[Answered]) -> list[list[Scored | None]]:
         """The rewards of each row's responses; None for one that cannot be scored."""
@@ -223,12 +223,6 @@ class _Scorer:
                 row = rows[int(key.partition(" ")[0])]
                 raise ModelError(f"the reward of `{row.id}` (line {row.line}) is {reward}: the model is broken")
         return rewards
-
-
-def _narrow(model: Any) -> bool:
-    """Whether it computes in bfloat16, as its training did on a GPU; weights and rewards stay in float32."""
-    on_gpu: bool = next(model.parameters()).device.type == "cuda"
-    return on_gpu and torch.cuda.is_bf16_supported()
 
 
 def _lines(row: Answered, scored: Sequence[Scored | None]) -> Iterator[dict[str, Any]]:

@@ -112,7 +112,7 @@ class TrainSettings(CommonSettings):
     holdout: float = Field(0.05, ge=0, lt=1)
     """Share of the prompts, drawn by hash, that is evaluated on and not trained on."""
     limit: int | None = Field(None, ge=1)
-    """Only the first rows."""
+    """Only the first examples: rows that hold none are passed over, and of a pair KTO makes two."""
     template: Literal["auto", "chat", "plain"] = "auto"
     """`auto`: messages by the chat template, texts as they are; `chat`, `plain`: all by the template, or by none."""
     max_length: int = Field(1024, ge=8)

@@ -15,15 +15,13 @@ from __future__ import annotations
 import itertools
 import re
 from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 from rlaif.errors import UserError
 from rlaif.training.groups import Group
 from rlaif.training.intake import Intake
 from rlaif.training.texts import Example
-
-Truncation = Literal["keep_end", "keep_start"]
 
 Ids = Sequence[int]
 
@@ -37,32 +35,18 @@ _UNUSED = ("pad", "reserved", "unused", "extra_id", "dummy", "placeholder")
 class Tokens:
     """Turns examples into groups.
 
-    A group longer than `max_length` (its prompt with its longest completion) is made to fit:
-
-    `keep_end`    the prompt loses its beginning, a beginning-of-sequence token apart, and completions stay whole, so
-                  that all of a group follow the same prompt and none loses its end. Where a completion alone is too
-                  long, the row is left out.
-    `keep_start`  as TRL does by default: completions lose their ends, and with it, some of them, their end-of-sequence
-                  token; rows whose prompt alone is too long are left out. For comparison with TRL: where only one
-                  completion of a pair is cut, a model learns to go on and on.
+    Of a group longer than `max_length` (its prompt with its longest completion) the prompt loses its beginning, a
+    beginning-of-sequence token apart, and completions stay whole, so that all follow the same prompt and none loses its
+    end (TRL cuts ends: where only one completion of a pair is cut, a model learns to go on and on). Where a completion
+    alone is too long, the row is left out.
     """
 
-    def __init__(
-        self,
-        tokenizer: Any,
-        *,
-        max_length: int | None = None,
-        truncation: Truncation = "keep_end",
-        ends: Iterable[int] = (),
-        template_options: Mapping[str, Any] | None = None,
-    ) -> None:
+    def __init__(self, tokenizer: Any, *, max_length: int | None = None, ends: Iterable[int] = ()) -> None:
         """`ends` are tokens that end a reply beside the tokenizer's own: those of the model's generation config.
 
-        `template_options` go to the chat template, for instance `enable_thinking`. Raises UserError for a tokenizer
-        without an end-of-sequence token.
+        Raises UserError for a tokenizer without an end-of-sequence token.
         """
-        self.tokenizer, self.max_length, self.truncation = tokenizer, max_length, truncation
-        self.options = dict(template_options or {})
+        self.tokenizer, self.max_length = tokenizer, max_length
         self._bos, self._eos = tokenizer.bos_token_id, tokenizer.eos_token_id
         if self._eos is None:
             mend = "set `eos_token` in its tokenizer_config.json"
@@ -118,7 +102,7 @@ class Tokens:
         from jinja2 import TemplateError
 
         def render(messages: list[dict[str, str]], **more: bool) -> str:
-            return str(self.tokenizer.apply_chat_template(messages, tokenize=False, **more, **self.options))
+            return str(self.tokenizer.apply_chat_template(messages, tokenize=False, **more))
 
         try:
             cue = render(turns, add_generation_prompt=True)
@@ -179,12 +163,10 @@ class Tokens:
         limit, longest = self.max_length, max(map(len, tails))
         if limit is None or len(head) + longest <= limit:
             return head, tails
-        room = limit - (len(head) if self.truncation == "keep_start" else longest)
+        room = limit - longest
         if room < 1:
             return None
         intake.truncated += 1
-        if self.truncation == "keep_start":
-            return head, [ids[:room] for ids in tails]
         start = head[:1] if head[0] == self._bos else []
         return [*start, *head[len(head) - room + len(start) :]], tails
 

@@ -241,7 +241,10 @@ class GroupTrainer(Trainer):
         super().log(logs, start_time)
 
     def _means(self, found: Mapping[str, Tensor]) -> dict[str, float]:
-        """The means of values over all processes, in one exchange; every process has to ask for the same names."""
+        """The means of values over all processes, in one exchange; every process has to ask for the same names.
+
+        Without those of nothing, as for the good answers of a step that has none: 0 would be a point of their curve.
+        """
         names = sorted(found)
         if not names:
             return {}
@@ -249,7 +252,8 @@ class GroupTrainer(Trainer):
         counts = torch.tensor([found[name].numel() for name in names], dtype=torch.float64, device=sums.device)
         if self.accelerator.num_processes > 1:
             sums, counts = self.accelerator.reduce(torch.stack([sums, counts]), "sum")
-        return dict(zip(names, (sums / counts.clamp(min=1)).tolist(), strict=True))
+        each = zip(names, sums.tolist(), counts.tolist(), strict=True)
+        return {name: total / count for name, total, count in each if count}
 
     def floating_point_ops(self, inputs: Any) -> int:  # noqa: ARG002 - transformers' signature
         """Not counted: transformers estimates them from padded batches."""

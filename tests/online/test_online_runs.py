@@ -13,6 +13,7 @@ from typing import Any
 from unittest.mock import MagicMock
 
 import pytest
+import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from rlaif.errors import ModelError, UserError
@@ -143,17 +144,81 @@ def test_memory_budget_does_not_change_the_result(folder: Path, tmp_path: Path) 
         assert furthest(*(weights(each.folder) for each in ends)) <= 2e-5, algorithm
 
 
+@pytest.mark.parametrize("lora", [{}, {"rank": 4}])
+def test_in_bfloat16_the_policy_starts_at_its_reference(lora: dict[str, int], folder: Path, tmp_path: Path) -> None:
+    """The two are rounded alike: a deep model would be stopped before its first step otherwise."""
+    trained = run(folder, output=str(tmp_path / "out"), dtype="bfloat16", steps=1, lora=lora)
+    assert log_of(trained.folder)[0]["kl"] == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize("lora", [{}, {"rank": 4}])
+def test_what_layers_computed_is_forgotten_and_computed_again(
+    lora: dict[str, int], folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In policy and value network, while they learn and at no other time; to the same end."""
+    from transformers.models.llama.modeling_llama import LlamaMLP
+
+    passes = {True: 0, False: 0}
+    plain = LlamaMLP.forward
+
+    def forward(self: Any, *given: Any, **more: Any) -> Any:
+        passes[torch.is_grad_enabled()] += 1
+        return plain(self, *given, **more)
+
+    monkeypatch.setattr(LlamaMLP, "forward", forward)
+    counted, ends = [], []
+    for saving in (False, True):
+        passes.update({True: 0, False: 0})
+        end = run(folder, output=str(tmp_path / str(saving)), algorithm="ppo", lora=lora, gradient_checkpointing=saving)
+        counted.append(dict(passes))
+        ends.append(weights(end.folder))
+    assert counted[1][True] == 2 * counted[0][True] > 0 and counted[1][False] == counted[0][False]
+    assert furthest(*ends) <= 1e-5
+
+
 def test_two_processes_are_one(folder: Path, tmp_path: Path) -> None:
+    """With two rewards, which are normalised over the answers of both."""
     from tests.training.test_processes import alone, both
 
     one, two = tmp_path / "one", tmp_path / "two"
-    more = ["--steps", "3", "--minibatches", "1"]
+    (tmp_path / "other.py").write_text("def short(prompts, responses):\n    return [-len(r) for r in responses]\n")
+    rewards = f"{folder / 'reward.py'}:vowels,{tmp_path / 'other.py'}:short*0.5"
+    more = ["--steps", "3", "--minibatches", "1", "--reward", rewards]
     alone(*flags(folder, one, *more))
     both("rlaif", *flags(folder, two, *more))
     assert furthest(weights(one), weights(two)) <= 1e-4
     for ours, theirs in zip(log_of(one), log_of(two), strict=True):
         for name in ("reward", "kl", "grad_norm", "value/grad_norm", "entropy"):
             assert ours[name] == pytest.approx(theirs[name], rel=1e-3, abs=1e-4), name
+    assert answers_of(one) == answers_of(two)
+
+
+def answers_of(folder: Path) -> list[tuple[int, str, int, str]]:
+    """Every answer that is kept, in some order of its own: several processes write theirs one after another."""
+    rows = [json.loads(line) for line in (folder / "responses.jsonl").open()]
+    assert len(rows) == 8 * rows[-1]["step"]
+    return sorted((row["step"], row["prompt"][0]["content"], row["index"], row["response"]) for row in rows)
+
+
+def test_a_process_may_have_nothing_to_learn_from(folder: Path, tmp_path: Path) -> None:
+    """The second one's answers are all equal, and have no score in the second step: it goes along all the same."""
+    from tests.training.test_processes import both
+
+    (tmp_path / "odd.py").write_text(
+        "import os\n"
+        "calls = []\n"
+        "def odd(prompts, responses):\n"
+        "    calls.append(1)\n"
+        "    if os.environ.get('RANK') == '1':\n"
+        "        return [None if len(calls) == 2 else 0.0] * len(responses)\n"
+        "    return [float(len(text)) for text in responses]\n"
+    )
+    for algorithm, name in (("online-dpo", "accuracy"), ("ppo", "clip_share")):
+        out = tmp_path / algorithm
+        more = ["--reward", f"{tmp_path / 'odd.py'}:odd", "--algorithm", algorithm, "--steps", "3"]
+        both("rlaif", *flags(folder, out, *more))
+        log = log_of(out)
+        assert [line["unscored"] for line in log] == [0.0, 0.5, 0.0] and all(name in line for line in log)
 
 
 def test_answers_without_a_score_are_left_out_and_counted(folder: Path, tmp_path: Path) -> None:

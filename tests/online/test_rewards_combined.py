@@ -68,6 +68,18 @@ def test_each_is_normalised_over_all_that_it_ever_gave() -> None:
     assert second.total == pytest.approx([3 / 3.5**0.5])
 
 
+def test_every_process_normalises_by_the_numbers_of_all() -> None:
+    """One has 1 and 3, another 5 and 7: the mean is 4, the deviation the root of (9 + 1 + 1 + 9) / 4."""
+    everyones = [1.0, 3.0, 5.0, 7.0]
+    pair = [
+        WeightedReward([("a", Given(mine), 1.0)], everyones=lambda _: everyones)
+        for mine in (everyones[:2], everyones[2:])
+    ]
+    totals = [call(each, 2).total for each in pair]
+    assert [*totals[0], *totals[1]] == pytest.approx([each / 5**0.5 for each in (-3, -1, 1, 3)])
+    assert pair[0].state() == pair[1].state(), "what is saved is that of the first"
+
+
 def test_scores_that_are_missing() -> None:
     """They count in no mean: of 1 and 3 it is 2, with deviation 1."""
     reward = WeightedReward([("a", Given([1, None, 3, 2]), 1.0), ("b", Given([None, 5, 5, 5]), 2.0)])

@@ -93,8 +93,7 @@ def test_the_block_mask_is_made_by_the_rule() -> None:
     """Of blocks of 128 places: the row of 300 tokens has three, and what no token of a block sees is left out."""
     long = [Group("long", tuple(range(100)), (tuple(range(150)), tuple(range(50))))]
     batch = lay_out(long)
-    config: Any = SimpleNamespace(_attn_implementation="flex_attention", sliding_window=None, layer_types=None)
-    block = masks(batch, config, torch.float32)
+    block = masks(batch, config_of("flex_attention", sliding_window=None, layer_types=None), torch.float32)
     seen = visible(batch)
     wanted = torch.stack(
         [torch.stack([part.any() for part in rows.split(128, -1)]) for rows in seen[0, 0].split(128, 0)]
@@ -105,7 +104,8 @@ def test_the_block_mask_is_made_by_the_rule() -> None:
 
 
 def config_of(kind: str, **more: Any) -> Any:
-    return SimpleNamespace(_attn_implementation=kind, **more)
+    config = SimpleNamespace(_attn_implementation=kind, **more)
+    return SimpleNamespace(get_text_config=lambda: config)  # of a model that also sees, it is inside of another one
 
 
 def test_one_mask_or_one_for_each_kind_of_layer() -> None:
@@ -122,6 +122,16 @@ def test_one_mask_or_one_for_each_kind_of_layer() -> None:
     assert torch.equal(masks(batch, full, torch.float32), every)
     slid = config_of("sdpa", sliding_window=3, layer_types=["sliding_attention"] * 2)
     assert torch.equal(masks(batch, slid, torch.float32), near)
+
+
+def test_kinds_of_layers_that_no_mask_is_known_for() -> None:
+    """Recurrent layers take none, and those beside them their own; of chunks that a token is in we know nothing."""
+    batch = lay_out(GROUPS)
+    beside = config_of("sdpa", sliding_window=3, layer_types=["linear_attention", "conv", "full_attention"])
+    assert torch.equal(masks(batch, beside, torch.float32), visible(batch))
+    assert masks(batch, config_of("sdpa", layer_types=["linear_attention"]), torch.float32) is None
+    with pytest.raises(ValueError, match="no mask is known for layers of chunked_attention"):
+        masks(batch, config_of("sdpa", layer_types=["full_attention", "chunked_attention"]), torch.float32)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from rlaif.training import forward
+from rlaif.training.attention import visible
 from rlaif.training.batches import Batch, Layout, lay_out
 from rlaif.training.forward import PLAIN, Kind, Way, answering, choose_way, compute, head_of
 from rlaif.training.groups import Group
@@ -113,6 +114,55 @@ def test_the_plain_way_is_right_as_well(family: str) -> None:
     agree(model, compute(model, lay_out(GROUPS, "apart"), PLAIN, "logps"), torch.cat(alone(model)))
     model = make(family, "SequenceClassification")
     agree(model, compute(model, lay_out(GROUPS, "apart"), PLAIN, "rewards"), torch.cat(alone_rewards(model)))
+
+
+def seeing() -> Any:
+    """A model that also takes images: what its text layers are like stands in a config within its config."""
+    from transformers import AutoModelForCausalLM, Gemma3Config
+
+    text = {**FAMILIES["gemma3"][1], "num_hidden_layers": 2}
+    vision = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    sizes = {"image_size": 28, "patch_size": 14}
+    config = Gemma3Config(text_config=text, vision_config={**vision, **sizes}, mm_tokens_per_image=4)
+    torch.manual_seed(4)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    assert getattr(model.config, "sliding_window", None) is None and model.config.text_config.sliding_window == 5
+    return model
+
+
+def test_a_model_that_also_sees_has_its_windows() -> None:
+    model = seeing()
+    way = choose_way(model, GROUPS, "logps")
+    assert way.fast and way.layout == "shared"
+    found = compute(model, lay_out(GROUPS), way, "logps")
+    assert torch.allclose(found, torch.cat(alone(model)), atol=1e-5)
+
+
+SHORT = drawn([(1, (1, 2)), (2, (1,)), (2, (2, 2))])
+"""No conversation is as long as the window of 5 that `gemma3` has in every other layer."""
+
+
+@pytest.mark.parametrize("make_one", [seeing, lambda: make("gemma3"), lambda: make("mistral")])
+def test_a_window_that_is_not_heeded_is_found_out_by_rows_within_it(
+    make_one: Callable[[], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert choose_way(make_one(), SHORT, "logps").fast
+    monkeypatch.setattr("rlaif.training.attention.visible", lambda batch, window=None: visible(batch))
+    assert choose_way(make_one(), SHORT, "logps") == PLAIN
+
+
+def test_a_window_that_no_config_tells_of_is_found_out_by_the_longest_row() -> None:
+    """GPT-Neo keeps its windows in its layers, and they count columns: completions of a shared row lie too far off."""
+    from transformers import GPTNeoConfig, GPTNeoForCausalLM
+
+    torch.manual_seed(4)
+    config = GPTNeoConfig(
+        vocab_size=VOCABULARY, hidden_size=32, num_layers=2, num_heads=4, attention_types=[[["global", "local"], 1]],
+        window_size=6, max_position_embeddings=256, initializer_range=0.3, bos_token_id=1, eos_token_id=2,
+    )  # fmt: skip
+    model: Any = GPTNeoForCausalLM(config).eval()
+    assert choose_way(model, SHORT, "logps").layout == "shared"
+    assert choose_way(model, [*SHORT, GROUPS[0]], "logps").layout == "apart"
 
 
 def recurrent() -> Any:

@@ -38,6 +38,7 @@ def lines(out: Path) -> list[dict[str, Any]]:
     [
         ({"optimizer": "adamw_torhc"}, "optimizer: no optimizer `adamw_torhc`; did you mean `adamw_torch`"),
         ({"optimizer": "lomo"}, "optimizer: `lomo` cannot be used"),
+        ({"optimizer": "schedule_free_adamw"}, "`schedule_free_adamw` trains other weights than those to be used"),
         ({"patience": 1}, "`patience` needs held-out rows"),
         ({"lora": {"rank": 4, "targets": ["nowhere"]}}, "no adapter fits"),
     ],

@@ -165,6 +165,18 @@ def test_a_torn_checkpoint_is_passed_over(folder: Path, broken: Path) -> None:
     assert again(folder, broken).finished
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "rng_state.pth", "trainer_state.json"])
+def test_a_damaged_checkpoint_is_named(name: str, folder: Path, broken: Path) -> None:
+    """Its end is missing; once it is deleted, the training goes on from the one before."""
+    path = broken / "checkpoint-3" / name
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(UserError, match=rf"checkpoint-3: {name} is damaged \(.*delete this folder; `--resume`"):
+        again(folder, broken)
+    shutil.rmtree(broken / "checkpoint-3")
+    if name == "optimizer.pt":
+        assert again(folder, broken).finished
+
+
 @pytest.mark.slow
 def test_without_a_checkpoint_it_begins_again(folder: Path, broken: Path, tmp_path: Path) -> None:
     shutil.rmtree(broken / "checkpoint-3")

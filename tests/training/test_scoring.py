@@ -261,3 +261,25 @@ def test_command_for_scripts(folder: Path, tmp_path: Path) -> None:
     assert told.exit_code == 0, told.output
     figures = json.loads(told.stdout)
     assert (figures["responses"], figures["accuracy"], figures["highest"]) == (2, None, [])
+
+
+@pytest.mark.parametrize(
+    ("dtype", "device", "wanted"),
+    [
+        ("float32", "cuda", False), ("auto", "cuda", True), (None, "cuda", True),
+        ("bfloat16", "cpu", True), ("auto", "cpu", False), (None, "cpu", False),
+    ],
+)  # fmt: skip
+def test_rewards_are_computed_as_in_the_training(
+    dtype: str | None, device: str, wanted: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The type that it was given counts on every device; where none was, the device decides."""
+    from transformers import LlamaForSequenceClassification
+
+    save_scorer(tmp_path)
+    if dtype is not None:
+        (tmp_path / "train.json").write_text(json.dumps({"settings": {"dtype": dtype}}))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: device == "cuda")
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    monkeypatch.setattr(LlamaForSequenceClassification, "to", lambda self, _: self)
+    assert load(str(tmp_path)).narrow == wanted

@@ -93,16 +93,6 @@ def test_long_prompts_lose_their_beginning_and_completions_nothing() -> None:
     assert (dict(intake.left_out), intake.lines, intake.truncated) == ({"too-long": 1}, {"too-long": [1]}, 0)
 
 
-def test_keep_start_cuts_ends_as_trl_does() -> None:
-    tokens = Tokens(letters(), max_length=4, truncation="keep_start")
-    group, intake = one(tokens, raw("ad", "d", "ad"))
-    assert ids(group) == ([A, D], [[D, EOS], [A, D]])
-    assert intake.truncated == 1
-    intake = Intake()
-    assert list(tokens.groups([raw("adad", "d", "a")], intake)) == []
-    assert dict(intake.left_out) == {"too-long": 1}
-
-
 def test_chat_templates_keep_what_follows_the_end() -> None:
     tokenizer = bpe(WORDS, CHATML, eos="<|im_end|>")
     group, intake = one(Tokens(tokenizer), spoken("Yes.", "No."))
@@ -153,12 +143,6 @@ def test_what_a_template_refuses_is_left_out() -> None:
     assert len(groups) == 2
     assert dict(intake.left_out) == {"template": 1}
     assert intake.notes == ["the chat template refuses a conversation: System role not supported"]
-
-
-def test_options_reach_the_template() -> None:
-    tokenizer = bpe(WORDS, "{{ note }}" + CHATML, eos="<|im_end|>")
-    group, _ = one(Tokens(tokenizer, template_options={"note": "Briefly."}), spoken("Yes."))
-    assert tokenizer.decode(list(group.prompt)).startswith("Briefly.<|im_start|>user")
 
 
 def test_what_a_tokenizer_must_have() -> None:

@@ -398,6 +398,15 @@ def test_an_adapter_of_a_reward_model_trains_its_head(folder: Path, tmp_path: Pa
     assert "score.weight" in weights(merged.folder)
 
 
+def test_a_step_without_good_answers_has_no_figure_of_them(folder: Path, tmp_path: Path) -> None:
+    """Two answers a step, some of the same kind: no log-probability of several tokens is 0."""
+    trained = run("dpo", folder, output=str(tmp_path / "out"), loss="kto", batch_size=2, max_steps=8)
+    lines = [json.loads(line) for line in (trained.folder / "log.jsonl").read_text().splitlines()]
+    found = [[line.get(f"logps/{kind}") for kind in ("good", "bad")] for line in lines if "loss" in line]
+    assert len(found) == 8 and all(value is None or value < 0 for pair in found for value in pair)
+    assert any(None in pair for pair in found) and not any(pair == [None, None] for pair in found)
+
+
 def test_layers_that_are_not_there(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no adapter fits"):
         run("sft", folder, output=str(tmp_path / "out"), lora={"rank": 4, "targets": ["no_such_layer"]})
@@ -411,6 +420,15 @@ def test_gradient_checkpointing_changes_nothing(lora: dict[str, int], folder: Pa
     saving = run("sft", folder, output=str(tmp_path / "saving"), lora=lora, gradient_checkpointing=True)
     assert furthest(weights(plain.folder), weights(saving.folder)) <= 1e-6
     assert losses_of(plain.folder) == pytest.approx(losses_of(saving.folder), rel=1e-6)
+
+
+def test_a_model_that_cannot_forget(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers import LlamaForCausalLM
+
+    monkeypatch.setattr(LlamaForCausalLM, "supports_gradient_checkpointing", False)
+    with pytest.raises(UserError, match="LlamaForCausalLM knows no `gradient_checkpointing`; leave it out"):
+        run("sft", folder, output=str(tmp_path / "out"), gradient_checkpointing=True)
+    assert not (tmp_path / "out").exists()
 
 
 def test_four_bits_need_an_adapter(folder: Path, tmp_path: Path) -> None:

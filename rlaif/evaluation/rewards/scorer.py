@@ -97,7 +97,7 @@ class RewardModel:
             )
         longest = self._max_length or loaded.max_length
         self._limits = Tokens(loaded.tokenizer, max_length=longest, ends=loaded.ends)
-        self._rewards = Apart(loaded.model, self._tokens)
+        self._rewards = Apart(loaded, self._tokens)
 
     def close(self) -> None:
         """Let go of the model's memory."""

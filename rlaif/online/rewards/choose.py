@@ -43,6 +43,7 @@ def open_reward(
     device: Literal["auto", "cpu"] = "auto",
     tokens: int = 8192,
     render: Callable[[Messages], str] | None = None,
+    everyones: Callable[[list[float]], list[float]] = list,
 ) -> Reward:
     """The reward of a setting, ready to score.
 
@@ -52,7 +53,8 @@ def open_reward(
 
     For `judge`: its settings, the constitution (a shipped name, or a path), how its principles are asked, where a
     launched server logs, and who hears that it is started. For a reward model: the device, and the most tokens of a
-    forward pass. For a URL: how a prompt becomes text (none writes the dialogue out).
+    forward pass. For a URL: how a prompt becomes text (none writes the dialogue out). For a sum: what makes one
+    process's numbers those of all (see `WeightedReward`).
 
     Raises UserError for what is none of these or lacks something, ModelError where a judge cannot be reached.
     """
@@ -87,7 +89,7 @@ def open_reward(
         for called, (name, weight) in zip(_names([name for name, _ in listed]), listed, strict=True):
             rewards.append((called, reward := opened(name), weight))
             stack.callback(reward.close)
-        total = WeightedReward(rewards, normalise)
+        total = WeightedReward(rewards, normalise, everyones)
         stack.pop_all()
     return total
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from rlaif.errors import ModelError, UserError
@@ -46,13 +46,20 @@ class WeightedReward:
     """The weighted sum of some rewards.
 
     With `normalise`, each has its running mean taken off and is divided by its running standard deviation, over all
-    scores that it ever gave, those of this call included: rewards in other units then weigh what their weights say. A
-    response has a score where all of them have one. The parts are their own numbers, before all that: `name`, and
-    `name/part` where a reward has several parts itself.
+    scores that it ever gave in any process, those of this call included: rewards in other units then weigh what their
+    weights say. A response has a score where all of them have one. The parts are their own numbers, before all that:
+    `name`, and `name/part` where a reward has several parts itself.
     """
 
-    def __init__(self, rewards: Sequence[tuple[str, Reward, float]], normalise: bool = True) -> None:
+    def __init__(
+        self,
+        rewards: Sequence[tuple[str, Reward, float]],
+        normalise: bool = True,
+        everyones: Callable[[list[float]], list[float]] = list,
+    ) -> None:
         """Each with a name of its own, without a `/`, and a weight, which may be negative.
+
+        `everyones` makes of one process's numbers those of all processes, in the same order in each.
 
         Raises UserError for names and weights that are none.
         """
@@ -64,7 +71,7 @@ class WeightedReward:
                 raise UserError(f"the weight of the reward `{name}` is {weight}", mend="give a number")
         if not rewards:
             raise UserError("a sum of rewards needs at least one")
-        self._rewards = tuple(rewards)
+        self._rewards, self._everyones = tuple(rewards), everyones
         self._moments = {name: Moments() for name in names} if normalise else {}
 
     def __call__(self, prompts: Sequence[Messages], responses: Sequence[str]) -> Scores:
@@ -86,7 +93,7 @@ class WeightedReward:
         if name not in self._moments:
             return total
         moments = self._moments[name]
-        for value in known:
+        for value in self._everyones(known):
             moments.add(value)
         return [None if value is None else moments.scaled(value) for value in total]
 

@@ -52,7 +52,7 @@ class ModelReward(Reward):
                 "the reward model has no chat template, and prompts are messages", where=self._name, mend=mend
             )
         self._limits = Tokens(loaded.tokenizer, max_length=loaded.max_length, ends=loaded.ends)
-        self._rewards: Apart | None = Apart(loaded.model, tokens)
+        self._rewards: Apart | None = Apart(loaded, tokens)
 
     def __call__(self, prompts: Sequence[Messages], responses: Sequence[str]) -> Scores:
         """One reward a response, None for one that cannot be scored; the one part is called `model`.
