@@ -82,6 +82,16 @@ def open_reward(
             raise UserError(f"the reward `judge` needs a {thing}", where="reward", mend=f"set `{mend}`")
     if len(listed) == 1:
         return opened(listed[0][0])
+    return _sum(listed, opened, normalise, everyones)
+
+
+def _sum(
+    listed: list[tuple[str, float]],
+    opened: Callable[[str], Reward],
+    normalise: bool,
+    everyones: Callable[[list[float]], list[float]],
+) -> Reward:
+    """All rewards of a setting as one; where one cannot be opened, those before it are closed."""
     from rlaif.online.rewards.combined import WeightedReward
 
     with contextlib.ExitStack() as stack:
