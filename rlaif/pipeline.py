@@ -31,6 +31,7 @@ from rlaif.revising import (
 )
 from rlaif.revisions.plan import reviser_principles, revision_record
 from rlaif.run import Run, open_run
+from rlaif.samples.inputs import read_prompts
 from rlaif.samples.plan import given_samples, sample_record
 from rlaif.scores.grades import score_record
 from rlaif.scores.orders import order_record
@@ -105,7 +106,7 @@ async def generate_async(settings: RunSettings, stages: Sequence[str], watch: Wa
     async with opened_models(settings, stages, watch.note) as (policy, judge, panel):
         names = tuple(each.name for each in panel)
         with open_run(settings, policy.name if policy else None, judge.name, names) as run:
-            _unfinish(run, stages)
+            _begin(run, stages, watch)
             report = Report(run)
             if "sample" in stages:
                 report.tallies.append(await sample(run, policy, watch))
@@ -136,8 +137,11 @@ def _revises(settings: RunSettings, stages: Sequence[str]) -> bool:
 
 
 def _require_texts(settings: RunSettings, stages: Sequence[str]) -> None:
-    """Raise UserError, before anything is spent, where the constitution or the helpful answers lack what is needed."""
+    """Raise UserError, before anything is spent or made, where prompts, constitution or helpful answers lack what is
+    needed."""
     constitution = load_constitution(settings.constitution)
+    wanted = settings.prompts
+    next(read_prompts(wanted.path, column=wanted.column, responses=wanted.responses, limit=1), None)
     if _critiques(settings, stages):
         require_critiques(settings, constitution)
     if _revises(settings, stages):
@@ -145,9 +149,13 @@ def _require_texts(settings: RunSettings, stages: Sequence[str]) -> None:
         next(helpful_demonstrations(settings), None)
 
 
-def _unfinish(run: Run, stages: Sequence[str]) -> None:
-    """Read the prompts, and take away the manifests that this session makes untrue: those of what it will derive anew,
-    and all of them where the prompts, or settings that all rests on, are others than before."""
+def _begin(run: Run, stages: Sequence[str], watch: Watch) -> None:
+    """Read the prompts, save the settings, and take away the manifests that this session makes untrue: those of what it
+    will derive anew, and all of them where the prompts, or settings that all rests on, are others than before. A
+    mistake in the prompts leaves a finished run as it was."""
+    run.read_prompts(lambda: run.unfinish("manifest.json", REVISED))
+    if run.before is not None and run.before.prompts.path != run.settings.prompts.path:
+        watch.note(f"{run.folder} was a run on {run.before.prompts.path}: its answers are kept, its pairs are replaced")
     before, now = (None if each is None else each.model_dump(exclude={"output"}) for each in (run.before, run.settings))
     revise_before, revise_now = (None if each is None else each.pop("revise") for each in (before, now))
     other = before != now
@@ -155,9 +163,7 @@ def _unfinish(run: Run, stages: Sequence[str]) -> None:
         run.unfinish()
     if other or revise_before != revise_now or _revises(run.settings, stages):
         run.unfinish(REVISED)
-    if run.read_prompts():
-        run.unfinish()
-        run.unfinish(REVISED)
+    run.save_settings()
 
 
 async def sample(run: Run, policy: ModelSource | None, watch: Watch, *, most: int | None = None) -> Tally:

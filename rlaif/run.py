@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,7 +31,7 @@ from rlaif.samples.meetings import Criterion, Meeting, criteria_of, distinct_sam
 from rlaif.samples.plan import given_samples, sample_questions
 from rlaif.scores.grades import FINALISTS, finalists, score_question
 from rlaif.settings import JudgeSettings, RunSettings
-from rlaif.store import Table, lock_folder, read_records, sha256_of, write_records
+from rlaif.store import Table, draft_of, lock_folder, read_records, sha256_of, write_records
 from rlaif.yamlfile import load_yaml
 
 
@@ -81,21 +81,23 @@ class Run:
         """What pairs are judged by."""
         return criteria_of(self.constitution, self.settings.compare.principles)
 
-    def read_prompts(self) -> bool:
+    def read_prompts(self, others: Callable[[], None] = lambda: None) -> None:
         """Read the input into `prompts.jsonl`: the plan that the stages of this run go through.
 
-        Returns whether that file is another one than before.
+        Where it holds other prompts than before, `others` is called before they take their place. Raises UserError for
+        a mistake in the input; then nothing has changed.
         """
         path = self.folder / "prompts.jsonl"
-        before = sha256_of(path) if path.exists() else None
         wanted = self.settings.prompts
         keep_given = wanted.responses is not None or self.settings.policy is None
         found = read_prompts(
             wanted.path, column=wanted.column, responses=wanted.responses, limit=wanted.limit, oddities=self.oddities
         )
         prompts = found if keep_given else (prompt.model_copy(update={"responses": ()}) for prompt in found)
-        self.prompt_count = write_records(path, self._counted(prompts))
-        return sha256_of(path) != before
+        with draft_of(path) as draft:
+            self.prompt_count = write_records(draft, self._counted(prompts))
+            if not path.exists() or sha256_of(draft) != sha256_of(path):
+                others()
 
     def _counted(self, prompts: Iterator[Prompt]) -> Iterator[Prompt]:
         drawn = self.settings.policy.samples if self.settings.policy else 0
@@ -187,23 +189,33 @@ class Run:
         settings, chars = self.settings.critique, self.settings.compare.max_chars
         return notes_on(prompt, self.critiques.get, settings, self.judge_name, max_chars=chars)
 
-    def unfinish(self, manifest: str = "manifest.json") -> None:
-        """Take a manifest away: its presence means that what it tells of is finished."""
-        (self.folder / manifest).unlink(missing_ok=True)
+    def save_settings(self) -> None:
+        """Save the settings that this run goes by."""
+        save_run(self.settings, self.folder / "run.yaml")
+
+    def unfinish(self, *manifests: str) -> None:
+        """Take manifests away: their presence means that what they tell of is finished."""
+        for manifest in manifests or ("manifest.json",):
+            (self.folder / manifest).unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
 def open_run(
     settings: RunSettings, policy_name: str | None, judge_name: str, panel_names: tuple[str, ...] = ()
 ) -> Iterator[Run]:
-    """Lock and open the run folder of `settings`, and save the settings in it.
+    """Lock and open the run folder of `settings`.
 
-    Raises UserError where another process writes there, or where the folder cannot be written.
+    Raises UserError where another process writes there, where the folder cannot be written, or where it holds a dataset
+    that no run has made.
     """
     constitution = load_constitution(settings.constitution)
     with lock_folder(settings.folder):
-        before = _saved_settings(settings.folder / "run.yaml")
-        save_run(settings, settings.folder / "run.yaml")
+        saved = settings.folder / "run.yaml"
+        for name in ("pairs.jsonl", "pairs.parquet", "rankings.jsonl"):
+            if (settings.folder / name).exists() and not saved.exists():
+                mend = "give another `output`"
+                raise UserError("there is a file of this name here already", where=settings.folder / name, mend=mend)
+        before = _saved_settings(saved)
         with _tables(settings, constitution, policy_name, judge_name) as run:
             run.before, run.panel_names = before, panel_names
             yield run

@@ -90,7 +90,7 @@ def test_a_new_project_runs_as_it_is(tmp_path: Path) -> None:
     assert checked.returncode == 0, checked.stderr
     result = rlaif("generate", "mine/run.yaml", "--prompts-limit", 5, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    assert (tmp_path / "runs/first/pairs.jsonl").exists()
+    assert (tmp_path / "runs/mine/pairs.jsonl").exists()
 
 
 @pytest.mark.server

@@ -291,3 +291,41 @@ def test_the_saved_settings_run_again(tmp_path: Path) -> None:
         run(tmp_path / "run/run.yaml")
         assert sum(fake.requests.values()) == requests
     assert (tmp_path / "run/pairs.jsonl").read_bytes() == pairs_before
+
+
+def test_a_mistake_in_the_prompts_leaves_a_finished_run_as_it_was(tmp_path: Path) -> None:
+    """Missing, or broken in its middle: told, and nothing in the folder is another one. A new folder is not made."""
+    with FakeServer() as fake:
+        path = write_run(tmp_path, fake.url)
+        run(path)
+        before = {each.name: each.read_bytes() for each in (tmp_path / "run").iterdir()}
+        broken = tmp_path / "broken.jsonl"
+        broken.write_text('{"prompt": "Fine?"}\n{"prompt": \n')
+        for wrong, words in (("missing.jsonl", "no such file"), (str(broken), "broken.jsonl:2")):
+            with pytest.raises(UserError, match=words):
+                run(path, prompts__path=wrong)
+        assert {each.name: each.read_bytes() for each in (tmp_path / "run").iterdir()} == before
+        with pytest.raises(UserError, match="no such file"):
+            run(path, prompts__path="missing.jsonl", output=str(tmp_path / "new"))
+        assert not (tmp_path / "new").exists()
+
+
+def test_a_dataset_of_somebody_elses_is_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/pairs.jsonl").write_text("mine\n")
+    with (
+        FakeServer() as fake,
+        pytest.raises(UserError, match=r"pairs.jsonl: there is a file of this name here already"),
+    ):
+        run(write_run(tmp_path, fake.url))
+    assert (tmp_path / "run/pairs.jsonl").read_text() == "mine\n"
+
+
+def test_a_run_on_other_prompts_in_the_same_folder_is_told(tmp_path: Path) -> None:
+    with FakeServer() as fake:
+        path = write_run(tmp_path, fake.url)
+        run(path)
+        (tmp_path / "other.jsonl").write_text('{"prompt": "Another question?"}\n')
+        done = rlaif("generate", path, "--prompts", "other.jsonl", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert f"was a run on {tmp_path / 'prompts.jsonl'}: its answers are kept, its pairs are replaced" in done.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -44,7 +45,7 @@ revise:                           # for `rlaif revise`; `enabled: true` does it 
   temperature: 0.3
   max_tokens: 128
 
-output: runs/first
+output: runs/{name}
 """
 
 
@@ -71,7 +72,8 @@ def init(folder: Path, constitution: str) -> None:
             shutil.copyfile(path, folder / name)
         if not (folder / SCHEMA_FILE).exists():  # for editors: the constitution's first line points to it
             shutil.copyfile(resource("constitutions") / SCHEMA_FILE, folder / SCHEMA_FILE)
-        (folder / "run.yaml").write_text(_RUN_FILE, encoding="utf-8")
+        name = re.sub(r"[^\w.-]", "-", folder.resolve().name)
+        (folder / "run.yaml").write_text(_RUN_FILE.replace("{name}", name), encoding="utf-8")
     except OSError as error:
         raise UserError(f"cannot write: {error.strerror}", where=folder, mend="choose another folder") from error
     made = "run.yaml, constitution.yaml (with its schema) and prompts.jsonl"

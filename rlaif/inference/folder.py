@@ -15,10 +15,12 @@ from rlaif.errors import UserError, nearest
 from rlaif.resources import SHIPPED, shipped_model
 
 _DECIDING = ("*.safetensors", "*.bin", "*.json", "*.jinja", "*.model", "*.txt")
-_BESIDE = frozenset({"trainer_state.json", "training_args.bin", "optimizer.bin", "README.txt"})
-"""Files of those kinds that trainers leave, and that change no answer."""
+_BESIDE = frozenset({"trainer_state.json", "training_args.bin", "optimizer.bin", "README.txt", "metrics.json"})
+"""Files of those kinds that trainers leave, and that change no answer; some tell how long a training took."""
 _WHOLE = 64 * 2**20
-_EDGE = 2**20
+_PIECES, _PIECE = 256, 2**16
+"""Of a larger file so many pieces are hashed, evenly spread: a training that leaves some layers as they were changes
+others, and the first and last tensors of a file may well be among those that it left."""
 _ADAPTER = "adapter_config.json"
 
 
@@ -101,7 +103,7 @@ def identity(model: str, *, rewards: bool = False) -> str:
 
 
 def fingerprint(folder: Path) -> str:
-    """8 hex digits over names and contents of a model's files; of a file over 64 MB its size, head and tail count."""
+    """8 hex digits over names and contents of a model's files; of a file over 64 MB its size and 16 MB of it count."""
     files = {path for pattern in _DECIDING for path in folder.glob(pattern) if path.name not in _BESIDE}
     total = hashlib.sha256()
     for path in sorted(files, key=lambda each: each.name):
@@ -117,9 +119,9 @@ def _digest(path: Path) -> bytes:
         if size <= _WHOLE:
             digest.update(file.read())
         else:
-            digest.update(file.read(_EDGE))
-            file.seek(-_EDGE, 2)
-            digest.update(file.read())
+            for number in range(_PIECES):
+                file.seek((size - _PIECE) * number // (_PIECES - 1))
+                digest.update(file.read(_PIECE))
     return digest.digest()
 
 

@@ -143,19 +143,26 @@ def test_the_name_follows_the_files(tiny_model: Path, tmp_path: Path) -> None:
     assert Local(str(copy), name="judge").name == f"judge@{fingerprint(copy)}"
 
 
-def test_a_large_file_is_known_by_its_size_and_its_ends(tmp_path: Path) -> None:
-    def model(name: str, at: int) -> str:
-        folder = tmp_path / name
-        folder.mkdir()
-        with (folder / "model.safetensors").open("wb") as file:
-            file.truncate(70 * 2**20)
-            file.seek(at)
-            file.write(b"x")
-        return fingerprint(folder)
+def test_how_long_a_training_took_is_no_part_of_a_model(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    before = fingerprint(tmp_path)
+    (tmp_path / "metrics.json").write_text('{"seconds": 12.5}')
+    assert fingerprint(tmp_path) == before
 
-    same = model("a", 30 * 2**20)
-    assert same == model("b", 31 * 2**20)  # the middle is not read
-    assert len({same, model("c", 5), model("d", 70 * 2**20 - 5)}) == 3
+
+def test_a_large_file_is_known_by_its_size_and_pieces_all_over_it(tmp_path: Path) -> None:
+    """100 MB of zeros, but for a byte at either end, or a layer of 1 MB between them."""
+    path = tmp_path / "model.safetensors"
+
+    def with_bytes(at: int, count: int) -> str:
+        with path.open("wb") as file:
+            file.truncate(100 * 2**20)
+            file.seek(at)
+            file.write(b"x" * count)
+        return fingerprint(tmp_path)
+
+    changes = [(0, 0), (5, 1), (100 * 2**20 - 5, 1), *((at * 2**20, 2**20) for at in (3, 50, 77))]
+    assert len({with_bytes(*change) for change in changes}) == len(changes)
 
 
 def test_what_is_missing_is_told_in_one_line(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
