@@ -14,7 +14,8 @@ from pathlib import Path
 
 from rlaif.comparisons.fold import Comparison, Status, Vote
 from rlaif.comparisons.shares import Share, folded, shares
-from rlaif.run import Run, read_making, reopen_run
+from rlaif.making import read_making
+from rlaif.run import Run, reopen_run
 from rlaif.settings import PairSettings
 from rlaif.slots import find_slots
 

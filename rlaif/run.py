@@ -12,11 +12,10 @@ and settings, and its hash finds the answer. So only answers to the questions of
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from rlaif.comparisons.fold import Vote
 from rlaif.comparisons.plan import Notes, compare_questions, votes
@@ -24,6 +23,7 @@ from rlaif.constitution import Constitution, load_constitution
 from rlaif.critiques.plan import critique_questions, notes_on
 from rlaif.errors import UserError
 from rlaif.inference.base import Question
+from rlaif.making import read_making
 from rlaif.records import Critique, Failure, Judgement, Order, Prompt, Revision, Sample, Score
 from rlaif.runfile import save_run
 from rlaif.samples.inputs import Oddities, read_prompts
@@ -226,33 +226,6 @@ def _saved_settings(path: Path) -> RunSettings | None:
         return load_yaml(path, RunSettings)
     except UserError:
         return None
-
-
-class Making(NamedTuple):
-    """What the manifest of a finished run says that it was made with."""
-
-    policy: str | None
-    judge: str
-    constitution: str
-    """Name of the constitution."""
-    hash: str
-    """Its content hash."""
-
-
-def read_making(folder: Path) -> Making:
-    """Who made a finished run. Raises UserError where there is none in `folder`."""
-    path = folder / "manifest.json"
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        constitution = manifest["constitution"]
-        return Making(manifest["policy"], manifest["judge"], constitution["name"], constitution["hash"])
-    except OSError:
-        known = (folder / "run.yaml").is_file()
-        mend = f"`rlaif generate {folder / 'run.yaml'}` goes on with it" if known else "give a folder that a run wrote"
-        raise UserError("there is no finished run here", where=folder, mend=mend) from None
-    except (ValueError, KeyError, TypeError):
-        mend = f"`rlaif pair {folder / 'run.yaml'}` writes it again"
-        raise UserError("this is not the manifest of a run", where=path, mend=mend) from None
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from rlaif.constitution import Constitution
     from rlaif.constitution.changes import Change, Changes, Wording
     from rlaif.impact import Missing, Plans
-    from rlaif.run import Making
+    from rlaif.making import Making
 
 
 @click.command()
@@ -55,7 +55,8 @@ def _with_run(folder: Path, old: Constitution, new: Constitution, dry_run: bool,
     """Count, ask, and tell the impact; returned as a document, shown unless that is what is wanted."""
     from rlaif.cli.constitution_impact import impact_document, show_impact
     from rlaif.impact import impact, missing, plans
-    from rlaif.run import read_making, reopen_run
+    from rlaif.making import read_making
+    from rlaif.run import reopen_run
 
     notes = _notes(read_making(folder), old, new)
     with reopen_run(folder, new) as run:
