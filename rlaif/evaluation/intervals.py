@@ -1,7 +1,7 @@
 """Means with 95% intervals over prompts: all values of one prompt stand or fall together. Pure functions.
 
 The percentile bootstrap over prompts is too narrow where prompts are few: of 50 prompts and a share near 0.9 its
-intervals hold the truth in 90 to 93 of 100 cases, these in 93 to 97 (`python -m tests.bench coverage`). The standard
+intervals hold the truth in 85 to 95 of 100 cases, these in 93 to 97 (`python -m tests.bench coverage`). The standard
 error is that of a ratio of sums over prompts (Cochran 1977, Sampling Techniques, section 6.3), which is what the
 bootstrap's comes to, and the interval is the score interval (Wilson 1927, JASA 22:209-212) of as many independent
 trials as have that error, with Student's t for the normal quantile: it stays between 0 and 1, and leans towards one

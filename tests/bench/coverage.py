@@ -29,7 +29,7 @@ from rlaif.evaluation.winrate import length_controlled  # noqa: E402
 
 Numbers = np.ndarray[Any, np.dtype[np.float64]]
 
-SIMULATIONS = 500
+SIMULATIONS = 1000
 LARGE = 50_000
 """Prompts that stand for all prompts."""
 EACH = 4
