@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -59,7 +61,7 @@ def demo(output: str, prompts: int) -> None:
         f"judge's grades as the reward (ppo). This is `rlaif run {file}`.\n"
     )
     meters = {"faulty (oracle)": _faulty, "malformed": _malformed, "quality (oracle)": _quality}
-    done = run_loop(plan, _Screen(), meters=meters)
+    done = run_loop(plan, _Screen(), meters=meters, command=shlex.join(["rlaif", *sys.argv[1:]]))
     if done.stopped is not None:
         click.echo(f"Stopped in `train {done.stopped}`; the same command goes on from there.", err=True)
         raise SystemExit(130)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -68,7 +70,7 @@ def run(run_file: Path, flags: dict[tuple[str, ...], str]) -> None:
 
     plan = load_plan(run_file, flags)
     warn_of_judges(run_file, plan.run)
-    done = run_loop(plan, Screen())
+    done = run_loop(plan, Screen(), command=shlex.join(["rlaif", *sys.argv[1:]]))
     leave_processes()
     if done.stopped is not None:
         click.echo(f"Stopped in `train {done.stopped}`; the same command goes on from there.", err=True)

@@ -42,6 +42,10 @@ class Ledger(Record):
     """The file."""
 
     format: Literal[1] = 1
+    command: str = ""
+    """What goes on with the loop, for the report."""
+    finished: bool = False
+    """Whether all was done that the run file asks for."""
     steps: dict[str, Kept] = Field(default_factory=dict)
 
     @staticmethod
@@ -53,9 +57,13 @@ class Ledger(Record):
 
     def noted(self, folder: Path, name: str, kept: Kept) -> Ledger:
         """The same with one more entry, written down."""
-        found = Ledger(steps={**self.steps, name: kept})
-        write_text(folder / _FILE, found.model_dump_json(indent=2) + "\n")
+        found = self.model_copy(update={"steps": {**self.steps, name: kept}})
+        found.write(folder)
         return found
+
+    def write(self, folder: Path) -> None:
+        """Write it down."""
+        write_text(folder / _FILE, self.model_dump_json(indent=2) + "\n")
 
 
 class Standing(NamedTuple):

@@ -75,16 +75,18 @@ class Looped:
     page: Path | None = None
 
 
-def run_loop(plan: Plan, screen: Screen, *, meters: Meters | None = None) -> Looped:
+def run_loop(plan: Plan, screen: Screen, *, meters: Meters | None = None, command: str = "") -> Looped:
     """Take every stage that is not done yet.
 
-    `meters` are measures of an answer that stand beside the judge's in the evaluation. Raises UserError for what the
-    user can mend and ModelError where a model cannot go on; a second call resumes.
+    `command` is what goes on after an interrupt, for the report; `meters` are measures of an answer that stand beside
+    the judge's in the evaluation. Raises UserError for what the user can mend and ModelError where a model cannot go
+    on; a second call resumes.
     """
     screen.stage("generate")
     with screen.watching() as watch:
         found = Looped(plan, generate(plan.run, STAGES, watch))
     screen.data(found.data)
+    _mark(plan, command, finished=False)
     for step in plan.steps:
         screen.stage(f"train {step.name}")
         if not _trained(step, plan.run.folder, found, screen):
@@ -99,8 +101,14 @@ def run_loop(plan: Plan, screen: Screen, *, meters: Meters | None = None) -> Loo
                 screen.stage(f"evaluate {step.name}")
                 found.rewards[step.name] = _rewarded(plan, step, screen)
     screen.stage("report")
+    _mark(plan, command, finished=True)
     found.page = write_report(plan.run.folder)
     return found
+
+
+def _mark(plan: Plan, command: str, *, finished: bool) -> None:
+    ledger = Ledger.read(plan.run.folder)
+    ledger.model_copy(update={"command": command, "finished": finished}).write(plan.run.folder)
 
 
 def write_report(folder: Path) -> Path:

@@ -125,11 +125,11 @@ def _about(folder: Path, told: Told, trainings: list[Training], found: Found, ju
     if told.is_run and not told.finished:
         proceed = f"rlaif generate {shlex.quote(str(folder / 'run.yaml'))}"
     else:
-        proceed = unfinished[0].command if unfinished else ""
+        proceed = told.goes_on or (unfinished[0].command if unfinished else "")
     return About(
         title=folder.resolve().name,
         kind=kind,
-        finished=told.finished if told.is_run else not unfinished,
+        finished=told.finished and not told.goes_on if told.is_run else not unfinished,
         next=proceed,
         when=stamp,
         policy=policy if isinstance(policy, str) else None,

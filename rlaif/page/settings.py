@@ -39,6 +39,8 @@ class Told:
     note: str = ""
     """Why the constitution's texts are not told, or to be doubted."""
     revised: dict[str, Any] = field(default_factory=dict)
+    loop: dict[str, Any] = field(default_factory=dict)
+    """What `rlaif run` notes of its stages."""
 
     @property
     def is_run(self) -> bool:
@@ -52,6 +54,11 @@ class Told:
     def finished(self) -> bool:
         """Whether the manifest is there, which is written last."""
         return bool(self.manifest)
+
+    @property
+    def goes_on(self) -> str:
+        """The command that goes on with an unfinished `rlaif run`; empty where there is none."""
+        return str(self.loop.get("command") or "") if self.loop.get("finished") is False else ""
 
     @property
     def judge(self) -> str | None:
@@ -76,7 +83,7 @@ def read_told(folder: Path) -> Told:
         text, settings = "", None
     known = settings if isinstance(settings, dict) else manifest.get("settings")
     told = Told(folder, manifest, text, known if isinstance(known, dict) else {})
-    told.revised = document(folder / "revised.json")
+    told.revised, told.loop = document(folder / "revised.json"), document(folder / "loop.json")
     if isinstance(told.settings.get("constitution"), str):
         _read_constitution(told)
     return told

@@ -35,7 +35,7 @@ def warnings_of(page: Page, told: Told) -> list[Warning]:
 
 
 def _state(page: Page, told: Told) -> Iterator[Warning]:
-    if told.is_run and not told.finished:
+    if told.is_run and (not told.finished or told.goes_on):
         what = "The run is unfinished: everything below is about what is on disk so far."
         yield Warning(level="serious", what=what, mend=f"Run `{page.about.next}`: it goes on.", where="counts")
     if page.provenance.changed:

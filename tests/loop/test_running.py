@@ -81,6 +81,8 @@ def test_every_stage_leaves_its_files(finished: Path) -> None:
     out = finished / "out"
     for name in ("pairs.jsonl", "manifest.json", "train/reward/metrics.json", "train/dpo/metrics.json", "report.html"):
         assert (out / name).is_file(), name
+    ledger = json.loads((out / "loop.json").read_text())
+    assert ledger["finished"] and ledger["command"].startswith("rlaif run ")
     report = report_of(out)
     assert [player["name"] for player in report["players"]] == ["dpo", "base"]
     assert report["about"]["prompt_count"] == 5

@@ -123,6 +123,17 @@ def test_examples_are_drawn_from_all_that_is_of_interest() -> None:
     assert len(choose(plan, Path("nowhere"), 100)) == 20
 
 
+def test_an_unfinished_loop_says_what_to_do(run: Path) -> None:
+    """Its data are finished, its trainings are not; once they are, there is nothing to do."""
+    ledger = {"format": 1, "command": "rlaif run loop.yaml", "finished": False, "steps": {}}
+    (run / "loop.json").write_text(json.dumps(ledger))
+    page = figures_of(run)
+    assert (page.about.finished, page.about.next) == (False, "rlaif run loop.yaml")
+    assert page.warnings[0].level == "serious" and "`rlaif run loop.yaml`" in page.warnings[0].mend
+    (run / "loop.json").write_text(json.dumps({**ledger, "finished": True}))
+    assert figures_of(run).about.finished
+
+
 def test_an_unfinished_run_says_what_to_do(run: Path) -> None:
     for name in ("manifest.json", "rankings.jsonl", "pairs.jsonl"):
         (run / name).unlink()
