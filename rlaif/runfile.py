@@ -172,11 +172,7 @@ def _at(source: Source, path: Where) -> object:
 def _long_form(source: Source, path: tuple[str, ...]) -> Source:
     """`prompts: FILE` as `prompts: {path: FILE}`, so that flags can add to it."""
     value = _at(source, path)
-    if not isinstance(value, str):
-        return source
-    place = source.place(path)
-    long = source.with_value(path, {"path": value}, place.where)
-    return Source(long.data, long.where, {**long.places, path: place}, long.faults)
+    return source.reworded(path, {"path": value}) if isinstance(value, str) else source
 
 
 def absolute(source: Source, path: Where, base: Path) -> Source:
@@ -187,6 +183,4 @@ def absolute(source: Source, path: Where, base: Path) -> Source:
     looks_like_path = "/" in value or Path(value).suffix != ""
     if not (looks_like_path and (base / value).exists()):
         return source
-    place = source.place(path)
-    moved = source.with_value(path, str((base / value).resolve()), place.where)
-    return Source(moved.data, moved.where, {**moved.places, path: place}, moved.faults)
+    return source.reworded(path, str((base / value).resolve()))

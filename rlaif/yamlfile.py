@@ -81,6 +81,12 @@ class Source:
         kept = {known: place for known, place in self.places.items() if known[: len(path)] != path}
         return Source(top, self.where, {**kept, path: Place(where)}, self.faults)
 
+    def reworded(self, path: Where, value: object) -> Source:
+        """A copy where `value` says what stood at `path` before, and keeps its place."""
+        place = self.place(path)
+        found = self.with_value(path, value, place.where)
+        return Source(found.data, found.where, {**found.places, path: place}, found.faults)
+
 
 def load_yaml(path: str | Path, model_type: type[Model]) -> Model:
     """The file as a `model_type`. Raises UserError on its first mistake, and says how many more there are."""

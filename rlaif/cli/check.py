@@ -12,7 +12,7 @@ import click
 from rlaif.cli.options import run_options
 from rlaif.errors import RlaifError, UserError
 from rlaif.loop.plan import plan_problems
-from rlaif.runfile import load_run
+from rlaif.runfile import Flags, load_run, read_run
 from rlaif.settings import RunSettings
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.option("--offline", is_flag=True, help="Do not probe the models.")
 @run_options
-def check(run_file: Path, flags: dict[tuple[str, ...], str], offline: bool) -> None:
+def check(run_file: Path, flags: Flags, offline: bool) -> None:
     """Tell every problem of the settings, the constitution, the prompts and the models; exit code 2 if there are any.
 
     Nothing is stored, and nothing is sent but a probe of each model that is on a server.
@@ -30,6 +30,7 @@ def check(run_file: Path, flags: dict[tuple[str, ...], str], offline: bool) -> N
     found: list[RlaifError] = list(plan_problems(run_file, flags))
     if not found:
         settings = load_run(run_file, flags)
+        found += _output_problems(settings, run_file, flags)
         found += _constitution_problems(settings)
         found += _prompt_problems(settings)
         found += _helpful_problems(settings)
@@ -42,6 +43,17 @@ def check(run_file: Path, flags: dict[tuple[str, ...], str], offline: bool) -> N
         click.echo(f"{len(found)} problem{'s' if len(found) > 1 else ''}; nothing was stored", err=True)
         raise SystemExit(2)
     click.echo("No problems.")
+
+
+def _output_problems(settings: RunSettings, run_file: Path, flags: Flags) -> list[UserError]:
+    from rlaif.store import require_writable
+
+    try:
+        require_writable(settings.folder)
+    except UserError as error:
+        where, line = read_run(run_file, flags).place(("output",))
+        return [UserError(f"{settings.output}: {error.what}", where=where, line=line, mend=error.mend)]
+    return []
 
 
 def _constitution_problems(settings: RunSettings) -> list[UserError]:

@@ -46,6 +46,29 @@ def model_folder(model: str) -> Path:
     return path
 
 
+def require_model(model: str) -> None:
+    """Raise UserError where no model can be behind a name. Nothing is loaded, and no hub asked.
+
+    Old models of the hub have no owner in their names; one of those has to be on this machine already.
+    """
+    if shipped_model(model) is not None or _is_path(model):
+        model_folder(model)
+    elif "/" not in model and not _is_cached(model):
+        meant = nearest(model, SHIPPED)
+        mend = "name the folder of a saved model, or one of the hub as `owner/name`"
+        raise UserError(f"no model is called `{model}`", mend=meant if meant.startswith("did you mean") else mend)
+
+
+def _is_cached(model: str) -> bool:
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        return isinstance(try_to_load_from_cache(model, "config.json"), str)
+    except HFValidationError:
+        return False
+
+
 def parts_of(folder: Path, *, rewards: bool = False) -> Parts:
     """The parts of the language model in a folder, or with `rewards` of a reward model.
 

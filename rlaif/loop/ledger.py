@@ -17,7 +17,8 @@ from pydantic import Field, JsonValue, ValidationError
 
 from rlaif.constitution import load_constitution
 from rlaif.inference.folder import identity
-from rlaif.loop.plan import Step, files_of
+from rlaif.loop.looking import files_of
+from rlaif.loop.plan import Step
 from rlaif.records import Record, content_id
 from rlaif.resources import shipped_model
 from rlaif.store import sha256_of, write_text

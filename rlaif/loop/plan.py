@@ -25,11 +25,11 @@ from pydantic import Field
 
 from rlaif.errors import UserError, nearest
 from rlaif.evaluation.policies.settings import EvaluateSettings
+from rlaif.loop.looking import missing_of_evaluation, missing_of_training
 from rlaif.online.settings import OnlineSettings
 from rlaif.plainwords import Where
 from rlaif.runfile import Flags, absolute, read_later, read_run
 from rlaif.settings import ModelSettings, RunSettings
-from rlaif.training.rows import DEMONSTRATION_FILES, PAIR_FILES, file_of
 from rlaif.training.settings import SETTINGS, CommonSettings
 from rlaif.training.settingsfile import absolute_paths
 from rlaif.yamlfile import Place, Source, find_problems, refuse
@@ -41,15 +41,6 @@ TRAIN, EVALUATION = "train", "evaluation"
 """Folders in the run folder."""
 BASE = "base"
 """What the policy that all steps start from is called in the evaluation."""
-
-
-def files_of(setting: str, method: str) -> tuple[str, ...]:
-    """What the trainer of a method reads of a folder that this setting names; nothing of a model's."""
-    if setting == "prompts":
-        return ("prompts.jsonl",)
-    if setting == "center_on" or (setting in ("data", "held_data") and method == "sft"):
-        return DEMONSTRATION_FILES
-    return PAIR_FILES if setting in ("data", "held_data") else ()
 
 
 class LoopEvaluateSettings(EvaluateSettings):
@@ -152,9 +143,11 @@ def _read(path: Path, flags: Flags | None) -> _Found:
     steps = _Sections(later, run, path.resolve().parent)
     found = _Found(source, tuple(steps.trainings()), steps.evaluation(), steps.problems)
     for _, kind, section in found.steps:
-        steps.problems += find_problems(section, kind)
+        wrong = find_problems(section, kind)
+        steps.problems += wrong or missing_of_training(kind.model_validate(section.data), section, run)
     if found.evaluate is not None:
-        steps.problems += find_problems(found.evaluate, LoopEvaluateSettings)
+        wrong = find_problems(found.evaluate, LoopEvaluateSettings)
+        steps.problems += wrong or _missing_of(found.evaluate, run)
     if not steps.problems and (plan := found.plan()).needs_start:
         try:
             _ = plan.start
@@ -162,6 +155,11 @@ def _read(path: Path, flags: Flags | None) -> _Found:
             place = steps.later["evaluate"].place(())
             steps.problems.append(UserError(error.what, where=place.where, line=place.line, mend=error.mend))
     return found
+
+
+def _missing_of(evaluate: Source, run: RunSettings) -> Iterator[UserError]:
+    settings = LoopEvaluateSettings.model_validate(evaluate.data)
+    return missing_of_evaluation(settings, settings.reward_gold, evaluate, run)
 
 
 class _Sections:
@@ -236,23 +234,12 @@ class _Sections:
         for key, value in self._usual(kind).items():
             if key not in section.data:
                 section = section.with_value((key,), value, f"train.{name}")
-        self._look_into(section, kind.method)
         if kind.method == "sft" and section.data["data"] == self.run.output and not self.run.revise.enabled:
             what = f"`train.{name}` learns from revisions, and this run makes none"
             self._wrong(
                 section.place(()), what, "set `revise: {enabled: true}`, or name other demonstrations in `data`"
             )
         return section
-
-    def _look_into(self, section: Source, method: str) -> None:
-        """Tell of folders that hold nothing that the trainer reads; the run's own may be filled later."""
-        for name, value in section.data.items():
-            files = files_of(name, method)
-            if files and isinstance(value, str) and value != self.run.output:
-                try:
-                    file_of(value, files)
-                except UserError as error:
-                    self._wrong(section.place((name,)), f"{value}: {error.what}", error.mend)
 
     def _usual(self, kind: type[CommonSettings]) -> dict[str, Any]:
         """What the run says about settings that the file leaves out."""
@@ -272,13 +259,13 @@ class _Sections:
         value = _at(section.data, path)
         if not isinstance(value, str):
             return section
-        place = section.place(path)
         parts = re.split(r"([,*])", value)
+        folders = dict(self._folders)
         for part in (each.strip() for each in parts):
             if part in later and not (self.base / part).exists():
-                self._wrong(place, f"`{part}` is trained here or further down", "move it above")
-        named = "".join(str(self._folders.get(each.strip(), each)) for each in parts)
-        return section if named == value else section.with_value(path, named, place.where)
+                self._wrong(section.place(path), f"`{part}` is trained here or further down", "move it above")
+                folders[part] = self.run.folder / TRAIN / part
+        return section.reworded(path, "".join(str(folders.get(each.strip(), each)) for each in parts))
 
     def _wrong(self, place: Place, what: str, mend: str = "") -> None:
         self.problems.append(UserError(what, where=place.where, line=place.line, mend=mend))

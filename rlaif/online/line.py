@@ -63,6 +63,8 @@ class Line:
     async def models(self) -> list[dict[str, Any]]:
         """What the server says of each of its models, adapters among them. Raises ModelError where it says nothing."""
         reply = await self.get("/models")
+        if isinstance(reply, Fault) and reply.kind in _AWAY:
+            raise ModelError(f"{self.shown}: {reply.detail}; start the server, or set another `rollout.base_url`")
         if isinstance(reply, Fault):
             raise self.failure(reply)
         return [card for card in reply.get("data") or () if isinstance(card, dict)]

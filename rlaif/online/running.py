@@ -90,6 +90,8 @@ class _Training:
         )
         checkpoint = going_on(settings.folder, begun) if resume else None
         loop = self._loop(start, tokenizer, prompts)
+        if checkpoint is None:  # whose weights go there below; before a word is written, as the server may not be there
+            loop.players.sampler.update(0)
         watching = self.opened.enter_context(Watching.opened(settings, prompts.held, loop, self.told.note))
         state = load_checkpoint(checkpoint, loop) if checkpoint is not None else None
         begin(settings.folder, begun)

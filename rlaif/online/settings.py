@@ -195,7 +195,7 @@ class OnlineSettings(CommonSettings):
         found: list[tuple[Where, str]] = []
         if self.batch_size % self.samples:
             what = f"`batch_size: {self.batch_size}` is no multiple of `samples: {self.samples}`"
-            found.append((("batch_size",), what))
+            found.append((("batch_size" if "batch_size" in self.model_fields_set else "samples",), what))
         elif self.batch_size // self.samples < self.minibatches:
             prompts = self.batch_size // self.samples
             what = f"`minibatches: {self.minibatches}` are more than the {prompts} prompts of a step"

@@ -21,7 +21,7 @@ Rows = Iterator[tuple[int, object]]
 """Line (or row number, in Parquet and on the hub) and what stands there."""
 
 _MAX_LINE = 10_000_000
-_HUB_NAME = re.compile(r"(?P<name>[A-Za-z0-9][\w.-]*(?:/[\w.-]+)?)(?::(?P<split>\w+))?")
+_HUB_NAME = re.compile(r"(?P<name>[A-Za-z0-9][\w.-]*/[\w.-]+)(?::(?P<split>\w+))?")
 
 
 def read_rows(path: str | Path) -> Rows:
@@ -29,17 +29,20 @@ def read_rows(path: str | Path) -> Rows:
 
     Raises UserError where there is no such thing, and while reading, where it is broken.
     """
+    require_rows(path)
     file = Path(path).expanduser()
-    ending = _ending(file)
+    return _readable(_READERS[_ending(file)], file) if file.exists() else _hub(str(path))
+
+
+def require_rows(path: str | Path) -> None:
+    """Raise UserError where no rows can be behind a name; nothing is read, and no hub asked."""
+    file = Path(path).expanduser()
     if file.is_dir():
         raise UserError("is a folder, not a file", where=path)
-    if ending in _READERS and (file.exists() or isinstance(path, Path) or not _is_hub_name(str(path))):
-        return _readable(_READERS[ending], file)
-    if file.exists():
+    if file.exists() and _ending(file) not in _READERS:
         raise UserError("not a kind of file that prompts are read from", where=path, mend=f"known: {_ENDINGS}")
-    if isinstance(path, Path) or not _is_hub_name(path):
-        raise UserError("no such file", where=path)
-    return _hub(path)
+    if not file.exists() and (isinstance(path, Path) or not _is_hub_name(path)):
+        raise UserError("no such file", where=path, mend=_MEANT if _ending(file) not in _READERS else "")
 
 
 def _ending(file: Path) -> str:
@@ -48,7 +51,7 @@ def _ending(file: Path) -> str:
 
 
 def _is_hub_name(path: str) -> bool:
-    """A name without the ending of a file that we read, for a mistyped file name should not be looked up afar."""
+    """A name with an owner, and without the ending of a file that we read: what is mistyped is not looked up afar."""
     return _HUB_NAME.fullmatch(path) is not None and _ending(Path(path)) not in _READERS
 
 
@@ -205,8 +208,7 @@ def _hub(path: str) -> Rows:
         yield from enumerate(rows, start=1)
     except (OSError, ValueError, RuntimeError, httpx.HTTPError) as error:
         why = str(error).strip().partition("\n")[0] or type(error).__name__
-        mend = "give a file, or a `datasets` name as `owner/name` or `owner/name:split`"
-        raise UserError(f"neither a file nor a dataset that can be loaded ({why})", where=path, mend=mend) from None
+        raise UserError(f"neither a file nor a dataset that can be loaded ({why})", where=path, mend=_MEANT) from None
 
 
 _READERS: dict[str, Callable[[Path], Rows]] = {
@@ -217,3 +219,4 @@ _READERS: dict[str, Callable[[Path], Rows]] = {
     ".parquet": _parquet_rows,
 }
 _ENDINGS = ", ".join(_READERS) + " (the text ones also with .gz)"
+_MEANT = "give a file, a run folder where one is taken, or a `datasets` name as `owner/name` or `owner/name:split`"

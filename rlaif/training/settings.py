@@ -208,7 +208,7 @@ class DpoSettings(TrainSettings):
         ]
         if self.loss == "robust" and not self.label_smoothing:
             what = "`loss: robust` needs the share of labels that are wrong: set `label_smoothing`, for instance 0.1"
-            found.append((("label_smoothing",), what))
+            found.append((("loss",), what))
         if found:
             raise located("DpoSettings", found)
         return self

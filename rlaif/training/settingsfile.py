@@ -64,8 +64,7 @@ def absolute_paths(source: Source, base: Path) -> Source:
     if not isinstance(reward, str) or Path(reward).is_absolute() or {",", "*"} & set(str(base)):  # these part a sum
         return source
     parts = re.split(r"([,*])", reward)
-    named = "".join(_absolute_reward(each, base) for each in parts)
-    return source if named == reward else source.with_value(("reward",), named, source.place(("reward",)).where)
+    return source.reworded(("reward",), "".join(_absolute_reward(each, base) for each in parts))
 
 
 def _absolute_reward(text: str, base: Path) -> str:

@@ -103,14 +103,50 @@ def test_generate_reads_the_same_file(tmp_path: Path) -> None:
         ),
         ("train: {dpo: {data: FOLDER/empty}}\n", ["run.yaml:7", "the folder holds no pairs.jsonl"]),
         ("trian: {dpo: {}}\n", ["unknown key `trian`"]),
+        ("train:\n  dpo:\n    data: nope.jsonl\n", ["run.yaml:9: nope.jsonl: no such file"]),
+        ("train: {dpo: {held_data: nope}}\n", ["run.yaml:7: nope: no such file", "`owner/name`"]),
+        ("train: {sft: {}, dpo: {model: sftt}}\n", ["run.yaml:7: no model is called `sftt`"]),
+        ("train: {dpo: {reference: ./nope}}\n", ["run.yaml:7: ./nope: no model here"]),
+        ("train: {ppo: {prompts: nope.jsonl}}\n", ["run.yaml:7: nope.jsonl: no such file"]),
+        ("train:\n  ppo:\n    reward: rm\n", ["run.yaml:9: no reward is called `rm`"]),
+        ("train: {ppo: {reward: 'judge*0.5,rm'}}\n", ["run.yaml:7", "no reward is called `rm`"]),
+        ("train: {ppo: {reward: 'judge,'}}\n", ["run.yaml:7", "there is an empty reward"]),
+        ("train:\n  ppo:\n    reward: fn.py:nope\n", ["run.yaml:9", "no function `nope` in"]),
+        ("train: {ppo: {reward: 'fn.py:polit'}}\n", ["run.yaml:7", "did you mean `polite`?"]),
+        ("train: {ppo: {reward: 'gone.py:polite'}}\n", ["run.yaml:7", "gone.py:polite: there is no such file"]),
+        ("train: {ppo: {reward: 'torn.py:polite'}}\n", ["run.yaml:7", "torn.py", "cannot be read"]),
+        ("train: {ppo: {value: {model: nope}}}\n", ["run.yaml:7: no model is called `nope`"]),
+        ("train: {ppo: {judge: {model: demo-juge}}}\n", ["run.yaml:7", "did you mean `demo-judge`?"]),
+        ("train: {ppo: {constitution: nope}}\n", ["run.yaml:7", "nope"]),
+        ("evaluate:\n  prompts: nope.jsonl\n", ["run.yaml:8: nope.jsonl: no such file"]),
+        ("evaluate: {prompts: prompts.jsonl, reward_gold: nope.jsonl}\n", ["run.yaml:7: nope.jsonl: no such file"]),
+        ("evaluate: {prompts: prompts.jsonl, judge: {model: nope}}\n", ["run.yaml:7: no model is called `nope`"]),
     ],
 )
 def test_mistakes(more: str, expected: list[str], tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
+    (tmp_path / "fn.py").write_text("def polite(prompts, responses): ...\n")
+    (tmp_path / "torn.py").write_text("def polite(")
     found = told(tmp_path, more.replace("FOLDER", str(tmp_path)))
     assert len(found) == 1, found
     for part in expected:
         assert part in found[0], found[0]
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        "train: {dpo: {data: owner/pairs, model: owner/policy}, ppo: {reward: 'owner/rm,judge', prompts: owner/p}}\n",
+        "train: {dpo: {data: runs/x/revised_pairs.jsonl}, ppo: {model: runs/x/train/dpo}}\n",
+        "train: {reward: {}, ppo: {reward: 'reward*2,fn.py:made,a.module:function,http://host:1/score'}}\n",
+        "train: {ppo: {reward: 'fn.py:taken', judge: {model: any, base_url: 'http://host:1/v1'}}}\n",
+        "evaluate: {prompts: {path: owner/prompts, limit: 3}, reward_gold: runs/x/pairs.jsonl}\n",
+    ],
+)
+def test_what_may_be_there_is_left_alone(more: str, tmp_path: Path) -> None:
+    """On a hub, on a server, in a module, or made by the run itself."""
+    (tmp_path / "fn.py").write_text("from somewhere import thing as taken\nmade = taken(3)\n")
+    assert told(tmp_path, more) == []
 
 
 def test_all_mistakes_are_told(tmp_path: Path) -> None:

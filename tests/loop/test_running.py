@@ -148,3 +148,12 @@ def test_generate_leaves_the_other_sections_alone(tmp_path: Path) -> None:
     wrong = command("check", write(tmp_path, more="  sed: 3\n"), "--offline")
     checked = subprocess.run(wrong, capture_output=True, text=True, env=environment())
     assert checked.returncode == 2 and "did you mean `seed`?" in checked.stderr
+
+
+def test_an_output_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+    run = write(tmp_path)
+    (tmp_path / "file").touch()
+    checked = rlaif("check", run, "--offline", "--output", tmp_path / "file" / "out")
+    assert checked.returncode == 2 and "--output: " in checked.stderr and "cannot write" in checked.stderr
+    good = rlaif("check", run, "--offline", "--output", tmp_path / "new" / "out")
+    assert good.returncode == 0 and not (tmp_path / "new").exists()

@@ -55,6 +55,18 @@ def test_every_algorithm_learns(algorithm: str, folder: Path, tmp_path: Path) ->
     assert all(math.isfinite(value) for line in log for value in line.values())
 
 
+def test_a_server_that_is_not_there_leaves_no_training(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing stands in the way of the same command with the right address."""
+    monkeypatch.setattr("rlaif.online.line.TRIES", 1)
+    out, nowhere = tmp_path / "out", {"base_url": "http://127.0.0.1:1/v1", "max_tokens": 8, "timeout": 1.0}
+    for more in ({}, {"ahead": True}):
+        with pytest.raises(ModelError, match=r"127\.0\.0\.1:1/v1: connection refused; start the server, or set"):
+            run(folder, output=str(out), rollout=nowhere | more)
+        assert not out.exists()
+
+
 def test_what_is_left_behind(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     run(folder, output=str(out), algorithm="ppo")

@@ -274,10 +274,10 @@ def test_a_dead_and_a_silent_server(tmp_path: Path) -> None:
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         port = one.getsockname()[1]
-        with pytest.raises(ModelError, match=f"127.0.0.1:{port}/v1: connection refused; start the server again"):
+        with pytest.raises(ModelError, match=f"127.0.0.1:{port}/v1: connection refused; start the server, or"):
             at(port, tmp_path).update(0)
         one.listen()
-        with pytest.raises(ModelError, match=r"no reply within 0.2 s; start the server again"):
+        with pytest.raises(ModelError, match=r"no reply within 0.2 s; start the server, or"):
             at(port, tmp_path, timeout=0.2).update(0)
 
 

@@ -90,10 +90,17 @@ def test_rows_before_the_break_are_given(tmp_path: Path) -> None:
         next(reading)
 
 
-@pytest.mark.parametrize("name", ["nope.jsonl", "./nope", "a b", "no/such/file", "nope.parquet"])
-def test_missing_files_are_not_looked_up_on_the_hub(name: str) -> None:
+@pytest.mark.parametrize("name", ["nope.jsonl", "./nope", "a b", "no/such/file", "nope.parquet", "nope", "nope:train"])
+def test_missing_files_are_not_looked_up_on_the_hub(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = hub(monkeypatch, iter([]))
     with pytest.raises(UserError, match="no such file"):
         list(read_rows(name))
+    assert asked == []
+
+
+def test_a_mistyped_folder() -> None:
+    with pytest.raises(UserError, match=r"^nope: no such file; give a file, a run folder .*`owner/name`"):
+        read_rows("nope")
 
 
 def test_a_folder(tmp_path: Path) -> None:
@@ -128,7 +135,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, result: object) -> list[object]:
 
 @pytest.mark.parametrize(
     ("name", "asked"),
-    [("imdb", ("imdb", "train", True)), ("some-one/set_2.1:test", ("some-one/set_2.1", "test", True))],
+    [("a/b", ("a/b", "train", True)), ("some-one/set_2.1:test", ("some-one/set_2.1", "test", True))],
 )
 def test_a_datasets_name(monkeypatch: pytest.MonkeyPatch, name: str, asked: object) -> None:
     calls = hub(monkeypatch, iter([{"prompt": "x"}]))

@@ -10,6 +10,7 @@ from click.testing import CliRunner
 
 from rlaif.cli.train import train as command
 from rlaif.errors import UserError
+from rlaif.online.settings import OnlineSettings
 from rlaif.training.defaults import resolved
 from rlaif.training.settings import SETTINGS, DpoSettings, Method
 from rlaif.training.settingsfile import load_settings
@@ -43,6 +44,19 @@ def test_what_the_losses_read_is_taken() -> None:
     assert dpo(loss="robust", label_smoothing=0.1).label_smoothing == 0.1
     with pytest.raises(UserError, match="`loss: robust` needs the share of labels that are wrong: set `label_smooth"):
         dpo(loss="robust")
+
+
+def test_a_setting_from_a_flag_is_told_at_the_flag(tmp_path: Path) -> None:
+    """What is wrong about it is a setting that nobody gave, which has no place of its own."""
+    (file := tmp_path / "dpo.yaml").write_text("model: m\ndata: d\noutput: o\nloss: sigmoid\n")
+    with pytest.raises(UserError, match=r"^--loss: `loss: robust` needs"):
+        load_settings(DpoSettings, file, {("loss",): "robust"})
+    file.write_text(file.read_text().replace("sigmoid", "robust"))
+    with pytest.raises(UserError, match=r"dpo.yaml:4: `loss: robust` needs"):
+        load_settings(DpoSettings, file, {})
+    file.write_text("model: m\nprompts: p\nreward: judge\noutput: o\n")
+    with pytest.raises(UserError, match=r"^--samples: `batch_size: 64` is no multiple of `samples: 3`"):
+        load_settings(OnlineSettings, file, {("samples",): "3"})
 
 
 def test_settings_written_down_can_be_read_again() -> None:

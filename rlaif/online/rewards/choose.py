@@ -104,6 +104,24 @@ def _sum(
     return total
 
 
+def require_reward(spec: str, made: Callable[[str], bool]) -> None:
+    """Raise UserError for what `open_reward` could not open, as far as the disk tells; nothing is run or loaded.
+
+    `made` says of which names nothing needs to be there yet.
+    """
+    from rlaif.inference.folder import require_model
+    from rlaif.online.rewards.function import require_function
+
+    for name, _ in _listed(spec):
+        if made(name):
+            continue
+        match _known_kind(name):
+            case "function":
+                require_function(name)
+            case "model":
+                require_model(name)
+
+
 def only_model(spec: str) -> str | None:
     """The reward model, by folder or hub name, where a setting names one and nothing beside it."""
     ((name, _), *more) = _listed(spec)

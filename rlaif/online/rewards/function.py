@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import importlib.util
 import inspect
 import math
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from numbers import Real
 from pathlib import Path
 from types import ModuleType
@@ -86,9 +87,44 @@ class FunctionReward(Reward):
         """Nothing to let go of."""
 
 
-def _of_file(path: Path, name: str) -> ModuleType:
+def require_function(name: str) -> None:
+    """Raise UserError where a file is not there or defines no such function. Nothing is run.
+
+    Of a module nothing is told, for to find one in a package runs it.
+    """
+    file, _, function = name.rpartition(":")
+    if not file.endswith(".py"):
+        return
+    path = Path(file).expanduser()
+    _require_file(path)
+    try:
+        tree = ast.parse(path.read_bytes())
+    except (SyntaxError, ValueError, OSError) as error:
+        raise UserError(f"cannot be read: {error}", where=path, mend="mend that file") from None
+    known = {each for node in ast.walk(tree) for each in _defined(node)}
+    if not known & {function, "*", "__getattr__"}:
+        meant = nearest(function, known)
+        mend = meant if meant.startswith("did you mean") else "define it there"
+        raise UserError(f"no function `{function}` in {path}", where=name, mend=mend)
+
+
+def _defined(node: ast.AST) -> Iterator[str]:
+    """The names that a piece of code gives to something."""
+    if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        yield node.name
+    elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+        yield node.id
+    elif isinstance(node, ast.alias):
+        yield node.asname or node.name
+
+
+def _require_file(path: Path) -> None:
     if not path.is_file():
         raise UserError("there is no such file", where=path, mend="name the file of the reward function")
+
+
+def _of_file(path: Path, name: str) -> ModuleType:
+    _require_file(path)
     path = path.resolve()
     called = f"_reward_of_{path.stem}"  # of its own: a json.py of the user's must not become everybody's `json`
     spec = importlib.util.spec_from_file_location(called, path)
