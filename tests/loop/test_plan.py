@@ -102,7 +102,9 @@ def test_generate_reads_the_same_file(tmp_path: Path) -> None:
             ["run.yaml:8", "`reward` trains a reward model"],
         ),
         ("train: {dpo: {data: FOLDER/empty}}\n", ["run.yaml:7", "the folder holds no pairs.jsonl"]),
-        ("trian: {dpo: {}}\n", ["unknown key `trian`"]),
+        ("trian: {dpo: {}}\n", ["run.yaml:7", "unknown key `trian`", "did you mean `train`?"]),
+        ("evalute: {prompts: prompts.jsonl}\n", ["unknown key `evalute`", "did you mean `evaluate`?"]),
+        ("zzz: 1\n", ["known: compare, constitution, critique, evaluate, judge", "revise, train"]),
     ],
 )
 def test_mistakes(more: str, expected: list[str], tmp_path: Path) -> None:
