@@ -7,6 +7,7 @@ BIN := $(VENV)/bin
 
 demo: $(VENV)/.installed
 	$(BIN)/rlaif demo --output runs/demo
+	@echo "(rlaif is $(BIN)/rlaif here; after \`. $(BIN)/activate\` it is rlaif alone)"
 
 # One process a core, each with one thread: they would fight for the cores otherwise. A file stays in one process.
 test: $(VENV)/.developing

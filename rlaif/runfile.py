@@ -14,7 +14,7 @@ from typing import NamedTuple, get_args
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from rlaif.errors import UserError
+from rlaif.errors import UserError, nearest
 from rlaif.plainwords import Where
 from rlaif.settings import RunSettings
 from rlaif.store import write_text
@@ -102,10 +102,16 @@ def read_later(path: Path) -> dict[str, Source]:
 
 
 def _without_later(source: Source) -> Source:
+    """Without those sections; an unknown key is a mistake that is told here, beside the names of all sections."""
     if not isinstance(source.data, dict):
         return source
-    kept = {key: value for key, value in source.data.items() if key not in LATER}
-    return Source(kept, source.where, source.places, source.faults)
+    own = {field.alias or key for key, field in RunSettings.model_fields.items()}
+    kept = {key: value for key, value in source.data.items() if key in own}
+    faults = list(source.faults)
+    for key in source.data.keys() - own - set(LATER):
+        where, line = source.place((key,))
+        faults.append(UserError(f"unknown key `{key}`", where=where, line=line, mend=nearest(key, own | set(LATER))))
+    return Source(kept, source.where, source.places, tuple(faults))
 
 
 def load_run(path: Path, flags: Flags | None = None) -> RunSettings:

@@ -57,7 +57,7 @@ class PromptSettings(Record):
     """Where the prompts come from."""
 
     path: str = Field(min_length=1)
-    """JSONL, JSON, Parquet, CSV or text file (.gz too), relative to the run file; or a `datasets` name."""
+    """JSONL, JSON, Parquet, CSV or text file (.gz too), in a run file relative to that; or a `datasets` name."""
     column: str | None = None
     """Column of the prompts; without it the known forms are recognised."""
     responses: str | None = None
@@ -189,7 +189,7 @@ class RunSettings(Record):
     """One run of `rlaif generate`."""
 
     constitution: str = Field(min_length=1)
-    """A shipped name, or a path relative to the run file."""
+    """A shipped name, or a path, in a run file relative to that."""
     prompts: PromptSettings
     policy: PolicySettings | None = None
     judges: tuple[JudgeSettings, ...] = Field(alias="judge", min_length=1, max_length=MOST_JUDGES)

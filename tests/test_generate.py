@@ -282,6 +282,22 @@ def test_the_environment_and_flags_change_the_file(tmp_path: Path) -> None:
     assert saved["prompts"] == {"path": str(tmp_path / "prompts.jsonl"), "limit": 4}
 
 
+def test_a_mistyped_variable_is_told(tmp_path: Path) -> None:
+    """Those of trainings, of vLLM and of keys are none of a run's settings, and no mistake."""
+    path = write_run(tmp_path, "http://127.0.0.1:1/v1")
+    wrong = {"RLAIF_POLICY_SMAPLES": "4", "RLAIF_TRAIN_KL_BTEA": "1"}
+    right = {"RLAIF_POLICY_SAMPLES": "2", "RLAIF_TRAIN_KL_BETA": "1", "RLAIF_VLLM_PYTHON": "p", "RLAIF_JUDGE_KEY": "k"}
+    said = rlaif("check", path, "--offline", **wrong, **right).stderr.splitlines()
+    assert [line for line in said if "RLAIF_" in line] == [
+        "note: the environment variable RLAIF_POLICY_SMAPLES names no setting and is passed over; "
+        "did you mean RLAIF_POLICY_SAMPLES?",
+        "note: the environment variable RLAIF_TRAIN_KL_BTEA names no setting and is passed over; "
+        "did you mean RLAIF_TRAIN_KL_BETA?",
+    ]
+    trained = rlaif("train", "dpo", "--beta", "x", RLAIF_TRAIN_BTEA="1")
+    assert "did you mean RLAIF_TRAIN_BETA?" in trained.stderr
+
+
 def test_the_saved_settings_run_again(tmp_path: Path) -> None:
     with FakeServer() as fake:
         path = write_run(tmp_path, fake.url)

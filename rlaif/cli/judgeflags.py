@@ -38,7 +38,7 @@ def judge_options_beside_a_constitution(command: _Command) -> _Command:
 
 
 def _with_options(command: _Command, *model: str) -> _Command:
-    judged_by = f"What is judged by.  [default: {DEFAULT_CONSTITUTION}]"
+    judged_by = f"What is judged by.  [default: with --run that of the run file, else {DEFAULT_CONSTITUTION}]"
     named = click.option("--constitution", metavar="NAME|FILE", help=judged_by)(command)
     return _judge_options(named, *model)
 

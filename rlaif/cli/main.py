@@ -29,9 +29,9 @@ class _Commands(LazyGroup):
         "compare": Entry("rlaif.cli.runs", "compare", "Only ask the judge's comparisons."),
         "pair": Entry("rlaif.cli.runs", "pair", "Derive the pairs again from the answers on disk."),
         "revise": Entry("rlaif.cli.revise", "revise", "Critique and rewrite the samples, for supervised fine-tuning."),
-        "train": Entry("rlaif.cli.train", "train", "Train on the data: SFT, a reward model, DPO and its relatives."),
+        "train": Entry("rlaif.cli.train", "train", "Train: SFT, a reward model or DPO on the data, PPO online."),
         "score": Entry("rlaif.cli.score", "score", "Rewards of a reward model for a file of responses."),
-        "evaluate": Entry("rlaif.cli.evaluate", "evaluate", "Measure a judge on pairs whose better reply is known."),
+        "evaluate": Entry("rlaif.cli.evaluate", "evaluate", "Measure a judge, policies or a reward model."),
         "report": Entry("rlaif.cli.report", "report", "A run, its trainings and evaluations as one HTML page."),
         "data": Entry("rlaif.cli.data", "data", "Check preference data, ours or anybody's, and export it."),
         "judge": Entry("rlaif.cli.judge", "judge", "Serve a judge model with vLLM."),
@@ -45,7 +45,8 @@ def cli() -> None:
 
     Start with `rlaif demo`, then `rlaif init my-run` and `rlaif generate my-run/run.yaml`.
 
-    Exit codes: 0 done, 1 a model or a record failed, 2 a mistake in what was given, 130 interrupted.
+    Exit codes: 0 done, 1 a model or a record failed, 2 a mistake in what was given, 130 interrupted. Commands that
+    check or measure have more, which their own help tells.
     """
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import click
 from pydantic_core import PydanticUndefined
 
+from rlaif.cli.variables import warn_of_variables
 from rlaif.runfile import Setting, load_run, settable
 from rlaif.settings import RunSettings
 
@@ -20,6 +21,7 @@ def run_options(command: Callable[..., None]) -> Callable[..., None]:
     def call(run_file: Path, **given: Any) -> None:
         values = {name: given.pop(name) for name in known}
         flags = {known[name].path: value for name, value in values.items() if value is not None}
+        warn_of_variables()
         command(run_file=run_file, flags=flags, **given)
 
     call.__doc__ = command.__doc__

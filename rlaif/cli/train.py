@@ -9,6 +9,7 @@ import click
 
 from rlaif.cli.options import flag, parameter
 from rlaif.cli.progress import watch_training
+from rlaif.cli.variables import warn_of_variables
 from rlaif.runfile import settable
 from rlaif.training.folder import first_process, is_begun, last_checkpoint, leave_processes
 from rlaif.training.settings import SETTINGS, CommonSettings
@@ -85,8 +86,10 @@ def _run(settings: CommonSettings, told: Told, resume: bool) -> Trained:
 def _train(
     method: str, path: Path | None, flags: dict[tuple[str, ...], str], pairs: tuple[str, ...], resume: bool
 ) -> None:
-    settings = load_settings(_kind(method), path, flags, pairs)
     first = first_process()  # it speaks for all of them
+    if first:
+        warn_of_variables()
+    settings = load_settings(_kind(method), path, flags, pairs)
     try:
         with watch_training() as told:
             trained = _run(settings, told, resume)

@@ -124,7 +124,7 @@ def retry_after(value: str | None, *, now: float | None = None) -> float | None:
 
 def _mend(status: int, reply: Reply) -> str:
     if status in (401, 403):
-        return "set the right API key (`api_key_env` names the environment variable that holds it)"
+        return "set the right API key (`api_key_env`, or a flag `--...api-key-env`, names the variable that holds it)"
     if status == 402:
         return "the account has no credit left"
     if status in (404, 405):

@@ -45,6 +45,7 @@ def write_card(settings: OnlineSettings, prompts: Prompts, metrics: Mapping[str,
         "Everything else stands at its default. All of it is in `train.json`.",
         "## Figures",
         table(_figure_rows(metrics)),
+        _whose(metrics),
         *(["## Alarms", "\n".join(f"- {alarm}" for alarm in alarms)] if isinstance(alarms, list) and alarms else []),
         "![curves](curves.png)" if (settings.folder / "curves.png").exists() else "",
         "## Use",
@@ -86,6 +87,14 @@ def _prompt_rows(settings: OnlineSettings, prompts: Prompts) -> Iterator[tuple[s
     yield "hash of the prompts", f"`{prompts.hash}`"
     if settings.reward == "judge":
         yield "constitution", f"`{name_of(settings.constitution)}`"
+
+
+def _whose(metrics: Mapping[str, JsonValue]) -> str:
+    """Of which step the model is, where it is not simply the last one."""
+    best = metrics.get("best_step")
+    if not isinstance(best, (int, float)):
+        return ""
+    return f"The weights, and with them the figures, are those of step {best:.0f}, which the held-out judge likes best."
 
 
 def _figure_rows(metrics: Mapping[str, JsonValue]) -> Iterator[tuple[str, object]]:

@@ -178,14 +178,15 @@ class _Training:
         loop.accelerator.wait_for_everyone()
 
     def _saved(self, loop: Loop, watching: Watching, tokenizer: Any, start: Start, prompts: Prompts) -> Trained:
-        settings, folder = self.settings, self.settings.folder
-        figures = _figures(self.history) | {"seconds": round(time.monotonic() - self.began, 2)}
-        figures |= watching.figures()
-        trained = Trained(folder, self.done, self.ended, figures)
+        settings, folder, best = self.settings, self.settings.folder, watching.kept_best
+        seconds = {"seconds": round(time.monotonic() - self.began, 2)}
         if not self.ended or not first_process():
-            return trained
-        if watching.kept_best and take_best(folder, watching.kept_best, loop):
-            self.told.note(f"the model is that of step {watching.kept_best}, which the held-out judge likes best")
+            return Trained(folder, self.done, self.ended, _figures(self.history, self.done) | seconds)
+        if best is not None and take_best(folder, best, loop):
+            self.told.note(f"the model is that of step {best}, which the held-out judge likes best; so are its figures")
+            figures = _figures(self.history, best) | seconds | {"best_step": float(best)}
+        else:
+            figures = _figures(self.history, self.done) | seconds
         model = loop.players.policy.model
         if settings.lora.rank is not None and settings.lora.merge:
             model = merged(model)
@@ -206,13 +207,13 @@ class _Training:
                 f"{back}, from before the alarm, is kept: the same command with `--resume` goes on from there, and "
                 "the price of KL, the learning rate, penalties and `watch` may be other ones"
             )
-        return trained
+        return Trained(folder, self.done, self.ended, figures)
 
 
-def _figures(history: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """The last value of everything that was logged."""
+def _figures(history: Sequence[dict[str, Any]], done: int) -> dict[str, float]:
+    """The last value of everything that was logged up to step `done`."""
     found: dict[str, float] = {}
-    for line in history:
+    for line in (each for each in history if each["step"] <= done):
         found |= {name: float(value) for name, value in line.items() if isinstance(value, (int, float))}
     return {name: value for name, value in found.items() if name != "step"}
 

@@ -100,7 +100,8 @@ class OnlineSettings(CommonSettings):
     prompts: str = Field(min_length=1)
     """Prompts to answer: a file (JSONL, Parquet, CSV, text), a `datasets` name, or a run folder's prompts.jsonl."""
     reward: str = Field(min_length=1)
-    """A reward model's folder, `judge`, a URL, module:function; several by commas, weighted as in `judge*0.5,rm`."""
+    """A reward model's folder, `judge`, a URL, or `file.py:function` or `module:function`, called with two lists,
+    conversations and responses, for a list of numbers; several by commas, weighted as in `judge*0.5,rm`."""
     algorithm: Algorithm = "ppo"
     """`ppo` with a value network; `rloo`, `grpo`, `reinforce++`, `p3o` without; `online-dpo` on the best and worst."""
     judge: JudgeSettings | None = None

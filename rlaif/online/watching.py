@@ -36,7 +36,6 @@ class Watching:
         self._settings, self._held, self._loop, self._judge, self._note = settings, held, loop, judge, note
         self._watch = Watch(settings.watch)
         self._start: list[str] = []
-        self._last: dict[str, float] = {}
         self._alarms: list[str] = []
         self.kept_best: int | None = None
         """The step whose weights are kept as the best, where a held-out judge tells."""
@@ -73,8 +72,7 @@ class Watching:
         if every and done % every == 0:
             found = self._compared(done)
             if found is not None:
-                self._last = {"held_out/win_rate": found.win_rate, "held_out/controlled": found.controlled}
-                line |= self._last
+                line |= {"held_out/win_rate": found.win_rate, "held_out/controlled": found.controlled}
         alarms = self._watch.look(done, line, found) if first_process() else []
         for alarm in alarms:
             self._tell(alarm)
@@ -102,7 +100,6 @@ class Watching:
         return {
             "rules": self._watch.state(),
             "start": self._start,
-            "last": self._last,
             "alarms": self._alarms,
             "best": self.kept_best,
         }
@@ -110,12 +107,8 @@ class Watching:
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from a `state`."""
         self._watch.restore(state["rules"])
-        self._start, self._last = list(state["start"]), dict(state["last"])
+        self._start = list(state["start"])
         self._alarms, self.kept_best = list(state["alarms"]), state["best"]
-
-    def figures(self) -> dict[str, float]:
-        """What the held-out judge said last; of the model that is kept, where one is."""
-        return dict(self._last) | ({"best_step": float(self.kept_best)} if self.kept_best else {})
 
     def told(self) -> list[Any]:
         """Every alarm, a line each."""

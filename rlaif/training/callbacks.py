@@ -58,8 +58,13 @@ class Progress(Callback):
         """Keep the last figures."""
         self._logs |= {name: value for name, value in (logs or {}).items() if isinstance(value, float)}
 
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
-        """Say how many are done."""
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
+        """Say how many are done: only now is the last one logged, and evaluated where it was its turn."""
+        if state.global_step:
+            self.told.progress("train", state.global_step, self._logs)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
+        """Say that all are."""
         self.told.progress("train", state.global_step, self._logs)
 
 

@@ -41,7 +41,7 @@ def load_settings(
     if path is not None:
         source = absolute_paths(source, path.resolve().parent)
     for setting in known.values():
-        variable = _ENVIRONMENT + "_".join(setting.path).upper()
+        variable = variable_of(setting)
         if (told := os.environ.get(variable)) is not None:
             source = _with(source, setting, told, variable)
     for name, given in flags.items():
@@ -54,6 +54,11 @@ def load_settings(
         source = _with(source, known[place], value, f"--set {'.'.join(place)}")
     refuse_all(find_problems(source, kind))
     return kind.model_validate(source.data)
+
+
+def variable_of(setting: Setting) -> str:
+    """The environment variable of a training's setting: `RLAIF_TRAIN_BETA`."""
+    return _ENVIRONMENT + "_".join(setting.path).upper()
 
 
 def absolute_paths(source: Source, base: Path) -> Source:

@@ -102,7 +102,6 @@ def test_generate_reads_the_same_file(tmp_path: Path) -> None:
             ["run.yaml:8", "`reward` trains a reward model"],
         ),
         ("train: {dpo: {data: FOLDER/empty}}\n", ["run.yaml:7", "the folder holds no pairs.jsonl"]),
-        ("trian: {dpo: {}}\n", ["unknown key `trian`"]),
         ("train:\n  dpo:\n    data: nope.jsonl\n", ["run.yaml:9: nope.jsonl: no such file"]),
         ("train: {dpo: {held_data: nope}}\n", ["run.yaml:7: nope: no such file", "`owner/name`"]),
         ("train: {sft: {}, dpo: {model: sftt}}\n", ["run.yaml:7: no model is called `sftt`"]),
@@ -121,6 +120,9 @@ def test_generate_reads_the_same_file(tmp_path: Path) -> None:
         ("evaluate:\n  prompts: nope.jsonl\n", ["run.yaml:8: nope.jsonl: no such file"]),
         ("evaluate: {prompts: prompts.jsonl, reward_gold: nope.jsonl}\n", ["run.yaml:7: nope.jsonl: no such file"]),
         ("evaluate: {prompts: prompts.jsonl, judge: {model: nope}}\n", ["run.yaml:7: no model is called `nope`"]),
+        ("trian: {dpo: {}}\n", ["run.yaml:7", "unknown key `trian`", "did you mean `train`?"]),
+        ("evalute: {prompts: prompts.jsonl}\n", ["unknown key `evalute`", "did you mean `evaluate`?"]),
+        ("zzz: 1\n", ["known: compare, constitution, critique, evaluate, judge", "revise, train"]),
     ],
 )
 def test_mistakes(more: str, expected: list[str], tmp_path: Path) -> None:

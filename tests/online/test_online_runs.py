@@ -391,6 +391,14 @@ def test_the_best_weights_are_those_of_the_training_that_went_on(
     saved = weights(resumed.folder)
     assert furthest(saved, {name: each for name, each in kept[1].items() if name in saved}) <= 1e-6
     assert not list(resumed.folder.glob("best-*"))
+    first, *_, last = log_of(resumed.folder)
+    told = {"reward": first["reward"], "kl": first["kl"], "length": first["length"], "held_out/win_rate": 0.6}
+    assert last["step"] == 4 and last["held_out/win_rate"] == 0.4 and last["kl"] != first["kl"]
+    assert {name: resumed.metrics[name] for name in told} == told, "the figures are those of the model"
+    assert json.loads((resumed.folder / "metrics.json").read_text())["kl"] == first["kl"]
+    card = (resumed.folder / "README.md").read_text()
+    assert "are those of step 1, which the held-out judge likes best" in card
+    assert f"| reward | {first['reward']:.4f} |" in card and "by the held-out judge | 0.6000 |" in card
 
 
 def test_what_a_checkpoint_brings_back(tmp_path: Path) -> None:

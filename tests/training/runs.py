@@ -78,6 +78,7 @@ class Heard:
         self.notes: list[str] = []
         self.begun: list[tuple[str, int]] = []
         self.done: list[tuple[str, int]] = []
+        self.logs: list[dict[str, float]] = []
 
     def note(self, text: str) -> None:
         self.notes.append(text)
@@ -87,6 +88,7 @@ class Heard:
 
     def progress(self, stage: str, done: int, logs: dict[str, float]) -> None:
         self.done.append((stage, done))
+        self.logs.append(dict(logs))
 
     def passes(self, stage: str) -> int:
         return sum(name == stage for name, _ in self.begun)

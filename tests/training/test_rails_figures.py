@@ -13,7 +13,7 @@ from rlaif.errors import ModelError
 from rlaif.training import reference
 from rlaif.training.callbacks import Falling
 from tests.data.made import write_jsonl
-from tests.training.runs import begin, pair_rows, run
+from tests.training.runs import Heard, begin, pair_rows, run
 from tests.training.test_rails_runs import flags, lines
 
 pytestmark = pytest.mark.slow  # whole trainings
@@ -35,6 +35,17 @@ def test_the_figures_are_those_of_the_weights_that_are_kept(folder: Path, tmp_pa
     assert trained.metrics["best_step"] == best
     assert json.loads((trained.folder / "metrics.json").read_text())["eval_loss"] == evaluated[best]
     assert f"lowest held-out loss, after step {best}." in (trained.folder / "README.md").read_text()
+
+
+def test_progress_tells_of_the_step_that_it_names(folder: Path, tmp_path: Path) -> None:
+    heard, out = Heard(), tmp_path / "out"
+    run("sft", folder, output=str(out), heard=heard, holdout=0.3, max_steps=3, log_steps=1, eval_steps=1)
+    losses = {line["step"]: line["loss"] for line in lines(out) if "loss" in line}
+    held = {line["step"]: line["eval_loss"] for line in lines(out) if "eval_loss" in line}
+    assert len(set(losses.values())) == len(set(held.values())) == 3
+    told = {done: logs for (stage, done), logs in zip(heard.done, heard.logs, strict=True) if stage == "train"}
+    assert {done: logs["loss"] for done, logs in told.items()} == losses
+    assert {done: logs["eval_loss"] for done, logs in told.items()} == held
 
 
 @pytest.mark.parametrize("loss", ["ipo", "sigmoid_norm", "simpo", "orpo", "robust"])
