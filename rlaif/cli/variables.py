@@ -27,8 +27,9 @@ def _known() -> set[str]:
     from rlaif.inference.launch import PYTHON_VARIABLE
     from rlaif.online.settings import OnlineSettings
     from rlaif.runfile import settable
-    from rlaif.training.settings import SETTINGS
+    from rlaif.training.settings import SETTINGS, CommonSettings
     from rlaif.training.settingsfile import variable_of
 
-    trainings = {variable_of(setting) for kind in (*SETTINGS.values(), OnlineSettings) for setting in settable(kind)}
+    kinds: list[type[CommonSettings]] = [*SETTINGS.values(), OnlineSettings]
+    trainings = {variable_of(setting) for kind in kinds for setting in settable(kind)}
     return {setting.variable for setting in settable()} | trainings | {PYTHON_VARIABLE}
