@@ -221,8 +221,11 @@ def _figures(history: Sequence[dict[str, Any]], done: int) -> dict[str, float]:
 def _accelerator(settings: OnlineSettings) -> Any:
     """One process or many, in the type that the model computes in. Raises UserError for what does not work here."""
     from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
     from accelerate.utils import DistributedDataParallelKwargs, DistributedType, set_seed
 
+    # What an earlier training of this Python process computed in binds no later one; transformers does so as well.
+    AcceleratorState._reset_state()
     made = Accelerator(
         # Buffers are constants; and a process without answers makes no pass in which to take them over from another.
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
