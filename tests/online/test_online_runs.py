@@ -424,7 +424,9 @@ def test_a_damaged_checkpoint_is_one_line(folder: Path, tmp_path: Path, monkeypa
     whole = (made / "policy.safetensors").read_bytes()
     for broken in (whole[:1000], b"", whole[:-1000]):
         (made / "policy.safetensors").write_bytes(broken)
-        with pytest.raises(UserError, match=r"checkpoint-2: is damaged: .*; remove it") as caught:
+        with pytest.raises(
+            UserError, match=r"checkpoint-2: policy.safetensors is damaged \(.*; delete this folder"
+        ) as caught:
             run(folder, resume=True, **more)
         assert "\n" not in str(caught.value)
 

@@ -454,7 +454,7 @@ def test_the_context_bounds_prompt_and_answer(vllm_with_adapters: Served, tmp_pa
     (found,) = sampler.sample([Asked("long", (), [5] * 509)], 1, 0)
     assert (len(found.ids), found.finished) == (3, False)
     with pytest.raises(
-        UserError, match="prompt much: 512 tokens leave no room for an answer in a context of 512; shorten it"
+        UserError, match="prompt much: 512 tokens leave no room for an answer in the server's context of 512; start"
     ):
         sampler.sample([ASKED[0], Asked("much", (), [5] * 512)], 1, 0)
 
