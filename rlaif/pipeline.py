@@ -31,8 +31,8 @@ from rlaif.revising import (
 )
 from rlaif.revisions.plan import reviser_principles, revision_record
 from rlaif.run import Run, open_run
-from rlaif.samples.inputs import read_prompts
 from rlaif.samples.plan import given_samples, sample_record
+from rlaif.samples.rows import require_rows
 from rlaif.scores.grades import score_record
 from rlaif.scores.orders import order_record
 from rlaif.settings import RunSettings
@@ -140,8 +140,7 @@ def _require_texts(settings: RunSettings, stages: Sequence[str]) -> None:
     """Raise UserError, before anything is spent or made, where prompts, constitution or helpful answers lack what is
     needed."""
     constitution = load_constitution(settings.constitution)
-    wanted = settings.prompts
-    next(read_prompts(wanted.path, column=wanted.column, responses=wanted.responses, limit=1), None)
+    require_rows(settings.prompts.path)
     if _critiques(settings, stages):
         require_critiques(settings, constitution)
     if _revises(settings, stages):

@@ -20,7 +20,7 @@ def report_name(words: Sequence[str], *identity: JsonValue) -> str:
 
     `identity` is whatever the figures depend on: where any of it differs, so does the name.
     """
-    told = "-".join(word for each in words if (word := _word(each)))[:_LONGEST].strip("-.")
+    told = "-".join(word for each in words if (word := word_of(each)))[:_LONGEST].strip("-.")
     return f"{told}-{content_id(*identity)[:8]}".lstrip("-")
 
 
@@ -37,5 +37,6 @@ def sha256_known(data: str) -> str | None:
     return sha256_of(file) if file.is_file() else None
 
 
-def _word(text: str) -> str:
+def word_of(text: str) -> str:
+    """A text as part of a file's name; a report's name begins with that of its first word."""
     return re.sub(r"[^A-Za-z0-9._@+-]+", "-", text).strip("-.")[:_LONGEST_WORD].strip("-.")

@@ -26,12 +26,17 @@ def run_samples(path: Path, rows: Rows | None = None) -> dict[str, dict[int, Sam
     """
     samples = [sample for sample in _read(path, rows) if sample.revision_of is None]
     policy = _policy_of(path)
-    planned = [each for each in samples if is_planned(policy, each)] if policy is not None else []
+    planned = [each for each in samples if policy is not None and _is_planned(policy, each)]
     found: dict[str, dict[int, Sample]] = {}
     for sample in _alike(planned or samples, path):
         if found.setdefault(sample.prompt, {}).setdefault(sample.index, sample) is not sample:
             raise _mixed("several answers to one prompt with one number", path)
     return found
+
+
+def _is_planned(policy: PolicySettings, sample: Sample) -> bool:
+    how = sample.sampling
+    return how is not None and is_planned(policy, sample.prompt, sample.index, how.model_dump())
 
 
 def _read(path: Path, rows: Rows | None) -> Iterable[Sample]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Iterator
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from rlaif.evaluation.canaries import NOTHING, PLAIN
+from rlaif.evaluation.naming import word_of
 from rlaif.evaluation.report import Canary, JudgeReport, Level, Measures, Reason, Verdict
 
 FOLDER = Path("runs/judges")
@@ -102,7 +104,7 @@ def _points(share: float) -> str:
 def known_reports(judge: str, constitution_hash: str, folder: Path = FOLDER) -> list[JudgeReport]:
     """The evaluations of a judge under a constitution, the latest last."""
     try:
-        paths = sorted(folder.glob("*.json"), key=lambda path: path.stat().st_mtime)
+        paths = sorted(folder.glob(f"{glob.escape(word_of(judge))}*.json"), key=lambda path: path.stat().st_mtime)
     except OSError:
         return []
     about = judge, constitution_hash

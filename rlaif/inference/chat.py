@@ -91,13 +91,8 @@ def read_answers(payload: Mapping[str, Any], questions: Sequence[Question], rout
     """The answers to `questions`, in order, or the fault of the whole reply."""
     try:
         return _read(payload["choices"], payload.get("usage"), questions, route)
-    except (
-        ArithmeticError,
-        AttributeError,
-        KeyError,
-        TypeError,
-        ValueError,
-    ):  # some field is not what the protocol says
+    # Some field is not what the protocol says.
+    except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError):
         return incomplete("broken_json", f"the reply is not a chat completion: {payload}")
 
 

@@ -16,7 +16,7 @@ from rlaif.page.counting import Drawn, every
 from rlaif.page.figures import Panel, Panelist, Principle, Stage
 from rlaif.page.reading import document, within
 from rlaif.page.verdicts import Reading, Tally
-from rlaif.samples.plan import seed_of
+from rlaif.samples.plan import is_planned
 from rlaif.settings import PolicySettings
 
 TABLES = ("samples.jsonl", "judgements.jsonl", "pairs.jsonl", "rankings.jsonl", "revisions.jsonl", "critiques.jsonl")
@@ -131,16 +131,13 @@ def drawn_by(told: Told) -> Drawn:
     except ValidationError:
         return every
     name = told.manifest.get("policy")
-    fixed = {key: getattr(policy, key) for key in ("max_tokens", "temperature", "top_p")}
 
     def drawn(row: Mapping[str, Any]) -> bool:
         how, index = row.get("sampling"), row.get("index")
         if not isinstance(how, dict) or not isinstance(index, int):
             return True
-        if index >= policy.samples or (name is not None and row.get("policy") != name):
-            return False
-        alike = all(how.get(key) == value for key, value in fixed.items())
-        return alike and how.get("seed") == seed_of(policy, str(row.get("prompt")), index)
+        own = name is None or row.get("policy") == name
+        return own and is_planned(policy, str(row.get("prompt")), index, how)
 
     return drawn
 

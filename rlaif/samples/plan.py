@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 
 from rlaif.inference.base import Answer, Question
 from rlaif.records import Message, Prompt, Sample, Sampling, content_id
@@ -40,9 +41,10 @@ def sampling_of(policy: PolicySettings, prompt: str, index: int) -> Sampling:
     )
 
 
-def is_planned(policy: PolicySettings, sample: Sample) -> bool:
-    """Whether an answer on disk is one that these settings draw, and not one of earlier settings."""
-    return sample.index < policy.samples and sample.sampling == sampling_of(policy, sample.prompt, sample.index)
+def is_planned(policy: PolicySettings, prompt: str, index: int, sampling: Mapping[str, object]) -> bool:
+    """Whether an answer on disk, by how it was drawn, is one that these settings draw, and not of earlier settings."""
+    alike = all(sampling.get(name) == getattr(policy, name) for name in ("max_tokens", "temperature", "top_p"))
+    return index < policy.samples and alike and sampling.get("seed") == seed_of(policy, prompt, index)
 
 
 def seed_of(policy: PolicySettings, prompt: str, index: int) -> int | None:

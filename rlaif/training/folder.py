@@ -41,8 +41,6 @@ _AFTER_ALARM = (
     "watch",
 )  # fmt: skip
 """What else may change where an alarm has stopped a training: what alarms ask for."""
-
-
 _BY_CONTENT = ("data", "held_data", "model", "prompts")
 """Paths to what has a hash of its own."""
 
