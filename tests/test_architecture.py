@@ -124,11 +124,11 @@ def test_every_command_of_the_overview_exists_with_help() -> None:
 
 
 def test_files_and_functions_stay_small() -> None:
-    """Files under 300 lines and functions under 60, tables of words apart."""
+    """Files of at most 700 lines and functions under 60."""
     long = []
     for path in MODULES:
         text = path.read_text()
-        if text.count("\n") > 300:
+        if text.count("\n") > 700:
             long.append(str(path))
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno - node.lineno >= 60:  # type: ignore[operator]
