@@ -41,7 +41,7 @@ def show(done: Evaluated) -> None:
 
 def headline(match: Match) -> str:
     """A match in one sentence, by its interval: won, lost, or neither."""
-    rate, equal = match.win_rate, match.controlled
+    rate = match.win_rate
     if rate is None:
         silent = ", ".join(f"{count:,} {kind}" for kind, count in match.no_label.items())
         return f"{match.policy} and {match.baseline}: no comparison has a label ({silent})"
@@ -50,7 +50,8 @@ def headline(match: Match) -> str:
         verdict = f"{match.policy} beats {match.baseline}"
     elif rate.high < 0.5:
         verdict = f"{match.policy} loses to {match.baseline}"
-    return f"{verdict}: {_interval(rate)}" + ("" if equal is None else f", {_interval(equal)} at equal length")
+    equal = "withheld" if match.controlled is None else _interval(match.controlled)
+    return f"{verdict}: win rate {_interval(rate)}; preference {_interval(match.preference)}, at equal length {equal}"
 
 
 def _show_matches(matches: Sequence[Match]) -> None:
@@ -65,6 +66,7 @@ def _show_matches(matches: Sequence[Match]) -> None:
         "ties",
         "losses",
         "win rate",
+        "preference",
         "at equal length",
         "flips",
     )
@@ -76,13 +78,17 @@ def _show_matches(matches: Sequence[Match]) -> None:
             f"{sum(match.no_label.values()):,}",
             *(percent(each.value if each else None) for each in (match.wins, match.ties, match.losses)),
             _interval(match.win_rate),
+            _interval(match.preference),
             _interval(match.controlled),
             percent(match.flips),
         )
         for match in matches
     ]
     print_table(columns, rows, right=columns[2:])
-    click.echo("\nwins: ahead by more than the margin; win rate: wins and half the ties; 95% intervals over prompts\n")
+    click.echo(
+        "\nwins: ahead by more than the margin; win rate: wins and half the ties; preference: mean probability of"
+    )
+    click.echo("being better, beside it what is left of it at equal length; 95% intervals over prompts\n")
 
 
 def _show_players(report: PolicyReport) -> None:

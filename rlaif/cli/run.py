@@ -132,7 +132,8 @@ def _rows(report: PolicyReport, players: Sequence[Player]) -> Iterator[list[str]
     yield ["better", *(_cell(match.wins if match else None) for match in met)]
     yield ["worse", *(_cell(match.losses if match else None) for match in met)]
     yield ["win rate", *(_cell(match.win_rate if match else None) for match in met)]
-    yield ["  at equal length", *(_cell(match.controlled if match else None) for match in met)]
+    yield ["preference", *(_cell(match.preference if match else None) for match in met)]
+    yield ["  at equal length", *(_controlled(match) for match in met)]
     for name in dict.fromkeys(name for player in players for name in player.meters):
         own = [player.meters.get(name) for player in players]
         if all(found is None or 0 <= found.low <= found.high <= 1 for found in own):
@@ -149,6 +150,10 @@ def _rows(report: PolicyReport, players: Sequence[Player]) -> Iterator[list[str]
 
 def _broken(player: Player) -> Estimate | None:
     return next((each.share for each in player.violations if each.principle == "*"), None)
+
+
+def _controlled(match: Match | None) -> str:
+    return "withheld" if match is not None and match.controlled is None else _cell(match.controlled if match else None)
 
 
 def _cell(found: Estimate | None) -> str:

@@ -133,13 +133,13 @@ def _number(value: object) -> float | None:
     return float(value) if known else None  # type: ignore[arg-type]
 
 
-def _held_out(history: list[dict[str, Any]]) -> Iterator[dict[str, float]]:
+def _held_out(history: list[dict[str, Any]]) -> Iterator[dict[str, float | None]]:
     for line in history:
         if isinstance(line.get("held_out/win_rate"), float):
             yield {
                 "step": float(line["step"]),
                 "win_rate": line["held_out/win_rate"],
-                "controlled": float(line.get("held_out/controlled", math.nan)),
+                "controlled": _number(line.get("held_out/controlled")),
             }
 
 
