@@ -82,8 +82,8 @@ def _leanings(found: Measures) -> Iterator[tuple[str, str]]:
 def _trust(found: Measures) -> Iterator[tuple[str, str]]:
     if found.calibration is not None:
         each = found.calibration
-        told = f"error {each.error:.3f}, Brier {each.brier:.3f}, log loss {each.log_loss:.3f} (one half: 0.25, 0.693)"
-        yield "calibration", told
+        told = f"Brier {each.brier:.3f}, log loss {each.log_loss:.3f} (one half: 0.25, 0.693)"
+        yield "calibration", f"error {each.error_beside_chance}, {told}"
     if found.mass is not None:
         yield "label mass", f"{found.mass.mean:.3f}; {found.mass.below:.1%} of answers under {found.mass.least:g}"
 

@@ -72,7 +72,7 @@ def _numbers(gold: Gold) -> Iterator[tuple[str, str]]:
 def _trust(gold: Gold) -> Iterator[tuple[str, str]]:
     found, cooled = gold.calibration, gold.temperature
     if found is not None:
-        told = f"error {found.error:.3f}, Brier {found.brier:.3f}, log loss {found.log_loss:.3f}"
+        told = f"error {found.error_beside_chance}, Brier {found.brier:.3f}, log loss {found.log_loss:.3f}"
         yield "calibration", f"{told} (one half: 0.25, 0.693)"
     if cooled is not None and cooled.helps:
         told = (

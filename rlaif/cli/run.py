@@ -17,7 +17,7 @@ from rlaif.cli.show import show_report, watch
 from rlaif.cli.tables import print_table
 
 if TYPE_CHECKING:
-    from rlaif.evaluation.policies.report import Player, PolicyReport
+    from rlaif.evaluation.policies.report import Match, Player, PolicyReport
     from rlaif.evaluation.report import Estimate
     from rlaif.evaluation.rewards.report import RewardReport
     from rlaif.loop.running import Looped
@@ -153,7 +153,7 @@ def _broken(player: Player) -> Estimate | None:
 
 
 def _controlled(match: Match | None) -> str:
-    return "withheld" if match is not None and match.controlled is None else _cell(match.controlled if match else None)
+    return "" if match is None else "withheld" if match.controlled is None else _cell(match.controlled)
 
 
 def _cell(found: Estimate | None) -> str:

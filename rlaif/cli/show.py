@@ -141,9 +141,8 @@ def _panel(outcome: Outcome) -> list[tuple[str, str]]:
     found = outcome.panel.result()
     name, value = ("kappa", found.kappa) if len(found.judges) == 2 else ("alpha", found.alpha)
     told = f"{name} {decimal(value)} over {found.comparisons:,} comparisons, correlation {decimal(found.correlation)}"
-    worth = (
-        "" if found.effective is None else f": worth {found.effective:.1f} independent judges of {len(found.judges)}"
-    )
+    least = found.effective_at_least
+    worth = "" if least is None else f": worth at least {least:.1f} independent judges of {len(found.judges)}"
     rows = [("the judges agree", told + worth)]
     for part, accuracy in zip(found.judges, found.accuracies or [None for _ in found.judges], strict=True):
         labels = f"agrees with {part.agrees:,} labels, opposes {part.opposes:,}, abstains {part.abstains:,}"

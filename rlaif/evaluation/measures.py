@@ -12,7 +12,16 @@ from typing import NamedTuple
 from rlaif.comparisons.fold import Status, sigmoid
 from rlaif.evaluation.intervals import average_of, share_of, slope, wilson
 from rlaif.evaluation.judged import JudgedPair
-from rlaif.evaluation.metrics import brier, calibration_error, fit_temperature, hits, log_loss, mean, reliability
+from rlaif.evaluation.metrics import (
+    brier,
+    calibration_by_chance,
+    calibration_error,
+    fit_temperature,
+    hits,
+    log_loss,
+    mean,
+    reliability,
+)
 from rlaif.evaluation.report import (
     Baseline,
     Calibration,
@@ -182,8 +191,11 @@ def calibration_of(logits: Sequence[float]) -> Calibration | None:
     if not logits:
         return None
     probabilities = [sigmoid(logit) for logit in logits]
+    chance = calibration_by_chance(probabilities, _bin_count(probabilities))
     return Calibration(
         error=calibration_error(probabilities, _bin_count(probabilities)),
+        chance=chance.mean,
+        chance_high=chance.high,
         brier=brier(probabilities),
         log_loss=log_loss(logits),
         bins=tuple(_bins(probabilities)),
@@ -203,11 +215,12 @@ def _counts(confidences: Sequence[float], steps: int = 10) -> list[int]:
 
 
 def temperature_of(said: Sequence[JudgedPair], used: float = 1.0) -> Temperature | None:
-    """Fit a temperature on each half of the pairs (halved by the hash that their id is) and measure it on the other.
+    """Fit a temperature on each half of the pairs and measure it on the other; None where a half is empty.
 
-    None where a half is empty.
+    Halved by the hash that the id of their prompt is: pairs of one prompt are right or wrong together, so that one in
+    either half would let a temperature be measured on what it was fitted to.
     """
-    halves = [logits_of([each for each in said if int(each.id, 16) % 2 == half]) for half in (0, 1)]
+    halves = [logits_of([each for each in said if int(each.prompt, 16) % 2 == half]) for half in (0, 1)]
     if not all(halves):
         return None
     fits = [fit_temperature(half, low=_COLDEST, high=_HOTTEST) for half in halves]

@@ -68,12 +68,23 @@ class Calibration(Record):
 
     error: float
     """Expected calibration error: over bins of equal mass, ten of them or as many as give each 20 pairs."""
+    chance: float | None = None
+    """What it would be on average by chance alone, with the probabilities that are stated and each of them true."""
+    chance_high: float | None = None
+    """What it would stay under in 95 of 100 such cases."""
     brier: float
     log_loss: float
     """Nats; ln 2 = 0.693 is what always saying one half gets."""
     bins: tuple[ReliabilityBin, ...]
     confidences: tuple[int, ...]
     """Pairs by their confidence, in ten equal steps from one half to 1."""
+
+    @property
+    def error_beside_chance(self) -> str:
+        """The error for people, and how much of it chance alone explains."""
+        if self.chance is None or self.chance_high is None:
+            return f"{self.error:.3f}"
+        return f"{self.error:.3f} (chance alone: {self.chance:.3f}, in 95 of 100 cases under {self.chance_high:.3f})"
 
 
 class Temperature(Record):

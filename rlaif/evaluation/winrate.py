@@ -180,8 +180,8 @@ def _withheld(said: Numbers, gaps: Numbers) -> str | None:
     if abs(mean) > LARGEST_GAP * spread or min(longer, shorter) < SMALLEST_SIDE:
         side, share = ("longer", 1 - shorter) if mean > 0 else ("shorter", 1 - longer)
         return (
-            f"{share:.0%} of the answers are {side} than the baseline's, on average by {abs(mean):.4g}, so that a value "
-            "at equal length would be extrapolated"
+            f"{share:.0%} of the answers are {side} than the baseline's, on average by {abs(mean):.4g}, so that a "
+            "value at equal length would be extrapolated"
         )
     if _length_decides(said, gaps):
         return "length alone decides every comparison"

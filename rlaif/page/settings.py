@@ -193,7 +193,7 @@ def panel_of(told: Told) -> Panel | None:
         measure="Cohen's kappa" if two else "Krippendorff's alpha",
         agreement=found.get("cohen_kappa") if two else found.get("krippendorff_alpha"),
         correlation=found.get("correlation"),
-        effective=found.get("effective_judges"),
+        effective_at_least=found.get("effective_judges_at_least", found.get("effective_judges")),
     )
 
 
