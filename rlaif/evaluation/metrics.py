@@ -99,7 +99,7 @@ def calibration_by_chance(
     if not len(probabilities):
         return Chance(math.nan, math.nan)
     said = np.sort(np.round([max(p, 1 - p) for p in probabilities], 12))
-    values, group = np.unique(said, return_inverse=True)
+    _, group = np.unique(said, return_inverse=True)
     bins = min(bins, len(said))
     edges = [round(at * len(said) / bins) for at in range(bins)]
     sizes = np.diff([*edges, len(said)])
