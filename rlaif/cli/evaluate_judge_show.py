@@ -56,11 +56,19 @@ def _numbers(found: Measures) -> Iterator[tuple[str, str]]:
         points = f"{100 * gain.value:+.1f} ({100 * gain.low:+.1f} to {100 * gain.high:+.1f}) points"
         yield f"  over `{found.best_baseline.name}`", points
     yield "one order alone", str(found.single_order)
+    yield from _ties(found)
     if found.kept is not None:
         yield "labels a run keeps", f"{found.kept.pairs:,}, of them right {found.kept}"
     yield from _leanings(found)
     yield from _trust(found)
     yield "cost", _cost(found)
+
+
+def _ties(found: Measures) -> Iterator[tuple[str, str]]:
+    three = found.three_way
+    if three is not None:
+        kappa = "" if three.kappa is None else f", kappa {three.kappa:.3f}"
+        yield f"with {three.ties:,} gold ties", f"{three.agreement} of {three.agreement.pairs:,} the same{kappa}"
 
 
 def _leanings(found: Measures) -> Iterator[tuple[str, str]]:

@@ -2,7 +2,8 @@
 
 Read from our `pairs.jsonl` and any data with `chosen` and `rejected` (a `prompt` beside them, or dialogues as in
 hh-rlhf), from RewardBench's rows, and from the 438 comparisons of the HHH evaluation (`text_correct`,
-`text_incorrect`). `subset` (or `category`) groups the results; `principle` names the principle that decides a pair.
+`text_incorrect`). `subset` (or `category`) groups the results; `principle` names the principle that decides a pair;
+`tie: true` says that people see no difference, and then which of both is `chosen` means nothing.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ class GoldPair(Record):
     worse: str
     subset: str | None = None
     principle: str | None = None
+    tie: bool = False
+    """Neither is better."""
     source: str
     """File and line."""
 
@@ -114,8 +117,13 @@ def _pair(form: Form, row: Any, source: str, line: int, counter: Oddities) -> Go
         worse=worse,
         subset=subset,
         principle=principle,
+        tie=_is_tie(row),
         source=source,
     )
+
+
+def _is_tie(row: Any) -> bool:
+    return (_named(row, "tie") or "").lower() in ("true", "1", "1.0", "yes")
 
 
 def _named(row: Any, column: str) -> str | None:

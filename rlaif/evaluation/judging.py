@@ -154,7 +154,8 @@ def _planned(wanted: Evaluation) -> _Plan:
             plan.questions += len(case.meeting.criteria) * (2 if wanted.compare.orders == "both" else 1)
             yield case
 
-    plan.canaries = chosen_cases(counted(), max(wanted.canary_pairs, 1))[: wanted.canary_pairs]
+    decided = (case for case in counted() if not case.pair.tie)  # canaries meet the better reply
+    plan.canaries = chosen_cases(decided, max(wanted.canary_pairs, 1))[: wanted.canary_pairs]
     return plan
 
 

@@ -167,8 +167,19 @@ class Cost(Record):
     """By the clock, as this judge answers with so many questions under way; None where no answer was timed."""
 
 
+class ThreeWay(Record):
+    """How far the judge says what people say where those may call a pair a tie: better, worse, or no difference."""
+
+    ties: int
+    """Pairs that are a tie to people."""
+    agreement: Estimate
+    """Share of all pairs with the same value; one without a label agrees with nothing."""
+    kappa: float | None
+    """Cohen's, every pair counted in both orientations, no label being a value of its own."""
+
+
 class Measures(Record):
-    """Everything that was measured."""
+    """Everything that was measured: but for `three_way`, on the pairs that are no tie to people."""
 
     pairs: int
     labelled: int
@@ -199,6 +210,8 @@ class Measures(Record):
     mass: LabelMass | None
     canaries: tuple[Canary, ...]
     cost: Cost
+    three_way: ThreeWay | None = None
+    """None where no gold pair is a tie."""
 
     @property
     def best_baseline(self) -> Baseline | None:
