@@ -33,6 +33,7 @@ def show(done: Evaluated) -> None:
     _show_groups("principle", found.principles)
     _show_canaries(found.canaries)
     _show_temperature(report)
+    _show_errors(report)
     asked, known = sum(each.asked for each in done.tallies), sum(each.known for each in done.tallies)
     click.echo(f"\n{asked:,} questions asked now, {known:,} on disk already; report in {done.path}")
 
@@ -146,6 +147,14 @@ def _show_canaries(canaries: Sequence[Canary]) -> None:
     columns = ("canary", "wins", "95%", "1st", "2nd", "unfenced", "95% ")
     print_table(columns, rows, right=columns[1:])
     click.echo("\n1st, 2nd: in that slot; unfenced: the replies shown without the marks that a run puts around them")
+
+
+def _show_errors(report: JudgeReport) -> None:
+    for each in report.shared_errors:
+        click.echo(
+            f"\nErrors go together with those of {each.judge} by {each.correlation:+.2f} ({each.pairs:,} pairs): both "
+            f"are worth {each.worth:.1f} independent judges."
+        )
 
 
 def _show_temperature(report: JudgeReport) -> None:

@@ -254,6 +254,19 @@ class About(Record):
     pair: dict[str, JsonValue]
 
 
+class SharedErrors(Record):
+    """How far the judge's errors are those of another one, on the same gold pairs."""
+
+    judge: str
+    """The other one."""
+    pairs: int
+    """Those with a label of both."""
+    correlation: float
+    """Of their log-odds of the better reply: of what remains when the mean, which is what they know, is taken off."""
+    worth: float
+    """How many independent judges both together are worth."""
+
+
 class JudgeReport(Record):
     """The report, as it is written."""
 
@@ -262,3 +275,5 @@ class JudgeReport(Record):
     about: About
     verdict: Verdict
     measures: Measures
+    shared_errors: tuple[SharedErrors, ...] = ()
+    """Beside every other judge that was evaluated on the same pairs in the same folder."""

@@ -50,7 +50,7 @@ class ReplayServer:
                         outer.asked += 1
                     try:
                         text = recorded(question, shown["A"], shown["B"])
-                    except Exception as error:
+                    except (AssertionError, LookupError, ValueError) as error:
                         outer.unknown.append(error)
                         self._send(400, {"error": {"message": "nothing was recorded of this question"}})
                         return

@@ -106,7 +106,7 @@ def majority(row: dict[str, Any]) -> int:
 
 
 def pandalm(judge: str, results: list[str], folder: Path) -> tuple[JudgeReport, list[tuple[str, str]]]:
-    """All pairs of people and judge, each as `1`, `2`, `0` for a tie or `` for no verdict, responses in the file's order.
+    """All pairs of people and judge, each as `1`, `2`, `0` for a tie or nothing, in the order of the file's responses.
 
     A tenth of the pairs are in the file more than once, with verdicts of their own: the number keeps them apart.
     """
