@@ -41,7 +41,7 @@ def test_of_too_few_pairs_nothing_is_told() -> None:
 
 @pytest.mark.finding(5)
 def test_judges_on_the_same_pairs_stand_beside_each_other(tmp_path: Path) -> None:
-    """One that is wrong where the first one is, and one that is wrong elsewhere; the first has nobody to stand beside."""
+    """One that is wrong where the first one is, and one that is wrong elsewhere; the first stands alone."""
     gold, folder = tmp_path / "gold.jsonl", tmp_path / "judges"
     write_gold(gold, 120)
 
