@@ -14,7 +14,7 @@ _CONTROL = re.compile(
 def visible(text: str) -> str:
     """`text` with what would move a cursor, set a title, hide or reorder letters shown as a mark like `\\x1b`.
 
-    Line breaks and tabs stay. Marks of what JSON may hold raw are JSON's (`\\u202e`), so that a JSON document remains one.
+    Line breaks and tabs stay. What JSON may hold raw gets JSON's own marks (`\\u202e`): a document remains one.
     """
     return _CONTROL.sub(_mark, text)
 
