@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from rlaif.cli.reading import rows_read
+from rlaif.cli.terminal import echo
 from rlaif.errors import UserError
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def check(
     with rows_read(file) as told:
         report = examine(file, against=against, tokenizer=tokenizer, max_length=max_length, limit=limit, told=told)
     if shape == "json":
-        click.echo(report.model_dump_json(indent=2))
+        echo(report.model_dump_json(indent=2))
     else:
         show(report)
     raise SystemExit(_CODES[report.worst])
@@ -61,18 +62,18 @@ def show(report: Report) -> None:
     from rlaif.cli.tables import print_table
 
     kind = report.shape or "of no known shape"
-    click.echo(f"{report.path}: {report.rows:,} rows, {kind}, {report.usable:,} usable")
+    echo(f"{report.path}: {report.rows:,} rows, {kind}, {report.usable:,} usable")
     for line in _figures(report):
-        click.echo(line)
-    click.echo("")
+        echo(line)
+    echo("")
     if report.findings:
         rows = [(each.level, each.rule, *_measure(each), _told(each)) for each in report.findings]
         print_table(
             ("level", "rule", "rows", "share", "what, where, how to mend it"), rows,
             right=("rows", "share"), folded=("what, where, how to mend it",)
         )  # fmt: skip
-        click.echo("")
-    click.echo(_summary(report))
+        echo("")
+    echo(_summary(report))
 
 
 def _figures(report: Report) -> list[str]:

@@ -12,7 +12,9 @@ import click
 
 from rlaif import __version__
 from rlaif.cli.lazy import Entry, LazyGroup
+from rlaif.cli.terminal import echo
 from rlaif.errors import RlaifError
+from rlaif.text import visible
 
 
 class _Commands(LazyGroup):
@@ -56,13 +58,14 @@ def main() -> NoReturn:
         code = cli.main(standalone_mode=False)
         sys.stdout.flush()
     except click.ClickException as error:
+        error.message = visible(error.message)
         error.show()
         code = error.exit_code
     except RlaifError as error:
-        click.echo(f"Error: {error}", err=True)
+        echo(f"Error: {error}", err=True)
         code = error.exit_code
     except (KeyboardInterrupt, click.Abort):
-        click.echo("\nInterrupted. What was answered is kept; the same command goes on from there.", err=True)
+        echo("\nInterrupted. What was answered is kept; the same command goes on from there.", err=True)
         code = 130
     except BrokenPipeError:
         sys.stderr.close()  # the reader went away (`rlaif ... | head`): nothing is left to say it to

@@ -188,7 +188,8 @@ class VllmServer:
         if self.log is None:
             return None
         self.log.parent.mkdir(parents=True, exist_ok=True)
-        return self.log.open("wb")
+        self.log.unlink(missing_ok=True)  # a link is replaced, not followed
+        return self.log.open("xb")
 
     def _await_health(self) -> None:
         start = time.monotonic()
@@ -197,9 +198,10 @@ class VllmServer:
             if process is None:
                 raise ModelError("vLLM was stopped while it started")
             if process.poll() is not None:
-                raise ModelError(f"vLLM ended while it started (exit code {process.returncode}){self._end_of_log()}")
+                what = f"vLLM ended while it started (exit code {process.returncode})"
+                raise ModelError(what, log=self._end_of_log())
             if spent > self._timeout:
-                raise ModelError(f"vLLM was not ready after {spent:.0f} s{self._end_of_log()}")
+                raise ModelError(f"vLLM was not ready after {spent:.0f} s", log=self._end_of_log())
             if self._progress is not None:
                 self._progress(spent, (self._log_lines() or [""])[-1])
             time.sleep(min(_LOOK_EVERY, 0.05 + spent / 10))

@@ -56,7 +56,7 @@ def document(path: Path) -> dict[str, Any]:
     """A JSON file as plain data; empty where there is none, or none that can be read."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 

@@ -14,7 +14,8 @@ from rlaif.constitution import Constitution, load_constitution
 from rlaif.errors import RlaifError
 from rlaif.page.counting import Drawn, every
 from rlaif.page.figures import Panel, Panelist, Principle, Stage
-from rlaif.page.reading import document, within
+from rlaif.page.manifest import loop_in, manifest_in, revised_in
+from rlaif.page.reading import within
 from rlaif.page.verdicts import Reading, Tally
 from rlaif.samples.plan import is_planned
 from rlaif.settings import PolicySettings
@@ -75,7 +76,7 @@ class Told:
 
 def read_told(folder: Path) -> Told:
     """Read manifest, settings and constitution; what is not there, or cannot be read, is empty."""
-    manifest = document(folder / "manifest.json")
+    manifest = manifest_in(folder)
     try:
         text = (folder / "run.yaml").read_text(encoding="utf-8")
         settings = yaml.safe_load(text)
@@ -83,7 +84,7 @@ def read_told(folder: Path) -> Told:
         text, settings = "", None
     known = settings if isinstance(settings, dict) else manifest.get("settings")
     told = Told(folder, manifest, text, known if isinstance(known, dict) else {})
-    told.revised, told.loop = document(folder / "revised.json"), document(folder / "loop.json")
+    told.revised, told.loop = revised_in(folder), loop_in(folder)
     if isinstance(told.settings.get("constitution"), str):
         _read_constitution(told)
     return told
