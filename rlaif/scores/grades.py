@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 
-from rlaif.comparisons.reading import without_thinking
+from rlaif.comparisons.thinking import without_thinking
 from rlaif.inference.base import Answer, Question
 from rlaif.records import Prompt, Sample, Sampling, Score
 from rlaif.samples.meetings import Criterion

@@ -12,7 +12,7 @@ import math
 import re
 from collections.abc import Iterable, Sequence
 
-from rlaif.comparisons.reading import without_thinking
+from rlaif.comparisons.thinking import without_thinking
 from rlaif.inference.base import Answer, Question
 from rlaif.records import Order, Prompt, Sample, Sampling
 from rlaif.samples.meetings import Criterion
