@@ -66,7 +66,7 @@ _CONNECTIVE = (
     r"|to\s+(?:conclude|sum\s+up|summari[sz]e)|on\s+(?:balance|the\s+whole)|as\s+a\s+result"
     r"|for\s+(?:this|that|(?:all\s+)?these)\s+reasons?|because\s+of\s+(?:this|that)|(?:that|this|which)\s+is\s+why)(?!\w)"
 )
-_OPENING = r"(?:based\s+on|after\s+\w+ing|conclusion|final\s+thoughts?)(?!\w)"
+_OPENING = r"(?:based\s+on|after\s+(?:\w+\s+){0,2}(?:consideration|review|comparison|evaluation|analysis|\w+ing)|conclusion|final\s+thoughts?)(?!\w)"
 _CONCLUDES = re.compile(
     rf"^[\W_]{{0,12}}(?:(?:and|but)\s+)?(?:{_CONNECTIVE}|{_OPENING})|[,;:—–]\s*(?:and\s+)?{_CONNECTIVE}", re.IGNORECASE
 )

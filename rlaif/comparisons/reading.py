@@ -39,10 +39,10 @@ _TAIL_LINES, _MOST_TAIL = 2, 4_000
 _MOST_REST = 600
 """Characters after a statement in which a sentence may speak against it."""
 
-_MARKS = "*_`\"'“”‘’„«»()[]{}#>$\\.!。"
+_MARKS = "*_`\"'“”‘’„«»()[]{}#>$\\.!。→⇒✅👉🏆"
 _M = rf"[\s{re.escape(_MARKS)}]"
 _NAMED = (
-    rf"(?:(?:(?:the|die|la|a)\s+)?(?:{NOUN}|antwort|réponse|respuesta|resposta|risposta|ответ)[\s_-]{{1,3}}"
+    rf"(?:(?:(?:the|die|la)\s+)?(?:{NOUN}|antwort|réponse|respuesta|resposta|risposta|ответ)[\s_-]{{1,3}}"
     r"|(?:回答|回复)\s?)?"
 )
 _BARE = re.compile(rf"{_NAMED}[{re.escape(_MARKS)}\s]*(?P<word>a tie|\w+)\s*(?P<colon>:?)", re.IGNORECASE)
@@ -52,7 +52,7 @@ _RANKED = re.compile(
 
 _STRONG = re.compile(
     r"(?<![^\W_])(?<!/)(?<!/final_)(?:verdict|winner|decision|judge?ment"
-    r"|(?:better|preferred|superior|stronger|winning|best|preferable)[\s_](?:reply|response|assistant|output|completion)"
+    r"|(?:better|preferred|superior|stronger|winning|best|preferable|selected|chosen)[\s_](?:reply|response|assistant|output|completion)"
     r"|better\s+one|better\s+of\s+the\s+two"
     r"|urteil|gewinner|sieger|gagnant|ganador|vencedor|vincitore|veredicto|verdetto|вердикт|победитель)(?!\w)"
     r"|结论|結論|判断|判定|判決|获胜者|勝者|판정|판결|승자",
@@ -61,7 +61,7 @@ _STRONG = re.compile(
 _WEAK = re.compile(
     r"(?<![^\W_])(?<!/)(?<!/final_)(?:answer|choice|preference|antwort|réponse|respuesta|resposta|risposta|ответ)(?!\w)"
     r"|答案|回答|정답|답변|\\boxed(?=\s{0,3}\{)"
-    r"|(?<![\w/])(?:preferred|selected|chosen|selection|pick|result|conclusion|better|best|label|response)"
+    r"|(?<![\w/])(?:preferred|selected|chosen|selection|pick|result|conclusion|better|best|label|response|vote|overall|final|therefore|thus|hence)"
     r"(?=[*_`\"'>]{0,4}\s?[:=]|>)",
     re.IGNORECASE,
 )
@@ -101,7 +101,7 @@ _SAYS = re.compile(
     r"(?P<is>\s+(?:is|would\s+be|goes\s+to|falls\s+on|favou?rs|ist|est|es|é|è|lautet)(?!\w)\s?|\s?[是为為은는は]\s?)?"
     rf"(?P<marks>[\s{re.escape(_MARKS)}:：=–—-]{{0,40}})(?P<that>(?:that|dass|que)\s+)?"
     r"(?:(?:clearly|definitely|for|in\s+favou?r\s+of)\s+)?"
-    rf"{_M}{{0,9}}{_NAMED}(?:\\?(?:text|mathrm|mathbf))?{_M}{{0,9}}(?P<word>a tie(?!\w)|[^\W_]{{1,40}})",
+    rf"{_M}{{0,9}}{_NAMED}(?:\\?(?:text|mathrm|mathbf|boxed))?{_M}{{0,9}}(?P<word>a tie(?!\w)|[^\W_]{{1,40}})",
     re.IGNORECASE,
 )
 _FIRM = frozenset(":：=")
@@ -120,7 +120,7 @@ _POSITIVE = (
 )
 _GOES_ON = re.compile(
     rf"{_M}{{0,9}}(?:$|[,;:：…|<>=~≻—–，。；、/+%&]|-(?!\w)|\n"
-    r"|(?:because|since|as|for|over|by|due|wins?|though|although|but|with|and|or|here|overall|weil|da|car|parce|porque)\b"
+    r"|(?:because|since|as|for|over|by|due|wins?|though|although|but|with|and|or|here|overall|beats|edges|weil|da|car|parce|porque)\b"
     r"|(?:(?:is|was|being|seems|performs|does)\s+)?(?:(?:\w{2,20}ly|much|far|the|a|still|overall|bit)\s+){0,3}"
     rf"{_POSITIVE}(?!\w)|['’]s\s+{NOUN}\s+(?:is\s+(?:\w{{2,20}}ly\s+)?{_POSITIVE}|wins)(?!\w))",
     re.IGNORECASE,
@@ -131,7 +131,10 @@ _STARTER = (
     r"(?:It|This|That|The|Reply|Response|Assistant|Output|Option|Because|Both|While|Although|Though|Since|As|Its|In|They"
     r"|There|My|I|A|B|Neither|However|Here|Reasons?|Explanation|Confidence|Thank|Verdict|Overall|Wait)(?!\w)"
 )
-_OPTION = re.compile(rf"[*_\"'}}$]{{0,3}}(?:[).\]][).\]*_]{{0,3}}\s+(?!{_STARTER})|:\s+(?!(?i:{_STARTER})))[^\W\d_]")
+_GOING = r"(?:because|since|as|is|was|wins|over|by|due|it)(?!\w)"
+_OPTION = re.compile(
+    rf"[*_\"'}}$]{{0,3}}(?:[).\]][).\]*_]{{0,3}}\s+(?!{_STARTER}|{_GOING})|:\s+(?!(?i:{_STARTER})))[^\W\d_]"
+)
 """What follows the letter of an option: "(B) ribosomal", "B. Ribosomal", "B: ribosomal"."""
 _ENDS = re.compile(rf"{_M}{{0,9}}[:：]?(?:[<,;]|\n|$)")
 _TAKES_BACK = re.compile(
@@ -159,7 +162,10 @@ def parse_verdict(text: str) -> Verdict:
     if not said:
         return Verdict.UNPARSED
     alone = _alone(said)
-    return _WORDS.get(_stated(said) if alone is None else alone, Verdict.UNPARSED)
+    stated = _stated(said) if alone is None or _STRONG.search(said) else ""
+    if alone in _WORDS and stated in _WORDS and alone != stated:
+        return Verdict.UNPARSED  # the last line is of another mind than what is stated before it
+    return _WORDS.get(stated if alone is None else alone, Verdict.UNPARSED)
 
 
 def _alone(said: str) -> str | None:
@@ -340,7 +346,8 @@ def _statement(said: str, cue: re.Match[str]) -> _Statement | None:
         return _Statement("", cue.start(), cue.end()) if _FIRM & set(window[:3]) else None
     marks = set(says["marks"])
     heads = "\n" in says["marks"]
-    if not (says["is"] or says["that"] or heads or marks & (_FIRM | _SOFT)):
+    soft = _SOFT if cue.re is _STRONG or "boxed" in cue[0] else _SOFT - set("([{")
+    if not (says["is"] or says["that"] or heads or marks & (_FIRM | soft)):
         return None
     end = cue.end() + says.end()
     rest = window[says.end() :]
@@ -348,13 +355,12 @@ def _statement(said: str, cue: re.Match[str]) -> _Statement | None:
     if word in _WORDS:
         stands = _states(word, rest) and not _LISTS.match(rest)
         return _Statement(word if stands else "", cue.start(), end)
-    if word in _HEDGES and (says["is"] or marks & _FIRM):
-        return _Statement("", cue.start(), end)
     if not (says["that"] or marks & _FIRM or says["is"] or heads):
         return None
+    hedges = word in _HEDGES and (says["is"] or marks & _FIRM)
     begins = cue.end() + (says.end("that") if says["that"] else says.end("marks"))
     prose = first_decided(said[begins : begins + _MOST_REST])
-    if prose is None and not says["that"] and not (marks & _FIRM and _opens_line(said, cue.start())):
+    if prose is None and not says["that"] and not hedges and not (marks & _FIRM and _opens_line(said, cue.start())):
         return None  # "the decision is based on", or a heading over a whole paragraph
     return _Statement(prose or "", cue.start(), end)
 

@@ -114,3 +114,15 @@ def test_every_rule_matters(module: Any, name: str, monkeypatch: pytest.MonkeyPa
         assert misread(texts) != []
     except (AttributeError, TypeError):
         return  # a part without which nothing is read at all
+
+
+@pytest.mark.sibling("reading-leans-to-a-slot")
+def test_the_labels_are_read_alike() -> None:
+    """With A for B and B for A, every ending has the mirrored verdict: the reader leans to no slot."""
+    mirror = {Verdict.FIRST: Verdict.SECOND, Verdict.SECOND: Verdict.FIRST}
+    letters = re.compile(r"(?<![^\W_])[AB](?![^\W_])|(?<=[(_:-])[ab](?![^\W_])|(?<=是)[AB]")
+    swapped = [
+        (letters.sub(lambda found: found[0].translate(str.maketrans("ABab", "BAba")), text), right)
+        for text, right in endings()
+    ]
+    assert misread([(text, mirror.get(right, right)) for text, right in swapped]) == []
