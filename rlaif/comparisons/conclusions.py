@@ -66,7 +66,10 @@ _CONNECTIVE = (
     r"|to\s+(?:conclude|sum\s+up|summari[sz]e)|on\s+(?:balance|the\s+whole)|as\s+a\s+result"
     r"|for\s+(?:this|that|(?:all\s+)?these)\s+reasons?|because\s+of\s+(?:this|that)|(?:that|this|which)\s+is\s+why)(?!\w)"
 )
-_OPENING = r"(?:based\s+on|after\s+(?:\w+\s+){0,2}(?:consideration|review|comparison|evaluation|analysis|\w+ing)|conclusion|final\s+thoughts?)(?!\w)"
+_OPENING = (
+    r"(?:based\s+on|after\s+(?:\w+\s+){0,2}(?:consideration|review|comparison|evaluation|analysis|\w+ing)"
+    r"|conclusion|final\s+thoughts?)(?!\w)"
+)
 _CONCLUDES = re.compile(
     rf"^[\W_]{{0,12}}(?:(?:and|but)\s+)?(?:{_CONNECTIVE}|{_OPENING})|[,;:—–]\s*(?:and\s+)?{_CONNECTIVE}", re.IGNORECASE
 )
@@ -100,7 +103,7 @@ _PART_OF = re.compile(
 _JOINED = re.compile(r"\b(?:A|B)\W{0,3}\s+(?:and|or|nor|&|/)\s+\Z|\b(?:both|either)\s+\Z", re.IGNORECASE)
 _STARTS = re.compile(
     r"(?:\A|[,;:.!—–\-*(]|\b(?:that|and|but|so|therefore|thus|hence|overall|because|as|since|while|although|though|whereas"
-    r"|ultimately|consequently|accordingly|clearly|conclude|think|believe|say|why|conclusion|end|is|shows|means))[\s*_]*\Z",
+    r"|ultimately|consequently|accordingly|clearly|conclude|think|believe|say|why|conclusion|end|is|shows|means))[\s*_]{0,9}\Z",
     re.IGNORECASE,
 )
 """What may stand before a label without a noun: not "vitamin", "plan" or "group"."""

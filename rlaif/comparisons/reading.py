@@ -97,15 +97,15 @@ _FORM = re.compile(
 _INSTRUCTS = re.compile(r"[\W_]{0,6}(?:if|when|for|in\s+case|means|where|otherwise|or\s+else)(?!\w)", re.IGNORECASE)
 
 _SAYS = re.compile(
-    r"(?:\s+(?:final|finale|définitive|definitiva|here|now|then|overall|today|in\s+this\s+case|for\s+this\s+(?:pair|question|prompt|comparison)))?"
+    r"(?:\s{1,3}(?:final|finale|définitive|definitiva|here|now|then|overall|today|in\s+this\s+case|for\s+this\s+(?:pair|question|prompt|comparison)))?"
     r"(?P<is>\s+(?:is|would\s+be|goes\s+to|falls\s+on|favou?rs|ist|est|es|é|è|lautet)(?!\w)\s?|\s?[是为為은는は]\s?)?"
     rf"(?P<marks>[\s{re.escape(_MARKS)}:：=–—-]{{0,40}})(?P<that>(?:that|dass|que)\s+)?"
-    r"(?:(?:clearly|definitely|for|in\s+favou?r\s+of)\s+)?"
+    r"(?:(?:clearly|definitely|for|in\s+favou?r\s+of)\s{1,3})?"
     rf"{_M}{{0,9}}{_NAMED}(?:\\?(?:text|mathrm|mathbf|boxed))?{_M}{{0,9}}(?P<word>a tie(?!\w)|[^\W_]{{1,40}})",
     re.IGNORECASE,
 )
 _FIRM = frozenset(":：=")
-_SOFT = frozenset('–—-*[({"“>')
+_SOFT = frozenset('→⇒–—-*[({"“>')
 _LISTS = re.compile(
     rf"{_M}{{0,9}}(?:[/|,&+<=~≈≤≺]|or\b|and\b|oder\b|und\b|ou\b|o\b|vs\b)(?!\s?\[\[){_M}{{0,9}}{_NAMED}{_M}{{0,9}}"
     rf"(?:(?-i:{_FIRST}|{_SECOND})|TIE)\b",
@@ -233,11 +233,10 @@ def _last(said: str, statements: list[_Statement]) -> str:
     others = (first_decided(rest[:_MOST_REST]), concluded(rest[_last_lines(rest) :]))
     if any(each not in (None, last.word) for each in others):
         return ""
-    if said[last.start] == "[":  # a form, which says once more what stands before it
-        same_line = [each for each in statements if "\n" not in said[each.start : last.start]]
-        if any(each.word != last.word for each in same_line):
-            return ""
     line_at = said.rfind("\n", 0, last.start) + 1
+    if said[last.start] == "[":  # a form, which says once more what stands before it
+        if any(each.word != last.word for each in statements if each.start >= line_at):
+            return ""
     line, before = said[line_at:].split("\n", 1)[0], said[:line_at].rstrip().rsplit("\n", 1)[-1]
     return "" if _mirrored(before.strip(), line.strip()) else last.word
 

@@ -15,7 +15,8 @@ from rlaif.scores.questions import DIGITS, score_messages
 _ONE_TOKEN = Sampling(max_tokens=1)
 _DRESS = r"[\s*_`\"'()\[\]#>.:]*"
 _SAID = re.compile(
-    rf"{_DRESS}(?:(?:grade|score|answer|rating)\b{_DRESS}(?:is\b)?{_DRESS})?([0-9])(?:\s*/\s*9)?{_DRESS}", re.IGNORECASE
+    rf"{_DRESS}(?:(?:grade|score|answer|rating)\b{_DRESS}(?:is\b{_DRESS})?)?(?<!\.)([0-9])(?:\s*/\s*9)?{_DRESS}",
+    re.IGNORECASE,
 )
 
 
