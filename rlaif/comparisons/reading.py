@@ -234,9 +234,9 @@ def _last(said: str, statements: list[_Statement]) -> str:
     if any(each not in (None, last.word) for each in others):
         return ""
     line_at = said.rfind("\n", 0, last.start) + 1
-    if said[last.start] == "[":  # a form, which says once more what stands before it
-        if any(each.word != last.word for each in statements if each.start >= line_at):
-            return ""
+    same_line = [each.word for each in statements if each.start >= line_at]
+    if said[last.start] == "[" and set(same_line) != {last.word}:  # a form says once more what stands before it
+        return ""
     line, before = said[line_at:].split("\n", 1)[0], said[:line_at].rstrip().rsplit("\n", 1)[-1]
     return "" if _mirrored(before.strip(), line.strip()) else last.word
 
