@@ -94,6 +94,11 @@ class Sample(Record):
     revision_of: str | None = None
     """Id of the sample that this one revises."""
 
+    @property
+    def truncated(self) -> bool:
+        """Whether it was cut off at `max_tokens`."""
+        return self.finish_reason == "length"
+
 
 class Critique(Record):
     """The judge's text on one sample under one principle."""
@@ -298,7 +303,7 @@ class PreferencePair(Record):
     flip: bool
     """The two orders disagreed."""
     hard: bool
-    """The label comes from text verdicts, not from log-probabilities."""
+    """The label comes from text verdicts, not from log-probabilities: over-confident while no temperature is fitted."""
     strengths: tuple[float, float]
     """Bradley-Terry log-strengths of chosen and rejected among the prompt's samples (mean 0)."""
     ranks: tuple[int, int]
@@ -314,3 +319,7 @@ class PreferencePair(Record):
     judge: str
     constitution: str
     """Name and content hash of the constitution."""
+    chosen_truncated: bool = False
+    """The chosen response was cut off at `max_tokens`: its end is none, and no trainer learns it."""
+    rejected_truncated: bool = False
+    """The rejected response was cut off."""

@@ -30,8 +30,8 @@ _MAX_BYTES = 5_000_000
 _FROM_CRITIQUE = "Which reply gives less ground for this reviewer's request?"
 _FROM_STATEMENT = "Which reply keeps better to this principle?"
 _ASKS_FOR_A_CHOICE = re.compile(
-    r"(?:^|[.!?:]\s+|,\s+|\band\s+)(?:please\s+)?(?:choose|select|pick|prefer)\b[^.!?]*\b(?:reply|response|answer|option|one)\b"
-    r"|\bwhich\b[^.?!]*\b(?:reply|replies|responses?|answers?|options?|one|of the two)\b[^.!]*\?",
+    r"(?:^|[.!?:]\s+|,\s+|\band\s+)(?:please\s+)?(?:choose|select|pick|prefer)\b[^.!?]{0,300}\b(?:reply|response|answer|option|one)\b"
+    r"|\bwhich\b[^.?!]{0,300}\b(?:reply|replies|responses?|answers?|options?|one|of the two)\b[^.!]{0,300}\?",
     re.IGNORECASE,
 )
 

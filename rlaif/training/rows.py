@@ -49,6 +49,9 @@ def pairs(path: str | Path, template: Template = "auto", intake: Intake | None =
         raise UserError("the rows are single replies, not pairs", where=path, mend=mend)
     for line, row, found in _sound(rows, partial(sides, shape=shape, template=template), intake, path):
         assert found.chosen is not None and found.rejected is not None  # every shape of pairs has both
+        if _cut_off(row, "chosen") or _cut_off(row, "rejected"):
+            intake.leave_out("cut-off", line)
+            continue
         replies = (found.chosen, found.rejected)
         yield Example(_name(row, path, line), found.prompt, replies, values(row, path, line), line)
 
@@ -65,6 +68,9 @@ def judged(path: str | Path, template: Template = "auto", intake: Intake | None 
         name = _name(row, path, line)
         for text, good, side in ((found.chosen, True, "chosen"), (found.rejected, False, "rejected")):
             if text is None:
+                continue
+            if _cut_off(row, side if paired else None):
+                intake.leave_out("cut-off", line)
                 continue
             if paired and not _new(seen, found.prompt, text, good):
                 intake.leave_out("repeated", line)
@@ -89,6 +95,8 @@ def demonstrations(path: str | Path, template: Template = "auto", intake: Intake
     for line, row, found in _sound(rows, shown, intake, path):
         if found.chosen is None:
             intake.leave_out("undesirable", line)
+        elif _cut_off(row, "chosen" if isinstance(form, Shape) and form.kind != "unpaired" else None):
+            intake.leave_out("cut-off", line)
         elif isinstance(form, Shape) and not _new(seen, found.prompt, found.chosen):
             intake.leave_out("repeated", line)
         else:
@@ -178,6 +186,12 @@ def _sound(
         yield line, row, found
     if not kept:
         raise intake.nothing(path)
+
+
+def _cut_off(row: Row, side: str | None) -> bool:
+    """Whether a row says that its response, or that of one side of its pair, was cut off before its end."""
+    cut = row.get(f"{side}_truncated" if side else "truncated")
+    return cut is True or row.get(f"{side}_finish_reason" if side else "finish_reason") == "length"
 
 
 def _name(row: Row, path: str | Path, line: int) -> str:
