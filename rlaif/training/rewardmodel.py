@@ -116,8 +116,3 @@ def ends_of(folder: Path) -> frozenset[int]:
     with contextlib.suppress(OSError):
         return end_ids(GenerationConfig.from_pretrained(folder))
     return frozenset()
-
-
-def mean_of(model: Any) -> float:
-    """The mean that a model was centred on (see `centering`); 0 where it was not."""
-    return float(getattr(bare(model).config, "reward_mean", None) or 0.0)
