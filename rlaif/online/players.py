@@ -92,7 +92,7 @@ def _rows(start: Start) -> int:
     """Embeddings that a model has: there may be more of them than tokens that its tokenizer knows."""
     from transformers import AutoConfig
 
-    return int(AutoConfig.from_pretrained(start.weights).get_text_config().vocab_size)
+    return int(AutoConfig.from_pretrained(start.weights, trust_remote_code=False).get_text_config().vocab_size)
 
 
 def _has_head(start: Start) -> bool:
