@@ -202,8 +202,8 @@ def pull(settings: OnlineSettings, size: int) -> float:
 @pytest.mark.parametrize("size", [1, 5, 20])
 @pytest.mark.parametrize("algorithm", ["rloo", "p3o"])
 def test_a_nat_has_one_price_in_the_reward_and_in_the_loss(algorithm: str, size: int, tmp_path: Path) -> None:
-    """The gradient of beta * KL, which is `size` times that of one token: beta * (t - s) * p * (1 - p), where the token's
-    KL has the log-odds t = 0.4 and s = -0.3."""
+    """The gradient of beta * KL is `size` times that of one token: beta * (t - s) * p * (1 - p), where policy and
+    reference have the log-odds t = 0.4 and s = -0.3, and p = sigmoid(t)."""
     given_places = [{"place": place, "beta": 0.3} for place in ("reward", "loss")]
     in_reward, in_loss = (
         pull(OnlineSettings.model_validate(given(tmp_path, algorithm=algorithm, kl=kl)), size) for kl in given_places
