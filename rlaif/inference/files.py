@@ -97,7 +97,7 @@ def headers(path: Path, where: str | Path) -> dict[str, Header]:
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(_LENGTH), "little")
-            told = json.loads(file.read(length)) if length <= min(_LONGEST, size) else None
+            told: Any = json.loads(file.read(length)) if length <= min(_LONGEST, size) else None
         found = {name: each for name, each in told.items() if name != "__metadata__"}
         tensors = {name: Header(str(each["dtype"]), tuple(each["shape"])) for name, each in found.items()}
         wanted = _LENGTH + length + max((int(each["data_offsets"][1]) for each in found.values()), default=0)

@@ -203,9 +203,8 @@ def read_model(folder: Path, device: torch.device, dtype: str | None = None) -> 
     `dtype` None is fp32 on a CPU, the model's own elsewhere. Raises UserError where it cannot be loaded.
     """
     import torch
-    from transformers import GenerationConfig
 
-    parts = parts_of(folder)
+    transformers, parts = _transformers(), parts_of(folder)
     require_parts(parts, folder)
     tokenizer = load_tokenizer(parts.tokenizer)
     if not getattr(tokenizer, "chat_template", None):
@@ -218,8 +217,16 @@ def read_model(folder: Path, device: torch.device, dtype: str | None = None) -> 
     # How a text is drawn is the question's business: nothing is taken over from the model's own defaults but its ends.
     ends = sorted(_end_tokens(model, tokenizer))
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (ends or [0])[0]
-    model.generation_config = GenerationConfig(do_sample=False, eos_token_id=ends or None, pad_token_id=pad)
+    model.generation_config = transformers.GenerationConfig(
+        do_sample=False, eos_token_id=ends or None, pad_token_id=pad
+    )
     return tokenizer, model
+
+
+def _transformers() -> Any:
+    import transformers
+
+    return transformers
 
 
 def _moved(model: Any, device: torch.device) -> Any:

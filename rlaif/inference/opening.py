@@ -46,8 +46,6 @@ def open_model(
     from rlaif.inference.merging import with_adapter
 
     require_parts(parts, where)
-    if dtype == "auto" and parts.adapter is not None:
-        dtype = getattr(torch, dtype_of(parts.weights))
     # What comes out of adding an adapter is rounded once, afterwards.
     first = dtype if parts.adapter is None else torch.float32
     model, found = _loaded(parts.weights, task, first, where, options or {})
@@ -61,7 +59,7 @@ def open_model(
     if parts.adapter is not None:
         model, brought = with_adapter(model, parts, task, new_head=new_head, where=where)
         fresh = fresh and not brought
-        cast(model, dtype)
+        cast(model, getattr(torch, dtype_of(parts.weights)) if dtype == "auto" else dtype)
     return model, fresh
 
 
