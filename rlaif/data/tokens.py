@@ -76,7 +76,7 @@ def _load(name: str) -> tuple[Counter, int]:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(shipped_model(name) or name)
+        tokenizer: Any = AutoTokenizer.from_pretrained(shipped_model(name) or name, trust_remote_code=False)
     except (OSError, ValueError) as error:
         why = str(error).strip().partition("\n")[0]
         mend = "give the folder of a model, or a name on the hub"

@@ -110,7 +110,7 @@ class _Training:
 
         settings = self.settings
         held = settings.held_out.prompts if settings.held_out.every else 0
-        context = positions_of(AutoConfig.from_pretrained(start.weights)) or sys.maxsize
+        context = positions_of(AutoConfig.from_pretrained(start.weights, trust_remote_code=False)) or sys.maxsize
         longest = min(settings.max_prompt, context - 1)  # an answer needs room for a token
         prompts = load_prompts(settings.prompts, tokenizer, held=held, longest=longest, limit=settings.limit)
         for line in prompts.notes:

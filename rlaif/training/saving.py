@@ -27,13 +27,6 @@ def type_of(folder: Path) -> torch.dtype:
     return found if found in (torch.bfloat16, torch.float16) else torch.float32
 
 
-def cast(model: Any, dtype: torch.dtype) -> None:
-    """Bring a model's weights into a type, a reward model's head apart; its buffers stay as they are."""
-    for name, each in model.named_parameters():
-        if each.is_floating_point() and not name.startswith(_HEAD):
-            each.data = each.data.to(dtype)
-
-
 def round_to(model: Any, dtype: torch.dtype) -> None:
     """Give every weight the value that it will be saved with, so that what is measured of the model holds."""
     for name, each in model.named_parameters():
