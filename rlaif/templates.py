@@ -34,7 +34,7 @@ _BRACKETS = (
     r"INST|SYSTEM_PROMPT|THINK|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS|TOOL_CONTENT|ARGS|CALL_ID|gMASK|MASK|CLS|SEP"
     r"|PAD|UNK|BOS|EOS|EOT|SOT|start_header_id|end_header_id|IMG\w*|PREFIX|MIDDLE|SUFFIX"
 )
-_NUMBERED = r"\w{1,40}?_?\d{1,6}"
+_NUMBERED = r"(?:[a-z_]{1,40}_|unused|special|token)\d{1,6}"
 # Special tokens of the common chat formats: ChatML and Llama 3 `<|...|>`, DeepSeek's full-width bars, Llama 2's [INST]
 # and <<SYS>>, Mistral's and GLM's other brackets, Gemma's turns, sentence marks, the tags of thinking and of tools;
 # numbered ones (`<extra_id_1>`, `<reserved_106>`), `<seed:...>`, EXAONE's `[|...|]`, MiniMax's `]~b[`. A list is never

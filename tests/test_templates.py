@@ -159,5 +159,5 @@ def test_tokens_of_a_tokenizer_are_broken_up_whatever_they_are() -> None:
 
 
 def test_ordinary_markup_stays() -> None:
-    text = "if a < b and c > d: x[0] | y[1]; <b>bold</b> <div class='x'> [link](url) {y} ~[z]"
+    text = "if a < b and c > d: x[0] | y[1]; <b>bold</b> <h1>x</h1> <div class='x'> [link](url) {y} ~[z]"
     assert text in fence(text)
