@@ -7,11 +7,11 @@ weights, template or tokenizer changed has another name, and the questions put t
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from rlaif.errors import UserError, nearest
+from rlaif.jsontext import loads
 from rlaif.resources import SHIPPED, shipped_model
 
 _DECIDING = ("*.safetensors", "*.bin", "*.json", "*.jinja", "*.model", "*.txt")
@@ -77,7 +77,7 @@ def parts_of(folder: Path, *, rewards: bool = False) -> Parts:
     if not _is_adapter(folder):
         return Parts(folder, None, folder)
     try:
-        about = json.loads((folder / _ADAPTER).read_text(encoding="utf-8"))
+        about = loads((folder / _ADAPTER).read_text(encoding="utf-8"))
         base, task = about["base_model_name_or_path"], about.get("task_type")
     except (OSError, ValueError, KeyError, AttributeError, TypeError):
         raise UserError("does not say which model the adapter belongs to", where=folder / _ADAPTER) from None

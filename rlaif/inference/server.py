@@ -17,10 +17,10 @@ from rlaif.errors import ModelError
 from rlaif.inference.base import Answer, Question, name_with
 from rlaif.inference.chat import LabelRoute, read_answers, request_body
 from rlaif.inference.faults import Fault
-from rlaif.inference.http import AiohttpWire, HttpxWire
+from rlaif.inference.http import wire_to
 from rlaif.inference.patience import Patience
 from rlaif.inference.probe import Capabilities, Prober
-from rlaif.inference.talk import Talk, headers_for, normal_url
+from rlaif.inference.talk import Talk, address_of
 from rlaif.inference.throttle import Throttle
 
 if TYPE_CHECKING:
@@ -60,9 +60,8 @@ class Server:
         give_up_after: float = 30.0,
         backoff: float = 0.5,
     ) -> None:
-        url, headers = normal_url(base_url, api_key), headers_for(api_key)
-        wire = AiohttpWire(headers, base_url=url) if transport is None else HttpxWire(headers, transport)
-        self._talk = Talk(url, wire, api_key=api_key)
+        address = address_of(base_url, api_key)
+        self._talk = Talk(address, wire_to(address.url, address.headers, transport))
         self._options, self._timeout, self._max_attempts = template_options, timeout, max_attempts
         self._throttle = Throttle(concurrency)
         self._patience = Patience(self._talk.shown, give_up_after=give_up_after, timeout=timeout, backoff=backoff)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from rlaif.errors import ModelError, UserError
 from rlaif.inference.base import Model, name_with
+from rlaif.inference.talk import usable_key
 from rlaif.settings import JudgeSettings, ModelSettings, PolicySettings
 
 if TYPE_CHECKING:
@@ -135,4 +136,4 @@ def key_in(variable: str | None, *, where: str = "api_key_env") -> str | None:
     if not key:
         mend = f"export {variable}=... before the run"
         raise UserError(f"the environment variable `{variable}` is not set", where=where, mend=mend)
-    return key
+    return usable_key(key, f"the environment variable `{variable}`", where=where)

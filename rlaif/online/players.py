@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 from rlaif.errors import UserError
 from rlaif.inference.folder import load_tokenizer
 from rlaif.inference.source import key_in
+from rlaif.jsontext import loads
 from rlaif.online.adapters import Adapters
 from rlaif.online.ahead import AheadSampler
 from rlaif.online.network import Network
@@ -98,9 +98,9 @@ def _rows(start: Start) -> int:
 def _has_head(start: Start) -> bool:
     folder = start.adapter or start.weights
     if start.adapter is not None:
-        about = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        about = loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
         return bool(about.get("task_type") == "SEQ_CLS")
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = loads((folder / "config.json").read_text(encoding="utf-8"))
     return any(name.endswith("ForSequenceClassification") for name in config.get("architectures") or ())
 
 

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from rlaif.errors import ModelError, UserError
 from rlaif.inference.background import blocking
 from rlaif.inference.faults import Fault
-from rlaif.inference.http import AiohttpWire, HttpxWire
-from rlaif.inference.talk import Talk, headers_for, normal_url
+from rlaif.inference.http import wire_to
+from rlaif.inference.talk import Talk, address_of
 from rlaif.online.line import Line
 from rlaif.online.responses import Asked, Response
 from rlaif.online.weights import Carrier
@@ -73,9 +73,8 @@ class ServedSampler:
         ones: they stay in its ids, not in its text. `concurrency` bounds the prompts under way, `timeout` the seconds
         of one request; `transport` takes the network's place in tests.
         """
-        url, headers = normal_url(base_url, api_key), headers_for(api_key)
-        wire = AiohttpWire(headers, base_url=url) if transport is None else HttpxWire(headers, transport)
-        self._talk = Talk(url, wire, api_key=api_key)
+        address = address_of(base_url, api_key)
+        self._talk = Talk(address, wire_to(address.url, address.headers, transport))
         self._tokenizer, self._ends, self._max_tokens, self._seed = tokenizer, ends, max_tokens, seed
         self._temperature, self._top_p = temperature, top_p
         self._concurrency, self._timeout, self._backoff = concurrency, timeout, backoff

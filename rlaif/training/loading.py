@@ -7,7 +7,6 @@ bfloat16 where the training computes in it: half the memory.
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import warnings
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ from torch import nn
 
 from rlaif.errors import UserError
 from rlaif.inference.quiet import quiet
+from rlaif.jsontext import loads
 from rlaif.training.arguments import narrow
 from rlaif.training.mishaps import first_line, out_of_memory
 from rlaif.training.saving import cast, type_of
@@ -100,7 +100,7 @@ def _require_none(missing: list[str], settings: CommonSettings, kind: str) -> No
 
 
 def _require_one_output(folder: Path) -> None:
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = loads((folder / "config.json").read_text(encoding="utf-8"))
     (kind, *_) = config.get("architectures") or [""]
     labels = len(config.get("id2label") or ()) or config.get("num_labels", 2)
     if kind.endswith("ForSequenceClassification") and labels != 1:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +11,7 @@ import torch
 from rlaif.errors import UserError
 from rlaif.inference.folder import load_tokenizer, model_folder
 from rlaif.inference.quiet import quiet
+from rlaif.jsontext import loads
 from rlaif.training.forward import bare
 from rlaif.training.texts import Template
 from rlaif.training.tokens import end_ids, pad_id
@@ -92,7 +92,7 @@ def _adapted(folder: Path) -> Any:
     base = model_folder(str(about.base_model_name_or_path))
     config = AutoConfig.from_pretrained(base, num_labels=1)
     with contextlib.suppress(FileNotFoundError):
-        config.update(json.loads((folder / ADAPTER_FILE).read_text(encoding="utf-8")))
+        config.update(loads((folder / ADAPTER_FILE).read_text(encoding="utf-8")))
     model = AutoModelForSequenceClassification.from_pretrained(base, config=config, dtype=torch.float32)
     return PeftModel.from_pretrained(model, folder).merge_and_unload()
 
@@ -104,7 +104,7 @@ def _no_reward_model(folder: Path, what: str) -> UserError:
 def _trained_with(folder: Path) -> dict[str, Any]:
     """The settings of the training that made a model, where it was ours."""
     with contextlib.suppress(OSError, ValueError, KeyError, AttributeError):
-        settings: dict[str, Any] = json.loads((folder / "train.json").read_text(encoding="utf-8"))["settings"]
+        settings: dict[str, Any] = loads((folder / "train.json").read_text(encoding="utf-8"))["settings"]
         return {name: settings[name] for name in ("template", "max_length", "dtype") if name in settings}
     return {}
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from rlaif.errors import UserError
 from rlaif.inference.folder import model_folder
+from rlaif.jsontext import loads
 from rlaif.records import content_id
 from rlaif.resources import shipped_model
 from rlaif.store import sha256_of
@@ -78,7 +79,7 @@ def _has_tokenizer(folder: Path) -> bool:
 
 def _about(folder: Path) -> dict[str, Any]:
     try:
-        found = json.loads((folder / _ADAPTER).read_text(encoding="utf-8"))
+        found = loads((folder / _ADAPTER).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError("cannot be read", where=folder / _ADAPTER, mend="save the adapter again") from error
     return found if isinstance(found, dict) else {}

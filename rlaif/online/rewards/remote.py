@@ -18,11 +18,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
+from rlaif.addresses import shown_url
 from rlaif.data.turns import Turn, transcript
 from rlaif.errors import ModelError, UserError
 from rlaif.inference.faults import error_message, retry_after
 from rlaif.inference.http import proxy_for
-from rlaif.inference.talk import shown_url
+from rlaif.jsontext import loads
 from rlaif.online.responses import Reward, Scores
 from rlaif.records import Messages
 
@@ -150,8 +151,8 @@ def _is_url(url: str) -> bool:
 def _read(body: bytes, count: int) -> list[float | None]:
     """The rewards of a reply, one for each of `count` queries. Raises _BadReplyError where they are not there."""
     try:
-        payload: Any = json.loads(body)
-    except (ValueError, RecursionError):
+        payload: Any = loads(body)
+    except ValueError:
         raise _BadReplyError(f"the reply is not JSON: {body[:_SHOWN].decode('utf-8', 'replace')}") from None
     rewards = payload.get("rewards") if isinstance(payload, dict) else None
     if not isinstance(rewards, list):
