@@ -48,6 +48,17 @@ def secret_in(url: str) -> str | None:
     return None
 
 
+def without_secrets(text: str) -> str:
+    """`text` with marks in the place of what addresses in it hold: for files of others, or of older versions."""
+    text = re.sub(r"(\b\w+://)[^\s/?#\"'<>]*@", r"\1***@", text)
+    return re.sub(r"([?&][^\s=&?#\"'<>]*=)(?!\$\{)[^\s&#\"'<>]+", _masked_value, text)
+
+
+def _masked_value(parameter: re.Match[str]) -> str:
+    name, value = parameter[1], parameter[0][len(parameter[1]) :]
+    return f"{name}***" if _SECRET_NAME.search(name) or _SECRET_VALUE.fullmatch(value) else parameter[0]
+
+
 def _is_named(value: str) -> bool:
     """Whether a value is empty, or comes from the environment."""
     return not value or _VARIABLE.search(value) is not None

@@ -82,7 +82,7 @@ class LazyModel:
         if settings.launch is not None:
             from rlaif.inference.launch import VllmServer
 
-            self._server = VllmServer(settings.model, extra=settings.launch_args, log=self._log)
+            self._server = VllmServer(settings.model, extra=settings.launch_args, log=self._log, api_key=self._key)
             if self._say is not None:
                 self._say(f"starting vLLM with {settings.model}; its log is {self._log}")
             await asyncio.to_thread(self._server.start)
