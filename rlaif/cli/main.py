@@ -4,7 +4,10 @@ so that `rlaif --help` loads neither torch nor pydantic. All errors are told her
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
+import threading
 from collections.abc import Mapping
 from typing import ClassVar, NoReturn
 
@@ -50,6 +53,16 @@ def cli() -> None:
     """
 
 
+def _leave_threads(code: int) -> None:
+    """End at once where a thread is still at work: a model that is being loaded can take minutes, and nothing of it is
+    to be kept; the interpreter would wait for it, or be taken down under it."""
+    if threading.active_count() > 1:
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(code)
+
+
 def main() -> NoReturn:
     """Run the command line; every expected error is one line on standard error, and an exit code."""
     try:
@@ -63,7 +76,7 @@ def main() -> NoReturn:
         code = error.exit_code
     except (KeyboardInterrupt, click.Abort):
         click.echo("\nInterrupted. What was answered is kept; the same command goes on from there.", err=True)
-        code = 130
+        _leave_threads(code := 130)
     except BrokenPipeError:
         sys.stderr.close()  # the reader went away (`rlaif ... | head`): nothing is left to say it to
         code = 1

@@ -96,6 +96,7 @@ class LazyModel:
             concurrency=settings.concurrency,
             timeout=settings.timeout,
             template_options=settings.template_options or None,
+            say=self._say,
         )
 
     async def close(self) -> None:
