@@ -26,7 +26,11 @@ async def only_model(base_url: str, api_key: str | None = None) -> str:
             raise ModelError(f"{talk.shown}: not reachable ({reply.detail})")
         raise UserError(f"cannot tell its models: {reply.detail}", where=talk.shown, mend="name the model")
     listed = reply.get("data")
-    names = [str(card["id"]) for card in listed or () if isinstance(card, dict) and "id" in card]
+    names = [
+        str(card["id"])
+        for card in (listed if isinstance(listed, list) else ())
+        if isinstance(card, dict) and "id" in card
+    ]
     if len(names) != 1:
         told = f"lists {len(names)} models" + (f": {talk.hide(', '.join(names[:10]))}" if names else "")
         raise UserError(told, where=talk.shown, mend="name the one that is meant")

@@ -47,7 +47,8 @@ def _forms(value: str) -> Iterator[str]:
     """How a server may write a secret that it repeats."""
     yield value
     yield from (quote(value, safe=""), quote(value), quote_plus(value), html.escape(value))
-    yield from (json.dumps(value)[1:-1], repr(value)[1:-1])
+    quoted = json.dumps(value)[1:-1]
+    yield from (quoted, quoted.replace("/", "\\/"), repr(value)[1:-1])
     raw = value.encode("utf-8", "surrogatepass")
     if len(raw) >= _SURE:
         yield from (code(raw).decode().rstrip("=") for code in (base64.b64encode, base64.urlsafe_b64encode))

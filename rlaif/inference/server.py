@@ -143,14 +143,14 @@ class Server:
             for start in range(0, len(group), self.batch_size)
         ]
 
-    async def _ask(self, questions: list[Question]) -> list[Answer]:
-        """Ask in one request, until there are answers or no hope."""
+    async def _ask(self, questions: list[Question], *, asked: bool = False) -> list[Answer]:
+        """Ask in one request, until there are answers or no hope; `asked` where it was tried before, with others."""
         counted = tries = 0
         since = time.monotonic()
         while True:
             replies = self._patience.replies
             async with self._throttle.slot(len(questions)) as cuts:
-                if self._too_slow and tries:
+                if self._too_slow and (tries or asked):
                     return self._given_up(questions)
                 alone = len(questions) == self._throttle.limit == 1
                 result = await self._exchange(questions)
@@ -181,7 +181,8 @@ class Server:
         size = 1 if self._is_late() else len(questions) // 2
         cuts = range(0, len(questions), size) if size == 1 else (0, size)
         ends = [*cuts[1:], len(questions)]
-        parts = await _together([self._ask(questions[at:end]) for at, end in zip(cuts, ends, strict=True)])
+        calls = [self._ask(questions[at:end], asked=True) for at, end in zip(cuts, ends, strict=True)]
+        parts = await _together(calls)
         return [answer for part in parts for answer in part]
 
     async def _counts(self, fault: Fault, tries: int, replies: int) -> bool:

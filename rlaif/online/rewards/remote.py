@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 _LONGEST_PAUSE = 8.0
 _LONGEST_WAIT = 60.0
 """Seconds that a Retry-After can hold us back."""
-_LOOKED_AT, _SHOWN = 10_000, 300
+_LOOKED_AT, _SHOWN = 10_000, 200
 """Characters of a reply that are looked at for what a message repeats, and of what it says in the end."""
 
 
