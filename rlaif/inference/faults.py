@@ -32,6 +32,7 @@ _TOO_LONG = re.compile(
 `context_length_exceeded`; llama.cpp: "exceeds the available context size"; others: "prompt is too long"."""
 
 _DETAIL_CHARS = 300
+_LONGEST_WORD = 80
 _LOOKED_AT = 10_000
 """Characters of a server's message that are looked at."""
 
@@ -115,11 +116,12 @@ def error_message(body: bytes, hide: Callable[[str], str] = str) -> tuple[str, s
 
 
 def shortened(text: str, most: int) -> str:
-    """The first `most` characters of a text, up to the end of a word: half a key would not be known again as one."""
+    """The first `most` characters of a text; up to the end of a word, where one is near: half a key would not be known
+    again as one."""
     if len(text) <= most:
         return text
     words, _, _ = text[: most + 1].rpartition(" ")
-    return words or text[:most]
+    return words if len(words) > most - _LONGEST_WORD else text[:most]
 
 
 def retry_after(value: str | None, *, now: float | None = None) -> float | None:

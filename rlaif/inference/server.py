@@ -74,7 +74,7 @@ class Server:
         self._patience = Patience(self._talk.shown, give_up_after=give_up_after, timeout=timeout, backoff=backoff)
         self._say, self._lowest = say, concurrency
         self._answered, self._checks = False, 0
-        self._late_requests = 0
+        self._late_requests = self._late_alone = 0
         self._late: set[str] = set()
         """Questions that timed out, as long as none was answered."""
         self._too_slow = False
@@ -207,7 +207,9 @@ class Server:
             return
         if not alone:
             self._throttle.limit = 1
-        elif await self._alive():
+            return
+        self._late_alone += 1  # the first may have waited for what the server still does for those before
+        if self._late_alone > 1 and await self._alive():
             self._too_slow = True
 
     def _given_up(self, questions: list[Question]) -> list[Answer]:

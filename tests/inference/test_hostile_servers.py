@@ -30,9 +30,7 @@ def ask(url: str, questions: Sequence[Question] = (), **options: Any) -> list[An
         server = Server(url, "fake", **settings)
         try:
             wanted = list(questions) or [label_question()]
-            return [
-                answer for part in await asyncio.gather(*[server.answer([each]) for each in wanted]) for answer in part
-            ]
+            return [answer for (answer,) in await asyncio.gather(*[server.answer([each]) for each in wanted])]
         finally:
             await server.close()
 
@@ -78,16 +76,15 @@ def test_a_key_in_other_writing_is_masked(written: str) -> None:
     body = f"<html>Authorization: {written}</html>".encode()
     with RawServer(sends(reply(body, "400 Bad Request"))) as server:
         (answer,) = ask(server.url, api_key=key)
-    assert "***" in answer.detail or written == r"se\/cret+1\"key"
-    assert key not in answer.detail and written not in answer.detail
+    assert "***" in answer.detail and key not in answer.detail and written not in answer.detail
 
 
 @pytest.mark.sibling("key-in-escapes-of-json")
 def test_a_key_in_escapes_is_masked() -> None:
     escaped = "".join(f"\\u{ord(letter):04x}" for letter in KEY)
-    with RawServer(sends(reply(b'{"error": {"message": "wrong: ' + escaped.encode() + b'"}}', "401 No"))) as server:
-        with pytest.raises(ModelError) as caught:
-            ask(server.url, api_key=KEY)
+    body = b'{"error": {"message": "wrong: ' + escaped.encode() + b'"}}'
+    with RawServer(sends(reply(body, "401 No"))) as server, pytest.raises(ModelError) as caught:
+        ask(server.url, api_key=KEY)
     assert "wrong: ***" in str(caught.value)
 
 
@@ -112,9 +109,9 @@ def test_a_key_that_is_a_word_costs_no_sample() -> None:
 def test_a_redirect_is_not_followed_and_its_secrets_are_not_shown() -> None:
     with RawServer() as other:
         place = f"{other.url}/chat?key={KEY}"
-        with RawServer(sends(reply(b"", "307 Elsewhere", f"Location: {place}"))) as server:
-            with pytest.raises(ModelError, match="redirects to http://127") as caught:
-                ask(server.url, api_key=KEY)
+        there = RawServer(sends(reply(b"", "307 Elsewhere", f"Location: {place}")))
+        with there as server, pytest.raises(ModelError, match="redirects to http://127") as caught:
+            ask(server.url, api_key=KEY)
         assert other.asked == [] and KEY not in str(caught.value)
 
 
@@ -337,7 +334,7 @@ def test_an_absurd_pause_is_none(value: str) -> None:
     answers = iter([reply(b"", "503 Busy", f"Retry-After: {value}".encode().decode("latin-1")), reply(said())])
 
     def act(asked: Asked) -> object:
-        asked.send(next(answers))
+        asked.send(next(answers, reply(said())))
         return None
 
     with RawServer(act) as server:
@@ -387,20 +384,20 @@ def test_a_server_too_slow_for_all_is_given_up_soon() -> None:
         asked = sum(not each.is_probe for each in server.asked)
     assert {answer.failure for answer in answers} == {"too_slow"}
     assert "answers a small question, but none of these within 0.4 s" in answers[0].detail
-    assert time.monotonic() - start < 8 and asked <= 26
+    assert time.monotonic() - start < 8 and asked <= 48
     assert len(heard) == 2 and "at most 64 of 128 questions at once" in heard[0]
 
 
 @pytest.mark.sibling("too-many-at-once-for-any-answer")
 def test_a_server_that_is_slow_only_for_many_is_asked_fewer() -> None:
-    """Sixteen at once are all late; one alone is not."""
-    busy: list[int] = []
+    """Four or more that come together are all late; one alone is not."""
+    came: list[float] = []
 
     def act(asked: Asked) -> object:
-        busy.append(1)
-        late = len(busy) > 1
-        server.wait(1.0 if late else 0.02)
-        busy.pop()
+        now = time.monotonic()
+        came.append(now)
+        server.wait(0.05)
+        server.wait(0.6 if sum(abs(each - now) < 0.1 for each in came) > 3 else 0)
         return False
 
     with RawServer(act) as server:
