@@ -152,7 +152,7 @@ _ROUNDING = 1e-6
 def _wrong_mass(logprobs: Sequence[float] | None, mass: float | None) -> str:
     """A line holds its log-probabilities and what they add up to: in what they disagree."""
     if logprobs is None or mass is None:
-        return "" if logprobs is mass else "of `logprobs` and `label_mass` one is missing"
+        return "" if logprobs is None and mass is None else "of `logprobs` and `label_mass` one is missing"
     added = min(1.0, sum(math.exp(min(each, 1.0)) for each in logprobs))
     return "" if abs(mass - added) <= _ROUNDING else "`label_mass` is not what `logprobs` add up to"
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from typing import NamedTuple
 
+from rlaif.jsontext import loads
 from rlaif.samples.messages import ROLES, content_of
 from rlaif.samples.transcripts import is_transcript, parse_transcript
 
@@ -57,8 +57,8 @@ def _of_text(text: str, role: str, odd: Odd) -> Turns:
 def _serialised(text: str) -> list[object] | None:
     """Messages that were written into a text as JSON, as tables without nested columns force people to."""
     try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
+        value = loads(text)
+    except ValueError:
         return None
     found = isinstance(value, list) and all(
         isinstance(item, dict) and ("role" in item or "from" in item) for item in value

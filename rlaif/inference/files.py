@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rlaif.errors import UserError
+from rlaif.jsontext import loads
 
 ADAPTER = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -67,7 +68,7 @@ def is_adapter(folder: Path) -> bool:
 def read_json(path: Path) -> dict[str, Any]:
     """An object in a file. Raises UserError where there is none."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):
@@ -97,7 +98,7 @@ def headers(path: Path, where: str | Path) -> dict[str, Header]:
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(_LENGTH), "little")
-            told: Any = json.loads(file.read(length)) if length <= min(_LONGEST, size) else None
+            told: Any = loads(file.read(length)) if length <= min(_LONGEST, size) else None
         found = {name: each for name, each in told.items() if name != "__metadata__"}
         tensors = {name: Header(str(each["dtype"]), tuple(each["shape"])) for name, each in found.items()}
         wanted = _LENGTH + length + max((int(each["data_offsets"][1]) for each in found.values()), default=0)

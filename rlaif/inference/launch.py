@@ -98,8 +98,10 @@ class VllmServer:
         log: Path | None = None,
         timeout: float = 600.0,
         progress: Progress | None = None,
+        api_key: str | None = None,
     ) -> None:
-        """A free port is taken unless one is named. Without a `log` file, the server writes where we do."""
+        """A free port is taken unless one is named. Without a `log` file, the server writes where we do. With an
+        `api_key`, it answers only those who know it."""
         self.port = _free_port() if port is None else port
         self.served_name = served_name or model
         self._host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
@@ -113,7 +115,7 @@ class VllmServer:
             max_model_len=max_model_len,
             extra=extra,
         )
-        self._timeout, self._progress = timeout, progress
+        self._timeout, self._progress, self._key = timeout, progress, api_key
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -171,6 +173,8 @@ class VllmServer:
         # No usage statistics leave this machine for our sake; a key in the environment is meant for other servers.
         environment = {"VLLM_NO_USAGE_STATS": "1"} | os.environ
         environment.pop("VLLM_API_KEY", None)
+        if self._key is not None:
+            environment["VLLM_API_KEY"] = self._key  # not an argument, which everybody on this machine can read
         try:
             self._process = subprocess.Popen(
                 [sys.executable, watch.__file__, *self._command],

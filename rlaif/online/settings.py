@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any, Literal, Self
 
-from pydantic import Field, JsonValue, model_validator
+from pydantic import Field, JsonValue, field_validator, model_validator
 
+from rlaif.modelsettings import without_secret
 from rlaif.online.watch import WatchLimits
 from rlaif.plainwords import Where, located
 from rlaif.records import Record
@@ -83,6 +85,8 @@ class RolloutSettings(Record):
     """Seconds until a request to the server counts as lost."""
     api_key_env: str | None = None
     """Name of the environment variable that holds the server's API key."""
+
+    _no_secret = field_validator("base_url")(without_secret)
 
 
 class HeldOutSettings(Record):
@@ -181,6 +185,13 @@ class OnlineSettings(CommonSettings):
         if found.get("overlong_buffer"):  # an answer that was cut has lost 1 by it already
             found.setdefault("missing_eos_penalty", 0.0)
         return found
+
+    @field_validator("reward")
+    @classmethod
+    def _no_secrets(cls, reward: str) -> str:
+        for each in re.split(r"(?=https?://)", reward):
+            without_secret(each)
+        return reward
 
     @property
     def unread(self) -> dict[str, str]:

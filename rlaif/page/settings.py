@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from rlaif.constitution import Constitution, load_constitution
@@ -19,6 +18,7 @@ from rlaif.page.reading import within
 from rlaif.page.verdicts import Reading, Tally
 from rlaif.samples.plan import is_planned
 from rlaif.settings import PolicySettings
+from rlaif.yamlcore import plain_yaml
 
 TABLES = ("samples.jsonl", "judgements.jsonl", "pairs.jsonl", "rankings.jsonl", "revisions.jsonl", "critiques.jsonl")
 """Any of them says that a run was here."""
@@ -79,8 +79,8 @@ def read_told(folder: Path) -> Told:
     manifest = manifest_in(folder)
     try:
         text = (folder / "run.yaml").read_text(encoding="utf-8")
-        settings = yaml.safe_load(text)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        settings = plain_yaml(text)
+    except (OSError, ValueError):
         text, settings = "", None
     known = settings if isinstance(settings, dict) else manifest.get("settings")
     told = Told(folder, manifest, text, known if isinstance(known, dict) else {})

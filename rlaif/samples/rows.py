@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from rlaif.errors import UserError
+from rlaif.jsontext import loads
 
 Rows = Iterator[tuple[int, object]]
 """Line (or row number, in Parquet and on the hub) and what stands there."""
@@ -112,11 +113,11 @@ def _json_lines(file: Path) -> Rows:
 
 def _json(line: str, file: Path, number: int) -> object:
     try:
-        value: object = json.loads(line)
+        value: object = loads(line)
     except json.JSONDecodeError as error:
         what = f"not JSON: {error.msg} (column {error.colno})"
         raise UserError(what, where=file, line=number, mend="one JSON value a line") from None
-    except (RecursionError, ValueError) as error:  # too deep, or a number of thousands of digits
+    except ValueError as error:  # too deep, or a number of thousands of digits
         raise UserError(f"not usable JSON: {error}", where=file, line=number) from None
     return value
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +12,7 @@ from rlaif.errors import UserError
 from rlaif.inference.files import ADAPTER, read_json, require_ends
 from rlaif.inference.folder import Parts, load_tokenizer, model_folder, parts_of
 from rlaif.inference.opening import open_model, require_parts
+from rlaif.jsontext import loads
 from rlaif.training.texts import Template
 from rlaif.training.tokens import pad_id
 
@@ -92,7 +92,7 @@ def _no_reward_model(folder: Path, what: str) -> UserError:
 def _trained_with(folder: Path) -> dict[str, Any]:
     """The settings of the training that made a model, where it was ours."""
     with contextlib.suppress(OSError, ValueError, KeyError, AttributeError):
-        settings: dict[str, Any] = json.loads((folder / "train.json").read_text(encoding="utf-8"))["settings"]
+        settings: dict[str, Any] = loads((folder / "train.json").read_text(encoding="utf-8"))["settings"]
         return {name: settings[name] for name in ("template", "max_length", "dtype") if name in settings}
     return {}
 

@@ -110,7 +110,7 @@ def test_the_key_of_a_server_comes_from_the_environment(tmp_path: Path, monkeypa
     nobody: Any = MagicMock()
     monkeypatch.setenv("POLICY_KEY", "secret")
     sampler = sampler_of(settings, nobody, letters(), find_start(settings.model), nobody)
-    assert isinstance(sampler, ServedSampler) and sampler._talk._key == "secret"
+    assert isinstance(sampler, ServedSampler) and sampler._talk.hide("my secret") == "my ***"
     monkeypatch.delenv("POLICY_KEY")
     with pytest.raises(UserError, match="the environment variable `POLICY_KEY` is not set"):
         sampler_of(settings, nobody, letters(), find_start(settings.model), nobody)
@@ -224,6 +224,44 @@ def test_what_is_no_answer_is_told(
     with pytest.raises(kind, match=message):
         served(fake, tmp_path).sample(ASKED[:1], 2, 0)
     assert len(fake.bodies) == tries
+
+
+def numbered(*indices: object) -> Reply:
+    return lambda _, body: httpx.Response(200, json={"choices": [choice(body, 0) | {"index": at} for at in indices]})
+
+
+def written(values: str) -> Reply:
+    """JSON of which Python writes another one: NaN, and numbers beyond all floats."""
+
+    def reply(_: FakeServer, body: dict[str, Any]) -> httpx.Response:
+        text = json.dumps({"choices": [choice(body, 0), choice(body, 1)]}).replace("-2.0", values)
+        return httpx.Response(200, content=text.encode())
+
+    return reply
+
+
+@pytest.mark.sibling("odd-rollouts")
+@pytest.mark.parametrize(
+    ("reply", "message"),
+    [
+        (numbered(0, 0), "not numbered from 0 on"),
+        (numbered(1, 2), "not numbered from 0 on"),
+        (numbered(0, None), "not numbered from 0 on"),
+        (numbered(0, [1]), "not numbered from 0 on"),
+        (numbered(0, 1, 2), "3 answers to prompt one, not 2"),
+        (always(httpx.Response(200, json={"choices": {"0": 1}})), "0 answers to prompt one, not 2"),
+        (written("NaN"), "no log-probabilities of tokens"),
+        (written("-1e999"), "no log-probabilities of tokens"),
+        (written("3.5"), "no log-probabilities of tokens"),
+        (written('"-2"'), "gives no token ids with log-probabilities"),
+        (instead(token_ids=[3, -1, 6]), "no log-probabilities of tokens"),
+        (instead(token_ids=[3, True, 6]), "gives no token ids with log-probabilities"),
+        (instead(logprobs=[]), "gives no token ids with log-probabilities"),
+    ],
+)
+def test_odd_rollouts_are_never_learned_from(reply: Reply, message: str, tmp_path: Path) -> None:
+    with pytest.raises(RlaifError, match=message):
+        served(FakeServer(reply), tmp_path).sample(ASKED[:1], 2, 0)
 
 
 def test_one_error_is_raised_for_many_questions(tmp_path: Path) -> None:
