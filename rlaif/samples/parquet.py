@@ -1,6 +1,6 @@
 """Rows out of Parquet, in batches that are bounded in bytes.
 
-Parquet stores a text that many rows share once, and packs what repeats: a file of a kilobyte may hold rows of gigabytes.
+Parquet stores a text that many rows share once, and packs what repeats: a file of a kilobyte may hold gigabytes.
 So texts are read as references into what is stored, the bytes of a batch are added up from their lengths, and only what
 is within the bound becomes Python objects.
 """

@@ -167,7 +167,7 @@ def _csv_rows(file: Path) -> Rows:
 
 
 class _BoundedLines:
-    """The lines of a CSV file for its reader, which joins the lines of one row: as many as the bound of a row allows."""
+    """The lines of a CSV file for its reader, which joins those of one row: as many as the bound of a row allows."""
 
     def __init__(self, file: Path) -> None:
         self._file, self._lines, self._length = file, _lines(file), 0
