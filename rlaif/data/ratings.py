@@ -1,7 +1,7 @@
 """Several rated completions of one prompt as a pair: the best against the worst.
 
 All completions of a row are measured by one measure, the one that most of them have. Ratings of single aspects go
-before an overall score: in UltraFeedback, a known fault wrote some overall scores of 1 as 10, but the aspects are right.
+before an overall score: a known fault of UltraFeedback wrote some overall scores of 1 as 10, the aspects are right.
 """
 
 from __future__ import annotations

@@ -35,14 +35,14 @@ def _found(text: str, special: frozenset[str]) -> Iterator[tuple[int, int]]:
 
 def cut_end_tokens(reply: str, special: frozenset[str] = frozenset()) -> str:
     """A reply without the special tokens at its end, and without the space around these."""
-    end = len(reply)
+    end, cut = _without_space(reply, len(reply)), False
     while True:
-        last = _without_space(reply, end)
-        tail = reply[max(last - _TAIL, 0) : last]
-        start = next((start for start, stop in _found(tail, special) if stop == len(tail)), None)
-        if start is None:
-            return reply[:end]
-        end = _without_space(reply, last - len(tail) + start)
+        begin = max(end - _TAIL, 0)
+        starts = {begin + stop: begin + start for start, stop in _found(reply[begin:end], special)}
+        if end not in starts:
+            return reply[:end] if cut else reply
+        while end in starts:
+            end, cut = _without_space(reply, starts[end]), True
 
 
 def _without_space(text: str, end: int) -> int:

@@ -323,7 +323,8 @@ PLAIN: dict[str, Row] = {
          "annotations": {"honesty": {"Rating": "4"}, "helpfulness": {"Rating": "5"}}}]},
     "responses-with-scores": {"prompt": Q, "responses": ["Hm.", GOOD, BAD], "scores": [0.2, 0.9, 0.1]},
     "responses-with-ranks": {"prompt": Q, "responses": ["Hm.", GOOD, BAD], "ranks": [2, 1, 3]},
-    "scores-out-of-ten": {"prompt": Q, "completions": [{"text": BAD, "score": "2/10"}, {"text": GOOD, "score": "9/10"}]},
+    "scores-out-of-ten": {"prompt": Q, "completions": [
+        {"text": BAD, "score": "2/10"}, {"text": GOOD, "score": "9/10"}]},
 }  # fmt: skip
 
 
