@@ -16,7 +16,7 @@ from rlaif.page.figures import Panel, Panelist, Principle, Stage
 from rlaif.page.manifest import loop_in, manifest_in, revised_in
 from rlaif.page.reading import within
 from rlaif.page.verdicts import Reading, Tally
-from rlaif.samples.plan import is_planned
+from rlaif.samples.plan import GIVEN, is_planned
 from rlaif.settings import PolicySettings
 from rlaif.yamlcore import plain_yaml
 
@@ -131,12 +131,13 @@ def drawn_by(told: Told) -> Drawn:
         policy = PolicySettings.model_validate(told.settings.get("policy"))
     except ValidationError:
         return every
-    name = told.manifest.get("policy")
+    name, prompts = told.manifest.get("policy"), told.settings.get("prompts")
+    given = isinstance(prompts, dict) and prompts.get("responses") is not None
 
     def drawn(row: Mapping[str, Any]) -> bool:
         how, index = row.get("sampling"), row.get("index")
         if not isinstance(how, dict) or not isinstance(index, int):
-            return True
+            return given or row.get("policy") != GIVEN
         own = name is None or row.get("policy") == name
         return own and is_planned(policy, str(row.get("prompt")), index, how)
 
