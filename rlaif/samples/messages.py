@@ -7,6 +7,8 @@ import re
 import warnings
 from typing import Literal
 
+from rlaif.jsontext import loads
+
 Role = Literal["system", "user", "assistant"]
 
 ROLES: dict[str, Role] = {
