@@ -79,11 +79,17 @@ class Answer:
     failure: str | None = None
     """A short kind, for counting: `timeout`, `refused`, `dropped`, `http_500`, `too_long`, `bad_request`,
     `broken_json`, `no_logprobs`, `no_labels` (neither is a probable token), `bad_logprobs` (NaN), `short_batch`,
-    `only_reasoning`.
+    `only_reasoning`, `error_reply` (an error without a status).
     """
     detail: str = ""
     reasoning: str = ""
     """What the model thought before its text, where the server tells that apart; kept for `reasoned` questions."""
+    label_mass: float | None = None
+    """Probability of those labels that the reply listed, where a bound stands for some of the others."""
+    listed: int = 0
+    """Tokens whose log-probabilities the reply listed in the place of the label."""
+    lowest: float = 0.0
+    """The least of those log-probabilities."""
 
 
 class Model(Protocol):

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from rlaif.errors import ModelError
 from rlaif.inference.base import Answer, Question, name_with
-from rlaif.inference.chat import LabelRoute, read_answers, request_body
+from rlaif.inference.chat import LabelRoute
+from rlaif.inference.conversing import Chat
 from rlaif.inference.faults import Fault
 from rlaif.inference.http import AiohttpWire, HttpxWire
 from rlaif.inference.patience import Patience
@@ -34,7 +35,7 @@ _SAME_BATCH_TRIES = 2
 """Attempts with a whole batch, before a fault that may lie in one of its conversations is looked for in its halves."""
 _LONGEST_WAIT = 60.0
 """Seconds that a Retry-After can hold us back."""
-_IN_TRANSIT = frozenset({"refused", "dropped", "http_502", "http_503", "http_504"})
+_IN_TRANSIT = frozenset({"refused", "proxy", "dropped", "http_502", "http_503", "http_504"})
 """Faults that come from the way to the server or from its restart, not from the question."""
 
 
@@ -59,16 +60,18 @@ class Server:
         transport: httpx.AsyncBaseTransport | None = None,
         give_up_after: float = 30.0,
         backoff: float = 0.5,
+        note: Callable[[str], None] = lambda _: None,
     ) -> None:
+        """`note` hears what is sent otherwise than asked for, and what is lost by it; see `Chat`."""
         url, headers = normal_url(base_url, api_key), headers_for(api_key)
         wire = AiohttpWire(headers, base_url=url) if transport is None else HttpxWire(headers, transport)
         self._talk = Talk(url, wire, api_key=api_key)
-        self._options, self._timeout, self._max_attempts = template_options, timeout, max_attempts
+        self._chat = Chat(self._talk, model, template_options=template_options, note=note)
+        self._timeout, self._max_attempts = timeout, max_attempts
         self._throttle = Throttle(concurrency)
         self._patience = Patience(self._talk.shown, give_up_after=give_up_after, timeout=timeout, backoff=backoff)
         self._routes: dict[tuple[str, ...], LabelRoute] = {}
         self._probing: tuple[asyncio.AbstractEventLoop, asyncio.Lock] | None = None
-        self._served = model
         self.name = name_with(model, template_options)
         self.batch_size = 1
         self.concurrency = concurrency
@@ -80,13 +83,14 @@ class Server:
     def __repr__(self) -> str:
         return f"Server({self._talk.shown!r}, {self.name!r})"
 
-    async def probe(self, labels: tuple[str, ...] = ("A", "B")) -> list[str]:
+    async def probe(self, labels: tuple[str, ...] = ("A", "B"), example: Question | None = None) -> list[str]:
         """Find out what the server can do. Returns everything that is wrong, one line each with how to mend it.
 
+        Texts are asked for as in `example`, if there is one: by its sampling, after its system message.
         `batch_size`, `concurrency` and `capabilities` are set by it; `answer` probes by itself if nobody did.
         """
         prober = self._prober()
-        found = await prober.run(labels)
+        found = await prober.run(labels, example)
         self.unreachable = prober.unreachable
         if found is not None:
             self.capabilities = found
@@ -102,7 +106,7 @@ class Server:
         if not questions:
             return []
         if self.capabilities is None:
-            await self._probe_once(questions[0].labels)
+            await self._probe_once(questions[0])
         groups = self._groups(questions)
         answers: list[Answer | None] = [None] * len(questions)
         found = await _together([self._ask([questions[at] for at in group]) for group in groups])
@@ -164,10 +168,7 @@ class Server:
         route = self._routes.get(questions[0].labels)
         if route is None:
             route = await self._route(questions[0].labels)
-        body = request_body(self._served, questions, route, self._options)
-        path = "/chat/completions" if len(questions) == 1 else "/chat/completions/batch"
-        payload = await self._talk.post(path, body, timeout=self._timeout)
-        return payload if isinstance(payload, Fault) else read_answers(payload, questions, route)
+        return await self._chat.ask(questions, route, timeout=self._timeout)
 
     async def _note(self, fault: Fault, cuts: int) -> None:
         """Tell the throttle and the patience of a failed exchange; raises ModelError where the run must stop."""
@@ -192,9 +193,9 @@ class Server:
                 self._patience.heard()
         return self._patience.replies > replies
 
-    async def _probe_once(self, labels: tuple[str, ...]) -> None:
+    async def _probe_once(self, first: Question) -> None:
         async with self._one_at_a_time():
-            problems = await self.probe(labels or ("A", "B")) if self.capabilities is None else []
+            problems = await self.probe(first.labels or ("A", "B"), first) if self.capabilities is None else []
         if problems:
             raise ModelError(problems[0])
 
@@ -217,13 +218,7 @@ class Server:
         return self._probing[1]
 
     def _prober(self) -> Prober:
-        return Prober(
-            self._talk,
-            self._served,
-            template_options=self._options,
-            timeout=self._timeout,
-            pause=self._patience.pause,
-        )
+        return Prober(self._chat, timeout=self._timeout, pause=self._patience.pause)
 
 
 def _split_helps(fault: Fault, attempts: int) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 from rlaif.errors import UserError
-from rlaif.inference.faults import Fault, broken, incomplete, refused, storable
+from rlaif.inference.faults import Fault, broken, error_inside, incomplete, refused, storable
 from rlaif.inference.http import NoReplyError, Wire
 
 
@@ -56,15 +56,18 @@ class Talk:
     def __repr__(self) -> str:
         return f"Talk({self.shown!r})"
 
-    async def get(self, path: str, *, timeout: float) -> dict[str, Any] | Fault:
-        """The JSON at `path` below the base URL, or a Fault."""
+    async def get(self, path: str, *, timeout: float) -> Any | Fault:
+        """The JSON at `path` below the base URL, of any form, or a Fault."""
         return await self._exchange("GET", self._url(path), None, timeout)
 
     async def post(
         self, path: str, payload: dict[str, Any], *, timeout: float, root: bool = False
     ) -> dict[str, Any] | Fault:
         """The JSON reply to `payload`, or a Fault; with `root`, `path` is beside /v1 rather than below it."""
-        return await self._exchange("POST", self._url(path, root=root), json.dumps(payload).encode(), timeout)
+        found = await self._exchange("POST", self._url(path, root=root), json.dumps(payload).encode(), timeout)
+        if isinstance(found, (dict, Fault)):
+            return found
+        return self.clean(incomplete("broken_json", f"the reply is not a JSON object: {json.dumps(found)[:80]}"))
 
     async def close(self) -> None:
         """Close all connections."""
@@ -74,22 +77,21 @@ class Talk:
         base = self._parts.path.removesuffix("/v1") if root else self._parts.path
         return urlunsplit(self._parts._replace(path=base + path))
 
-    async def _exchange(self, method: str, url: str, body: bytes | None, timeout: float) -> dict[str, Any] | Fault:
+    async def _exchange(self, method: str, url: str, body: bytes | None, timeout: float) -> Any | Fault:
         try:
             reply = await self._wire.send(method, url, body, timeout)
         except NoReplyError as error:
-            return self._clean(broken(error))
-        if reply.status != 200:
-            return self._clean(refused(reply))
+            return self.clean(broken(error))
+        if not 200 <= reply.status < 300:
+            return self.clean(refused(reply))
         try:
             payload = json.loads(reply.body)
         except ValueError:
-            payload = None
-        if not isinstance(payload, dict):
-            return self._clean(incomplete("broken_json", f"the reply is not a JSON object: {reply.body[:80]!r}"))
-        return payload
+            return self.clean(incomplete("broken_json", f"the reply is not a JSON object: {reply.body[:80]!r}"))
+        inside = error_inside(payload, reply.headers) if isinstance(payload, dict) else None
+        return payload if inside is None else self.clean(inside)
 
-    def _clean(self, fault: Fault) -> Fault:
+    def clean(self, fault: Fault) -> Fault:
         """The fault as it can be stored and shown: without the key, which some servers repeat where it is wrong."""
         detail = storable(fault.detail)
         return replace(fault, detail=detail.replace(self._key, "***") if self._key else detail)
