@@ -21,7 +21,8 @@ from urllib.parse import urlsplit
 from rlaif.data.turns import Turn, transcript
 from rlaif.errors import ModelError, UserError
 from rlaif.inference.faults import error_message, retry_after
-from rlaif.inference.http import proxy_for
+from rlaif.inference.http import proxy_trouble
+from rlaif.inference.proxies import proxy_of
 from rlaif.inference.talk import shown_url
 from rlaif.online.responses import Reward, Scores
 from rlaif.records import Messages
@@ -71,7 +72,7 @@ class RemoteReward(Reward):
         """`timeout` is for one whole exchange, in seconds; a failed one is tried again `retries` times, after pauses
         of `backoff`, twice and four times as long, and so on up to 8 s.
 
-        Raises UserError for what is no URL.
+        Raises UserError for what is no URL, and for a proxy in the environment that cannot be used.
         """
         import httpx
 
@@ -80,7 +81,9 @@ class RemoteReward(Reward):
         self._url, self._shown = url, shown_url(url)
         self._timeout, self._retries, self._render, self._backoff = timeout, retries, render, backoff
         # A transport of our own, as the environment's proxy must not stand between us and this machine.
-        self._client = httpx.Client(timeout=timeout, transport=httpx.HTTPTransport(proxy=proxy_for(url)))
+        self._proxy = proxy_of(url)
+        proxy = None if self._proxy is None else self._proxy.url
+        self._client = httpx.Client(timeout=timeout, transport=httpx.HTTPTransport(proxy=proxy))
 
     def __call__(self, prompts: Sequence[Messages], responses: Sequence[str]) -> Scores:
         """One reward a response; the one part is called `remote`.
@@ -124,6 +127,9 @@ class RemoteReward(Reward):
                         raise _BadReplyError(f"no whole reply within {self._timeout:g} s")
         except httpx.TimeoutException:
             raise _BadReplyError(f"no reply within {self._timeout:g} s") from None
+        except (httpx.ConnectError, httpx.ProxyError) as error:
+            why = str(error)[:_SHOWN] or type(error).__name__
+            raise _BadReplyError(proxy_trouble(self._proxy, why)) from None
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise _BadReplyError(str(error)[:_SHOWN] or type(error).__name__) from None
         if not response.is_success:
