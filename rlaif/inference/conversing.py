@@ -52,6 +52,9 @@ class Chat:
                 self._require_same(reply.get("model"))
                 found = read_answers(reply, questions, route)
                 return self.talk.clean(found) if isinstance(found, Fault) else found
+            if reply.kind == "only_reasoning":  # an answer in its way: the model was asked, and thought
+                self._adopt(dialect)
+                return reply
             following = dialect if reply.refusal is None else dialect.after(reply.refusal, sent)
             if following.adapted(body) == sent:
                 return reply
