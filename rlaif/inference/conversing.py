@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -14,6 +15,8 @@ from rlaif.inference.talk import Talk
 
 _SHOWN = 100
 """Characters of a name that a message repeats."""
+_VERSION = re.compile(r"[-:@._](?:v?\d[\w.-]*|latest|gguf)")
+"""What may stand behind a model's name: `-2024-08-06`, `:latest`."""
 
 
 class Chat:
@@ -85,5 +88,5 @@ class Chat:
 
 def _same_model(asked: str, answering: str) -> bool:
     """Whether one name is the other one with an owner before it, or a version, a date or a tag behind it."""
-    short, long = sorted((asked.lower(), answering.lower()), key=len)
-    return short in long or short.rpartition("/")[2].rpartition("\\")[2] in long
+    short, long = sorted((re.split(r"[/\\]", name.lower())[-1] for name in (asked, answering)), key=len)
+    return long == short or bool(_VERSION.fullmatch(long.removeprefix(short)) and long.startswith(short))

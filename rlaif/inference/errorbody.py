@@ -18,6 +18,8 @@ DETAIL_CHARS = 300
 _TEXT_CHARS = 4000
 _DEEPEST = 12
 """Levels of a body that are looked through."""
+_DEEPEST_JSON = 200
+"""Levels of a body that is taken for JSON."""
 
 _WORDS = {
     429: re.compile(r"rate.?limit|too.?many.?requests|resource.?exhausted|throttl"),
@@ -32,7 +34,7 @@ _WORDS = {
 """The status behind the name of an error."""
 
 _WAITS = ("retry_after", "retry_after_seconds", "retryafter", "retry-after", "retrydelay")
-_SECONDS = re.compile(r"\s*(\d{1,9}(?:\.\d{1,9})?)\s*(ms|s)?\s*")
+_SECONDS = re.compile(r"\s*(\d{1,16}(?:\.\d{1,16})?)\s*(ms|s)?\s*")
 _RESET = re.compile(r"x-ratelimit-reset(?:-requests|-tokens)?")
 _EPOCH = 1e9
 """A reset after this is a time, and before it a number of seconds."""
@@ -51,11 +53,24 @@ class Refusal:
 
 
 def body_of(body: bytes) -> Any:
-    """The JSON of a body, or its text in one line."""
+    """The JSON of a body, or its text in one line where it is none, or is nested deeper than any error."""
     try:
-        return json.loads(body)
+        return json.loads(body) if _depth(body) <= _DEEPEST_JSON else _line(body)
     except (ValueError, RecursionError):
-        return " ".join(body.decode("utf-8", "replace").split())
+        return _line(body)
+
+
+def _line(body: bytes) -> str:
+    return " ".join(body.decode("utf-8", "replace").split())
+
+
+def _depth(body: bytes) -> int:
+    """Levels of brackets, those in texts counted too."""
+    level = deepest = 0
+    for bracket in re.finditer(rb"[\[\]{}]", body):
+        level += 1 if bracket[0] in b"[{" else -1
+        deepest = max(deepest, level)
+    return deepest
 
 
 def error_of(payload: Any) -> Any:

@@ -103,7 +103,11 @@ def error_inside(payload: Mapping[str, Any], headers: Mapping[str, str]) -> Faul
     error = payload.get("error") or (payload if payload.get("object") == "error" else None)
     choices = payload.get("choices")
     for choice in choices if isinstance(choices, list) else ():
-        if error is None and isinstance(choice, dict) and (choice.get("error") or choice.get("finish_reason") == "error"):
+        if (
+            error is None
+            and isinstance(choice, dict)
+            and (choice.get("error") or choice.get("finish_reason") == "error")
+        ):
             error = choice.get("error") or {"message": "the reply ended in an error (finish_reason: error)"}
     if error is None:
         return None

@@ -86,7 +86,7 @@ class Talk:
             return self.clean(refused(reply))
         try:
             payload = json.loads(reply.body)
-        except ValueError:
+        except (ValueError, RecursionError):
             return self.clean(incomplete("broken_json", f"the reply is not a JSON object: {reply.body[:80]!r}"))
         inside = error_inside(payload, reply.headers) if isinstance(payload, dict) else None
         return payload if inside is None else self.clean(inside)

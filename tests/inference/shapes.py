@@ -171,7 +171,9 @@ def openai(body: Body) -> Reply | None:
 
 def openai_reasoning(body: Body) -> Reply | None:
     if "max_tokens" in body:
-        message = "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead."
+        message = (
+            "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead."
+        )
         return 400, error(message, param="max_tokens", code="unsupported_parameter")
     for name in ("temperature", "top_p"):
         if body.get(name, 1) != 1:
@@ -212,7 +214,9 @@ def mistral(body: Body) -> Reply | None:
         for name in body
         if name not in takes
     ]
-    return (422, {"object": "error", "message": {"detail": places}, "type": "invalid_request_error"}) if places else None
+    return (
+        (422, {"object": "error", "message": {"detail": places}, "type": "invalid_request_error"}) if places else None
+    )
 
 
 def anthropic(body: Body) -> Reply | None:
