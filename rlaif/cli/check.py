@@ -43,11 +43,11 @@ def check(run_file: Path, flags: Flags, offline: bool) -> None:
         click.echo(str(problem), err=True)
     if found:
         click.echo(f"{len(found)} problem{'s' if len(found) > 1 else ''}; nothing was stored", err=True)
-        raise SystemExit(1 if all(isinstance(problem, _NoLabels) for problem in found) else 2)
+        raise SystemExit(1 if all(isinstance(problem, _NoLabelsError) for problem in found) else 2)
     click.echo("No problems.")
 
 
-class _NoLabels(RlaifError):
+class _NoLabelsError(RlaifError):
     """A judge that answers, and would give no labels."""
 
 
@@ -148,7 +148,7 @@ def _doubts(role: str, source: LazyModel, settings: RunSettings) -> list[RlaifEr
     if role == "policy" or source.capabilities is None or compare.reasoning == "reply" or compare.method == "rank":
         return []
     doubt = source.capabilities.doubt(settings.pair.min_label_mass)
-    return [] if doubt is None else [_NoLabels(f"{role}: {doubt}")]
+    return [] if doubt is None else [_NoLabelsError(f"{role}: {doubt}")]
 
 
 async def _model_problems(settings: RunSettings) -> list[RlaifError]:

@@ -113,7 +113,8 @@ def first_token(choice: Mapping[str, Any]) -> list[Listed]:
     content = tokens_of(choice)
     if not content:
         return []
-    first, found = content[0], {}
+    first = content[0]
+    found: dict[tuple[Any, ...], Listed] = {}
     for entry in _alternatives(first):
         listed = _listed(entry)
         value = None if listed.value is None else round(listed.value, 4)

@@ -176,7 +176,8 @@ class Prober:
     ) -> tuple[LabelRoute, list[Answer] | Fault, str]:
         """The first way of asking that is of use, what it brought, and why no values are read where none are."""
         why, silent = "", False
-        route, found = routes[-1], Fault("", "")
+        route = routes[-1]
+        found: list[Answer] | Fault = Fault("", "")
         for route in routes:
             if route.kind == "top" and not route.top and silent:
                 continue  # it takes the question and lists nothing: fewer would not help

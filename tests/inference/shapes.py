@@ -53,7 +53,7 @@ def label_of(body: Body) -> str | None:
 
 
 def values_of(label: str, *, most: int = 20, sharp: float = 1.0) -> list[tuple[str, float]]:
-    """The most probable first tokens, divided by a temperature of `1 / sharp` and not normalized where that is not 1."""
+    """The most probable first tokens; at a temperature of `1 / sharp`, with the first one at 0."""
     other = "B" if label == "A" else "A"
     values = [(label, LEADING), (other, OTHER), *((f"w{at}", -6.0 - at) for at in range(18))][:most]
     return [(token, (value - LEADING) * sharp if sharp != 1 else value) for token, value in values]
@@ -98,10 +98,10 @@ class ShapeServer:
 
             def log_message(self, *_: object) -> None: ...
 
-            def do_GET(self) -> None:  # noqa: N802
+            def do_GET(self) -> None:
                 self._send(*(outer.shape.models() if urlsplit(self.path).path.endswith("/models") else (404, {})))
 
-            def do_POST(self) -> None:  # noqa: N802
+            def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 parts = urlsplit(self.path)
                 outer.queries.add(parts.query)
@@ -185,7 +185,7 @@ def openai_reasoning(body: Body) -> Reply | None:
     if "logprobs" in body:
         return 403, error("You are not allowed to request logprobs from this model")
     if body["max_completion_tokens"] < 200:
-        message = "Could not finish the message because max_tokens or model output limit was reached. Please try again with higher max_tokens."
+        message = "Could not finish the message because max_tokens or model output limit was reached."
         return 400, error(message)
     return None
 
@@ -266,7 +266,7 @@ def router(body: Body) -> Reply | None:
     """Errors of its providers come with status 200, and theirs stand in them as text."""
     if body.get("max_tokens", 16) < 16:
         raw = error(
-            f"Invalid 'max_output_tokens': integer below minimum value. Expected a value >= 16, but got {body['max_tokens']} instead.",
+            "Invalid 'max_output_tokens': integer below minimum value. Expected a value >= 16, but got 1 instead.",
             param="max_output_tokens",
             code="integer_below_min_value",
         )
@@ -340,13 +340,21 @@ ONE = "the log-probability of one token"
 WORDS = "verdicts in words"
 
 SHAPES = [
-    Shape("openai", openai, envelope={"system_fingerprint": "fp_1", "service_tier": "default", "model": "m-2025-01-01"}),
+    Shape(
+        "openai", openai, envelope={"system_fingerprint": "fp_1", "service_tier": "default", "model": "m-2025-01-01"}
+    ),
     Shape(
         "openai reasoning models",
         openai_reasoning,
         hard=True,
         told=("max_completion_tokens", "`temperature` is left out", WORDS, "after thinking"),
-        envelope={"usage": {"prompt_tokens": 9, "completion_tokens": 80, "completion_tokens_details": {"reasoning_tokens": 64}}},
+        envelope={
+            "usage": {
+                "prompt_tokens": 9,
+                "completion_tokens": 80,
+                "completion_tokens_details": {"reasoning_tokens": 64},
+            }
+        },
     ),
     Shape(
         "azure",
@@ -358,27 +366,61 @@ SHAPES = [
         told=("answers as `gpt-4o-2024-08-06`",),
         envelope={"prompt_filter_results": [{"prompt_index": 0, "content_filter_results": {}}]},
     ),
-    Shape("ollama", models=lambda: (200, NAMED), choice=without_values, hard=True, told=(WORDS,),
-          envelope={"system_fingerprint": "fp_ollama"}),
+    Shape(
+        "ollama",
+        models=lambda: (200, NAMED),
+        choice=without_values,
+        hard=True,
+        told=(WORDS,),
+        envelope={"system_fingerprint": "fp_ollama"},
+    ),
     Shape("lm studio", choice=without_values, hard=True, told=(WORDS,), envelope={"stats": {}, "model_info": {}}),
     Shape("sglang", choice=sglang_choice, envelope={"metadata": {"weight_version": "default"}}),
-    Shape("llama.cpp", models=lambda: (200, GGUF), choice=llama_cpp_choice, envelope={"timings": {"prompt_n": 9}},
-          told=("lists no model called `m`",)),
+    Shape(
+        "llama.cpp",
+        models=lambda: (200, GGUF),
+        choice=llama_cpp_choice,
+        envelope={"timings": {"prompt_n": 9}},
+        told=("lists no model called `m`",),
+    ),
     Shape("vllm with gemma", gemma_on_vllm, told=("system messages",), envelope={"prompt_logprobs": None}),
-    Shape("router", router, models=lambda: (200, {"data": [{"id": "m", "context_length": 8192}]}),
-          told=("`max_tokens` is at least 16", "context of 8192"), envelope={"provider": "Some"}),
+    Shape(
+        "router",
+        router,
+        models=lambda: (200, {"data": [{"id": "m", "context_length": 8192}]}),
+        told=("`max_tokens` is at least 16", "context of 8192"),
+        envelope={"provider": "Some"},
+    ),
     Shape("together", models=lambda: (200, [{"id": "m", "type": "chat"}]), choice=together_choice, told=(ONE,)),
     Shape("fireworks", fireworks, told=("5 most probable", "`top_logprobs` is 5")),
     Shape("tgi", tgi, choice=tgi_choice, told=("20 most probable", "`top_p` is left out")),
     Shape("mistral", mistral, choice=mistral_choice, hard=True, told=("`seed` is left out", WORDS)),
-    Shape("anthropic", anthropic, models=lambda: (401, error("x-api-key header is required", kind="authentication_error")),
-          choice=without_values, hard=True, told=("`top_p` is left out", WORDS)),
+    Shape(
+        "anthropic",
+        anthropic,
+        models=lambda: (401, error("x-api-key header is required", kind="authentication_error")),
+        choice=without_values,
+        hard=True,
+        told=("`top_p` is left out", WORDS),
+    ),
     Shape("litellm", litellm, choice=without_values, hard=True, told=("`seed` is left out", WORDS)),
-    Shape("gemini", gemini, models=lambda: (200, {"data": [{"id": "models/m"}]}), choice=without_values, hard=True,
-          told=("`seed` is left out", "system messages", WORDS)),
+    Shape(
+        "gemini",
+        gemini,
+        models=lambda: (200, {"data": [{"id": "models/m"}]}),
+        choice=without_values,
+        hard=True,
+        told=("`seed` is left out", "system messages", WORDS),
+    ),
     Shape("xai", xai, choice=without_values, hard=True, told=("`seed` is left out", "`top_p` is left out", WORDS)),
-    Shape("groq", unknown_to(USUAL - {"seed", "top_logprobs", "logprobs"},
-                             lambda name: (400, error(f"property '{name}' is unsupported"))),
-          choice=without_values, hard=True, told=("`seed` is left out", WORDS)),
+    Shape(
+        "groq",
+        unknown_to(
+            USUAL - {"seed", "top_logprobs", "logprobs"}, lambda name: (400, error(f"property '{name}' is unsupported"))
+        ),
+        choice=without_values,
+        hard=True,
+        told=("`seed` is left out", WORDS),
+    ),
     Shape("a gateway of tokens as they are in the vocabulary", choice=spaced_choice),
-]  # fmt: skip
+]

@@ -152,8 +152,10 @@ def test_labels_as_vocabularies_write_them(form: str) -> None:
 
 @pytest.mark.sibling("tokens-by-their-bytes")
 def test_labels_by_their_bytes() -> None:
-    entries = [{"token": f"<0x{ord(label):X}>", "logprob": value, "bytes": [ord(label)]}
-               for label, value in (("A", -0.3), ("B", -1.5))]  # fmt: skip
+    entries = [
+        {"token": f"<0x{ord(label):X}>", "logprob": value, "bytes": [ord(label)]}
+        for label, value in (("A", -0.3), ("B", -1.5))
+    ]
     choice = {"logprobs": {"content": [entries[0] | {"top_logprobs": entries}]}}
     assert read_top(first_token(choice), AB) == (-0.3, -1.5)
     broken = [entry | {"token": label, "bytes": [300]} for label, entry in zip(AB, entries, strict=True)]

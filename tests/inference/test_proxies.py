@@ -1,4 +1,4 @@
-"""Proxies of the environment: named as the cause where they cannot be used or fail, and passed by where they must be."""
+"""Proxies of the environment: named as the cause where they cannot be used or fail, passed by where they must be."""
 
 from __future__ import annotations
 

@@ -101,43 +101,88 @@ def test_a_refused_seed_is_left_out_and_the_loss_is_told(tmp_path: Path) -> None
     [
         pytest.param(error("Unrecognized request argument supplied: seed"), {}, {"seed": None}, id="by its name alone"),
         pytest.param(
-            [{"error": {"code": 400, "message": 'Unknown name "seed": Cannot find field.'}}], {}, {"seed": None},
+            [{"error": {"code": 400, "message": 'Unknown name "seed": Cannot find field.'}}],
+            {},
+            {"seed": None},
             id="in a list",
         ),
-        pytest.param({"code": "bad", "error": "Argument not supported on this model: topP"}, {}, {"top_p": None},
-                     id="in camel case"),
         pytest.param(
-            {"object": "error", "message": "[{'type': 'extra_forbidden', 'loc': ('body', 'top_p'), 'msg': 'Extra'}]"}, {},
-            {"top_p": None}, id="a schema's places as text",
+            {"code": "bad", "error": "Argument not supported on this model: topP"},
+            {},
+            {"top_p": None},
+            id="in camel case",
         ),
         pytest.param(
-            {"detail": [{"loc": ["body", name], "msg": "extra fields not permitted"} for name in ("seed", "top_p")]}, {},
-            {"seed": None, "top_p": None}, id="two places at once",
+            {"object": "error", "message": "[{'type': 'extra_forbidden', 'loc': ('body', 'top_p'), 'msg': 'Extra'}]"},
+            {},
+            {"top_p": None},
+            id="a schema's places as text",
         ),
         pytest.param(
-            error("'temperature' does not support 0.7 with this model. Only the default (1) value is supported.",
-                  param="temperature"), {}, {"temperature": None}, id="the default only",
+            {"detail": [{"loc": ["body", name], "msg": "extra fields not permitted"} for name in ("seed", "top_p")]},
+            {},
+            {"seed": None, "top_p": None},
+            id="two places at once",
         ),
-        pytest.param({"status": 422, "message": "temperature must be in range (0, +inf)"}, {"temperature": 0},
-                     {"temperature": 0.01}, id="above zero only"),
+        pytest.param(
+            error(
+                "'temperature' does not support 0.7 with this model. Only the default (1) value is supported.",
+                param="temperature",
+            ),
+            {},
+            {"temperature": None},
+            id="the default only",
+        ),
+        pytest.param(
+            {"status": 422, "message": "temperature must be in range (0, +inf)"},
+            {"temperature": 0},
+            {"temperature": 0.01},
+            id="above zero only",
+        ),
         pytest.param(error("temperature: range: 0..1"), {"temperature": 1.5}, {}, id="a setting out of range stays"),
         pytest.param(error("top_p must be between 0 and 0.8"), {"top_p": 0.9}, {}, id="another setting out of range"),
-        pytest.param(error("`top_p` must be > 0.0 and < 1.0"), {"top_p": 1.0}, {"top_p": None}, id="a top_p of nothing"),
-        pytest.param(error("`temperature` and `top_p` cannot both be specified. Please use only one."), {"top_p": 1.0},
-                     {"top_p": None}, id="one of two, and one says nothing"),
-        pytest.param(error("`temperature` and `top_p` cannot both be specified. Please use only one."), {}, {},
-                     id="one of two, and both are meant"),
-        pytest.param(error("Invalid max_tokens value, the valid range of max_tokens is [1, 8192]"), {"max_tokens": 9999},
-                     {}, id="more room than there is"),
-        pytest.param(error("Expected a value >= 16, but got 1 instead.", param="max_output_tokens"), {"max_tokens": 1},
-                     {"max_tokens": 16}, id="less room than there has to be"),
-        pytest.param(error("Expected a value >= 16, but got 8 instead.", param="max_output_tokens"), {"max_tokens": 8},
-                     {}, id="a response as short as it was set stays"),
-        pytest.param(error("top_logprobs must be in range [0, 8]"), {"top_logprobs": 20}, {"top_logprobs": 8},
-                     id="as many values as there are"),
+        pytest.param(
+            error("`top_p` must be > 0.0 and < 1.0"), {"top_p": 1.0}, {"top_p": None}, id="a top_p of nothing"
+        ),
+        pytest.param(
+            error("`temperature` and `top_p` cannot both be specified. Please use only one."),
+            {"top_p": 1.0},
+            {"top_p": None},
+            id="one of two, and one says nothing",
+        ),
+        pytest.param(
+            error("`temperature` and `top_p` cannot both be specified. Please use only one."),
+            {},
+            {},
+            id="one of two, and both are meant",
+        ),
+        pytest.param(
+            error("Invalid max_tokens value, the valid range of max_tokens is [1, 8192]"),
+            {"max_tokens": 9999},
+            {},
+            id="more room than there is",
+        ),
+        pytest.param(
+            error("Expected a value >= 16, but got 1 instead.", param="max_output_tokens"),
+            {"max_tokens": 1},
+            {"max_tokens": 16},
+            id="less room than there has to be",
+        ),
+        pytest.param(
+            error("Expected a value >= 16, but got 8 instead.", param="max_output_tokens"),
+            {"max_tokens": 8},
+            {},
+            id="a response as short as it was set stays",
+        ),
+        pytest.param(
+            error("top_logprobs must be in range [0, 8]"),
+            {"top_logprobs": 20},
+            {"top_logprobs": 8},
+            id="as many values as there are",
+        ),
         pytest.param(error("Your prompt was flagged by our content policy."), {}, {}, id="about no parameter"),
     ],
-)  # fmt: skip
+)
 @pytest.mark.sibling("refusals-in-other-words")
 def test_refusals_in_the_words_of_many_servers(payload: Any, sent: dict[str, Any], changed: dict[str, Any]) -> None:
     wanted = {name: value for name, value in (BODY | sent | changed).items() if value is not None}
@@ -266,8 +311,10 @@ def test_another_model_behind_the_same_name_stops_the_run(tmp_path: Path) -> Non
 @pytest.mark.sibling("another-model-than-asked")
 def test_a_server_that_answers_as_another_model_is_told() -> None:
     def as_model(name: str) -> list[str]:
-        return ask(lambda _: httpx.Response(200, json={"model": name, "choices": [{"message": {"content": "yes"}}]}),
-                   [text_question()])[1]  # fmt: skip
+        return ask(
+            lambda _: httpx.Response(200, json={"model": name, "choices": [{"message": {"content": "yes"}}]}),
+            [text_question()],
+        )[1]
 
     assert as_model("m-2025-01-01") == as_model("owner/m") == as_model("M:latest") == []
     assert as_model("q7\x1b[31m") == ["asked for `m`, the server answers as `q7?[31m`"]
@@ -288,15 +335,22 @@ def test_thoughts_that_are_hidden_and_took_all_the_tokens() -> None:
 @pytest.mark.parametrize(
     ("message", "text"),
     [
-        ({"content": [{"type": "thinking", "thinking": [{"type": "text", "text": "Hm."}]}, {"type": "text", "text": "Hi."}]},
-         "Hi."),
+        (
+            {
+                "content": [
+                    {"type": "thinking", "thinking": [{"type": "text", "text": "Hm."}]},
+                    {"type": "text", "text": "Hi."},
+                ]
+            },
+            "Hi.",
+        ),
         ({"content": [{"type": "reasoning", "text": "Hm."}, {"type": "output_text", "text": "Hi."}]}, "Hi."),
         ({"content": ["Hi", "."]}, "Hi."),
         ({"content": None, "refusal": "I will not."}, "I will not."),
         ({"content": "Hi.", "reasoning_details": [{"type": "reasoning.text", "text": "Hm."}]}, "Hi."),
         ({"content": None, "tool_calls": None}, ""),
     ],
-)  # fmt: skip
+)
 def test_what_is_said_and_what_is_thought(message: dict[str, Any], text: str) -> None:
     (answer,), _ = ask(lambda _: chat({"message": message}), [text_question()])
     assert answer.text == text and answer.failure is None

@@ -113,8 +113,10 @@ def test_a_rate_limit_with_status_200_is_waited_for() -> None:
 @pytest.mark.parametrize(
     ("payload", "found"),
     [
-        ({"error": {"code": 429, "message": "slow", "metadata": {"headers": {"Retry-After": "7"}}}},
-         ("http_429", True, False, 7.0)),
+        (
+            {"error": {"code": 429, "message": "slow", "metadata": {"headers": {"Retry-After": "7"}}}},
+            ("http_429", True, False, 7.0),
+        ),
         ({"error": {"code": "429", "message": "slow"}, "choices": None}, ("http_429", True, False, None)),
         ({"error": {"status": 502, "message": "down"}}, ("http_502", True, False, None)),
         ({"error": {"type": "rate_limit_error", "message": "slow"}}, ("http_429", True, False, None)),
@@ -123,19 +125,25 @@ def test_a_rate_limit_with_status_200_is_waited_for() -> None:
         ({"error": {"code": 401, "message": "no"}}, ("http_401", False, True, None)),
         ({"error": {"code": 402, "message": "no credits"}}, ("http_402", False, True, None)),
         ({"error": {"code": 400, "message": "bad"}}, ("bad_request", False, False, None)),
-        ({"error": {"code": 400, "message": "This model's maximum context length is 10 tokens"}},
-         ("too_long", False, False, None)),
+        (
+            {"error": {"code": 400, "message": "This model's maximum context length is 10 tokens"}},
+            ("too_long", False, False, None),
+        ),
         ({"object": "error", "message": "bad", "code": 400}, ("bad_request", False, False, None)),
         ({"error": "something"}, ("error_reply", True, False, None)),
         ({"error": {"code": 7, "message": "odd"}}, ("error_reply", True, False, None)),
-        ({"choices": [{"finish_reason": "error", "message": {"content": "Half an ans"}}]},
-         ("error_reply", True, False, None)),
-        ({"choices": [{"finish_reason": "error", "error": {"code": 502, "message": "lost"}, "message": {}}]},
-         ("http_502", True, False, None)),
+        (
+            {"choices": [{"finish_reason": "error", "message": {"content": "Half an ans"}}]},
+            ("error_reply", True, False, None),
+        ),
+        (
+            {"choices": [{"finish_reason": "error", "error": {"code": 502, "message": "lost"}, "message": {}}]},
+            ("http_502", True, False, None),
+        ),
         ({"choices": [{"message": {"content": "Hi."}}], "error": None}, None),
         ({"choices": [{"message": {"content": "Hi."}}], "error": {}}, None),
     ],
-)  # fmt: skip
+)
 def test_errors_inside_a_200(payload: dict[str, Any], found: tuple[str, bool, bool, float | None] | None) -> None:
     assert inside(payload) == found
 
