@@ -79,7 +79,7 @@ class Answer:
     failure: str | None = None
     """A short kind, for counting: `timeout`, `refused`, `dropped`, `http_500`, `too_long`, `bad_request`,
     `broken_json`, `no_logprobs`, `no_labels` (neither is a probable token), `bad_logprobs` (NaN), `short_batch`,
-    `only_reasoning`, `error_reply` (an error without a status).
+    `only_reasoning`.
     """
     detail: str = ""
     reasoning: str = ""

@@ -114,7 +114,7 @@ def error_inside(payload: Mapping[str, Any], headers: Mapping[str, str]) -> Faul
     body = payload if payload.get("error") or payload.get("object") == "error" else {"error": error}
     status = status_in(body)
     if status is None:
-        return incomplete("error_reply", f"an error in the place of a reply: {described(body)[1]}")
+        return incomplete("broken_json", f"an error in the place of a reply: {described(body)[1]}")
     return _refused(status, body, headers)
 
 

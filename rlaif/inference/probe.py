@@ -37,7 +37,7 @@ _LOOKS = 2
 """At a reply that lacks what was asked for, before the run is asked in a poorer way."""
 _AWAY = ("refused", "proxy")
 _UNREACHABLE = (*_AWAY, "dropped", "timeout")
-_UNREAD = ("no_logprobs", "short_batch", "broken_json", "error_reply")
+_UNREAD = ("no_logprobs", "short_batch", "broken_json")
 _IN_WORDS = LabelRoute("text")
 _SHARP = -50.0
 """Log-probabilities below this show a temperature near 0 in the values."""

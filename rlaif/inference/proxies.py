@@ -7,8 +7,10 @@ requests where somebody did not want them, and speaking HTTP to it would take it
 
 from __future__ import annotations
 
+import contextlib
 import os
 import urllib.request
+from collections.abc import Iterator
 from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
 from urllib.parse import urlsplit, urlunsplit
@@ -62,10 +64,32 @@ def proxy_of(url: str) -> Proxy | None:
     for name in (parts.scheme, "all"):
         value = urllib.request.getproxies().get(name, "").strip()
         if value:
-            variable = next((each for each in (f"{name}_proxy", f"{name}_PROXY".upper()) if os.environ.get(each)), "")
             # Without a scheme it is an HTTP proxy: so curl, wget and requests take it.
-            return _usable(Proxy(value if "://" in value else f"http://{value}", variable, host))
+            return _usable(Proxy(value if "://" in value else f"http://{value}", _variable(name), host))
     return None
+
+
+@contextlib.contextmanager
+def hub_client() -> Iterator[None]:
+    """Around calls of the Hugging Face hub's client, which cannot be made at all where the environment names a SOCKS
+    proxy for anything: UserError, with the variable."""
+    try:
+        yield
+    except ImportError as error:
+        if "SOCKS" not in str(error):
+            raise
+        name, value = next(
+            ((name, value) for name, value in urllib.request.getproxies().items() if value.lower().startswith("socks")),
+            ("all", "socks://"),
+        )
+        what = f"{shown(value)} is a proxy of a kind that is not supported ({urlsplit(value).scheme})"
+        mend = "unset it, or name an HTTP proxy, to reach the Hugging Face hub"
+        raise UserError(what, where=_variable(name) or None, mend=mend) from None
+
+
+def _variable(name: str) -> str:
+    """The environment's variable with the proxy of a scheme; empty where it is the system that names one."""
+    return next((each for each in (f"{name}_proxy", f"{name}_proxy".upper()) if os.environ.get(each)), "")
 
 
 def _usable(proxy: Proxy) -> Proxy:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from rlaif.errors import UserError
+from rlaif.inference.proxies import hub_client
 
 Rows = Iterator[tuple[int, object]]
 """Line (or row number, in Parquet and on the hub) and what stands there."""
@@ -204,8 +205,9 @@ def _hub(path: str) -> Rows:
     named = _HUB_NAME.fullmatch(path)
     name, split = (named["name"], named["split"] or "train") if named else (path, "train")
     try:
-        rows = datasets.load_dataset(name, split=split, streaming=True)
-        yield from enumerate(rows, start=1)
+        with hub_client():
+            rows = datasets.load_dataset(name, split=split, streaming=True)
+            yield from enumerate(rows, start=1)
     except (OSError, ValueError, RuntimeError, httpx.HTTPError) as error:
         why = str(error).strip().partition("\n")[0] or type(error).__name__
         raise UserError(f"neither a file nor a dataset that can be loaded ({why})", where=path, mend=_MEANT) from None

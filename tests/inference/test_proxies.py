@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import socket
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
 from rlaif.cli.check import check
+from rlaif.data.push import push
 from rlaif.errors import ModelError, UserError
+from rlaif.inference.folder import model_folder
 from rlaif.inference.proxies import proxy_for
 from rlaif.online.rewards.remote import RemoteReward
 from rlaif.records import Message
+from rlaif.samples.rows import read_rows
 from tests.inference.test_server_shapes import write
 
 FAR = "http://10.255.255.1:8000/v1"
@@ -103,3 +107,30 @@ def test_hosts_that_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_this_machine_is_asked_past_any_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ALL_PROXY", json.dumps("no proxy at all"))
     assert proxy_for("http://127.0.0.1:8000/v1") is None and proxy_for("http://localhost:8000/v1") is None
+
+
+@pytest.mark.sibling("socks-proxy-and-the-hub")
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: model_folder("owner/name"),
+        lambda: list(read_rows("owner/name")),
+        lambda: push(Path("nowhere"), "owner/name"),
+    ],
+)
+def test_the_hub_behind_a_socks_proxy(monkeypatch: pytest.MonkeyPatch, call: Callable[[], object]) -> None:
+    """Its client cannot be made then: that was a traceback about a package."""
+    monkeypatch.setenv("all_proxy", "socks5://me:hunter2@127.0.0.1:1080")
+    monkeypatch.setenv("NO_PROXY", "")
+
+    def fail(*_: object, **__: object) -> None:
+        raise ImportError("Using SOCKS proxy, but the 'socksio' package is not installed.")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
+    monkeypatch.setattr("huggingface_hub.HfApi.create_repo", fail)
+    monkeypatch.setattr("datasets.load_dataset", fail)
+    with pytest.raises(
+        UserError, match=r"^all_proxy: socks5://127.0.0.1:1080 is a proxy of a kind that is not"
+    ) as told:
+        call()
+    assert "hunter2" not in str(told.value)

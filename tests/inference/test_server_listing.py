@@ -130,11 +130,11 @@ def test_a_rate_limit_with_status_200_is_waited_for() -> None:
             ("too_long", False, False, None),
         ),
         ({"object": "error", "message": "bad", "code": 400}, ("bad_request", False, False, None)),
-        ({"error": "something"}, ("error_reply", True, False, None)),
-        ({"error": {"code": 7, "message": "odd"}}, ("error_reply", True, False, None)),
+        ({"error": "something"}, ("broken_json", True, False, None)),
+        ({"error": {"code": 7, "message": "odd"}}, ("broken_json", True, False, None)),
         (
             {"choices": [{"finish_reason": "error", "message": {"content": "Half an ans"}}]},
-            ("error_reply", True, False, None),
+            ("broken_json", True, False, None),
         ),
         (
             {"choices": [{"finish_reason": "error", "error": {"code": 502, "message": "lost"}, "message": {}}]},
