@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from rlaif.cli.options import run_options
+from rlaif.cli.terminal import echo
 from rlaif.errors import RlaifError, UserError
 from rlaif.loop.plan import plan_problems
 from rlaif.runfile import Flags, load_run, read_run
@@ -40,11 +41,11 @@ def check(run_file: Path, flags: Flags, offline: bool) -> None:
         if not offline:
             found += asyncio.run(_model_problems(settings))
     for problem in found:
-        click.echo(str(problem), err=True)
+        echo(str(problem), err=True)
     if found:
-        click.echo(f"{len(found)} problem{'s' if len(found) > 1 else ''}; nothing was stored", err=True)
+        echo(f"{len(found)} problem{'s' if len(found) > 1 else ''}; nothing was stored", err=True)
         raise SystemExit(1 if all(isinstance(problem, _NoLabelsError) for problem in found) else 2)
-    click.echo("No problems.")
+    echo("No problems.")
 
 
 class _NoLabelsError(RlaifError):
@@ -70,7 +71,7 @@ def _constitution_problems(settings: RunSettings) -> list[UserError]:
     found = constitution_problems(settings.constitution)
     if not found:
         constitution = load_constitution(settings.constitution)
-        click.echo(f"constitution: {constitution.name}, {len(constitution.principles)} principles")
+        echo(f"constitution: {constitution.name}, {len(constitution.principles)} principles")
         try:
             if settings.writes_critiques:
                 require_critiques(settings, constitution)
@@ -78,9 +79,9 @@ def _constitution_problems(settings: RunSettings) -> list[UserError]:
                 drawn = reviser_principles(constitution, settings)
                 left_out = [each.id for each in constitution.principles if each not in drawn]
                 if left_out:
-                    click.echo(f"note: no round of `revise` draws {', '.join(left_out)}, which lack the texts for it")
+                    echo(f"note: no round of `revise` draws {', '.join(left_out)}, which lack the texts for it")
                 for note in _revise_notes(settings, drawn):
-                    click.echo(f"note: {note}")
+                    echo(f"note: {note}")
         except UserError as error:
             found = [error]
     return found
@@ -99,9 +100,9 @@ def _prompt_problems(settings: RunSettings) -> list[UserError]:
             given += len(prompt.responses)
     except UserError as error:
         return [error]
-    click.echo(f"prompts: {count:,}" + (f" with {given:,} answers" if given else ""))
+    echo(f"prompts: {count:,}" + (f" with {given:,} answers" if given else ""))
     if oddities.counts:
-        click.echo(f"note: in the prompts, {oddities}")
+        echo(f"note: in the prompts, {oddities}")
     if settings.policy is None and not given:
         mend = "set `policy`, or name the column of the answers in `prompts.responses`"
         return [UserError("no `policy`, and no answers in the input", where=wanted.path, mend=mend)]
@@ -129,7 +130,7 @@ def _helpful_problems(settings: RunSettings) -> list[UserError]:
     except UserError as error:
         return [error]
     if count:
-        click.echo(f"helpful answers for the SFT dataset: {count:,}")
+        echo(f"helpful answers for the SFT dataset: {count:,}")
     return []
 
 
@@ -139,7 +140,7 @@ def warn_of_kinship(settings: RunSettings) -> None:
 
     note = kinship(settings.policy.model if settings.policy else None, [each.model for each in settings.judges])
     if note is not None:
-        click.echo(f"note: {note}", err=True)
+        echo(f"note: {note}", err=True)
 
 
 def _doubts(role: str, source: LazyModel, settings: RunSettings) -> list[RlaifError]:
@@ -163,7 +164,7 @@ async def _model_problems(settings: RunSettings) -> list[RlaifError]:
         if model is None:
             continue
         if model.launch is not None:
-            click.echo(f"{role}: {model.model}, not probed (a run starts its server)")
+            echo(f"{role}: {model.model}, not probed (a run starts its server)")
             continue
         try:
             source = LazyModel(model, labels=() if role == "policy" else LABELS, log=Path(f"{role}.log"))
@@ -172,9 +173,9 @@ async def _model_problems(settings: RunSettings) -> list[RlaifError]:
             continue
         try:
             found += [UserError(problem, where=role) for problem in await source.probe()]
-            click.echo(f"{role}: {source.name}{f', {source.described}' if source.described else ''}")
+            echo(f"{role}: {source.name}{f', {source.described}' if source.described else ''}")
             for note in source.notes:
-                click.echo(f"note: {role}: {note}")
+                echo(f"note: {role}: {note}")
             found += _doubts(role, source, settings)
             names += [source.name] if role != "policy" else []
         except RlaifError as error:

@@ -18,6 +18,7 @@ from rlaif import __version__
 from rlaif.comparisons.verdict import judgement
 from rlaif.constitution import Constitution
 from rlaif.evaluation.canaries import chosen_cases, count_probes, count_wins, probes
+from rlaif.evaluation.errors import shared_errors
 from rlaif.evaluation.gold import read_gold
 from rlaif.evaluation.judged import Case, JudgedPair, cases, judged_pair, questions_of
 from rlaif.evaluation.measures import measure
@@ -154,7 +155,8 @@ def _planned(wanted: Evaluation) -> _Plan:
             plan.questions += len(case.meeting.criteria) * (2 if wanted.compare.orders == "both" else 1)
             yield case
 
-    plan.canaries = chosen_cases(counted(), max(wanted.canary_pairs, 1))[: wanted.canary_pairs]
+    decided = (case for case in counted() if not case.pair.tie)  # canaries meet the better reply
+    plan.canaries = chosen_cases(decided, max(wanted.canary_pairs, 1))[: wanted.canary_pairs]
     return plan
 
 
@@ -215,6 +217,7 @@ def _report(
         about=about,
         verdict=decide(measures),
         measures=measures,
+        shared_errors=shared_errors(about, judged, folder),
     )
     return report, judged
 

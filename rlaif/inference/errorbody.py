@@ -10,16 +10,19 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+from rlaif.jsontext import loads
 
 DETAIL_CHARS = 300
 _TEXT_CHARS = 4000
 _DEEPEST = 12
 """Levels of a body that are looked through."""
-_DEEPEST_JSON = 200
-"""Levels of a body that is taken for JSON."""
+_LONGEST_WORD = 80
+_LOOKED_AT = 10_000
+"""Characters of a server's message that are looked at."""
 
 _WORDS = {
     429: re.compile(r"rate.?limit|too.?many.?requests|resource.?exhausted|throttl"),
@@ -55,22 +58,9 @@ class Refusal:
 def body_of(body: bytes) -> Any:
     """The JSON of a body, or its text in one line where it is none, or is nested deeper than any error."""
     try:
-        return json.loads(body) if _depth(body) <= _DEEPEST_JSON else _line(body)
-    except (ValueError, RecursionError):
-        return _line(body)
-
-
-def _line(body: bytes) -> str:
-    return " ".join(body.decode("utf-8", "replace").split())
-
-
-def _depth(body: bytes) -> int:
-    """Levels of brackets, those in texts counted too."""
-    level = deepest = 0
-    for bracket in re.finditer(rb"[\[\]{}]", body):
-        level += 1 if bracket[0] in b"[{" else -1
-        deepest = max(deepest, level)
-    return deepest
+        return loads(body)
+    except ValueError:
+        return " ".join(body[:_LOOKED_AT].decode("utf-8", "replace").split())
 
 
 def error_of(payload: Any) -> Any:
@@ -80,22 +70,35 @@ def error_of(payload: Any) -> Any:
     return payload.get("error") or payload if isinstance(payload, dict) else payload
 
 
-def error_message(body: bytes) -> tuple[str, str]:
-    """Code and message of an error reply: `{"error": {"message": ...}}`, `{"detail": ...}` or plain text."""
-    return described(body_of(body))
+def error_message(body: bytes, hide: Callable[[str], str] = str) -> tuple[str, str]:
+    """Code and message of an error reply: `{"error": {"message": ...}}`, `{"detail": ...}` or plain text.
+
+    `hide` comes before the message is shortened, which could leave of a key more than it knows again.
+    """
+    return described(body_of(body), hide)
 
 
-def described(payload: Any) -> tuple[str, str]:
+def described(payload: Any, hide: Callable[[str], str] = str) -> tuple[str, str]:
     """The same of a body that has been read."""
     error = error_of(payload)
     if not isinstance(error, dict):
-        return "", str(error)[:DETAIL_CHARS]
-    message = str(error.get("message") or error.get("detail") or error.get("error") or error)
+        return "", shortened(hide(str(error)[:_LOOKED_AT]), DETAIL_CHARS)
+    message = hide(str(error.get("message") or error.get("detail") or error.get("error") or error)[:_LOOKED_AT])
     metadata = error.get("metadata")
     raw = metadata.get("raw") if isinstance(metadata, dict) else None
     if isinstance(raw, str) and raw:  # a router's own message says that another server failed, and not how
-        message = f"{message[: DETAIL_CHARS // 2]}: {' '.join(raw.split())}"
-    return f"{error.get('code')} {error.get('type')} {error.get('status')}", message[:DETAIL_CHARS]
+        message = f"{shortened(message, DETAIL_CHARS // 2)}: {hide(' '.join(raw[:_LOOKED_AT].split()))}"
+    named = shortened(f"{error.get('code')} {error.get('type')} {error.get('status')}", DETAIL_CHARS)
+    return named, shortened(message, DETAIL_CHARS)
+
+
+def shortened(text: str, most: int) -> str:
+    """The first `most` characters of a text; up to the end of a word, where one is near: half a key would not be known
+    again as one."""
+    if len(text) <= most:
+        return text
+    words, _, _ = text[: most + 1].rpartition(" ")
+    return words if len(words) > most - _LONGEST_WORD else text[:most]
 
 
 def status_in(payload: Mapping[str, Any]) -> int | None:

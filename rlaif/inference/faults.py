@@ -4,7 +4,7 @@ Every failed exchange becomes one `Fault` here and nowhere else:
 
   connection refused or dropped, 5xx   try again; if nothing succeeds for long, the server is down: stop
   timeout, 408, 429, 503, 529          try again, with fewer questions at once
-  a broken or incomplete reply         try again
+  a broken, incomplete or endless one  try again
   400, 413, 422                        this question fails alone: `too_long` or `bad_request`
   anything else (401, 403, 404, ...)   the setup is wrong: stop, with a hint
 
@@ -16,21 +16,15 @@ from __future__ import annotations
 import email.utils
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC
 from typing import Any
 
-from rlaif.inference.errorbody import (
-    DETAIL_CHARS,
-    Refusal,
-    body_of,
-    described,
-    refusal_in,
-    status_in,
-    wait_in,
-)
+from rlaif.addresses import shown_url
+from rlaif.inference.errorbody import DETAIL_CHARS, Refusal, body_of, described, refusal_in, status_in, wait_in
 from rlaif.inference.errorbody import error_message as error_message
+from rlaif.inference.errorbody import shortened as shortened
 from rlaif.inference.http import NoReplyError, Reply
 
 _TOO_LONG = re.compile(
@@ -85,20 +79,22 @@ def storable(text: str) -> str:
 def broken(error: NoReplyError) -> Fault:
     """The fault of a connection that brought no reply."""
     late = error.kind == "timeout"
-    return Fault(error.kind, error.detail, retry=True, overload=late, down=True)
+    return Fault(error.kind, error.detail, retry=True, overload=late, down=error.kind != "oversized")
 
 
 def incomplete(kind: str, detail: str) -> Fault:
     """The fault of a reply with status 200 that lacks what was asked for."""
-    return Fault(kind, detail[:DETAIL_CHARS], retry=True)
+    return Fault(kind, shortened(detail, DETAIL_CHARS), retry=True)
 
 
-def refused(reply: Reply) -> Fault:
-    """The fault behind a reply whose status is not 200."""
-    return _refused(reply.status, body_of(reply.body), reply.headers)
+def refused(reply: Reply, hide: Callable[[str], str] = str) -> Fault:
+    """The fault behind a reply whose status says no; `hide` takes out of the server's words what nobody is to read."""
+    return _refused(reply.status, body_of(reply.body), reply.headers, hide)
 
 
-def error_inside(payload: Mapping[str, Any], headers: Mapping[str, str]) -> Fault | None:
+def error_inside(
+    payload: Mapping[str, Any], headers: Mapping[str, str], hide: Callable[[str], str] = str
+) -> Fault | None:
     """The fault that the body of a reply with status 200 tells of; None where it tells of none."""
     error = payload.get("error") or (payload if payload.get("object") == "error" else None)
     choices = payload.get("choices")
@@ -114,12 +110,12 @@ def error_inside(payload: Mapping[str, Any], headers: Mapping[str, str]) -> Faul
     body = payload if payload.get("error") or payload.get("object") == "error" else {"error": error}
     status = status_in(body)
     if status is None:
-        return incomplete("broken_json", f"an error in the place of a reply: {described(body)[1]}")
-    return _refused(status, body, headers)
+        return incomplete("broken_json", f"an error in the place of a reply: {described(body, hide)[1]}")
+    return _refused(status, body, headers, hide)
 
 
-def _refused(status: int, payload: Any, headers: Mapping[str, str]) -> Fault:
-    code, message = described(payload)
+def _refused(status: int, payload: Any, headers: Mapping[str, str], hide: Callable[[str], str]) -> Fault:
+    code, message = described(payload, hide)
     detail = f"HTTP {status}: {message}"
     if status == 429 and "insufficient_quota" in code:
         return Fault("no_quota", f"{detail}; the account has no credit left", fatal=True)
@@ -140,7 +136,7 @@ def _refused(status: int, payload: Any, headers: Mapping[str, str]) -> Fault:
             return Fault("only_reasoning", f"{detail}; raise `max_tokens`: it thinks before it answers")
         long = status == 413 or bool(_TOO_LONG.search(f"{code} {message}"))
         return Fault("too_long" if long else "bad_request", detail, refusal=None if long else refusal)
-    return Fault(f"http_{status}", f"{detail}; {_mend(status, headers)}", fatal=True)
+    return Fault(f"http_{status}", f"{detail}; {_mend(status, headers, hide)}", fatal=True)
 
 
 def retry_after(value: str | None, *, now: float | None = None) -> float | None:
@@ -159,7 +155,7 @@ def retry_after(value: str | None, *, now: float | None = None) -> float | None:
     return max(0.0, stamp - (time.time() if now is None else now))
 
 
-def _mend(status: int, headers: Mapping[str, str]) -> str:
+def _mend(status: int, headers: Mapping[str, str], hide: Callable[[str], str]) -> str:
     if status in (401, 403):
         return "set the right API key (`api_key_env`, or a flag `--...api-key-env`, names the variable that holds it)"
     if status == 407:
@@ -169,5 +165,6 @@ def _mend(status: int, headers: Mapping[str, str]) -> str:
     if status in (404, 405):
         return "check `base_url` (most servers want it to end in /v1) and the model name"
     if 300 <= status < 400:
-        return f"the server redirects to {headers.get('location', 'another address')}: set `base_url` to that"
+        place = shown_url(shortened(hide(headers.get("location", "another address")), DETAIL_CHARS))
+        return f"the server redirects to {place}: set `base_url` to that"
     return "check `base_url`"

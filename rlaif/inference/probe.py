@@ -155,12 +155,12 @@ class Prober:
         asked: dict[str, Any] = {"model": self._model, "prompt": label_text(labels), "add_special_tokens": False}
         asked["return_token_strs"] = True
         reply = await self._steadily(lambda: self._talk.post("/tokenize", asked, timeout=self._quick, root=True))
-        if isinstance(reply, Fault) or not reply.get("tokens") or not reply.get("token_strs"):
+        if isinstance(reply, Fault):
             return None
-        try:
-            tokens = label_tokens(labels, reply["tokens"], reply["token_strs"])
-        except (AttributeError, TypeError, ValueError):  # another server's route of that name
+        ids, strings = reply.get("tokens"), reply.get("token_strs")
+        if not isinstance(ids, list) or not isinstance(strings, list):
             return None
+        tokens = label_tokens(labels, ids, strings)
         return None if tokens is None else tuple(tuple(ids) for ids in tokens)
 
     async def _routes(self, labels: tuple[str, ...]) -> list[LabelRoute]:
@@ -271,7 +271,7 @@ class Prober:
         return await call()
 
     def _say(self, problem: str) -> None:
-        self.problems.append(f"{self._talk.shown}: {problem}")
+        self.problems.append(f"{self._talk.shown}: {self._talk.hide(problem)}")
 
 
 def _is_usable(answer: Answer, question: Question, route: LabelRoute) -> bool:
