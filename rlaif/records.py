@@ -150,11 +150,18 @@ _ROUNDING = 1e-6
 
 
 def _wrong_mass(logprobs: Sequence[float] | None, mass: float | None) -> str:
-    """A line holds its log-probabilities and what they add up to: in what they disagree."""
+    """A line holds its log-probabilities and what they add up to: in what they disagree.
+
+    Labels that a server does not list share one bound, the least of the values, and are not counted in the mass.
+    """
     if logprobs is None or mass is None:
         return "" if logprobs is None and mass is None else "of `logprobs` and `label_mass` one is missing"
-    added = min(1.0, sum(math.exp(min(each, 1.0)) for each in logprobs))
-    return "" if abs(mass - added) <= _ROUNDING else "`label_mass` is not what `logprobs` add up to"
+    chances = [math.exp(min(each, 1.0)) for each in logprobs]
+    least = min(chances, default=0.0)
+    sums = [min(1.0, sum(chances) - unlisted * least) for unlisted in range(chances.count(least) + 1)]
+    return (
+        "" if any(abs(mass - each) <= _ROUNDING for each in sums) else "`label_mass` is not what `logprobs` add up to"
+    )
 
 
 class Judgement(Record):

@@ -18,13 +18,15 @@ from rlaif.settings import RunSettings
 
 if TYPE_CHECKING:
     from rlaif.constitution import Principle
+    from rlaif.inference.source import LazyModel
 
 
 @click.command()
 @click.option("--offline", is_flag=True, help="Do not probe the models.")
 @run_options
 def check(run_file: Path, flags: Flags, offline: bool) -> None:
-    """Tell every problem of the settings, the constitution, the prompts and the models; exit code 2 if there are any.
+    """Tell every problem of the settings, the constitution, the prompts and the models; exit code 2 if there are any,
+    and 1 where all is in order but for a judge that would give no labels.
 
     Nothing is stored, and nothing is sent but a probe of each model that is on a server.
     """
@@ -42,8 +44,12 @@ def check(run_file: Path, flags: Flags, offline: bool) -> None:
         echo(str(problem), err=True)
     if found:
         echo(f"{len(found)} problem{'s' if len(found) > 1 else ''}; nothing was stored", err=True)
-        raise SystemExit(2)
+        raise SystemExit(1 if all(isinstance(problem, _NoLabelsError) for problem in found) else 2)
     echo("No problems.")
+
+
+class _NoLabelsError(RlaifError):
+    """A judge that answers, and would give no labels."""
 
 
 def _output_problems(settings: RunSettings, run_file: Path, flags: Flags) -> list[UserError]:
@@ -137,6 +143,15 @@ def warn_of_kinship(settings: RunSettings) -> None:
         echo(f"note: {note}", err=True)
 
 
+def _doubts(role: str, source: LazyModel, settings: RunSettings) -> list[RlaifError]:
+    """What the probe saw that would keep a judge from giving labels; reasons before the verdict are another matter."""
+    compare = settings.compare
+    if role == "policy" or source.capabilities is None or compare.reasoning == "reply" or compare.method == "rank":
+        return []
+    doubt = source.capabilities.doubt(settings.pair.min_label_mass)
+    return [] if doubt is None else [_NoLabelsError(f"{role}: {doubt}")]
+
+
 async def _model_problems(settings: RunSettings) -> list[RlaifError]:
     from rlaif.comparisons.questions import LABELS
     from rlaif.inference.source import LazyModel
@@ -159,6 +174,9 @@ async def _model_problems(settings: RunSettings) -> list[RlaifError]:
         try:
             found += [UserError(problem, where=role) for problem in await source.probe()]
             echo(f"{role}: {source.name}{f', {source.described}' if source.described else ''}")
+            for note in source.notes:
+                echo(f"note: {role}: {note}")
+            found += _doubts(role, source, settings)
             names += [source.name] if role != "policy" else []
         except RlaifError as error:
             found.append(error)

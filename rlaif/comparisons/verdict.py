@@ -26,7 +26,7 @@ def judgement(question: Question, answer: Answer) -> Judgement:
     mass: float | None = None
     if answer.logprobs is not None:
         logprobs = (answer.logprobs[0], answer.logprobs[1])
-        mass = label_mass(logprobs)
+        mass = label_mass(logprobs) if answer.label_mass is None else answer.label_mass
         gap = logprobs[0] - logprobs[1]
         verdict = Verdict.TIE if gap == 0 else Verdict.FIRST if gap > 0 else Verdict.SECOND
     truncated = question.reasoned and answer.finish_reason == "length"

@@ -7,6 +7,7 @@ import importlib
 from pathlib import Path
 
 from rlaif.errors import ModelError, UserError
+from rlaif.inference.proxies import hub_client
 
 
 def push(folder: Path, name: str, *, public: bool = False) -> str:
@@ -19,8 +20,9 @@ def push(folder: Path, name: str, *, public: bool = False) -> str:
 
     api = HfApi()
     try:
-        address = api.create_repo(name, repo_type="dataset", private=not public, exist_ok=True)
-        api.upload_folder(repo_id=name, folder_path=folder, repo_type="dataset", commit_message="Upload by rlaif")
+        with hub_client():
+            address = api.create_repo(name, repo_type="dataset", private=not public, exist_ok=True)
+            api.upload_folder(repo_id=name, folder_path=folder, repo_type="dataset", commit_message="Upload by rlaif")
     except HFValidationError as error:
         raise UserError(f"no name of a dataset: {_first_line(error)}", where=name, mend="write owner/name") from None
     except OfflineModeIsEnabled:

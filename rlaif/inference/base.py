@@ -84,6 +84,12 @@ class Answer:
     detail: str = ""
     reasoning: str = ""
     """What the model thought before its text, where the server tells that apart; kept for `reasoned` questions."""
+    label_mass: float | None = None
+    """Probability of those labels that the reply listed, where a bound stands for some of the others."""
+    listed: int = 0
+    """Tokens whose log-probabilities the reply listed in the place of the label."""
+    lowest: float = 0.0
+    """The least of those log-probabilities."""
 
 
 class Model(Protocol):

@@ -7,16 +7,29 @@ whole request, because an answer given to the wrong question would be worse than
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from rlaif.inference.base import Answer, Question
 from rlaif.inference.faults import Fault, incomplete, storable
-from rlaif.inference.labels import checked, first_token, read_exact, read_last, read_top
+from rlaif.inference.labels import (
+    Listed,
+    checked,
+    first_token,
+    is_collapsed,
+    listed_mass,
+    read_exact,
+    read_last,
+    read_top,
+    wrong_listing,
+)
 
-_VERDICT_TOKENS = 16
+VERDICT_TOKENS = 16
 """Room for a verdict in words, where a server gives no log-probabilities."""
+THINKING_TOKENS = 2048
+"""The same where the model thinks before it says a word."""
 _REASONED_TOP = 5
 """Alternatives for every token of a reply with reasons: those of a thousand tokens are a large reply already."""
 
@@ -30,6 +43,10 @@ class LabelRoute:
     top: int = 0
     tokens: tuple[tuple[int, ...], ...] = ()
     """For `exact`: the token ids of each label."""
+    temperature: float = 0.0
+    """1 for a server that applies the temperature to its values: what is drawn does not matter, only they are read."""
+    room: int = VERDICT_TOKENS
+    """For `text`: tokens in which the verdict has to come."""
 
     @property
     def names(self) -> list[list[str]]:
@@ -80,11 +97,13 @@ def _text_options(question: Question) -> dict[str, Any]:
 
 def _label_options(question: Question, route: LabelRoute) -> dict[str, Any]:
     if route.kind == "text":
-        return {"max_tokens": max(question.sampling.max_tokens, _VERDICT_TOKENS), "temperature": 0}
-    options: dict[str, Any] = {"max_tokens": 1, "temperature": 0, "logprobs": True}
-    if route.kind == "top":
-        return options | {"top_logprobs": route.top}
-    return options | {"logprob_token_ids": route.ids, "return_tokens_as_token_ids": True}
+        return {"max_tokens": max(question.sampling.max_tokens, route.room), "temperature": 0}
+    options: dict[str, Any] = {"max_tokens": 1, "temperature": route.temperature or 0, "logprobs": True}
+    if route.temperature:
+        options["top_p"] = 1.0  # the server's own would cut the distribution
+    if route.kind == "exact":
+        return options | {"logprob_token_ids": route.ids, "return_tokens_as_token_ids": True}
+    return options | {"top_logprobs": route.top} if route.top else options
 
 
 def read_answers(payload: Mapping[str, Any], questions: Sequence[Question], route: LabelRoute) -> list[Answer] | Fault:
@@ -98,21 +117,24 @@ def read_answers(payload: Mapping[str, Any], questions: Sequence[Question], rout
 
 def _read(
     choices: Sequence[Mapping[str, Any]],
-    spent: Mapping[str, Any] | None,
+    spent: object,
     questions: Sequence[Question],
     route: LabelRoute,
 ) -> list[Answer] | Fault:
-    found = {choice.get("index", 0): choice for choice in choices}
+    found = {choice.get("index") or 0: choice for choice in choices}
+    if len(choices) == len(questions) == 1:
+        found = {0: choices[0]}  # whatever its number
     if len(choices) != len(questions) or found.keys() != set(range(len(questions))):
         places = [choice.get("index") for choice in choices]
         return incomplete("short_batch", f"{len(questions)} conversations sent, choices {places[:40]} came back")
-    usage = _shares(spent or {}, questions)
+    usage = _shares(spent if isinstance(spent, dict) else {}, questions)
     answers: list[Answer] = []
     for at, question in enumerate(questions):
         answer = _read_choice(found[at], question, route, usage[at])
         if isinstance(answer, Fault):
             return answer
-        answers.append(answer)
+        # A reply with reasons that was cut off has no verdict, and is kept: it shows what the reasons were.
+        answers.append(answer if question.reasoned else _unless_only_thoughts(answer, found[at], spent))
     return answers
 
 
@@ -120,36 +142,89 @@ def _read_choice(
     choice: Mapping[str, Any], question: Question, route: LabelRoute, usage: tuple[int, int, int]
 ) -> Answer | Fault:
     message = choice.get("message") or {}
-    text, finish = _text_of(message.get("content")), _text_of(choice.get("finish_reason")) or None
-    thoughts = _text_of(message.get("reasoning_content") or message.get("reasoning"))
-    logprobs: tuple[float, ...] | None = None
+    finish = _text_of(choice.get("finish_reason")) or None
+    text = _text_of(message.get("content")) or _text_of(message.get("refusal"))
+    answer = Answer(text, None, finish, *usage, reasoning=_thoughts_of(message))
     if question.reasoned:
-        return checked(Answer(text, read_last(choice, question.labels), finish, *usage, reasoning=thoughts))
+        return checked(replace(answer, logprobs=read_last(choice, question.labels)))
     if question.labels and route.kind != "text":
-        exact = route.kind == "exact"
-        logprobs = read_exact(choice, route.names) if exact else read_top(choice, question.labels)
-        if logprobs is None and (exact or first_token(choice) is None):
-            return incomplete("no_logprobs", "the reply lacks the label log-probabilities")
-        if logprobs is None:
-            return Answer(failure="no_labels", detail=f"no label is among the {route.top} most probable tokens")
-    elif not text and finish == "length" and thoughts:
-        mend = "raise `max_tokens`, or switch reasoning off through the chat template"
-        return Answer(failure="only_reasoning", detail=f"the model used up its tokens on reasoning; {mend}")
-    return checked(Answer(text, logprobs, finish, *usage))
+        return _labelled(replace(answer, reasoning=""), first_token(choice), question.labels, route)
+    return answer
+
+
+def _labelled(answer: Answer, listed: Sequence[Listed], labels: Sequence[str], route: LabelRoute) -> Answer | Fault:
+    """The answer with the labels' log-probabilities out of those of its first token."""
+    if not listed:
+        return incomplete("no_logprobs", "the reply lacks the label log-probabilities")
+    if (wrong := wrong_listing(listed)) is not None:
+        return Answer(failure="bad_logprobs", detail=wrong)
+    if is_collapsed(listed, part=route.kind == "exact"):
+        # They say which token was drawn and nothing more: what it says is read as a word, as without any values.
+        return replace(answer, text=answer.text or max(listed, key=lambda each: each.value or 0.0).text)
+    exact = route.kind == "exact"
+    if not answer.text:  # a special token, which no text shows
+        drawn = max(listed, key=lambda each: -math.inf if each.value is None else each.value)
+        answer = replace(answer, text=drawn.text)
+    values = read_exact(listed, route.names) if exact else read_top(listed, labels)
+    known = [each.value for each in listed if each.value is not None]
+    if values is None and exact:
+        return incomplete("no_logprobs", "the reply lacks the label log-probabilities")
+    if values is None:
+        first = max(listed, key=lambda each: -math.inf if each.value is None else each.value).text
+        what = f"no label is among the {len(listed)} most probable tokens; the most probable is {first[:40]!r}"
+        return Answer(failure="no_labels", detail=what)
+    mass = None if exact else listed_mass(listed, labels)
+    return checked(
+        replace(answer, logprobs=values, label_mass=mass, listed=len(listed), lowest=min(known, default=0.0))
+    )
+
+
+def _unless_only_thoughts(answer: Answer, choice: Mapping[str, Any], spent: object) -> Answer:
+    """The answer, or the failure that it is where thinking took all the tokens and nothing was said; some servers hide
+    the thoughts, and count them."""
+    if answer.failure is not None or answer.text or answer.logprobs is not None or answer.finish_reason != "length":
+        return answer
+    details = spent.get("completion_tokens_details") if isinstance(spent, dict) else None
+    hidden = isinstance(details, dict) and bool(details.get("reasoning_tokens"))
+    if not hidden and not _thoughts_of(choice.get("message") or {}):
+        return answer
+    mend = "raise `max_tokens`, or switch reasoning off through the chat template"
+    return Answer(failure="only_reasoning", detail=f"the model used up its tokens on reasoning; {mend}")
+
+
+_THOUGHTS = ("thinking", "reasoning", "reasoning_content", "reasoning.text", "redacted_thinking")
+"""Types of the parts of a message that are not said."""
 
 
 def _text_of(content: object) -> str:
-    """The reply proper: text, or the text parts of a list; reasoning travels in other fields and is left there."""
+    """The reply proper: text, or the text parts of a list; what was thought travels in other fields or parts."""
     if isinstance(content, list):
-        content = "".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
+        content = "".join(
+            str(part.get("text") or "") if isinstance(part, dict) else part if isinstance(part, str) else ""
+            for part in content
+            if not (isinstance(part, dict) and part.get("type") in _THOUGHTS)
+        )
     return storable(content) if isinstance(content, str) else ""
+
+
+def _thoughts_of(message: Mapping[str, Any]) -> str:
+    """What the model thought before its reply, where the server tells that apart: in a field, or in parts of a list."""
+    for name in ("reasoning_content", "reasoning", "thinking"):
+        if thoughts := _text_of(message.get(name)):
+            return thoughts
+    content = message.get("content")
+    parts = content if isinstance(content, list) else message.get("reasoning_details")
+    thought = [part for part in parts or () if isinstance(part, dict) and part.get("type") in _THOUGHTS]
+    return "".join(_text_of(part.get("thinking") or part.get("text") or part.get("reasoning")) for part in thought)
 
 
 def _shares(usage: Mapping[str, Any], questions: Sequence[Question]) -> list[tuple[int, int, int]]:
     """(prompt, completion, cached) tokens of each question. A reply counts them for the whole request: they are shared
     out by the length of the conversations, and add up to what the server said."""
-    cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens")
-    totals = [int(count or 0) for count in (usage.get("prompt_tokens"), usage.get("completion_tokens"), cached)]
+    details = usage.get("prompt_tokens_details")
+    cached = details.get("cached_tokens") if isinstance(details, dict) else None
+    counts = (usage.get("prompt_tokens"), usage.get("completion_tokens"), cached)
+    totals = [max(0, count) if isinstance(count, int) else 0 for count in counts]
     if len(questions) == 1:
         return [(totals[0], totals[1], totals[2])]
     sizes = [1 + sum(len(message.content) for message in question.messages) for question in questions]

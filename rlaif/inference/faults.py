@@ -3,10 +3,12 @@
 Every failed exchange becomes one `Fault` here and nowhere else:
 
   connection refused or dropped, 5xx   try again; if nothing succeeds for long, the server is down: stop
-  timeout, 408, 429, 503               try again, with fewer questions at once
+  timeout, 408, 429, 503, 529          try again, with fewer questions at once
   a broken, incomplete or endless one  try again
   400, 413, 422                        this question fails alone: `too_long` or `bad_request`
   anything else (401, 403, 404, ...)   the setup is wrong: stop, with a hint
+
+An error in the body of a reply with status 200 is the fault that its own status stands for.
 """
 
 from __future__ import annotations
@@ -14,14 +16,16 @@ from __future__ import annotations
 import email.utils
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC
 from typing import Any
 
 from rlaif.addresses import shown_url
+from rlaif.inference.errorbody import DETAIL_CHARS, Refusal, body_of, described, refusal_in, status_in, wait_in
+from rlaif.inference.errorbody import error_message as error_message
+from rlaif.inference.errorbody import shortened as shortened
 from rlaif.inference.http import NoReplyError, Reply
-from rlaif.jsontext import loads
 
 _TOO_LONG = re.compile(
     r"context.{0,3}(?:length|size|window)|(?:maximum|max).(?:model|input|prompt).len|prompt is too long"
@@ -31,10 +35,15 @@ _TOO_LONG = re.compile(
 """vLLM: "maximum context length is", "longer than the maximum model length", "max_model_len"; OpenAI: the code
 `context_length_exceeded`; llama.cpp: "exceeds the available context size"; others: "prompt is too long"."""
 
-_DETAIL_CHARS = 300
-_LONGEST_WORD = 80
-_LOOKED_AT = 10_000
-"""Characters of a server's message that are looked at."""
+_NO_ROOM = re.compile(r"max_tokens or model output limit was reached|could not finish the message", re.IGNORECASE)
+"""A model that thinks, and has not come to its answer within the tokens that it may use."""
+_ONE_QUESTION = re.compile(r"moderat|flagged|content.?(?:filter|policy)|guardrail|log.?probs", re.IGNORECASE)
+"""What a 403 can be about, other than the key: this prompt, or the log-probabilities that it asks for."""
+_UNSUPPORTED = re.compile(
+    r"support|unknown|unrecogni[sz]ed|unexpected|not (?:permitted|allowed|enabled|implemented|accepted)|must alternate",
+    re.IGNORECASE,
+)
+"""What a failing server says where it fails of a parameter, with a status of its own fault."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +62,8 @@ class Fault:
     """A server that is down fails like this."""
     wait: float | None = None
     """Seconds the server asked us to wait."""
+    refusal: Refusal | None = None
+    """What the server says, where that may be about a parameter of the request."""
 
     @property
     def limited(self) -> bool:
@@ -73,55 +84,59 @@ def broken(error: NoReplyError) -> Fault:
 
 def incomplete(kind: str, detail: str) -> Fault:
     """The fault of a reply with status 200 that lacks what was asked for."""
-    return Fault(kind, shortened(detail, _DETAIL_CHARS), retry=True)
+    return Fault(kind, shortened(detail, DETAIL_CHARS), retry=True)
 
 
 def refused(reply: Reply, hide: Callable[[str], str] = str) -> Fault:
     """The fault behind a reply whose status says no; `hide` takes out of the server's words what nobody is to read."""
-    status, (code, message) = reply.status, error_message(reply.body, hide)
+    return _refused(reply.status, body_of(reply.body), reply.headers, hide)
+
+
+def error_inside(
+    payload: Mapping[str, Any], headers: Mapping[str, str], hide: Callable[[str], str] = str
+) -> Fault | None:
+    """The fault that the body of a reply with status 200 tells of; None where it tells of none."""
+    error = payload.get("error") or (payload if payload.get("object") == "error" else None)
+    choices = payload.get("choices")
+    for choice in choices if isinstance(choices, list) else ():
+        if (
+            error is None
+            and isinstance(choice, dict)
+            and (choice.get("error") or choice.get("finish_reason") == "error")
+        ):
+            error = choice.get("error") or {"message": "the reply ended in an error (finish_reason: error)"}
+    if error is None:
+        return None
+    body = payload if payload.get("error") or payload.get("object") == "error" else {"error": error}
+    status = status_in(body)
+    if status is None:
+        return incomplete("broken_json", f"an error in the place of a reply: {described(body, hide)[1]}")
+    return _refused(status, body, headers, hide)
+
+
+def _refused(status: int, payload: Any, headers: Mapping[str, str], hide: Callable[[str], str]) -> Fault:
+    code, message = described(payload, hide)
     detail = f"HTTP {status}: {message}"
     if status == 429 and "insufficient_quota" in code:
         return Fault("no_quota", f"{detail}; the account has no credit left", fatal=True)
+    refusal = refusal_in(payload)
     if status in (408, 429) or status >= 500:
+        wait = retry_after(headers.get("retry-after"))
         return Fault(
             f"http_{status}",
             detail,
             retry=True,
-            overload=status in (408, 429, 503),
+            overload=status in (408, 429, 503, 529),
             down=status >= 500,
-            wait=retry_after(reply.headers.get("retry-after")),
+            wait=wait_in(payload) if wait is None else wait,
+            refusal=refusal if status >= 500 and _UNSUPPORTED.search(refusal.text) else None,
         )
-    if status in (400, 413, 422):
+    if status in (400, 413, 422) or (status == 403 and _ONE_QUESTION.search(refusal.text)):
+        if _NO_ROOM.search(message):
+            return Fault("only_reasoning", f"{detail}; raise `max_tokens`: it thinks before it answers")
         long = status == 413 or bool(_TOO_LONG.search(f"{code} {message}"))
-        return Fault("too_long" if long else "bad_request", detail)
-    return Fault(f"http_{status}", f"{detail}; {_mend(status, reply, hide)}", fatal=True)
-
-
-def error_message(body: bytes, hide: Callable[[str], str] = str) -> tuple[str, str]:
-    """Code and message of an error reply: `{"error": {"message": ...}}`, `{"detail": ...}` or plain text.
-
-    `hide` comes before the message is shortened, which could leave of a key more than it knows again.
-    """
-    try:
-        payload: Any = loads(body)
-    except ValueError:
-        text = body[:_LOOKED_AT].decode("utf-8", "replace")
-        return "", shortened(hide(" ".join(text.split())), _DETAIL_CHARS)
-    error: Any = payload.get("error", payload) if isinstance(payload, dict) else payload
-    if not isinstance(error, dict):
-        return "", shortened(hide(str(error)[:_LOOKED_AT]), _DETAIL_CHARS)
-    message = error.get("message") or error.get("detail") or error
-    named = shortened(f"{error.get('code')} {error.get('type')}", _DETAIL_CHARS)
-    return named, shortened(hide(str(message)[:_LOOKED_AT]), _DETAIL_CHARS)
-
-
-def shortened(text: str, most: int) -> str:
-    """The first `most` characters of a text; up to the end of a word, where one is near: half a key would not be known
-    again as one."""
-    if len(text) <= most:
-        return text
-    words, _, _ = text[: most + 1].rpartition(" ")
-    return words if len(words) > most - _LONGEST_WORD else text[:most]
+        return Fault("too_long" if long else "bad_request", detail, refusal=None if long else refusal)
+    return Fault(f"http_{status}", f"{detail}; {_mend(status, headers, hide)}", fatal=True)
 
 
 def retry_after(value: str | None, *, now: float | None = None) -> float | None:
@@ -140,14 +155,16 @@ def retry_after(value: str | None, *, now: float | None = None) -> float | None:
     return max(0.0, stamp - (time.time() if now is None else now))
 
 
-def _mend(status: int, reply: Reply, hide: Callable[[str], str]) -> str:
+def _mend(status: int, headers: Mapping[str, str], hide: Callable[[str], str]) -> str:
     if status in (401, 403):
         return "set the right API key (`api_key_env`, or a flag `--...api-key-env`, names the variable that holds it)"
+    if status == 407:
+        return "the proxy wants a user and a password: http://USER:PASSWORD@HOST:PORT in its variable"
     if status == 402:
         return "the account has no credit left"
     if status in (404, 405):
         return "check `base_url` (most servers want it to end in /v1) and the model name"
     if 300 <= status < 400:
-        place = shown_url(shortened(hide(reply.headers.get("location", "another address")), _DETAIL_CHARS))
+        place = shown_url(shortened(hide(headers.get("location", "another address")), DETAIL_CHARS))
         return f"the server redirects to {place}: set `base_url` to that"
     return "check `base_url`"

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from rlaif.errors import UserError, nearest
 from rlaif.inference.files import ADAPTER as _ADAPTER
 from rlaif.inference.files import is_adapter, read_json
+from rlaif.inference.proxies import hub_client
 from rlaif.resources import SHIPPED, shipped_model
 
 _DECIDING = ("*.safetensors", "*.bin", "*.json", "*.jinja", "*.model", "*.txt")
@@ -166,7 +167,8 @@ def _from_hub(model: str) -> Path:
 
     mend = "check the name, or name the folder of a saved model"
     try:
-        return Path(snapshot_download(model, allow_patterns=list(_DECIDING)))
+        with hub_client():
+            return Path(snapshot_download(model, allow_patterns=list(_DECIDING)))
     except LocalEntryNotFoundError:
         what = f"model `{model}` is not on this machine, and the Hugging Face hub cannot be reached"
         meant = "" if "/" in model else nearest(model, SHIPPED)  # a hub name has an owner, as a rule

@@ -8,13 +8,14 @@ behind vLLM answers hundreds of questions a second. The one seam for tests is an
 from __future__ import annotations
 
 import asyncio
-import urllib.request
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from ipaddress import ip_address
 from typing import TYPE_CHECKING, Protocol
-from urllib.parse import urlsplit
+
+from rlaif.inference.proxies import Proxy, proxy_of
+from rlaif.inference.proxies import is_loopback as is_loopback
+from rlaif.inference.proxies import proxy_for as proxy_for
 
 if TYPE_CHECKING:
     import aiohttp
@@ -41,7 +42,7 @@ class Reply:
 
 class NoReplyError(Exception):
     """No whole reply came. `kind` is `refused` (nobody listens), `dropped` (the connection ended), `timeout`, or
-    `oversized`."""
+    `oversized`, or `proxy`: not the server failed, but the proxy before it."""
 
     def __init__(self, kind: str, detail: str) -> None:
         self.kind, self.detail = kind, detail
@@ -58,26 +59,6 @@ class Wire(Protocol):
     async def close(self) -> None:
         """Close all connections."""
         ...
-
-
-def proxy_for(url: str) -> str | None:
-    """The proxy that the environment names for `url` (HTTPS_PROXY, NO_PROXY, ...); never one for this machine."""
-    parts = urlsplit(url)
-    host = parts.hostname or ""
-    if is_loopback(host) or urllib.request.proxy_bypass(host):
-        return None
-    proxies = urllib.request.getproxies()
-    return proxies.get(parts.scheme) or proxies.get("all")
-
-
-def is_loopback(host: str) -> bool:
-    """Whether `host` is this machine, by name or by address."""
-    if host == "localhost" or host.endswith(".localhost"):
-        return True
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def wire_to(url: str, headers: Mapping[str, str], transport: httpx.AsyncBaseTransport | None = None) -> Wire:
@@ -117,7 +98,7 @@ class AiohttpWire:
     """Keep-alive connections through aiohttp. Its number of connections is unbounded: the throttle bounds requests."""
 
     def __init__(self, headers: Mapping[str, str], *, base_url: str) -> None:
-        self._headers, self._proxy = {**headers, "Accept-Encoding": "identity"}, proxy_for(base_url)
+        self._headers, self._proxy = {**headers, "Accept-Encoding": "identity"}, proxy_of(base_url)
         self._held = 0
         """Bytes of the replies that are being read."""
         self._session: aiohttp.ClientSession | None = None
@@ -135,17 +116,23 @@ class AiohttpWire:
         if limit is None:
             limit = aiohttp.ClientTimeout(total=timeout, sock_connect=min(timeout, _CONNECT_SECONDS))
             self._timeouts[timeout] = limit
+        proxy = None if self._proxy is None else self._proxy.url
         try:
             async with session.request(
-                method, url, data=body, timeout=limit, proxy=self._proxy, allow_redirects=False
+                method, url, data=body, timeout=limit, proxy=proxy, allow_redirects=False
             ) as response:
                 body = await self._body(response)
             packing = response.headers.get("content-encoding", "")
             return Reply(response.status, response.headers, unpacked(body, packing))
         except TimeoutError:  # aiohttp's timeouts are subclasses of it, and of its ClientError too: this one goes first
-            raise NoReplyError("timeout", f"no reply within {timeout:g} s") from None
+            through = "" if self._proxy is None else f" through {self._proxy}"
+            raise NoReplyError("timeout", f"no reply within {timeout:g} s{through}") from None
         except aiohttp.InvalidURL as error:
             raise NoReplyError("refused", f"not a URL: {error}") from None
+        except aiohttp.ClientProxyConnectionError as error:
+            raise NoReplyError("proxy", proxy_trouble(self._proxy, _why(error))) from None
+        except aiohttp.ClientHttpProxyError as error:
+            raise NoReplyError("proxy", proxy_trouble(self._proxy, f"HTTP {error.status}: {error.message}")) from None
         except aiohttp.ClientConnectorError as error:
             raise NoReplyError("refused", _why(error)) from None
         except (aiohttp.ClientError, OSError) as error:
@@ -212,6 +199,11 @@ class HttpxWire:
     async def close(self) -> None:
         """Close all connections."""
         await self._transport.aclose()
+
+
+def proxy_trouble(proxy: Proxy | None, why: str) -> str:
+    """What is said where a proxy failed, and not the server."""
+    return why if proxy is None else f"{proxy} failed: {why}; {proxy.mend}"
 
 
 def _why(error: BaseException) -> str:

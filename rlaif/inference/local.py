@@ -58,7 +58,7 @@ class Local:
         except UserError as error:
             return [str(error)]
         problems = loaded.problems(labels)
-        self.capabilities = Capabilities(LabelRoute("exact"), batch=True, context=loaded.context)
+        self.capabilities = Capabilities(LabelRoute("exact"), batch=True, context=loaded.context, labels=labels)
         return problems
 
     async def answer(self, questions: Sequence[Question]) -> list[Answer]:

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from rlaif.errors import ModelError
 from rlaif.inference.base import Answer, Question, name_with
-from rlaif.inference.chat import LabelRoute, read_answers, request_body
+from rlaif.inference.chat import LabelRoute
+from rlaif.inference.conversing import Chat
 from rlaif.inference.faults import Fault
 from rlaif.inference.http import wire_to
 from rlaif.inference.patience import Patience
@@ -34,7 +35,7 @@ _SAME_BATCH_TRIES = 2
 """Attempts with a whole batch, before a fault that may lie in one of its conversations is looked for in its halves."""
 _LONGEST_WAIT = 60.0
 """Seconds that a Retry-After can hold us back."""
-_IN_TRANSIT = frozenset({"refused", "dropped", "http_502", "http_503", "http_504"})
+_IN_TRANSIT = frozenset({"refused", "proxy", "dropped", "http_502", "http_503", "http_504"})
 """Faults that come from the way to the server or from its restart; or from a question of which its worker dies."""
 _TRANSIT_TRIES = 3
 """Such faults of a question, before the server is asked something small: if it answers, the question is at fault."""
@@ -65,11 +66,14 @@ class Server:
         give_up_after: float = 30.0,
         backoff: float = 0.5,
         say: Callable[[str], None] | None = None,
+        note: Callable[[str], None] = lambda _: None,
     ) -> None:
-        """`say` hears when fewer questions are asked at once than were allowed."""
+        """`say` hears when fewer questions are asked at once than were allowed; `note` what is sent otherwise than
+        asked for, and what is lost by it (see `Chat`)."""
         address = address_of(base_url, api_key)
         self._talk = Talk(address, wire_to(address.url, address.headers, transport))
-        self._options, self._timeout, self._max_attempts = template_options, timeout, max_attempts
+        self._chat = Chat(self._talk, model, template_options=template_options, note=note)
+        self._timeout, self._max_attempts = timeout, max_attempts
         self._throttle = Throttle(concurrency)
         self._patience = Patience(self._talk.shown, give_up_after=give_up_after, timeout=timeout, backoff=backoff)
         self._say, self._lowest = say, concurrency
@@ -81,7 +85,6 @@ class Server:
         """Whether, of many that timed out, not even one alone was answered in time."""
         self._routes: dict[tuple[str, ...], LabelRoute] = {}
         self._probing: tuple[asyncio.AbstractEventLoop, asyncio.Lock] | None = None
-        self._served = model
         self.name = name_with(model, template_options)
         self.batch_size = 1
         self.concurrency = concurrency
@@ -93,13 +96,14 @@ class Server:
     def __repr__(self) -> str:
         return f"Server({self._talk.shown!r}, {self.name!r})"
 
-    async def probe(self, labels: tuple[str, ...] = ("A", "B")) -> list[str]:
+    async def probe(self, labels: tuple[str, ...] = ("A", "B"), example: Question | None = None) -> list[str]:
         """Find out what the server can do. Returns everything that is wrong, one line each with how to mend it.
 
+        Texts are asked for as in `example`, if there is one: by its sampling, after its system message.
         `batch_size`, `concurrency` and `capabilities` are set by it; `answer` probes by itself if nobody did.
         """
         prober = self._prober()
-        found = await prober.run(labels)
+        found = await prober.run(labels, example)
         self.unreachable = prober.unreachable
         if found is not None:
             self.capabilities = found
@@ -115,7 +119,7 @@ class Server:
         if not questions:
             return []
         if self.capabilities is None:
-            await self._probe_once(questions[0].labels)
+            await self._probe_once(questions[0])
         groups = self._groups(questions)
         answers: list[Answer | None] = [None] * len(questions)
         found = await _together([self._ask([questions[at] for at in group]) for group in groups])
@@ -223,12 +227,7 @@ class Server:
         route = self._routes.get(questions[0].labels)
         if route is None:
             route = await self._route(questions[0].labels)
-        body = request_body(self._served, questions, route, self._options)
-        path = "/chat/completions" if len(questions) == 1 else "/chat/completions/batch"
-        payload = await self._talk.post(path, body, timeout=self._timeout)
-        if isinstance(payload, Fault):
-            return payload
-        found = self._talk.clean(read_answers(payload, questions, route))
+        found = await self._chat.ask(questions, route, timeout=self._timeout)
         return found if isinstance(found, Fault) else [self._without_key(answer) for answer in found]
 
     def _without_key(self, answer: Answer) -> Answer:
@@ -271,9 +270,9 @@ class Server:
                 self._checks += 1
         return self._patience.replies > replies
 
-    async def _probe_once(self, labels: tuple[str, ...]) -> None:
+    async def _probe_once(self, first: Question) -> None:
         async with self._one_at_a_time():
-            problems = await self.probe(labels or ("A", "B")) if self.capabilities is None else []
+            problems = await self.probe(first.labels or ("A", "B"), first) if self.capabilities is None else []
         if problems:
             raise ModelError(problems[0])
 
@@ -296,13 +295,7 @@ class Server:
         return self._probing[1]
 
     def _prober(self) -> Prober:
-        return Prober(
-            self._talk,
-            self._served,
-            template_options=self._options,
-            timeout=self._timeout,
-            pause=self._patience.pause,
-        )
+        return Prober(self._chat, timeout=self._timeout, pause=self._patience.pause)
 
 
 def _split_helps(fault: Fault, attempts: int) -> bool:

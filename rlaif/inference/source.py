@@ -12,13 +12,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rlaif.errors import ModelError, UserError
-from rlaif.inference.base import Model, name_with
+from rlaif.inference.base import Model, Question, name_with
 from rlaif.inference.talk import usable_key
+from rlaif.records import Message, Sampling
 from rlaif.settings import JudgeSettings, ModelSettings, PolicySettings
 
 if TYPE_CHECKING:
     from rlaif.inference.launch import VllmServer
     from rlaif.inference.local import Local
+    from rlaif.inference.probe import Capabilities
     from rlaif.inference.server import Server
 
 
@@ -43,8 +45,10 @@ class LazyModel:
         self._name: str | None = None
         self._model: Model | None = None
         self._server: VllmServer | None = None
-        self.described = ""
-        """What the probe found, for people."""
+        self.capabilities: Capabilities | None = None
+        """What the probe found."""
+        self.notes: list[str] = []
+        """What is sent to the server otherwise than asked for, and what is lost by it."""
 
     @property
     def name(self) -> str:
@@ -67,11 +71,24 @@ class LazyModel:
         from rlaif.inference.server import Server
 
         self._model = model = await self._started()
-        problems = await model.probe(self._labels)
-        if isinstance(model, Server) and model.unreachable:
-            raise ModelError(problems[0])
-        self.described = str(model.capabilities or "")
+        if isinstance(model, Server):
+            problems = await model.probe(self._labels, _example(self._settings))
+            if model.unreachable:
+                raise ModelError(problems[0])
+        else:
+            problems = await model.probe(self._labels)
+        self.capabilities = model.capabilities
         return problems
+
+    @property
+    def described(self) -> str:
+        """What the probe found, for people."""
+        return str(self.capabilities or "")
+
+    def _note(self, text: str) -> None:
+        self.notes.append(text)
+        if self._say is not None:
+            self._say(f"{self._settings.model}: {text}")
 
     async def _started(self) -> Server | Local:
         from rlaif.inference.local import Local
@@ -96,6 +113,7 @@ class LazyModel:
             concurrency=settings.concurrency,
             timeout=settings.timeout,
             template_options=settings.template_options or None,
+            note=self._note,
             say=self._say,
         )
 
@@ -107,6 +125,20 @@ class LazyModel:
         if self._server is not None:
             await asyncio.to_thread(self._server.stop)
             self._server = None
+
+
+def _example(settings: ModelSettings) -> Question | None:
+    """A question as the run will ask a policy: with a seed, its sampling and its system message."""
+    if not isinstance(settings, PolicySettings):
+        return None
+    sampling = Sampling(
+        max_tokens=settings.max_tokens,
+        temperature=settings.temperature,
+        top_p=settings.top_p,
+        seed=settings.seed if settings.temperature else None,
+    )
+    system = (Message(role="system", content=settings.system),) if settings.system else ()
+    return Question("probe", settings.model, system, sampling)
 
 
 def model_name(settings: ModelSettings) -> str:

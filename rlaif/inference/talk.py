@@ -6,17 +6,15 @@ import base64
 import json
 import urllib.request
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from typing import Any
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 from rlaif.addresses import expanded, shown_url, written_secrets
 from rlaif.errors import UserError
-from rlaif.inference.faults import Fault, broken, incomplete, refused, shortened, storable
+from rlaif.inference.faults import Fault, broken, error_inside, incomplete, refused, shortened, storable
 from rlaif.inference.http import NoReplyError, Wire
 from rlaif.inference.secrets import Secrets
 from rlaif.jsontext import loads
-
-T = TypeVar("T")
 
 _EXCERPT = 2000
 """Bytes of a broken reply that are looked at for what to show of it."""
@@ -88,15 +86,18 @@ class Talk:
     def __repr__(self) -> str:
         return f"Talk({self.shown!r})"
 
-    async def get(self, path: str, *, timeout: float) -> dict[str, Any] | Fault:
-        """The JSON at `path` below the base URL, or a Fault."""
+    async def get(self, path: str, *, timeout: float) -> Any | Fault:
+        """The JSON at `path` below the base URL, of any form, or a Fault."""
         return await self._exchange("GET", self._url(path), None, timeout)
 
     async def post(
         self, path: str, payload: dict[str, Any], *, timeout: float, root: bool = False
     ) -> dict[str, Any] | Fault:
         """The JSON reply to `payload`, or a Fault; with `root`, `path` is beside /v1 rather than below it."""
-        return await self._exchange("POST", self._url(path, root=root), json.dumps(payload).encode(), timeout)
+        found = await self._exchange("POST", self._url(path, root=root), json.dumps(payload).encode(), timeout)
+        if isinstance(found, (dict, Fault)):
+            return found
+        return self._no_object(json.dumps(found)[:_EXCERPT])
 
     async def close(self) -> None:
         """Close all connections."""
@@ -106,7 +107,7 @@ class Talk:
         base = self._parts.path.removesuffix("/v1") if root else self._parts.path
         return urlunsplit(self._parts._replace(path=base + path))
 
-    async def _exchange(self, method: str, url: str, body: bytes | None, timeout: float) -> dict[str, Any] | Fault:
+    async def _exchange(self, method: str, url: str, body: bytes | None, timeout: float) -> Any | Fault:
         try:
             reply = await self._wire.send(method, url, body, timeout)
         except NoReplyError as error:
@@ -116,16 +117,18 @@ class Talk:
         try:
             payload = loads(reply.body)
         except ValueError:
-            payload = None
-        if not isinstance(payload, dict):
-            text = self.hide(reply.body[:_EXCERPT].decode("utf-8", "replace"))
-            return self.clean(incomplete("broken_json", f"the reply is not a JSON object: {shortened(text, 80)!r}"))
-        return payload
+            return self._no_object(reply.body[:_EXCERPT].decode("utf-8", "replace"))
+        inside = error_inside(payload, reply.headers, self.hide) if isinstance(payload, dict) else None
+        return payload if inside is None else self.clean(inside)
 
-    def clean(self, found: T | Fault) -> T | Fault:
-        """A fault as it can be stored and shown: without what is secret, which some servers repeat where it is wrong.
-        Anything else as it is."""
-        return replace(found, detail=self.hide(found.detail)) if isinstance(found, Fault) else found
+    def _no_object(self, text: str) -> Fault:
+        text = shortened(self.hide(text), 80)
+        return self.clean(incomplete("broken_json", f"the reply is not a JSON object: {text!r}"))
+
+    def clean(self, found: Fault) -> Fault:
+        """A fault as it can be stored and shown: without what is secret, which some servers repeat where it is
+        wrong."""
+        return replace(found, detail=self.hide(found.detail))
 
     def hide(self, text: str) -> str:
         """A server's text as it can be stored and shown."""

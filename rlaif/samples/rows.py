@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from rlaif.errors import UserError
+from rlaif.inference.proxies import hub_client
 from rlaif.jsontext import loads
 from rlaif.samples.jsonlist import JsonList
 from rlaif.samples.parquet import parquet_rows
@@ -217,12 +218,13 @@ def _hub(path: str) -> Rows:
     named = _HUB_NAME.fullmatch(path)
     name, split = (named["name"], named["split"] or "train") if named else (path, "train")
     try:
-        rows = datasets.load_dataset(name, split=split, streaming=True)
-        for number, row in enumerate(rows, start=1):
-            if _exceeds(row, _MAX_LINE):
-                what = f"the row is larger than {_MAX_LINE // 1_000_000} MB"
-                raise UserError(what, where=path, line=number, mend="leave it out")
-            yield number, row
+        with hub_client():
+            rows = datasets.load_dataset(name, split=split, streaming=True)
+            for number, row in enumerate(rows, start=1):
+                if _exceeds(row, _MAX_LINE):
+                    what = f"the row is larger than {_MAX_LINE // 1_000_000} MB"
+                    raise UserError(what, where=path, line=number, mend="leave it out")
+                yield number, row
     except (OSError, ValueError, RuntimeError, httpx.HTTPError) as error:
         why = str(error).strip().partition("\n")[0] or type(error).__name__
         raise UserError(f"neither a file nor a dataset that can be loaded ({why})", where=path, mend=_MEANT) from None

@@ -36,6 +36,8 @@ def score_question(prompt: Prompt, sample: Sample, criterion: Criterion, judge: 
 def score_record(question: Question, answer: Answer) -> Score:
     """The record of one grade."""
     value, mass = _expected(answer.logprobs) if answer.logprobs else (parse_grade(answer.text), None)
+    if mass is not None and answer.label_mass is not None:  # of the digits that were listed: bounds say nothing
+        mass = answer.label_mass
     return Score(
         id=question.id,
         prompt=str(question.about["prompt"]),

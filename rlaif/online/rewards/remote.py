@@ -22,7 +22,8 @@ from rlaif.addresses import expanded, shown_url, written_secrets
 from rlaif.data.turns import Turn, transcript
 from rlaif.errors import ModelError, UserError
 from rlaif.inference.faults import error_message, retry_after, shortened, storable
-from rlaif.inference.http import MOST_BYTES, NoReplyError, oversized, proxy_for, unpacked
+from rlaif.inference.http import MOST_BYTES, NoReplyError, oversized, proxy_trouble, unpacked
+from rlaif.inference.proxies import proxy_of
 from rlaif.inference.secrets import Secrets
 from rlaif.jsontext import loads
 from rlaif.online.responses import Reward, Scores
@@ -74,7 +75,7 @@ class RemoteReward(Reward):
         """`timeout` is for one whole exchange, in seconds; a failed one is tried again `retries` times, after pauses
         of `backoff`, twice and four times as long, and so on up to 8 s.
 
-        Raises UserError for what is no URL.
+        Raises UserError for what is no URL, and for a proxy in the environment that cannot be used.
         """
         import httpx
 
@@ -86,7 +87,9 @@ class RemoteReward(Reward):
         self._url, self._secrets = whole, Secrets([*values, *written_secrets(whole)])
         self._timeout, self._retries, self._render, self._backoff = timeout, retries, render, backoff
         # A transport of our own, as the environment's proxy must not stand between us and this machine.
-        self._client = httpx.Client(timeout=timeout, transport=httpx.HTTPTransport(proxy=proxy_for(whole)))
+        self._proxy = proxy_of(whole)
+        proxy = None if self._proxy is None else self._proxy.url
+        self._client = httpx.Client(timeout=timeout, transport=httpx.HTTPTransport(proxy=proxy))
 
     def __call__(self, prompts: Sequence[Messages], responses: Sequence[str]) -> Scores:
         """One reward a response; the one part is called `remote`.
@@ -124,6 +127,9 @@ class RemoteReward(Reward):
                 found = unpacked(self._body(response), response.headers.get("content-encoding", ""))
         except httpx.TimeoutException:
             raise _BadReplyError(f"no reply within {self._timeout:g} s") from None
+        except (httpx.ConnectError, httpx.ProxyError) as error:
+            why = proxy_trouble(self._proxy, str(error) or type(error).__name__)
+            raise _BadReplyError(why) from None
         except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:
             raise _BadReplyError(str(error) or type(error).__name__) from None
         except NoReplyError as error:
