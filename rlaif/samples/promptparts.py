@@ -20,6 +20,7 @@ _TURNS = ("history", "chat_history", "conversation_history", "dialogue_history",
 _QUESTIONS = ("question", "query", "question_body")
 """A text that a question is about stands before it; what an instruction is about, after it."""
 PARTS = (*_TURNS, *_TEXTS, *_AFTER)
+_LIKE_PROMPTS = frozenset({*PROMPT_COLUMNS, *PARTS} - {"conversations", "conversation", "messages"})
 
 Value = Any
 """A cell."""
@@ -46,10 +47,14 @@ def parts_of(names: Iterable[str], main: str, taken: Iterable[str] = ()) -> tupl
 def unread(row: Mapping[str, Value], columns: PromptColumns | None, texts: Iterable[str]) -> Iterator[str]:
     """Columns that look like a part of the prompt, are not read, and say what no text of the row says."""
     read = () if columns is None else (columns.main, *columns.parts)
-    known = {*PROMPT_COLUMNS, *PARTS} - {"conversations", "conversation", "messages"}
     said: list[str] | None = None
     for name, value in row.items():
-        if name in read or not isinstance(value, str) or str(name).lower().strip() not in known or not value.strip():
+        if (
+            name in read
+            or not isinstance(value, str)
+            or str(name).lower().strip() not in _LIKE_PROMPTS
+            or not value.strip()
+        ):
             continue
         said = list(texts) if said is None else said
         if not any(value.strip() in text for text in said):
