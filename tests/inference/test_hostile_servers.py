@@ -258,19 +258,24 @@ def test_deep_json_where_models_are_listed() -> None:
         (b'{"choices": {"0": 1}}', "broken_json"),
         (b'{"choices": [[]]}', "broken_json"),
         (json.dumps(said(verdict([0]))).encode(), "broken_json"),
-        (json.dumps(said(verdict(1))).encode(), "short_batch"),
         (json.dumps(said(verdict(), verdict(1))).encode(), "short_batch"),
         (json.dumps(said(verdict(), verdict())).encode(), "short_batch"),
         (json.dumps(said()).replace("-0.22314355", "NaN").encode(), "bad_logprobs"),
         (json.dumps(said()).replace("-0.22314355", "Infinity").encode(), "bad_logprobs"),
         (json.dumps(said()).replace("-0.22314355", "1e999").encode(), "bad_logprobs"),
-        (json.dumps(said()).replace("-0.22314355", "null").encode(), "broken_json"),
     ],
 )
 def test_odd_replies_never_become_an_answer(body: bytes, kind: str) -> None:
     with RawServer(sends(reply(body))) as server:
         (answer,) = ask(server.url)
     assert (answer.failure, answer.logprobs) == (kind, None)
+
+
+def test_a_value_that_is_missing_is_no_probability() -> None:
+    """What is left is the word that was said, without a number."""
+    with RawServer(sends(reply(json.dumps(said()).replace("-0.22314355", "null").encode()))) as server:
+        (answer,) = ask(server.url)
+    assert (answer.failure, answer.logprobs, answer.text) == (None, None, "A")
 
 
 @pytest.mark.sibling("good-replies-in-odd-wrapping")
