@@ -19,11 +19,23 @@ _WHY = {
     "undesirable": "labelled as bad: nothing to imitate",
     "repeated": "the same reply to the same prompt stood in a pair before",
     "template": "the chat template refuses the conversation",
+    "lost-system": "the chat template leaves out the system prompt",
+    "lost-turn": "the chat template leaves out a turn of the prompt",
+    "lost-reply": "the chat template leaves out what the reply says",
+    "special-token": "a special token of the model, or the end of a reply in another chat format, stands in a reply",
+    "same-tokens": "chosen and rejected are the same tokens",
     "no-start": "an empty prompt, and the tokenizer has no beginning-of-sequence token to start from",
     "no-completion": "nothing is left of a completion after the prompt",
     "too-long": "a completion alone is longer than max_length",
 }
 """Reasons beside the rules of the doctor."""
+_MENDS = {
+    "too-long": "raise max_length",
+    "lost-system": "put the system prompt into the first turn of the user, or change the chat template",
+    "lost-turn": "change the chat template, or set `template: plain`",
+    "lost-reply": "change the chat template, or set `template: plain`",
+}
+"""What helps where nothing is left, most likely first."""
 
 
 @dataclass
@@ -42,6 +54,14 @@ class Intake:
     """Rows whose prompt lost its last tokens, as what follows makes other tokens of them."""
     ended: int = 0
     """Completions that got an end-of-sequence token, for neither they nor the chat template had one."""
+    separate: int = 0
+    """Rows whose prompt and replies are tokenized apart, as they share more than a token or two."""
+    unended: int = 0
+    """Replies that held an end token as text at their end, which was cut off."""
+    apart: int = 0
+    """Rows whose prompt the chat template writes otherwise once a reply follows: the reply is its own text."""
+    thoughts: int = 0
+    """Replies whose thinking the chat template leaves out: they are learned with it."""
     truncated: int = 0
     """Rows that were cut to the limit on their tokens."""
     prompts: array[int] = field(default_factory=lambda: array("i"))
@@ -64,7 +84,7 @@ class Intake:
     def nothing(self, path: str | Path) -> UserError:
         """The error for a file of which nothing is left."""
         why = "; ".join([*map(_told, self.reasons()[:3]), *self.notes[:1]])
-        mend = "raise max_length" if "too-long" in self.left_out else ""
+        mend = next((mend for reason, mend in _MENDS.items() if reason in self.left_out), "")
         return UserError(f"no row of {self.rows:,} can be trained on: {why}", where=path, mend=mend)
 
     def reasons(self) -> tuple[LeftOut, ...]:
@@ -104,6 +124,14 @@ class Report(Record):
     """Groups whose prompt lost its last tokens, as what follows makes other tokens of them."""
     ended: int
     """Completions that got an end-of-sequence token, for neither they nor the chat template had one."""
+    separate: int = 0
+    """Rows whose prompt and replies are tokenized apart, as they share more than a token or two."""
+    unended: int = 0
+    """Replies that held an end token as text at their end, which was cut off."""
+    apart: int = 0
+    """Groups whose prompt the chat template writes otherwise once a reply follows: the reply is its own text."""
+    thoughts: int = 0
+    """Replies whose thinking the chat template leaves out: they are learned with it."""
     soft: int
     """Pairs with a probability strictly between 0 and 1."""
     prompt_median: int
@@ -142,7 +170,14 @@ class Report(Record):
             f"{self.truncated:,} cut to {self.max_length} tokens ({cut:.1%})": self.truncated,
             f"{self.soft / max(self.kept, 1):.0%} soft labels": self.soft,
             f"{self.merged:,} where tokens merge across the end of the prompt": self.merged,
+            f"{self.separate:,} whose prompt and replies are tokenized apart": self.separate,
             f"end-of-sequence token added to {self.ended:,} completions": self.ended,
+            f"end token at the end of {self.unended:,} replies cut off": self.unended,
+            f"{self.apart:,} where the chat template writes the prompt otherwise once a reply follows (the reply's own "
+            "text is learned)": self.apart,
+            f"{self.thoughts:,} replies whose thinking the chat template leaves out (they are learned with it)": (
+                self.thoughts
+            ),
         }
         return [text for text, count in told.items() if count]
 
@@ -160,6 +195,10 @@ def report(intake: Intake, path: str | Path, groups: Sequence[Group], max_length
         max_length=max_length,
         merged=intake.merged,
         ended=intake.ended,
+        separate=intake.separate,
+        unended=intake.unended,
+        apart=intake.apart,
+        thoughts=intake.thoughts,
         soft=sum(0 < group.values.get("probability", 1) < 1 for group in groups),
         prompt_median=prompt_median,
         prompt_p95=prompt_p95,
