@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from rlaif.records import Messages, Sampling
 
@@ -84,6 +84,16 @@ class Answer:
     detail: str = ""
     reasoning: str = ""
     """What the model thought before its text, where the server tells that apart; kept for `reasoned` questions."""
+
+
+class Rehearsal(NamedTuple):
+    """A conversation that a model will be asked, written by its chat template before anything is spent."""
+
+    where: str
+    """The setting that it comes from."""
+    messages: Messages
+    mend: str
+    """What helps where the template cannot write it."""
 
 
 class Model(Protocol):

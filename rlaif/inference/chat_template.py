@@ -203,6 +203,15 @@ class ChatTemplate:
         return _Frame(before, opening, end, self._cut(end))
 
     @cached_property
+    def end_id(self) -> int:
+        """The token that ends a response: the template's where it writes one, else the tokenizer's."""
+        try:
+            (written,) = self.ids([self.frame.closing])
+        except UnwritableError:
+            written = []
+        return int(next((each for each in written if each in self._ends), self._tokenizer.eos_token_id))
+
+    @cached_property
     def end_texts(self) -> tuple[str, ...]:
         """The tokens that end a response, as text; those that are ordinary text are none."""
         special = {*self._tokenizer.all_special_ids, *self._tokenizer.added_tokens_decoder}

@@ -61,7 +61,7 @@ class Intake:
     apart: int = 0
     """Rows whose prompt the chat template writes otherwise once a reply follows: the reply is its own text."""
     thoughts: int = 0
-    """Replies whose thinking the chat template leaves out: they are learned with it."""
+    """Rows with a reply whose thinking the chat template leaves out: it is learned with it."""
     truncated: int = 0
     """Rows that were cut to the limit on their tokens."""
     prompts: array[int] = field(default_factory=lambda: array("i"))
@@ -131,7 +131,7 @@ class Report(Record):
     apart: int = 0
     """Groups whose prompt the chat template writes otherwise once a reply follows: the reply is its own text."""
     thoughts: int = 0
-    """Replies whose thinking the chat template leaves out: they are learned with it."""
+    """Rows with a reply whose thinking the chat template leaves out: it is learned with it."""
     soft: int
     """Pairs with a probability strictly between 0 and 1."""
     prompt_median: int
@@ -175,7 +175,7 @@ class Report(Record):
             f"end token at the end of {self.unended:,} replies cut off": self.unended,
             f"{self.apart:,} where the chat template writes the prompt otherwise once a reply follows (the reply's own "
             "text is learned)": self.apart,
-            f"{self.thoughts:,} replies whose thinking the chat template leaves out (they are learned with it)": (
+            f"{self.thoughts:,} where the chat template leaves out what a reply thinks (it is learned with it)": (
                 self.thoughts
             ),
         }

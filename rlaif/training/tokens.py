@@ -156,7 +156,7 @@ class Tokens:
                 intake.note(f"the chat template refuses a conversation: {error.why}")
             return None
         intake.apart += any(each.written == "apart" for each in found)
-        intake.thoughts += sum(each.written == "thought" for each in found)
+        intake.thoughts += any(each.written == "thought" for each in found)
         return _Texts(prompt, tuple(each.text for each in found))
 
     def _encoded(self, texts: list[str], spoken: bool) -> Iterator[list[int]]:
