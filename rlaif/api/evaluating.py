@@ -123,7 +123,7 @@ def evaluate_policies(
     """
     from rlaif.cli.judgeflags import served_model
     from rlaif.comparisons.questions import LABELS
-    from rlaif.evaluation.policies.contestants import contestants
+    from rlaif.evaluation.policies.contestants import contestants, options_of
     from rlaif.evaluation.policies.evaluating import evaluate_policies_now
     from rlaif.inference.source import LazyModel
 
@@ -133,6 +133,8 @@ def evaluate_policies(
         [str(each) for each in [*named, against]],
         api_key_env=policy_api_key_env,
         served=lambda url: served_model(url, policy_api_key_env, f"{url}#NAME"),
+        template_options=wanted.template_options,
+        of_run=options_of(run_of(run, judge)),
     )
     folder = Path(output)
     assert wanted.judge is not None
@@ -179,6 +181,7 @@ def evaluate_reward(
     principles: Literal["each", "all"] | None = None,
     limit: int | None = None,
     template: Template | None = None,
+    template_options: Mapping[str, Any] | None = None,
     max_length: int | None = None,
     tokens: int = 8192,
     device: Device = "auto",
@@ -209,10 +212,11 @@ def evaluate_reward(
     _require_answers(policy, responses, {**more, "samples": samples, "prompt_column": prompt_column})
     at_least_one(limit=limit, samples=samples)
     _require_known(template, device)
+    sizes: dict[str, Any] = {"max_length": max_length, "tokens": tokens, "device": device}
     how = _Grades(run, judge, measure, constitution, device, one_of(principles, ("each", "all", None), "principles"))
-    folder = Path(output)
+    folder, reading = Path(output), {"template": template, "template_options": template_options, **sizes}
     with watching(quiet) as told:
-        scorer = RewardModel(str(model), template=template, max_length=max_length, tokens=tokens, device=device)
+        scorer = RewardModel(str(model), **reading)
         answers: Drawn | Given | None = None
         if responses is not None:
             answers = Given(str(responses), responses_column, prompt_column, samples, limit)

@@ -52,12 +52,13 @@ class _Turn(NamedTuple):
 Fault = Literal["template", "lost-system", "lost-turn", "lost-reply"]
 """Why a conversation cannot be written: the template refuses it, or leaves out a text of it."""
 
-_FAULTS: Mapping[Fault, str] = {
+FAULTS: Mapping[Fault, str] = {
     "template": "the chat template refuses the conversation",
     "lost-system": "the chat template leaves out the system prompt",
     "lost-turn": "the chat template leaves out a turn of the conversation",
     "lost-reply": "the chat template leaves out the response",
 }
+"""Each fault as a line for people."""
 
 
 class UnwritableError(Exception):
@@ -65,7 +66,7 @@ class UnwritableError(Exception):
 
     def __init__(self, fault: Fault, why: str = "") -> None:
         self.fault, self.why = fault, why
-        super().__init__(f"{_FAULTS[fault]}: {why}" if why else _FAULTS[fault])
+        super().__init__(f"{FAULTS[fault]}: {why}" if why else FAULTS[fault])
 
 
 class Completion(NamedTuple):

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from rlaif.data.rules import RULES
 from rlaif.errors import UserError
@@ -23,6 +24,7 @@ _WHY = {
     "lost-turn": "the chat template leaves out a turn of the prompt",
     "lost-reply": "the chat template leaves out what the reply says",
     "special-token": "a special token of the model, or the end of a reply in another chat format, stands in a reply",
+    "no-form": "the model was trained on single prompts as text, and this is a conversation of several turns",
     "same-tokens": "chosen and rejected are the same tokens",
     "no-start": "an empty prompt, and the tokenizer has no beginning-of-sequence token to start from",
     "no-completion": "nothing is left of a completion after the prompt",
@@ -50,6 +52,10 @@ class Intake:
     """The first lines of each reason."""
     notes: list[str] = field(default_factory=list)
     """What else the user should know."""
+    conversations: int = 0
+    """Demonstrations, of which each may hold several replies."""
+    replies: int = 0
+    """Their replies, those in their prompts included."""
     merged: int = 0
     """Rows whose prompt lost its last tokens, as what follows makes other tokens of them."""
     ended: int = 0
@@ -139,6 +145,12 @@ class Report(Record):
     completion_median: int
     completion_p95: int
     notes: tuple[str, ...]
+    conversations: int = 0
+    """Demonstrations, of which each may hold several replies."""
+    replies: int = 0
+    """Their replies, those in their prompts included."""
+    learned: Literal["last", "all"] = "last"
+    """Which of them are learned."""
     evaluation: Report | None = None
     """On the separate file to evaluate on, if there is one."""
     shared: int = 0
@@ -154,6 +166,10 @@ class Report(Record):
             lines.append(f"left out: {told}{more}")
         prompt = f"prompts {self.prompt_median:,} (95%: up to {self.prompt_p95:,})"
         lines.append(f"tokens: {prompt}, completions {self.completion_median:,} ({self.completion_p95:,}), medians")
+        if self.replies > self.conversations:
+            last = "the last of each is learned (`turns: all` learns every one)"
+            which = last if self.learned == "last" else "every one is learned"
+            lines.append(f"{self.replies:,} replies in {self.conversations:,} conversations; {which}")
         odd = self._odd()
         lines += [", ".join(odd)] if odd else []
         lines += list(self.notes[:3])
@@ -182,7 +198,13 @@ class Report(Record):
         return [text for text, count in told.items() if count]
 
 
-def report(intake: Intake, path: str | Path, groups: Sequence[Group], max_length: int | None) -> Report:
+def report(
+    intake: Intake,
+    path: str | Path,
+    groups: Sequence[Group],
+    max_length: int | None,
+    learned: Literal["last", "all"] = "last",
+) -> Report:
     """What was counted, as a record."""
     prompt_median, prompt_p95 = _middle(intake.prompts)
     completion_median, completion_p95 = _middle(intake.completions)
@@ -205,6 +227,9 @@ def report(intake: Intake, path: str | Path, groups: Sequence[Group], max_length
         completion_median=completion_median,
         completion_p95=completion_p95,
         notes=tuple(intake.notes),
+        conversations=intake.conversations,
+        replies=intake.replies,
+        learned=learned,
     )
 
 

@@ -74,6 +74,7 @@ class Tokens:
         Raises UserError for a tokenizer without an end-of-sequence token, or with several chat templates and no choice.
         """
         self.tokenizer, self.max_length = tokenizer, max_length
+        self.template_options = dict(template_options or {})
         self._bos, self._eos = tokenizer.bos_token_id, tokenizer.eos_token_id
         if self._eos is None:
             mend = "set `eos_token` in its tokenizer_config.json"
