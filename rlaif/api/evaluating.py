@@ -194,7 +194,6 @@ def evaluate_reward(
     With `gold`: how often it prefers the better reply. With `policy` and `prompts`, or with `responses`: what the
     answer with the highest of n rewards is worth to a `judge` (or to `measure`, a function of messages and text of
     your own). `policy` is a model, or settings (`{"model": ..., "max_tokens": 96}`). `device` goes for all of them.
-
     Raises UserError for mistakes, ModelError where a model cannot go on.
 
         >>> import rlaif
@@ -204,19 +203,18 @@ def evaluate_reward(
     """
     from rlaif.evaluation.now import evaluate_reward_now
     from rlaif.evaluation.rewards.answers import Drawn, Given
-    from rlaif.evaluation.rewards.evaluating import OnGold
-    from rlaif.evaluation.rewards.scorer import RewardModel
+    from rlaif.evaluation.rewards.evaluating import OnGold, RewardModel
 
     _require_something(gold, policy, prompts, responses)
-    more = {"judge": judge, "run": run, "measure": measure, "constitution": constitution, "principles": principles}
-    _require_answers(policy, responses, {**more, "samples": samples, "prompt_column": prompt_column})
+    _require_answers(policy, responses, judge=judge, run=run, measure=measure, constitution=constitution,
+                     principles=principles, samples=samples, prompt_column=prompt_column)  # fmt: skip
     at_least_one(limit=limit, samples=samples)
     _require_known(template, device)
-    sizes: dict[str, Any] = {"max_length": max_length, "tokens": tokens, "device": device}
+    more: dict[str, Any] = {"template_options": template_options, "max_length": max_length, "tokens": tokens}
     how = _Grades(run, judge, measure, constitution, device, one_of(principles, ("each", "all", None), "principles"))
-    folder, reading = Path(output), {"template": template, "template_options": template_options, **sizes}
+    folder = Path(output)
     with watching(quiet) as told:
-        scorer = RewardModel(str(model), **reading)
+        scorer = RewardModel(str(model), template=template, device=device, **more)
         answers: Drawn | Given | None = None
         if responses is not None:
             answers = Given(str(responses), responses_column, prompt_column, samples, limit)
@@ -244,7 +242,7 @@ def _require_known(template: str | None, device: str) -> None:
     one_of(device, ("auto", "cpu"), "device")
 
 
-def _require_answers(policy: object, responses: object, more: Mapping[str, object]) -> None:
+def _require_answers(policy: object, responses: object, **more: object) -> None:
     """Raise UserError for what goes with answers only, where there are none."""
     for name, value in more.items():
         if value is not None and policy is None and responses is None:

@@ -225,7 +225,9 @@ class ChatTemplate:
             frame = self.frame
         except UnwritableError:
             return (), ()
-        special = [token for token in self._tokenizer.all_special_tokens if not _THOUGHT.fullmatch(token)]
+        added = [str(token) for token in self._tokenizer.added_tokens_decoder.values() if token.special]
+        known = dict.fromkeys([*self._tokenizer.all_special_tokens, *added])
+        special = [token for token in known if token.strip() and not _THOUGHT.fullmatch(token)]
         before, behind = ([token for token in special if token in text] for text in (frame.before, frame.end))
         return tuple(before), tuple(behind)
 
