@@ -22,6 +22,9 @@ from rlaif.training.settings import CommonSettings
 from rlaif.training.texts import Example
 from rlaif.yamlfile import read_yaml
 
+_OF_RUNS = ("samples.jsonl", "manifest.json")
+"""Files that tell the folder of a run from one in which somebody keeps run files beside other data."""
+
 Settings = TypeVar("Settings", bound=CommonSettings)
 
 
@@ -106,8 +109,10 @@ def learned_of(folder: str | Path) -> Learned:
 def run_options(data: str) -> dict[str, JsonValue] | None:
     """What the chat template of a run's policy was given, where `data` is the folder of a run or a file in it."""
     path = Path(data).expanduser()
-    file = (path if path.is_dir() else path.parent) / "run.yaml"
-    if not path.exists() or not file.is_file():
+    folder = path if path.is_dir() else path.parent
+    file = folder / "run.yaml"
+    made_here = path.is_dir() or any((folder / name).is_file() for name in _OF_RUNS)
+    if not path.exists() or not file.is_file() or not made_here:
         return None
     with contextlib.suppress(UserError, OSError, AttributeError, TypeError):
         policy = read_yaml(file).data.get("policy")
