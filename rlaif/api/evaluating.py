@@ -203,13 +203,13 @@ def evaluate_reward(
     """
     from rlaif.evaluation.now import evaluate_reward_now
     from rlaif.evaluation.rewards.answers import Drawn, Given
-    from rlaif.evaluation.rewards.evaluating import OnGold, RewardModel
+    from rlaif.evaluation.rewards.evaluating import OnGold
+    from rlaif.evaluation.rewards.scorer import RewardModel
 
     _require_something(gold, policy, prompts, responses)
     _require_answers(policy, responses, judge=judge, run=run, measure=measure, constitution=constitution,
                      principles=principles, samples=samples, prompt_column=prompt_column)  # fmt: skip
-    at_least_one(limit=limit, samples=samples)
-    _require_known(template, device)
+    _require_known(template, device, limit=limit, samples=samples)
     more: dict[str, Any] = {"template_options": template_options, "max_length": max_length, "tokens": tokens}
     how = _Grades(run, judge, measure, constitution, device, one_of(principles, ("each", "all", None), "principles"))
     folder = Path(output)
@@ -237,7 +237,8 @@ def _require_something(gold: object, policy: object, prompts: object, responses:
         raise UserError("there is nothing to evaluate on", where=call, mend=mend)
 
 
-def _require_known(template: str | None, device: str) -> None:
+def _require_known(template: str | None, device: str, **counts: int | None) -> None:
+    at_least_one(**counts)
     one_of(template, ("auto", "chat", "plain", None), "template")
     one_of(device, ("auto", "cpu"), "device")
 
