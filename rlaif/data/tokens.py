@@ -93,14 +93,14 @@ def _template_cost(tokenizer: Any, count: Counter) -> int:
     """Tokens of the chat template around one turn: half of what it adds to two. 0 where there is no template."""
     from rlaif.inference.chat_template import ChatTemplate, UnwritableError
 
-    template = ChatTemplate(tokenizer)
-    if not template.exists:
-        return 0
     turns = [Turn("user", "a")]
     try:
+        template = ChatTemplate(tokenizer)
+        if not template.exists:
+            return 0
         prompt = template.prompt(turns)
         text = prompt + template.completion(turns, prompt, "a").text
-    except UnwritableError:
+    except (UnwritableError, UserError):
         return 0
     whole, word = count([text, "a"])
     return max(whole - 2 * word + 1, 0) // 2

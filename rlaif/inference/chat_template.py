@@ -212,6 +212,12 @@ class ChatTemplate:
             written = []
         return int(next((each for each in written if each in self._ends), self._tokenizer.eos_token_id))
 
+    @property
+    def unknown_end(self) -> str:
+        """The token with which the template ends a response, if it ends no text of the model; else empty."""
+        _, behind = self.marks
+        return behind[0] if behind and not set(behind) & set(self.end_texts) else ""
+
     @cached_property
     def end_texts(self) -> tuple[str, ...]:
         """The tokens that end a response, as text; those that are ordinary text are none."""

@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import JsonValue
 
 from rlaif.errors import UserError
+from rlaif.inference.chat_template import ChatTemplate
 from rlaif.inference.folder import load_tokenizer
 from rlaif.inference.quiet import quiet
 from rlaif.online.card import write_card
@@ -48,6 +49,7 @@ from rlaif.training.folder import (
 from rlaif.training.learned import Learned, learned_of, with_template_options
 from rlaif.training.loading import merged
 from rlaif.training.mishaps import enough_memory, room_to_write
+from rlaif.training.rewardmodel import ends_of
 from rlaif.training.running import Trained
 from rlaif.training.saving import cast_files, type_of
 from rlaif.training.starts import Start, find_start
@@ -130,7 +132,13 @@ class _Training:
         )
         for line in prompts.notes:
             self.told.note(line)
-        if tokenizer.chat_template and learned_of(settings.model).template in ("text", "plain"):
+        template = ChatTemplate(tokenizer, settings.template_options, ends=ends_of(start.weights))
+        if end := template.unknown_end if template.exists else "":
+            self.told.note(
+                f"the chat template ends a reply with `{end}`, and the model's texts do not end there: name it as "
+                "`eos_token_id` in generation_config.json, or answers go on behind it"
+            )
+        if template.exists and learned_of(settings.model).template in ("text", "plain"):
             self.told.note(f"{settings.model} was trained on texts, and is asked in its chat template")
         wanted = settings.batch_size // settings.samples
         if len(prompts.train) < wanted:

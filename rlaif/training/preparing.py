@@ -124,6 +124,11 @@ def _read(data: str | Path, tokens: Tokens, wanted: _Wanted, limit: int | None, 
     examples = itertools.islice(_seen(wanted.examples(path, intake), digest, intake, told), limit)
     groups, prompts, forms = [], array("Q"), Forms(tokens.template.marks[0])
     for example, group in tokens.with_examples(examples, intake):
+        if wanted.kind == "judged" and groups and _twins(groups[-1], group, example):
+            groups.pop()
+            prompts.pop()
+            intake.leave_out("same-tokens", example.line)
+            continue
         groups.append(group)
         prompts.append(_key(example, wanted.turns))
         forms.add(example)
@@ -131,6 +136,13 @@ def _read(data: str | Path, tokens: Tokens, wanted: _Wanted, limit: int | None, 
         raise intake.nothing(path)
     data_hash = sha256_of(file) if digest is None else digest.hexdigest()
     return _Read(path, groups, prompts, data_hash, intake, forms.learned(tokens.template_options))
+
+
+def _twins(one: Group, other: Group, example: Example) -> bool:
+    """Whether the two replies of a pair, the good one and the bad one, are the same tokens."""
+    pair, _, side = example.id.rpartition(":")
+    same = one.prompt == other.prompt and one.completions == other.completions
+    return side == "rejected" and one.id == f"{pair}:chosen" and same
 
 
 def _seen(examples: Iterator[Example], digest: Any, intake: Intake, told: Told | None) -> Iterator[Example]:

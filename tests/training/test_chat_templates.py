@@ -379,6 +379,16 @@ def test_pairs_of_the_same_tokens_are_left_out() -> None:
     assert (len(found), dict(intake.left_out)) == (1, {"same-tokens": 1})
 
 
+@pytest.mark.sibling("turn-end-unknown-to-the-sampler")
+def test_an_end_of_a_turn_that_ends_no_text_is_named() -> None:
+    tokenizer = bpe(WORDS, GEMMA)
+    assert ChatTemplate(tokenizer).unknown_end == "<end_of_turn>"
+    ends = [tokenizer.convert_tokens_to_ids("<end_of_turn>")]
+    assert ChatTemplate(tokenizer, ends=ends).unknown_end == ""
+    assert (ChatTemplate(tokenizer, ends=ends).end_id, ChatTemplate(tokenizer).end_id) == (*ends, 2)
+    assert ChatTemplate(bpe(WORDS, ENDLESS)).unknown_end == ""
+
+
 @pytest.mark.sibling("options-that-are-ours")
 def test_options_that_are_no_templates_are_refused() -> None:
     with pytest.raises(UserError, match=r"template_options: must not hold `tokenize`"):
