@@ -122,7 +122,8 @@ def _read(data: str | Path, tokens: Tokens, wanted: _Wanted, limit: int | None, 
     file, intake = Path(path).expanduser(), Intake()
     digest = None if file.is_file() else hashlib.sha256()
     examples = itertools.islice(_seen(wanted.examples(path, intake), digest, intake, told), limit)
-    groups, prompts, forms = [], array("Q"), Forms(tokens.template.marks[0])
+    groups: list[Group] = []
+    prompts, forms = array("Q"), Forms(tokens.template.marks[0])
     for example, group in tokens.with_examples(examples, intake):
         if wanted.kind == "judged" and groups and _twins(groups[-1], group, example):
             groups.pop()
