@@ -27,6 +27,10 @@ _THOUGHT = re.compile(
     r"</?(?:think|thinking|thought|reasoning|seed:think)>|\[/?THINK\]|<\|(?:START|END)_THINKING\|>", re.IGNORECASE
 )
 """Where a thought begins or ends in a response."""
+_BEGUN = re.compile(
+    r"(?:<(?:think|thinking|thought|reasoning|seed:think)>|\[THINK\]|<\|START_THINKING\|>)\s*\Z", re.IGNORECASE
+)
+"""A thought that a cue begins."""
 _WHY = 120
 
 
@@ -74,10 +78,11 @@ class Completion(NamedTuple):
 
     text: str
     """With the end that the template writes behind it."""
-    written: Literal["template", "apart", "thought"] = "template"
+    written: Literal["template", "apart", "thought", "thoughtless"] = "template"
     """`template`: what the template adds to the prompt. `apart`: with a response behind it, the template writes the
     prompt otherwise, so that this is the response's own text with the template's end. `thought`: the same, because the
-    template leaves out what the response thinks."""
+    template leaves out what the response thinks. `thoughtless`: as `apart`, and the cue begins a thought that the
+    response does not have."""
 
 
 class _Frame(NamedTuple):
@@ -161,7 +166,10 @@ class ChatTemplate:
             raise UnwritableError("lost-reply")
         said = response if response in rest else response.strip()
         text = _continued(said, self.frame.opening if prompt.endswith(self.frame.opening) else "")
-        return Completion(text + self.frame.closing, "apart" if _stand(parts, rest) else "thought")
+        if not _stand(parts, rest):
+            return Completion(text + self.frame.closing, "thought")
+        thoughtless = _BEGUN.search(prompt) and not _THOUGHT.search(response)
+        return Completion(text + self.frame.closing, "thoughtless" if thoughtless else "apart")
 
     def problem(self, turns: Sequence[Spoken]) -> str:
         """Why a conversation cannot be written, a line; empty where it can."""

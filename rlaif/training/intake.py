@@ -66,6 +66,8 @@ class Intake:
     """Replies that held an end token as text at their end, which was cut off."""
     apart: int = 0
     """Rows whose prompt the chat template writes otherwise once a reply follows: the reply is its own text."""
+    thoughtless: int = 0
+    """Rows with a reply that has no thought, where the chat template's cue begins one."""
     thoughts: int = 0
     """Rows with a reply whose thinking the chat template leaves out: it is learned with it."""
     truncated: int = 0
@@ -138,6 +140,8 @@ class Report(Record):
     """Groups whose prompt the chat template writes otherwise once a reply follows: the reply is its own text."""
     thoughts: int = 0
     """Rows with a reply whose thinking the chat template leaves out: it is learned with it."""
+    thoughtless: int = 0
+    """Groups with a reply that has no thought, where the chat template's cue begins one."""
     soft: int
     """Pairs with a probability strictly between 0 and 1."""
     prompt_median: int
@@ -191,6 +195,8 @@ class Report(Record):
             f"end token at the end of {self.unended:,} replies cut off": self.unended,
             f"{self.apart:,} where the chat template writes the prompt otherwise once a reply follows (the reply's own "
             "text is learned)": self.apart,
+            f"{self.thoughtless:,} where a reply has no thought and the chat template's cue begins one (the reply is "
+            "learned right behind the cue: `template_options` may switch thinking off)": self.thoughtless,
             f"{self.thoughts:,} where the chat template leaves out what a reply thinks (it is learned with it)": (
                 self.thoughts
             ),
@@ -221,6 +227,7 @@ def report(
         unended=intake.unended,
         apart=intake.apart,
         thoughts=intake.thoughts,
+        thoughtless=intake.thoughtless,
         soft=sum(0 < group.values.get("probability", 1) < 1 for group in groups),
         prompt_median=prompt_median,
         prompt_p95=prompt_p95,

@@ -157,6 +157,7 @@ class Tokens:
                 intake.note(f"the chat template refuses a conversation: {error.why}")
             return None
         intake.apart += any(each.written == "apart" for each in found)
+        intake.thoughtless += any(each.written == "thoughtless" for each in found)
         intake.thoughts += any(each.written == "thought" for each in found)
         return _Texts(prompt, tuple(each.text for each in found))
 

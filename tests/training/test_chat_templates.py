@@ -141,6 +141,17 @@ def test_a_reply_that_goes_on_from_the_cues_thought_stays_as_it_is() -> None:
     assert completions == ["I add one.\n</think>\n\nIt is 2.<|im_end|>\n"]
 
 
+@pytest.mark.sibling("reply-without-a-thought-behind-a-cue-that-begins-one")
+def test_a_reply_without_a_thought_behind_a_cue_that_begins_one_is_counted() -> None:
+    prompt, completions = shown(THINKER, "It is 2.", "It is 3.")
+    assert prompt.endswith("<|im_start|>assistant\n<think>\n")
+    assert completions == ["It is 2.<|im_end|>\n", "It is 3.<|im_end|>\n"]
+    _, intake = groups(Tokens(bpe(WORDS, THINKER, eos=END)), row("It is 2.", "It is 3."))
+    assert (intake.thoughtless, intake.thoughts, intake.apart) == (1, 0, 0)
+    told = report(intake, "rows", [], None).lines()
+    assert any("1 where a reply has no thought and the chat template's cue begins one" in line for line in told)
+
+
 @pytest.mark.sibling("thinking-alone-that-is-dropped")
 def test_a_reply_of_nothing_but_a_thought_is_left_out_where_the_template_drops_it() -> None:
     assert left_out(FORGETFUL, "<think>\nI add one.\n</think>") == {"lost-reply": 1}
