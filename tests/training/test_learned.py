@@ -25,6 +25,7 @@ from rlaif.training.settings import SftSettings
 from rlaif.training.settingsfile import load_settings
 from rlaif.training.texts import Example
 from rlaif.training.tokens import Tokens
+from rlaif.training.use import use
 from tests.data.made import Words, assistant, user, write_jsonl
 from tests.online.runs import begin as begin_online
 from tests.online.runs import run as run_online
@@ -44,7 +45,7 @@ SWITCHED = (
 """Thinks unless it is told not to."""
 
 
-def with_template(folder: Path, template: str) -> Path:
+def with_template(folder: Path, template: Any) -> Path:
     """A model's folder with another chat template."""
     for old in folder.glob("chat_template*"):
         old.unlink()
@@ -289,6 +290,37 @@ def test_the_options_of_the_run_are_those_of_its_training(tmp_path: Path) -> Non
     heard = Heard()
     run("sft", tmp_path, heard=heard, model=str(tmp_path / "sft"), output=str(tmp_path / "more"), max_steps=1)
     assert any(note.endswith("those of the model, as none are set") for note in heard.notes)
+
+
+@pytest.mark.sibling("card-that-asks-without-the-options")
+def test_the_card_asks_with_the_template_options() -> None:
+    settings = SftSettings(
+        model="m", data="d", output="o", template_options={"enable_thinking": False, "effort": "low"}
+    )
+    assert "tokenize=False, enable_thinking=False, effort='low')" in use("sft", settings, chat=True)
+    assert "enable_thinking" not in use("sft", settings, chat=False)
+
+
+@pytest.mark.sibling("several-templates-and-a-reward-model")
+def test_the_chosen_template_is_kept_for_scoring(tmp_path: Path) -> None:
+    begin(tmp_path)
+    with_template(tmp_path / "model", [{"name": "rag", "template": CHATML}, {"name": "tools", "template": SWITCHED}])
+    write_jsonl(
+        tmp_path / "rows.jsonl",
+        [
+            {"prompt": [user(f"{at}?")], "chosen": [assistant("Yes.")], "rejected": [assistant("No.")]}
+            for at in range(4)
+        ],
+    )
+    with pytest.raises(UserError, match=r"several chat templates \(rag, tools\), and no default"):
+        run("reward", tmp_path)
+    chosen = {"chat_template": "tools", "enable_thinking": False}
+    run("reward", tmp_path, template_options=chosen, max_steps=1)
+    scorer = RewardModel(str(tmp_path / "out"), device="cpu")
+    asked = (Message(role="user", content="1?"),)
+    assert [each.reason for each in scorer.score([Reply("x", asked, "Yes.")])] == [""]
+    with pytest.raises(UserError, match="no chat template `none`"):
+        RewardModel(str(tmp_path / "out"), device="cpu", template_options={"chat_template": "none"}).open()
 
 
 @pytest.mark.parametrize("value", ["thinking", "[1]", "{1: 2}", "{"])
