@@ -72,7 +72,9 @@ class Loaded:
 
     def problems(self, labels: tuple[str, ...]) -> list[str]:
         """What stands in the way of asking questions with these labels."""
-        if problem := self.refusal([Message(role="user", content="What is a template?")]):
+        asked, system = Message(role="user", content="Is it 5?"), Message(role="system", content="Be brief.")
+        problem = self.refusal([asked])
+        if problem and (labels or self.refusal([system, asked])):  # a judge is asked without a system prompt
             return [f"{self._folder}: {problem}"]
         if labels and self._ids_of(labels) is None:
             return [f"{self._folder}: not every label of {', '.join(labels)} is one token of the model's vocabulary"]

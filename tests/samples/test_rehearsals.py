@@ -99,6 +99,16 @@ def test_a_judge_with_a_broken_template_is_a_problem(tmp_path: Path) -> None:
     assert found.returncode == 2 and "judge: " in found.stderr and "unexpected '}'" in found.stderr
 
 
+@pytest.mark.sibling("policy-whose-template-wants-a-system-prompt")
+def test_a_policy_whose_template_wants_a_system_prompt_works_with_one(tmp_path: Path) -> None:
+    wants = "{% if messages[0]['role'] != 'system' %}{{ raise_exception('say who I am') }}{% endif %}" + ANY
+    made(tmp_path, wants, prompts=[[{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hi?"}]])
+    found = rlaif("check", "run.yaml", cwd=tmp_path)
+    assert found.returncode == 0, found.stderr
+    found = rlaif("check", "run.yaml", "--judge-model", "./model", "--policy-model", "demo-policy", cwd=tmp_path)
+    assert found.returncode == 2 and "say who I am" in found.stderr
+
+
 @pytest.mark.sibling("one-prompt-in-process-loses-its-system-turn")
 def test_a_question_that_would_lose_its_system_prompt_fails_by_itself(tmp_path: Path) -> None:
     made(tmp_path, NO_SYSTEM)
