@@ -23,12 +23,13 @@ _LESS_SURE = ("</s>", "<eos>", "<|end|>")
 class Endings:
     """The ends of responses, by a tokenizer and by the common chat formats."""
 
-    def __init__(self, template: ChatTemplate, bos: str | None, *, chat: bool) -> None:
-        """`chat` is for responses of conversations; in raw text only what ends it, or begins one, is special."""
-        before, behind = template.marks if chat else ((), ())
+    def __init__(self, template: ChatTemplate, bos: str | None, *, formatted: bool = False) -> None:
+        """`formatted` is for texts that hold a chat format already, in which only the tokenizer's own ends, and its
+        start, are special."""
+        before, behind = ((), ()) if formatted else template.marks
         own = {*template.end_texts, *behind}
-        self._ends = _longest_first({*own, *_FOREIGN, *_LESS_SURE} if chat else own)
-        within = {*own, *before, *([bos] if bos else [])} | ({*_FOREIGN} if chat else set())
+        self._ends = _longest_first(own if formatted else {*own, *_FOREIGN, *_LESS_SURE})
+        within = {*own, *before, *([bos] if bos else [])} | (set() if formatted else {*_FOREIGN})
         self._within = re.compile("|".join(map(re.escape, _longest_first(within))) or r"(?!)")
 
     def cut(self, text: str) -> str:
@@ -39,6 +40,10 @@ class Endings:
                 break
             text = rest = rest[: -len(end)].rstrip()
         return text
+
+    def format(self, prompt: str) -> bool:
+        """Whether a prompt that is a text was written in a chat format: it holds ends of turns."""
+        return bool(self._within.search(prompt)) or any(end in prompt for end in _LESS_SURE)
 
     def within(self, text: str) -> str:
         """A special token that stands in a response; empty where there is none."""

@@ -82,8 +82,7 @@ class Tokens:
         self._ends = frozenset({*ends, self._eos})
         self.template = ChatTemplate(tokenizer, template_options, ends=self._ends)
         self._endings = {
-            chat: Endings(self.template, tokenizer.bos_token, chat=chat)
-            for chat in ((False, True) if self.template.exists else (False,))
+            formatted: Endings(self.template, tokenizer.bos_token, formatted=formatted) for formatted in (False, True)
         }
         self._blanks: dict[tuple[int, ...], bool] = {}
 
@@ -134,7 +133,8 @@ class Tokens:
 
     def _without_ends(self, example: Example, intake: Intake) -> tuple[str, ...] | None:
         """The replies without end tokens as text; None where one holds a special token, or nothing else."""
-        endings = self._endings[not isinstance(example.prompt, str)]
+        formatted = isinstance(example.prompt, str) and self._endings[False].format(example.prompt)
+        endings = self._endings[formatted]
         cut = tuple(map(endings.cut, example.completions))
         if any(map(endings.within, cut)):
             intake.leave_out("special-token", example.line)

@@ -350,6 +350,18 @@ def test_raw_text_ends_once_too() -> None:
     assert (found, dict(intake.left_out)) == ([], {"special-token": 1})
 
 
+@pytest.mark.sibling("foreign-end-token-in-raw-text")
+def test_a_foreign_end_is_cut_off_raw_text_too_unless_that_is_a_chat_format() -> None:
+    tokenizer = bpe(WORDS)
+    ((plain, formatted), _) = groups(
+        Tokens(tokenizer),
+        Example("x", "How? ", ("So.<|eot_id|>",), {}, 1),
+        Example("y", "<|im_start|>user\nHow?<|im_end|>\n<|im_start|>assistant\n", ("So.<|im_end|>\n",), {}, 2),
+    )
+    assert tokenizer.decode(list(plain.completions[0])) == "So.</s>"
+    assert tokenizer.decode(list(formatted.completions[0])) == "So.<|im_end|>\n</s>"
+
+
 @pytest.mark.sibling("turn-end-that-is-no-end-of-sequence")
 def test_the_templates_own_end_of_a_turn_is_cut_off_as_well() -> None:
     """Gemma ends a turn with another token than the tokenizer's end of a sequence."""
@@ -367,7 +379,7 @@ def test_html_is_no_end_token_where_the_tokenizer_has_none() -> None:
     from rlaif.training.endings import Endings
 
     tokenizer = bpe(WORDS, CHATML, eos=END)
-    endings = Endings(ChatTemplate(tokenizer), None, chat=True)
+    endings = Endings(ChatTemplate(tokenizer), None)
     assert endings.cut("It costs <s>9</s>") == "It costs <s>9</s>"
     assert endings.cut("It costs 9</s>") == "It costs 9"
 
