@@ -8,8 +8,10 @@ from typing import NamedTuple
 
 from rlaif.comparisons.questions import LABELS
 from rlaif.errors import UserError
-from rlaif.inference.base import ModelSource
+from rlaif.inference.base import ModelSource, Rehearsal
 from rlaif.inference.source import LazyModel
+from rlaif.samples.inputs import read_prompts
+from rlaif.samples.plan import rehearsals
 from rlaif.settings import RunSettings
 
 
@@ -34,7 +36,10 @@ async def opened_models(
     policy = None
     if settings.policy is not None:
         draws = bool({"sample", "revise"} & set(stages))
-        policy = LazyModel(settings.policy, log=settings.folder / "policy.log", say=say, asked=draws)
+        policy = LazyModel(
+            settings.policy, log=settings.folder / "policy.log", say=say, asked=draws,
+            rehearsals=lambda: _rehearsals(settings),
+        )  # fmt: skip
     logs = ["judge.log", *(f"judge-{number}.log" for number in range(2, len(settings.judges) + 1))]
     judged = bool({"revise", "critique", "compare"} & set(stages))
     judges = [
@@ -49,6 +54,13 @@ async def opened_models(
         for source in (policy, *judges):
             if source is not None:
                 await source.close()
+
+
+def _rehearsals(settings: RunSettings) -> list[Rehearsal]:
+    """The first prompt, as the policy is asked; others that its chat template refuses fail one by one."""
+    wanted, system = settings.prompts, settings.policy.system if settings.policy is not None else None
+    first = read_prompts(wanted.path, column=wanted.column, responses=wanted.responses, limit=1)
+    return rehearsals(first, system)
 
 
 def require_different(names: Sequence[str]) -> None:

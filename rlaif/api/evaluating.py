@@ -123,7 +123,7 @@ def evaluate_policies(
     """
     from rlaif.cli.judgeflags import served_model
     from rlaif.comparisons.questions import LABELS
-    from rlaif.evaluation.policies.contestants import contestants
+    from rlaif.evaluation.policies.contestants import contestants, options_of
     from rlaif.evaluation.policies.evaluating import evaluate_policies_now
     from rlaif.inference.source import LazyModel
 
@@ -133,6 +133,8 @@ def evaluate_policies(
         [str(each) for each in [*named, against]],
         api_key_env=policy_api_key_env,
         served=lambda url: served_model(url, policy_api_key_env, f"{url}#NAME"),
+        template_options=wanted.template_options,
+        of_run=options_of(run_of(run, judge)),
     )
     folder = Path(output)
     assert wanted.judge is not None
@@ -179,6 +181,7 @@ def evaluate_reward(
     principles: Literal["each", "all"] | None = None,
     limit: int | None = None,
     template: Template | None = None,
+    template_options: Mapping[str, Any] | None = None,
     max_length: int | None = None,
     tokens: int = 8192,
     device: Device = "auto",
@@ -191,7 +194,6 @@ def evaluate_reward(
     With `gold`: how often it prefers the better reply. With `policy` and `prompts`, or with `responses`: what the
     answer with the highest of n rewards is worth to a `judge` (or to `measure`, a function of messages and text of
     your own). `policy` is a model, or settings (`{"model": ..., "max_tokens": 96}`). `device` goes for all of them.
-
     Raises UserError for mistakes, ModelError where a model cannot go on.
 
         >>> import rlaif
@@ -205,14 +207,14 @@ def evaluate_reward(
     from rlaif.evaluation.rewards.scorer import RewardModel
 
     _require_something(gold, policy, prompts, responses)
-    more = {"judge": judge, "run": run, "measure": measure, "constitution": constitution, "principles": principles}
-    _require_answers(policy, responses, {**more, "samples": samples, "prompt_column": prompt_column})
-    at_least_one(limit=limit, samples=samples)
-    _require_known(template, device)
+    _require_answers(policy, responses, judge=judge, run=run, measure=measure, constitution=constitution,
+                     principles=principles, samples=samples, prompt_column=prompt_column)  # fmt: skip
+    _require_known(template, device, limit=limit, samples=samples)
+    more: dict[str, Any] = {"template_options": template_options, "max_length": max_length, "tokens": tokens}
     how = _Grades(run, judge, measure, constitution, device, one_of(principles, ("each", "all", None), "principles"))
     folder = Path(output)
     with watching(quiet) as told:
-        scorer = RewardModel(str(model), template=template, max_length=max_length, tokens=tokens, device=device)
+        scorer = RewardModel(str(model), template=template, device=device, **more)
         answers: Drawn | Given | None = None
         if responses is not None:
             answers = Given(str(responses), responses_column, prompt_column, samples, limit)
@@ -235,12 +237,13 @@ def _require_something(gold: object, policy: object, prompts: object, responses:
         raise UserError("there is nothing to evaluate on", where=call, mend=mend)
 
 
-def _require_known(template: str | None, device: str) -> None:
+def _require_known(template: str | None, device: str, **counts: int | None) -> None:
+    at_least_one(**counts)
     one_of(template, ("auto", "chat", "plain", None), "template")
     one_of(device, ("auto", "cpu"), "device")
 
 
-def _require_answers(policy: object, responses: object, more: Mapping[str, object]) -> None:
+def _require_answers(policy: object, responses: object, **more: object) -> None:
     """Raise UserError for what goes with answers only, where there are none."""
     for name, value in more.items():
         if value is not None and policy is None and responses is None:

@@ -80,6 +80,7 @@ def score(
     column: str | None = None,
     prompt_column: str | None = None,
     template: Template | None = None,
+    template_options: Mapping[str, Any] | None = None,
     max_length: int | None = None,
     tokens: int = 8192,
     limit: int | None = None,
@@ -114,6 +115,7 @@ def score(
             with reading(source if named else "data", quiet) as told:
                 scored(
                     str(model), source, output=target, columns=Columns(column, prompt_column), template=template,
+                    template_options=template_options,
                     max_length=max_length, tokens=tokens, limit=limit, centered=center, device=device, told=told,
                 )  # fmt: skip
         except UserError as error:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,11 +15,12 @@ from rlaif.cli.terminal import echo
 from rlaif.errors import RlaifError, UserError
 from rlaif.loop.plan import plan_problems
 from rlaif.runfile import Flags, load_run, read_run
-from rlaif.settings import RunSettings
+from rlaif.settings import PolicySettings, RunSettings
 
 if TYPE_CHECKING:
     from rlaif.constitution import Principle
     from rlaif.inference.source import LazyModel
+    from rlaif.records import Prompt
 
 
 @click.command()
@@ -35,11 +37,12 @@ def check(run_file: Path, flags: Flags, offline: bool) -> None:
         settings = load_run(run_file, flags)
         found += _output_problems(settings, run_file, flags)
         found += _constitution_problems(settings)
-        found += _prompt_problems(settings)
+        kinds: dict[tuple[str, ...], Prompt] = {}
+        found += _prompt_problems(settings, kinds)
         found += _helpful_problems(settings)
         warn_of_kinship(settings)
         if not offline:
-            found += asyncio.run(_model_problems(settings))
+            found += asyncio.run(_model_problems(settings, kinds.values()))
     for problem in found:
         echo(str(problem), err=True)
     if found:
@@ -87,7 +90,8 @@ def _constitution_problems(settings: RunSettings) -> list[UserError]:
     return found
 
 
-def _prompt_problems(settings: RunSettings) -> list[UserError]:
+def _prompt_problems(settings: RunSettings, kinds: dict[tuple[str, ...], Prompt]) -> list[UserError]:
+    """What is wrong with the prompts; `kinds` gets the first one of each kind by its roles."""
     from rlaif.samples.inputs import Oddities, read_prompts
 
     wanted, oddities = settings.prompts, Oddities()
@@ -96,6 +100,7 @@ def _prompt_problems(settings: RunSettings) -> list[UserError]:
         for prompt in read_prompts(
             wanted.path, column=wanted.column, responses=wanted.responses, limit=wanted.limit, oddities=oddities
         ):
+            kinds.setdefault(tuple(message.role for message in prompt.messages), prompt)
             count += 1
             given += len(prompt.responses)
     except UserError as error:
@@ -152,10 +157,11 @@ def _doubts(role: str, source: LazyModel, settings: RunSettings) -> list[RlaifEr
     return [] if doubt is None else [_NoLabelsError(f"{role}: {doubt}")]
 
 
-async def _model_problems(settings: RunSettings) -> list[RlaifError]:
+async def _model_problems(settings: RunSettings, prompts: Iterable[Prompt]) -> list[RlaifError]:
     from rlaif.comparisons.questions import LABELS
     from rlaif.inference.source import LazyModel
     from rlaif.models import require_different
+    from rlaif.samples.plan import rehearsals
 
     found: list[RlaifError] = []
     names: list[str] = []
@@ -167,7 +173,11 @@ async def _model_problems(settings: RunSettings) -> list[RlaifError]:
             echo(f"{role}: {model.model}, not probed (a run starts its server)")
             continue
         try:
-            source = LazyModel(model, labels=() if role == "policy" else LABELS, log=Path(f"{role}.log"))
+            if isinstance(model, PolicySettings):
+                written = partial(rehearsals, list(prompts), model.system)
+                source = LazyModel(model, log=Path(f"{role}.log"), rehearsals=written)
+            else:
+                source = LazyModel(model, labels=LABELS, log=Path(f"{role}.log"))
         except UserError as error:
             found.append(error)
             continue

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, get_origin
 
 import click
+from pydantic import JsonValue
 
 from rlaif.cli.judgeflags import DEFAULT_CONSTITUTION, judge_of, judge_options, run_of, served_model
 from rlaif.cli.options import flag, parameter
+from rlaif.cli.templateflags import mapping
 from rlaif.cli.terminal import echo
 from rlaif.evaluation.policies.settings import EvaluateSettings
 from rlaif.runfile import Setting, settable
@@ -72,6 +74,8 @@ def _policy(
         [policy, *others, first],
         api_key_env=policy_api_key_env,
         served=lambda url: served_model(url, policy_api_key_env, f"{url}#NAME"),
+        template_options=wanted.settings.template_options,
+        of_run=wanted.of_run,
     )
     done = _evaluated(wanted, found, output, plots)
     if form == "json":
@@ -118,6 +122,8 @@ policy = judge_options(click.Command("policy", callback=_policy, params=list(_PA
 class _Wanted(NamedTuple):
     settings: EvaluateSettings
     constitution: str
+    of_run: Mapping[str, JsonValue] | None = None
+    """What the chat template of the run's policy is given."""
 
 
 def _wanted(run_file: Path | None, flags: Mapping[str, Any]) -> _Wanted:
@@ -128,8 +134,10 @@ def _wanted(run_file: Path | None, flags: Mapping[str, Any]) -> _Wanted:
         raise click.UsageError("Missing option '--prompts'.")
     constitution = DEFAULT_CONSTITUTION
     data: dict[str, Any] = {}
+    of_run = None
     if run_file is not None:
         run = run_of(run_file, flags)
+        of_run = run.policy.template_options if run.policy is not None else None
         given = {"compare": run.compare, "pair": run.pair, "judge": run.judge}
         data = {key: value.model_dump(mode="json", exclude_unset=True) for key, value in given.items()}
         data["max_failed"], constitution = run.max_failed, run.constitution
@@ -140,8 +148,10 @@ def _wanted(run_file: Path | None, flags: Mapping[str, Any]) -> _Wanted:
         if (value := flags[name]) is not None:
             listed = get_origin(setting.field.annotation) is tuple
             parsed = [part.strip() for part in value.split(",") if part.strip()] if listed else value
+            if name == "template_options":
+                parsed = mapping(value)
             source = source.with_value(setting.path, parsed, setting.flag)
-    return _Wanted(validate(source, EvaluateSettings), flags["constitution"] or constitution)
+    return _Wanted(validate(source, EvaluateSettings), flags["constitution"] or constitution, of_run)
 
 
 def _evaluated(wanted: _Wanted, policies: tuple[Contestant, ...], output: Path, plots: bool) -> Evaluated:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from rlaif.cli.judgeflags import DEFAULT_CONSTITUTION, judge_of, judge_options_beside_a_model, run_of
+from rlaif.cli.templateflags import template_options
 from rlaif.cli.terminal import echo
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from rlaif.settings import JudgeSettings, PolicySettings
 
 _AT_LEAST = click.IntRange(min=1)
-_POLICY = ("policy", "policy_base_url", "prompts", "temperature", "max_tokens", "seed")
+_POLICY = ("policy", "policy_base_url", "policy_template_options", "prompts", "temperature", "max_tokens", "seed")
 """What goes with a policy only."""
 _JUDGE = ("judge", "run_file", "constitution", "base_url", "judge_model", "api_key_env", "launch", "principles")
 """What goes with answers only."""
@@ -54,6 +55,8 @@ _WEAK = 3
     type=click.Choice(["auto", "chat", "plain"]),
     help="Conversations in the chat template, or as plain dialogues.  [default: as the model was trained]",
 )
+@template_options("of the reward model.  [default: as it was trained]")
+@template_options("of the policy.  [default: as it was trained, else as in the run]", "--policy-template-options")
 @click.option("--max-length", type=_AT_LEAST, metavar="N", help="Most tokens; the model's own by default.")
 @click.option("--tokens", type=click.IntRange(min=64), default=8192, show_default=True, help="Most tokens at once.")
 @click.option("--device", type=click.Choice(["auto", "cpu"]), default="auto", show_default=True)
@@ -154,16 +157,21 @@ def _drawn(flags: Mapping[str, Any], output: Path) -> Drawn:
 
 
 def _policy(flags: Mapping[str, Any]) -> PolicySettings:
+    from rlaif.evaluation.policies.contestants import options_of
     from rlaif.settings import PolicySettings
+    from rlaif.training.learned import asked_options
     from rlaif.yamlfile import Place, Source, validate
 
-    given = {
+    given: dict[str, Any] = {
         "model": flags["policy"],
         "base_url": flags["policy_base_url"],
         "samples": flags["samples"] or 16,
         "device": flags["device"],
         **{name: flags[name] for name in ("temperature", "max_tokens", "seed")},
     }
+    run = run_of(flags["run_file"], flags) if flags["run_file"] is not None else None
+    local = flags["policy"] if flags["policy_base_url"] is None else ""
+    given["template_options"] = asked_options(local, flags["policy_template_options"], options_of(run))
     data = {key: value for key, value in given.items() if value is not None}
     names = {"model": "--policy", "base_url": "--policy-base-url"}
     places: dict[Where, Place] = {(key,): Place(names.get(key, _flag(key))) for key in data}
@@ -206,7 +214,7 @@ def _evaluated(
     from rlaif.evaluation.now import evaluate_reward_now
     from rlaif.evaluation.rewards.scorer import RewardModel
 
-    names = ("template", "max_length", "tokens", "device")
+    names = ("template", "template_options", "max_length", "tokens", "device")
     model = RewardModel(flags["model"], **{name: flags[name] for name in names})
     with watch() as told:
         return evaluate_reward_now(model, output, gold=gold, answers=wanted, watch=told, plots=plots)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
 from rlaif.cli.reading import rows_read
+from rlaif.cli.templateflags import template_options
 from rlaif.cli.terminal import echo
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ _AT_LEAST = click.IntRange(min=1)
     type=click.Choice(["auto", "chat", "plain"]),
     help="As for `rlaif train`.  [default: as the model was trained]",
 )
+@template_options("of the reward model.  [default: as it was trained]")
 @click.option("--max-length", type=_AT_LEAST, metavar="N", help="Most tokens; as for `rlaif train`, with that default.")
 @click.option("--tokens", type=click.IntRange(min=64), default=8192, show_default=True, help="Most tokens at once.")
 @click.option("--limit", type=_AT_LEAST, metavar="N", help="Score only the first N rows.")
@@ -46,6 +48,7 @@ def score(
     column: str | None,
     prompt_column: str | None,
     template: str | None,
+    template_options: dict[str, Any] | None,
     max_length: int | None,
     tokens: int,
     limit: int | None,
@@ -71,7 +74,8 @@ def score(
         with rows_read(data) as told:
             figures = scored(
                 model, data, output=output, columns=Columns(column, prompt_column),
-                template=cast("Template | None", template), max_length=max_length, tokens=tokens, limit=limit, top=top,
+                template=cast("Template | None", template),
+                template_options=template_options, max_length=max_length, tokens=tokens, limit=limit, top=top,
                 centered=center, device=device, told=told,
             )  # fmt: skip
     except KeyboardInterrupt:

@@ -24,7 +24,8 @@ _HELP = {
     "sft": """Supervised fine-tuning on demonstrations.
 
     DATA is a run folder with sft.jsonl (`rlaif revise` makes it), rows with `messages`, with `prompt` and `completion`,
-    or preference pairs, of which the chosen answer is learned.""",
+    or preference pairs, of which the chosen answer is learned. Of a conversation of several replies the last one is
+    learned, and with `--turns all` every one.""",
     "reward": """A reward model on preference pairs.
 
     DATA is a run folder with pairs, or rows with `prompt`, `chosen` and `rejected`. A pair's `probability`, its soft

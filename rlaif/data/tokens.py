@@ -9,6 +9,7 @@ from typing import Any
 from rlaif.data.report import Finding, Truncation
 from rlaif.data.rules import about_file
 from rlaif.data.shapes import Reading
+from rlaif.data.turns import Turn
 from rlaif.errors import UserError
 from rlaif.resources import shipped_model
 
@@ -107,14 +108,16 @@ def _load(name: str) -> tuple[Counter, int]:
 
 def _template_cost(tokenizer: Any, count: Counter) -> int:
     """Tokens of the chat template around one turn: half of what it adds to two. 0 where there is no template."""
-    from jinja2 import TemplateError
+    from rlaif.inference.chat_template import ChatTemplate, UnwritableError
 
-    if not getattr(tokenizer, "chat_template", None):
-        return 0
-    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "a"}]
+    turns = [Turn("user", "a")]
     try:
-        text = str(tokenizer.apply_chat_template(turns, tokenize=False))
-    except (TemplateError, ValueError):
+        template = ChatTemplate(tokenizer)
+        if not template.exists:
+            return 0
+        prompt = template.prompt(turns)
+        text = prompt + template.completion(turns, prompt, "a").text
+    except (UnwritableError, UserError):
         return 0
     whole, word = count([text, "a"])
     return max(whole - 2 * word + 1, 0) // 2

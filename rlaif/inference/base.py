@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from rlaif.records import Messages, Sampling
 
@@ -90,6 +90,16 @@ class Answer:
     """Tokens whose log-probabilities the reply listed in the place of the label."""
     lowest: float = 0.0
     """The least of those log-probabilities."""
+
+
+class Rehearsal(NamedTuple):
+    """A conversation that a model will be asked, written by its chat template before anything is spent."""
+
+    where: str
+    """The setting that it comes from."""
+    messages: Messages
+    mend: str
+    """What helps where the template cannot write it."""
 
 
 class Model(Protocol):

@@ -18,11 +18,13 @@ from typing import TYPE_CHECKING, Any
 
 from rlaif.errors import ModelError, UserError
 from rlaif.inference.base import Answer, Question
+from rlaif.inference.chat_template import ChatTemplate, UnwritableError
 from rlaif.inference.drawing import Draw, Halt
 from rlaif.inference.folder import load_tokenizer, parts_of
 from rlaif.inference.labels import checked, label_text, label_tokens, last_label, logsumexp
 from rlaif.inference.opening import open_model, require_embeddings, require_parts
 from rlaif.inference.prefixes import Alike, PrefixPass, alike, alone, batches
+from rlaif.records import Message
 
 if TYPE_CHECKING:
     import torch
@@ -54,8 +56,9 @@ class Loaded:
 
     def __init__(self, folder: Path, device: str, dtype: str | None, options: Mapping[str, Any]) -> None:
         place = place_of(device)
-        self._folder, self._options, self._device = folder, options, place
+        self._folder, self._device = folder, place
         self._tokenizer, self._model = read_model(folder, place, dtype)
+        self._template = ChatTemplate(self._tokenizer, options)
         self._ends = _end_tokens(self._model, self._tokenizer)
         padding = self._tokenizer.pad_token_id
         self._pad = int(padding if padding is not None else min(self._ends, default=0))
@@ -69,22 +72,24 @@ class Loaded:
 
     def problems(self, labels: tuple[str, ...]) -> list[str]:
         """What stands in the way of asking questions with these labels."""
+        asked, system = Message(role="user", content="Is it 5?"), Message(role="system", content="Be brief.")
+        problem = self.refusal([asked])
+        if problem and (labels or self.refusal([system, asked])):  # a judge is asked without a system prompt
+            return [f"{self._folder}: {problem}"]
         if labels and self._ids_of(labels) is None:
             return [f"{self._folder}: not every label of {', '.join(labels)} is one token of the model's vocabulary"]
         return []
 
+    def refusal(self, conversation: Sequence[Message]) -> str:
+        """Why the chat template cannot write a conversation, a line; empty where it can."""
+        return self._template.problem(conversation)
+
     def row(self, at: int, question: Question) -> Row | Answer:
         """The question as tokens, or the reason why it cannot be asked."""
-        from jinja2 import TemplateError
-
-        turns = [{"role": message.role, "content": message.content} for message in question.messages]
         try:
-            text = self._tokenizer.apply_chat_template(
-                turns, tokenize=False, add_generation_prompt=True, **self._options
-            )
-        except TemplateError as error:
-            return Answer(failure="bad_request", detail=f"the chat template refuses the conversation: {error}")
-        ids = self._tokenizer(text, add_special_tokens=False)["input_ids"]
+            (ids,) = self._template.ids([self._template.prompt(question.messages)])
+        except UnwritableError as error:
+            return Answer(failure="bad_request", detail=str(error))
         left = question.sampling.max_tokens if self.context is None else self.context - len(ids)
         if left < 1:
             return Answer(

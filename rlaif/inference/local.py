@@ -13,7 +13,7 @@ from typing import Any
 
 from rlaif.errors import ModelError, UserError
 from rlaif.inference.background import in_thread
-from rlaif.inference.base import Answer, Question, name_with
+from rlaif.inference.base import Answer, Question, Rehearsal, name_with
 from rlaif.inference.chat import LabelRoute
 from rlaif.inference.folder import identity as identity
 from rlaif.inference.folder import model_folder
@@ -60,6 +60,16 @@ class Local:
         problems = loaded.problems(labels)
         self.capabilities = Capabilities(LabelRoute("exact"), batch=True, context=loaded.context, labels=labels)
         return problems
+
+    async def rehearse(self, rehearsals: Sequence[Rehearsal]) -> list[str]:
+        """Have the chat template write what will be asked. Returns the first problem of each setting, one line each."""
+        loaded = await in_thread(self._load)
+        found: dict[str, str] = {}
+        for where, messages, mend in rehearsals:
+            problem = loaded.refusal(messages)
+            if problem:
+                found.setdefault(where, f"{where}: {problem} ({self._folder}); {mend}")
+        return list(found.values())
 
     async def answer(self, questions: Sequence[Question]) -> list[Answer]:
         """One answer a question, in order. Raises UserError when the model cannot be loaded."""

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rlaif.errors import ModelError, UserError
-from rlaif.inference.base import Model, Question, name_with
+from rlaif.inference.base import Model, Question, Rehearsal, name_with
 from rlaif.inference.talk import usable_key
 from rlaif.records import Message, Sampling
 from rlaif.settings import JudgeSettings, ModelSettings, PolicySettings
@@ -35,12 +35,15 @@ class LazyModel:
         labels: tuple[str, ...] = (),
         say: Callable[[str], None] | None = None,
         asked: bool = True,
+        rehearsals: Callable[[], Sequence[Rehearsal]] = tuple,
     ) -> None:
-        """`labels` are those that it will be asked for; `log` is where a launched server writes; `say` hears of it.
+        """`labels` are those that it will be asked for; `log` is where a launched server writes; `say` hears of it;
+        `rehearsals` gives conversations that the chat template of a model in process has to be able to write.
 
         Raises UserError at once where its API key is missing, unless it will not be `asked` and only gives its name.
         """
         self._settings, self._log, self._labels, self._say = settings, log, labels, say
+        self._rehearsals = rehearsals
         self._key = api_key(settings) if asked else None
         self._name: str | None = None
         self._model: Model | None = None
@@ -68,6 +71,7 @@ class LazyModel:
 
     async def probe(self) -> list[str]:
         """Start the model if need be, and look what it can do. Returns everything that is wrong, a line each."""
+        from rlaif.inference.local import Local
         from rlaif.inference.server import Server
 
         self._model = model = await self._started()
@@ -78,6 +82,8 @@ class LazyModel:
         else:
             problems = await model.probe(self._labels)
         self.capabilities = model.capabilities
+        if isinstance(model, Local) and not problems:
+            problems = await model.rehearse(self._rehearsals())
         return problems
 
     @property

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 from rlaif.comparisons.questions import LABELS
 from rlaif.constitution import load_constitution
 from rlaif.evaluation.now import evaluate_reward_now
-from rlaif.evaluation.policies.contestants import Contestant
+from rlaif.evaluation.policies.contestants import Contestant, options_of
 from rlaif.evaluation.policies.evaluating import evaluate_policies_now
 from rlaif.evaluation.policies.report import PolicyReport
 from rlaif.evaluation.rewards.answers import Drawn
@@ -26,6 +26,7 @@ from rlaif.pipeline import STAGES, Report, Watch, generate
 from rlaif.records import Messages
 from rlaif.scores.questions import DIGITS
 from rlaif.settings import ModelSettings, PolicySettings
+from rlaif.training.learned import asked_options
 
 if TYPE_CHECKING:
     from rlaif.training.callbacks import Told
@@ -155,7 +156,16 @@ def _evaluated(plan: Plan, data: Report, screen: Screen, meters: Meters | None) 
     judge = plan.evaluate.judge or plan.run.judge
     folder = plan.run.folder / EVALUATION
     labellers = (data.run.judge_name, *data.run.panel_names)
-    trained = [Contestant(step.name, ModelSettings(model=step.settings.output)) for step in plan.compared]
+    given, of_run = plan.evaluate.template_options, options_of(plan.run)
+    trained = [
+        Contestant(
+            step.name,
+            ModelSettings(
+                model=step.settings.output, template_options=asked_options(step.settings.output, given, of_run)
+            ),
+        )
+        for step in plan.compared
+    ]
     with screen.watching() as watch:
         source = LazyModel(judge, log=folder / "judge.log", labels=LABELS, say=watch.note)
         done = evaluate_policies_now(
@@ -191,7 +201,9 @@ def _answers(plan: Plan, watch: Watch) -> OnAnswers:
     return OnAnswers(
         Drawn(
             LazyModel(base.model, log=folder / "policy.log", say=watch.note),
-            PolicySettings.model_validate({"model": base.model.model, **drawing}),
+            PolicySettings.model_validate(
+                {"model": base.model.model, "template_options": base.model.template_options, **drawing}
+            ),
             wanted.prompts.path, wanted.prompts.column, wanted.prompts.limit,
         ),
         Grading(
@@ -204,4 +216,7 @@ def _answers(plan: Plan, watch: Watch) -> OnAnswers:
 
 def _base(plan: Plan) -> Contestant:
     """The policy that all began with."""
-    return Contestant(BASE, plan.start)
+    model = plan.start
+    if plan.evaluate is not None and plan.evaluate.template_options is not None:
+        model = model.model_copy(update={"template_options": plan.evaluate.template_options})
+    return Contestant(BASE, model)

@@ -161,7 +161,7 @@ def reward_of(settings: OnlineSettings, tokenizer: Any, note: Callable[[str], No
         say=note,
         device=settings.device,
         tokens=settings.tokens,
-        render=Cue(tokenizer).text,
+        render=Cue(tokenizer, settings.template_options).text,
         everyones=gather_object,
     )
 

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import random
 from array import array
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from rlaif.errors import UserError
+from rlaif.inference.chat_template import ChatTemplate, UnwritableError
 from rlaif.online.responses import Asked
 from rlaif.records import Messages, content_id
 from rlaif.samples.inputs import Oddities, read_prompts
-from rlaif.training.mishaps import first_line
 
 
 class Prompts(NamedTuple):
@@ -31,27 +32,33 @@ class Prompts(NamedTuple):
         return content_id([asked.id for asked in self.train], [asked.id for asked in self.held])
 
 
-def load_prompts(path: str, tokenizer: Any, *, held: int = 0, longest: int = 1024, limit: int | None = None) -> Prompts:
-    """Read prompts; those of more than `longest` tokens, and those that the chat template refuses, are left out.
+def load_prompts(
+    path: str,
+    tokenizer: Any,
+    *,
+    held: int = 0,
+    longest: int = 1024,
+    limit: int | None = None,
+    template_options: Mapping[str, Any] | None = None,
+) -> Prompts:
+    """Read prompts; those of more than `longest` tokens, and those that the chat template cannot write, are left out.
 
     Raises UserError where there are none, or too few to set `held` of them aside.
     """
-    from jinja2 import TemplateError
-
     file = Path(path).expanduser()
     odd, notes = Oddities(), []
     read = read_prompts(file / "prompts.jsonl" if file.is_dir() else path, limit=limit, oddities=odd)
-    cue = Cue(tokenizer)
-    asked, refused = [], list[str]()
+    cue = Cue(tokenizer, template_options)
+    asked, refused = [], Counter[str]()
     for prompt in read:
         try:
             asked.append(Asked(prompt.id, prompt.messages, cue(prompt.messages)))
-        except (TemplateError, ValueError) as error:
-            refused.append(first_line(error)[:120])
+        except UnwritableError as error:
+            refused[str(error)] += 1
     if odd.counts:
         notes.append(f"{path}: {odd}")
-    if refused:
-        notes.append(f"{len(refused):,} prompts are left out, as the chat template refuses them: {refused[0]}")
+    for why, count in refused.most_common(3):
+        notes.append(f"{count:,} prompts are left out: {why}")
     kept = [each for each in asked if len(each.ids) <= longest]
     if len(kept) < len(asked):
         notes.append(f"{len(asked) - len(kept):,} prompts of more than {longest:,} tokens are left out")
@@ -68,24 +75,26 @@ def load_prompts(path: str, tokenizer: Any, *, held: int = 0, longest: int = 102
 class Cue:
     """Turns a conversation into the tokens that a reply follows."""
 
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any, template_options: Mapping[str, Any] | None = None) -> None:
         self._tokenizer = tokenizer
-        self._chat = bool(getattr(tokenizer, "chat_template", None))
+        self.template = ChatTemplate(tokenizer, template_options)
 
     def text(self, messages: Messages) -> str:
-        """By the chat template; without one a single text is taken as it is, and more than one cannot be written."""
-        if not self._chat:
+        """By the chat template; without one a single text is taken as it is, and more than one cannot be written.
+
+        Raises UnwritableError where the template refuses it, or leaves out a text of it.
+        """
+        if not self.template.exists:
             if len(messages) == 1:
                 return messages[0].content
             what = "the tokenizer has no chat template, and a prompt has several messages"
             name = str(getattr(self._tokenizer, "name_or_path", "") or "the tokenizer")
             raise UserError(what, where=name, mend="save a chat_template.jinja beside it")
-        turns = [{"role": message.role, "content": message.content} for message in messages]
-        return str(self._tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+        return self.template.prompt(messages)
 
     def __call__(self, messages: Messages) -> Sequence[int]:
-        """The token ids; a chat template has written all special tokens, raw text gets the tokenizer's."""
-        ids = self._tokenizer(self.text(messages), add_special_tokens=not self._chat)["input_ids"]
+        """The token ids; a chat template has written all special tokens, raw text gets the tokenizer's start."""
+        (ids,) = self.template.ids([self.text(messages)], raw=not self.template.exists)
         if not ids:
             raise UserError("a prompt is empty", mend="remove it")
         return array("i", ids)

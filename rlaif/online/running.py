@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import JsonValue
 
 from rlaif.errors import UserError
+from rlaif.inference.chat_template import ChatTemplate
 from rlaif.inference.folder import load_tokenizer
 from rlaif.inference.quiet import quiet
 from rlaif.online.card import write_card
@@ -45,8 +46,10 @@ from rlaif.training.folder import (
     last_checkpoint,
     remove_checkpoints,
 )
+from rlaif.training.learned import Learned, learned_of, with_template_options
 from rlaif.training.loading import merged
 from rlaif.training.mishaps import enough_memory, room_to_write
+from rlaif.training.rewardmodel import ends_of
 from rlaif.training.running import Trained
 from rlaif.training.saving import cast_files, type_of
 from rlaif.training.starts import Start, find_start
@@ -65,6 +68,9 @@ def train_online(settings: OnlineSettings, told: Told, *, resume: bool = False) 
         settings, found = resolved(settings, narrow(settings))
         if found:
             told.note(f"{', '.join(f'{name} {value:g}' for name, value in found.items())}: the usual, as none is set")
+        settings, note = with_template_options(settings, settings.prompts)
+        if note:
+            told.note(note)
         require_reporters(settings)
         with claimed(settings.folder, resume), contextlib.ExitStack() as opened:
             return _Training(settings, told, opened).run(resume)
@@ -85,9 +91,13 @@ class _Training:
             raise UserError(what, where=settings.model, mend="set `lora.merge: true`, or train all weights")
         tokenizer = load_tokenizer(start.tokenizer)
         prompts = self._prompts(tokenizer, start)
-        begun = Begun(
-            method=settings.method, settings=settings.plain(), data_hash=prompts.hash, model_hash=start.hash()
+        learned = Learned(
+            template="chat" if tokenizer.chat_template else "text", template_options=settings.template_options
         )
+        begun = Begun(
+            method=settings.method, settings=settings.plain(), data_hash=prompts.hash, model_hash=start.hash(),
+            learned=learned,
+        )  # fmt: skip
         checkpoint = going_on(settings.folder, begun) if resume else None
         loop = self._loop(start, tokenizer, prompts)
         if checkpoint is None:  # whose weights go there below; before a word is written, as the server may not be there
@@ -112,9 +122,24 @@ class _Training:
         held = settings.held_out.prompts if settings.held_out.every else 0
         context = positions_of(AutoConfig.from_pretrained(start.weights, trust_remote_code=False)) or sys.maxsize
         longest = min(settings.max_prompt, context - 1)  # an answer needs room for a token
-        prompts = load_prompts(settings.prompts, tokenizer, held=held, longest=longest, limit=settings.limit)
+        prompts = load_prompts(
+            settings.prompts,
+            tokenizer,
+            held=held,
+            longest=longest,
+            limit=settings.limit,
+            template_options=settings.template_options,
+        )
         for line in prompts.notes:
             self.told.note(line)
+        template = ChatTemplate(tokenizer, settings.template_options, ends=ends_of(start.weights))
+        if end := template.unknown_end if template.exists else "":
+            self.told.note(
+                f"the chat template ends a reply with `{end}`, and the model's texts do not end there: name it as "
+                "`eos_token_id` in generation_config.json, or answers go on behind it"
+            )
+        if template.exists and learned_of(settings.model).template in ("text", "plain"):
+            self.told.note(f"{settings.model} was trained on texts, and is asked in its chat template")
         wanted = settings.batch_size // settings.samples
         if len(prompts.train) < wanted:
             what = f"{len(prompts.train)} prompts are too few: a step takes {wanted}"

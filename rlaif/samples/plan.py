@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
-from rlaif.inference.base import Answer, Question
-from rlaif.records import Message, Prompt, Sample, Sampling, content_id
+from rlaif.inference.base import Answer, Question, Rehearsal
+from rlaif.records import Message, Messages, Prompt, Sample, Sampling, content_id
 from rlaif.settings import PolicySettings
 
 GIVEN = "given"
@@ -15,9 +15,7 @@ GIVEN = "given"
 
 def sample_questions(prompt: Prompt, policy: PolicySettings, model: str) -> list[Question]:
     """One question a sample. Each draw has its own seed, so a server draws the same answers again, in any order."""
-    messages = prompt.messages
-    if policy.system and messages[0].role != "system":
-        messages = (Message(role="system", content=policy.system), *messages)
+    messages = with_system(prompt.messages, policy.system)
     return [
         Question(
             "sample",
@@ -28,6 +26,29 @@ def sample_questions(prompt: Prompt, policy: PolicySettings, model: str) -> list
             about={"prompt": prompt.id},
         )
         for index in range(policy.samples)
+    ]
+
+
+def with_system(messages: Messages, system: str | None) -> Messages:
+    """A conversation with a system message before it, unless it has one of its own."""
+    if not system or messages[0].role == "system":
+        return messages
+    return (Message(role="system", content=system), *messages)
+
+
+def rehearsals(prompts: Iterable[Prompt], system: str | None, where: str = "policy.system") -> list[Rehearsal]:
+    """The first prompt of each kind by its roles, as it is, and with the system message of the setting `where`."""
+    kinds: dict[tuple[str, ...], Messages] = {}
+    for prompt in prompts:
+        kinds.setdefault(tuple(message.role for message in prompt.messages), prompt.messages)
+    found = [
+        Rehearsal("prompts", messages, "give other prompts, or another chat template") for messages in kinds.values()
+    ]
+    mend = "leave it out, or write it at the beginning of each prompt"
+    return found + [
+        Rehearsal(where, with_system(messages, system), mend)
+        for messages in kinds.values()
+        if system and messages[0].role != "system"
     ]
 
 

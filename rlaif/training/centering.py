@@ -83,7 +83,10 @@ def _groups(tokenizer: Any, settings: RewardSettings, first: bool = False) -> li
     """The demonstrations as tokens, or the first of them. Raises UserError where there are none."""
     assert settings.center_on is not None
     intake = Intake()
-    tokens = Tokens(tokenizer, max_length=settings.max_length, ends=ends_of(find_start(settings.model).weights))
+    tokens = Tokens(
+        tokenizer, max_length=settings.max_length, ends=ends_of(find_start(settings.model).weights),
+        template_options=settings.template_options,
+    )  # fmt: skip
     found = tokens.groups(demonstrations(settings.center_on, settings.template, intake), intake)
     groups = [group for group in (next(found, None),) if group is not None] if first else list(found)
     if not groups:

@@ -23,6 +23,7 @@ from rlaif.errors import UserError
 from rlaif.jsontext import loads
 from rlaif.records import Record
 from rlaif.store import lock_folder, write_json, write_text
+from rlaif.training.learned import Learned
 
 _BEGUN, _LOG, _DONE, _LOCK = "train.json", "log.jsonl", "metrics.json", ".lock"
 _SECONDS = "seconds.json"
@@ -53,6 +54,8 @@ class Begun(Record):
     settings: dict[str, JsonValue]
     data_hash: str
     model_hash: str
+    learned: Learned | None = None
+    """How the texts of the data became those of the training."""
     version: str = __version__
 
 

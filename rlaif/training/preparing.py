@@ -17,13 +17,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from rlaif.data.repeats import hashed
+from rlaif.data.turns import CUE, Turns
 from rlaif.errors import UserError
 from rlaif.records import content_id
 from rlaif.store import sha256_of
 from rlaif.training.groups import Group
 from rlaif.training.intake import Intake, Report, report
+from rlaif.training.learned import Forms, Learned
 from rlaif.training.rows import DEMONSTRATION_FILES, PAIR_FILES, demonstrations, file_of, judged, pairs
-from rlaif.training.texts import Example, Template
+from rlaif.training.texts import Example, LearnedTurns, Template
 from rlaif.training.tokens import Tokens
 
 if TYPE_CHECKING:
@@ -35,7 +37,6 @@ DataKind = Literal["pairs", "judged", "demonstrations"]
 Told = Callable[[int], None]
 """Takes the number of rows read so far, every thousand rows."""
 
-_READERS = {"pairs": pairs, "judged": judged, "demonstrations": demonstrations}
 _STEP = 1000
 
 
@@ -48,6 +49,22 @@ class Prepared(NamedTuple):
     data_hash: str
     """Of what the files hold: equal data, equal hash."""
     report: Report
+    learned: Learned = Learned()
+    """The form of the texts."""
+
+
+class _Wanted(NamedTuple):
+    """How the rows of a file are read."""
+
+    kind: DataKind
+    template: Template
+    turns: LearnedTurns
+
+    def examples(self, path: str | Path, intake: Intake) -> Iterator[Example]:
+        """The rows as texts."""
+        if self.kind == "demonstrations":
+            return demonstrations(path, self.template, intake, self.turns)
+        return (pairs if self.kind == "pairs" else judged)(path, self.template, intake)
 
 
 class _Read(NamedTuple):
@@ -59,6 +76,7 @@ class _Read(NamedTuple):
     """64 bits of each group's prompt."""
     hash: str
     intake: Intake
+    learned: Learned
 
 
 def prepare(
@@ -71,45 +89,61 @@ def prepare(
     held_data: str | Path | None = None,
     limit: int | None = None,
     seed: int = 0,
+    turns: LearnedTurns = "last",
     told: Told | None = None,
 ) -> Prepared:
     """Read a file, a run's folder or a `datasets` name, and tokenize it.
 
     `holdout` is the share of the prompts that is held out, unless `held_data` names a file for that. `limit` takes only
-    so many examples (of a pair, KTO makes two). `seed` decides which mismatched completion each group of `judged` data
-    gets. Raises UserError where nothing is left to train on.
+    so many examples (of a pair, KTO makes two). `turns` says which replies of a demonstration are learned. `seed`
+    decides which mismatched completion each group of `judged` data gets. Raises UserError where nothing is left to
+    train on.
     """
-    read = _read(data, tokens, kind, template, limit, told)
+    wanted = _Wanted(kind, template, turns)
+    read = _read(data, tokens, wanted, limit, told)
     more: dict[str, Any]
-    told_of = report(read.intake, read.path, read.groups, tokens.max_length)
+    told_of = report(read.intake, read.path, read.groups, tokens.max_length, turns)
     if held_data is None:
         train, held = _parted(read, holdout)
         data_hash, more = read.hash, {"held": len(held)}
     else:
-        other = _read(held_data, tokens, kind, template, None, told)
+        other = _read(held_data, tokens, wanted, None, told)
         train, held, data_hash = read.groups, other.groups, content_id(read.hash, other.hash)
-        evaluation = report(other.intake, other.path, held, tokens.max_length)
+        evaluation = report(other.intake, other.path, held, tokens.max_length, turns)
         more = {"evaluation": evaluation, "shared": int(_member(other.prompts, read.prompts).sum())}
     if kind == "judged":
         # Those of the held-out groups come from the training data too, for one prompt alone may be held out.
         train, held = (_mismatched(groups, train, seed, tokens.max_length, read.path) for groups in (train, held))
-    return Prepared(train, held, data_hash, told_of.model_copy(update=more))
+    return Prepared(train, held, data_hash, told_of.model_copy(update=more), read.learned)
 
 
-def _read(
-    data: str | Path, tokens: Tokens, kind: DataKind, template: Template, limit: int | None, told: Told | None
-) -> _Read:
-    path = file_of(data, DEMONSTRATION_FILES if kind == "demonstrations" else PAIR_FILES)
+def _read(data: str | Path, tokens: Tokens, wanted: _Wanted, limit: int | None, told: Told | None) -> _Read:
+    path = file_of(data, DEMONSTRATION_FILES if wanted.kind == "demonstrations" else PAIR_FILES)
     file, intake = Path(path).expanduser(), Intake()
     digest = None if file.is_file() else hashlib.sha256()
-    examples = itertools.islice(_seen(_READERS[kind](path, template, intake), digest, intake, told), limit)
-    groups, prompts = [], array("Q")
+    examples = itertools.islice(_seen(wanted.examples(path, intake), digest, intake, told), limit)
+    groups: list[Group] = []
+    prompts, forms = array("Q"), Forms(tokens.template.marks[0])
     for example, group in tokens.with_examples(examples, intake):
+        if wanted.kind == "judged" and groups and _twins(groups[-1], group, example):
+            groups.pop()
+            prompts.pop()
+            intake.leave_out("same-tokens", example.line)
+            continue
         groups.append(group)
-        prompts.append(_key(example))
+        prompts.append(_key(example, wanted.turns))
+        forms.add(example)
     if not groups:
         raise intake.nothing(path)
-    return _Read(path, groups, prompts, sha256_of(file) if digest is None else digest.hexdigest(), intake)
+    data_hash = sha256_of(file) if digest is None else digest.hexdigest()
+    return _Read(path, groups, prompts, data_hash, intake, forms.learned(tokens.template_options))
+
+
+def _twins(one: Group, other: Group, example: Example) -> bool:
+    """Whether the two replies of a pair, the good one and the bad one, are the same tokens."""
+    pair, _, side = example.id.rpartition(":")
+    same = one.prompt == other.prompt and one.completions == other.completions
+    return side == "rejected" and one.id == f"{pair}:chosen" and same
 
 
 def _seen(examples: Iterator[Example], digest: Any, intake: Intake, told: Told | None) -> Iterator[Example]:
@@ -124,11 +158,21 @@ def _seen(examples: Iterator[Example], digest: Any, intake: Intake, told: Told |
         yield example
 
 
-def _key(example: Example) -> int:
-    """64 bits of a prompt; of a text that continues nothing, of the text itself."""
+def _key(example: Example, turns: LearnedTurns) -> int:
+    """64 bits of a prompt; of a text that continues nothing, of the text itself. Where all replies of a conversation
+    are learned, of what stands before the first one: they stay on one side."""
     prompt = example.prompt or example.completions[0]
+    if turns == "all":
+        prompt = _beginning(prompt)
     parts = [prompt] if isinstance(prompt, str) else [part for turn in prompt for part in turn]
     return hashed("\0".join(("held out", *parts)))
+
+
+def _beginning(prompt: str | Turns) -> str | Turns:
+    """A conversation up to its first reply."""
+    if isinstance(prompt, str):
+        return prompt.partition(CUE)[0]
+    return tuple(itertools.takewhile(lambda turn: turn.role != "assistant", prompt))
 
 
 def _parted(read: _Read, share: float) -> tuple[list[Group], list[Group]]:

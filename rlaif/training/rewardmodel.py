@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,8 +14,8 @@ from rlaif.inference.files import ADAPTER, read_json, require_ends
 from rlaif.inference.folder import Parts, load_tokenizer, model_folder, parts_of
 from rlaif.inference.opening import open_model, require_parts
 from rlaif.jsontext import loads
-from rlaif.training.texts import Template
-from rlaif.training.tokens import pad_id
+from rlaif.training.learned import Learned, learned_of
+from rlaif.training.tokens import Tokens, pad_id
 
 ADAPTER_FILE = "reward.json"
 """Of an adapter, what a whole model's config.json says about its rewards."""
@@ -27,11 +28,17 @@ class Loaded(NamedTuple):
     tokenizer: Any
     ends: frozenset[int]
     """Tokens that end a reply beside the tokenizer's own."""
-    template: Template
-    """How texts became tokens when it was trained; for models of others `auto`."""
+    learned: Learned
+    """How texts became tokens when it was trained; of models of others nothing is known."""
     max_length: int | None
     narrow: bool
     """Computes in bfloat16, as its training did; weights and rewards stay in float32."""
+
+    def tokens(self, max_length: int | None = None, template_options: Mapping[str, Any] | None = None) -> Tokens:
+        """Turns texts into what it scores, as in its training unless something else is given."""
+        options = self.learned.template_options if template_options is None else template_options
+        longest = max_length or self.max_length
+        return Tokens(self.tokenizer, max_length=longest, ends=self.ends, template_options=options)
 
 
 def load(name: str, device: str = "auto") -> Loaded:
@@ -52,10 +59,10 @@ def load(name: str, device: str = "auto") -> Loaded:
     with_gpu = device == "auto" and torch.cuda.is_available()
     trained = _trained_with(folder)
     longest = trained.get("max_length", getattr(config, "max_position_embeddings", None))
-    ends, template = ends_of(folder), trained.get("template", "auto")
+    ends = ends_of(folder)
     dtype = trained.get("dtype", "auto")
     narrow = dtype == "bfloat16" or (dtype == "auto" and with_gpu and torch.cuda.is_bf16_supported())
-    return Loaded(model.to("cuda" if with_gpu else "cpu").eval(), tokenizer, ends, template, longest, narrow)
+    return Loaded(model.to("cuda" if with_gpu else "cpu").eval(), tokenizer, ends, learned_of(folder), longest, narrow)
 
 
 def figures_of(parts: Parts) -> dict[str, float]:
@@ -93,7 +100,7 @@ def _trained_with(folder: Path) -> dict[str, Any]:
     """The settings of the training that made a model, where it was ours."""
     with contextlib.suppress(OSError, ValueError, KeyError, AttributeError):
         settings: dict[str, Any] = loads((folder / "train.json").read_text(encoding="utf-8"))["settings"]
-        return {name: settings[name] for name in ("template", "max_length", "dtype") if name in settings}
+        return {name: settings[name] for name in ("max_length", "dtype") if name in settings}
     return {}
 
 

@@ -20,12 +20,24 @@ from rlaif.data.columns import name_findings, notes_of, quoted
 from rlaif.data.opening import first_known
 from rlaif.data.repeats import hashed
 from rlaif.data.shapes import Shape, column_of, is_known, recognise
-from rlaif.data.turns import UnreadableValueError
+from rlaif.data.turns import Turns, UnreadableValueError
 from rlaif.errors import UserError, nearest
 from rlaif.samples.promptparts import PromptColumns, parts_of
 from rlaif.samples.rows import Rows
 from rlaif.training.intake import Intake
-from rlaif.training.texts import Alone, Example, Row, Sides, Template, decided, demonstrated, sides, values
+from rlaif.training.texts import (
+    Alone,
+    Example,
+    LearnedTurns,
+    Row,
+    Sides,
+    Template,
+    decided,
+    demonstrated,
+    every_reply,
+    sides,
+    values,
+)
 
 F = TypeVar("F")
 
@@ -77,8 +89,10 @@ def judged(path: str | Path, template: Template = "auto", intake: Intake | None 
             yield Example(f"{name}:{side}" if paired else name, found.prompt, (text,), _LABELS[good], line)
 
 
-def demonstrations(path: str | Path, template: Template = "auto", intake: Intake | None = None) -> Iterator[Example]:
-    """Replies to imitate, for SFT.
+def demonstrations(
+    path: str | Path, template: Template = "auto", intake: Intake | None = None, learned: LearnedTurns = "last"
+) -> Iterator[Example]:
+    """Replies to imitate, for SFT: the last of every conversation, or all of them.
 
     From `messages` (the last turn is the reply), `prompt` with `completion` or `response`, or `text` (raw, continued
     from the beginning-of-sequence token); of preference data the chosen reply, once where it stands in several pairs.
@@ -87,19 +101,37 @@ def demonstrations(path: str | Path, template: Template = "auto", intake: Intake
     intake, path, seen = intake or Intake(), file_of(path, DEMONSTRATION_FILES), set[int]()
     form: Shape | Alone
     form, rows = _shaped(path, _demonstration, _unknown_demonstration, intake)
+    turned: Template = "auto" if template == "plain" and learned == "all" else template
     if isinstance(form, Shape):
-        shown = partial(decided, shape=form, template=template)
+        shown = partial(decided, shape=form, template=turned)
     else:
-        shown = partial(demonstrated, form=form, template=template)
+        shown = partial(demonstrated, form=form, template=turned, learned=learned)
     for line, row, found in _sound(rows, shown, intake, path):
+        name = _name(row, path, line)
         if found.chosen is None:
             intake.leave_out("undesirable", line)
-        elif _cut_off(row, "chosen" if isinstance(form, Shape) and form.kind != "unpaired" else None):
+            continue
+        if _cut_off(row, "chosen" if isinstance(form, Shape) and form.kind != "unpaired" else None):
             intake.leave_out("cut-off", line)
-        elif isinstance(form, Shape) and not _new(seen, found.prompt, found.chosen):
-            intake.leave_out("repeated", line)
+            continue
+        intake.conversations += 1
+        intake.replies += 1 + (0 if isinstance(found.prompt, str) else _replies(found.prompt))
+        *earlier, last = every_reply(found, template) if learned == "all" else (found,)
+        for at, each in enumerate(earlier, start=1):
+            # Logs hold a conversation again and again as it grows: what stood before is learned once.
+            if _new(seen, each.prompt, each.chosen):
+                yield Example(f"{name}:{at}", each.prompt, (each.chosen or "",), {}, line)
+            else:
+                intake.leave_out("repeated", line)
+        new = _new(seen, last.prompt, last.chosen)
+        if new or (not isinstance(form, Shape) and learned == "last"):
+            yield Example(name, last.prompt, (last.chosen or "",), {}, line)
         else:
-            yield Example(_name(row, path, line), found.prompt, (found.chosen,), {}, line)
+            intake.leave_out("repeated", line)
+
+
+def _replies(prompt: Turns) -> int:
+    return sum(turn.role == "assistant" for turn in prompt)
 
 
 def file_of(path: str | Path, names: Sequence[str]) -> str | Path:

@@ -26,6 +26,7 @@ from rlaif.training.fitting import require_fit, require_same_vocabulary
 from rlaif.training.folder import Begun, begin, claimed, finish, going_on, remove_checkpoints, write_log
 from rlaif.training.forward import Kind, Way, answering, choose_way
 from rlaif.training.groups import Group
+from rlaif.training.learned import with_template_options
 from rlaif.training.loading import load_policy, load_reward_model, merged, weights_type
 from rlaif.training.mishaps import enough_memory, room_to_write
 from rlaif.training.preparing import DataKind, Prepared, prepare
@@ -64,6 +65,9 @@ def train(method: Method, settings: TrainSettings, told: Told, *, resume: bool =
         settings, found = resolved(settings, narrow(settings))
         if found:
             told.note(f"{', '.join(f'{name} {value:g}' for name, value in found.items())}: the usual, as none is set")
+        settings, note = with_template_options(settings, settings.data)
+        if note:
+            told.note(note)
         with claimed(settings.folder, resume):
             return _train(method, settings, told, resume)
 
@@ -82,7 +86,10 @@ def _train(method: Method, settings: TrainSettings, told: Told, resume: bool) ->
     if start.size > _LARGE:
         told.note(f"hashing {start.size / 1e9:.0f} GB of weights")
     weights, source = start.hash(), _checked_reference(settings, tokenizer, groups)
-    begun = Begun(method=method, settings=settings.plain(), data_hash=prepared.data_hash, model_hash=weights)
+    begun = Begun(
+        method=method, settings=settings.plain(), data_hash=prepared.data_hash, model_hash=weights,
+        learned=prepared.learned,
+    )  # fmt: skip
     checkpoint = going_on(settings.folder, begun) if resume else None
     kind: Kind = "rewards" if method == "reward" else "logps"
     model = load_reward_model(settings, pad_id(tokenizer)) if kind == "rewards" else load_policy(settings)
@@ -107,7 +114,8 @@ def _train(method: Method, settings: TrainSettings, told: Told, resume: bool) ->
 
 def _prepared(method: Method, settings: TrainSettings, start: Start, tokenizer: Any, told: Told) -> Prepared:
     """The data, and what there is to say of them."""
-    tokens = Tokens(tokenizer, max_length=settings.max_length, ends=ends_of(start.weights))
+    options, ends = settings.template_options, ends_of(start.weights)
+    tokens = Tokens(tokenizer, max_length=settings.max_length, ends=ends, template_options=options)
     kinds: dict[Method, DataKind] = {"sft": "demonstrations", "reward": "pairs", "dpo": "pairs"}
     kind: DataKind = "judged" if isinstance(settings, DpoSettings) and settings.loss == "kto" else kinds[method]
     prepared = prepare(
@@ -119,10 +127,15 @@ def _prepared(method: Method, settings: TrainSettings, start: Start, tokenizer: 
         held_data=settings.held_data,
         limit=settings.limit,
         seed=settings.seed,
+        turns=settings.turns if isinstance(settings, SftSettings) else "last",
         told=_now_and_then(told),
     )
     for line in prepared.report.lines():
         told.note(line)
+    if settings.template == "auto" and tokens.template.exists and prepared.learned.template in ("text", "plain"):
+        told.note(
+            "the data are texts, and the model has a chat template: it is trained without it (`template: chat` uses it)"
+        )
     if len(prepared.train) < settings.batch_size:
         told.note(f"only {len(prepared.train)} rows: each step takes all of them, not {settings.batch_size}")
     return prepared

@@ -21,10 +21,11 @@ from rlaif.training.batches import lay_out, split
 from rlaif.training.forward import Way, choose_way, compute, mean_of
 from rlaif.training.groups import Group
 from rlaif.training.intake import Intake
+from rlaif.training.learned import Learned
 from rlaif.training.responses import USUAL, Answered, Columns, responses
 from rlaif.training.rewardfigures import Figures, Scored, Tally
 from rlaif.training.rewardmodel import Loaded, load
-from rlaif.training.texts import Template
+from rlaif.training.texts import Example, Template
 from rlaif.training.tokens import Tokens
 
 _ROWS = 5_000
@@ -148,6 +149,7 @@ def score(
     output: Path | None = None,
     columns: Columns = USUAL,
     template: Template | None = None,
+    template_options: Mapping[str, Any] | None = None,
     max_length: int | None = None,
     tokens: int = 8192,
     limit: int | None = None,
@@ -158,14 +160,14 @@ def score(
 ) -> Figures:
     """Score the responses of a file by the reward model `name`, write a row for each to `output`, and sum them up.
 
-    `template` and `max_length` are those of the model's training unless they are given. Raises UserError for what the
-    user can mend, ModelError where a reward is no number.
+    `template`, `template_options` and `max_length` are those of the model's training unless they are given. Raises
+    UserError for what the user can mend, ModelError where a reward is no number.
     """
     loaded = load(name, device)
-    intake = Intake()
-    rows = responses(data, template or loaded.template, intake, columns)
-    limits = Tokens(loaded.tokenizer, max_length=max_length or loaded.max_length, ends=loaded.ends)
-    scorer = _Scorer(loaded, limits, intake, tokens, centered)
+    intake, learned = Intake(), loaded.learned.asked(template)
+    rows = responses(data, learned.reading, intake, columns)
+    limits = loaded.tokens(max_length, template_options)
+    scorer = _Scorer(loaded, limits, learned, intake, tokens, centered)
     tally = Tally(top)
     with contextlib.ExitStack() as stack:
         file = None
@@ -196,8 +198,10 @@ def _nothing(intake: Intake, data: str | Path) -> UserError:
 class _Scorer:
     """Rows in, their rewards out; how the model computes them is found out once."""
 
-    def __init__(self, loaded: Loaded, limits: Tokens, intake: Intake, tokens: int, centered: bool) -> None:
-        self._model, self._limits, self._intake = loaded.model, limits, intake
+    def __init__(
+        self, loaded: Loaded, limits: Tokens, learned: Learned, intake: Intake, tokens: int, centered: bool
+    ) -> None:
+        self._model, self._limits, self._learned, self._intake = loaded.model, limits, learned, intake
         self._how: dict[str, Any] = {"tokens": tokens, "centered": centered, "narrow": loaded.narrow}
 
     def scored(self, rows: Sequence[Answered]) -> list[list[Scored | None]]:
@@ -206,7 +210,7 @@ class _Scorer:
         examples = (
             dataclasses.replace(example, id=f"{at} {number}")
             for at, number in places
-            if (example := rows[at].replies[number].example) is not None
+            if (example := self._as_learned(rows[at].replies[number].example)) is not None
         )
         groups = {example.id: group for example, group in self._limits.with_examples(examples, self._intake)}
         rewards = self._rewards(rows, groups)
@@ -215,6 +219,16 @@ class _Scorer:
             for (key, group), reward in zip(groups.items(), rewards, strict=True)
         }
         return [[scored.get(f"{at} {number}") for number in range(len(row.replies))] for at, row in enumerate(rows)]
+
+    def _as_learned(self, example: Example | None) -> Example | None:
+        """A conversation as text, for a model that learned prompts and responses as text."""
+        if example is None or isinstance(example.prompt, str) or self._learned.template != "text":
+            return example
+        found = self._learned.example(example.id, example.prompt, example.completions[0])
+        if found is None:
+            self._intake.leave_out("no-form", example.line)
+            return None
+        return dataclasses.replace(found, line=example.line)
 
     def _rewards(self, rows: Sequence[Answered], groups: Mapping[str, Group]) -> list[float]:
         rewards = rewards_apart(self._model, list(groups.values()), **self._how)

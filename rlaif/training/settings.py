@@ -48,6 +48,8 @@ class CommonSettings(Record):
     """Model to start from: a folder, a hub name, or a shipped model."""
     output: str = Field(min_length=1)
     """Folder for the trained model, its card, curves and checkpoints."""
+    template_options: dict[str, JsonValue] = Field(default_factory=dict)
+    """Passed to the chat template, for instance {enable_thinking: false}; none given takes those of the data's run."""
     tokens: int = Field(8192, ge=64)
     """Most tokens of one forward pass of a process: the bigger, the more memory. The result stays the same."""
     learning_rate: float | None = Field(None, gt=0)
@@ -144,6 +146,9 @@ class SftSettings(TrainSettings):
     """Supervised fine-tuning on demonstrations: revisions, chosen answers, or anybody's."""
 
     method, usual_rate = "sft", 2e-5
+
+    turns: Literal["last", "all"] = "last"
+    """Which replies of a conversation are learned: the last one, or all, each behind what stands before it."""
 
 
 class RewardSettings(TrainSettings):

@@ -20,6 +20,8 @@ _PATHS = (
 )  # fmt: skip
 """Settings that may be paths."""
 _ENVIRONMENT = "RLAIF_TRAIN_"
+_MAPPING = "template_options"
+"""Settings of this name hold keys that are not ours to know."""
 
 
 Settings = TypeVar("Settings", bound=CommonSettings)
@@ -50,7 +52,11 @@ def load_settings(
             source = _with(source, known[name], given, known[name].flag)
     for text in pairs:
         place, value = _pair(text, {".".join(name): name for name in known})
-        source = _with(source, known[place], value, f"--set {'.'.join(place)}")
+        where = f"--set {'.'.join(place)}"
+        if place in known:
+            source = _with(source, known[place], value, where)
+        else:  # a key of a mapping, whose values are of any kind
+            source = source.with_value(place, _plain(value), where)
     refuse_all(find_problems(source, kind))
     return kind.model_validate(source.data)
 
@@ -92,17 +98,24 @@ def _pair(text: str, known: Mapping[str, tuple[str, ...]]) -> tuple[tuple[str, .
     name, equals, value = text.partition("=")
     if not equals:
         raise UserError(f"`{text}` is not key=value", where="--set", mend="for instance --set beta=0.1")
+    group, dot, key = name.strip().rpartition(".")
+    if dot and group in known and known[group][-1] == _MAPPING:
+        return (*known[group], key), value
     if name.strip() not in known:
         raise UserError(f"no setting `{name.strip()}`", where="--set", mend=nearest(name.strip(), known))
     return known[name.strip()], value
 
 
+def _plain(value: str) -> object:
+    try:
+        return plain_yaml(value)
+    except ValueError:
+        return value
+
+
 def _with(source: Source, setting: Setting, value: str, where: str) -> Source:
     """A text from outside, read as YAML where that gives a list; a list may also be written with commas alone."""
-    try:
-        parsed = plain_yaml(value)
-    except ValueError:
-        parsed = value
+    parsed = _plain(value)
     if not isinstance(parsed, list | dict):
         listed = get_origin(setting.field.annotation) is tuple
         parsed = [part.strip() for part in value.split(",") if part.strip()] if listed else value

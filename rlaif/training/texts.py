@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -94,8 +94,15 @@ def sides(row: Row, shape: Shape, template: Template) -> Sides:
     return Sides(prompt, _after(prompt, chosen, reading.chosen), _after(prompt, rejected, reading.rejected))
 
 
-def demonstrated(row: Row, form: Alone, template: Template) -> Sides:
-    """The texts of a demonstration. Raises UnreadableValueError as `sides` does."""
+LearnedTurns = Literal["last", "all"]
+"""Which replies of a conversation are learned."""
+
+
+def demonstrated(row: Row, form: Alone, template: Template, learned: LearnedTurns = "last") -> Sides:
+    """The texts of a demonstration. Raises UnreadableValueError as `sides` does.
+
+    Where all replies are learned, a turn of the user at the end is no more than a reply that is missing.
+    """
     if form.column not in row:
         raise UnreadableValueError("missing")
     value = row[form.column]
@@ -108,10 +115,22 @@ def demonstrated(row: Row, form: Alone, template: Template) -> Sides:
     turns = turns_of(value, "assistant", reading.odd.add)
     if form.kind == "text" and (template != "chat" or len(turns) == 1):
         return _text(value)
-    if turns[-1].role != "assistant":
+    if learned == "all" and turns[-1].role == "user":
+        turns = turns[:-1]
+    if not turns or turns[-1].role != "assistant":
         raise UnreadableValueError("role-order")
     reading.prompt, reading.chosen = turns[:-1], turns[-1].content
     return _spoken(_checked(reading), template)
+
+
+def every_reply(found: Sides, template: Template) -> Iterator[Sides]:
+    """Each reply in a conversation with what stands before it, the last one, which `found` is about, at the end."""
+    if not isinstance(found.prompt, str):
+        for at, turn in enumerate(found.prompt):
+            if turn.role == "assistant" and turn.content.strip():
+                yield _spoken(Reading(found.prompt[:at], turn.content, None), template)
+        found = _spoken(Reading(found.prompt, found.chosen, None), template)
+    yield found
 
 
 def values(row: Row, shape: Shape, path: str | Path, line: int) -> Mapping[str, float]:

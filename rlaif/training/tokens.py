@@ -1,8 +1,10 @@
 """From texts to token ids, the same ones that TRL's trainers make.
 
 Prompt and completion are tokenized together, as one text, and the prompt is what this shares with the prompt alone: a
-tokenizer may merge the end of a prompt with the beginning of a completion, and a chat template may write the prompt
-otherwise when a reply follows. What of the prompt is lost like that is counted.
+tokenizer may merge the end of a prompt with the beginning of a completion. What of the prompt is lost like that is
+counted. A conversation's prompt is the text that the model is asked with, its cue included, and the completion is what
+the chat template adds to it (see `rlaif.inference.chat_template`); TRL differs where the template writes the prompt
+otherwise once a response follows.
 
 Every completion ends with an end-of-sequence token, or a model would not learn to stop. Raw text gets the tokenizer's.
 Chat templates bring their own; what a template writes after it (ChatML a line break) stays, as in TRL, so that the ids
@@ -15,10 +17,13 @@ from __future__ import annotations
 import itertools
 import re
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
+from rlaif.data.turns import Turns
 from rlaif.errors import UserError
+from rlaif.inference.chat_template import ChatTemplate, UnwritableError
+from rlaif.training.endings import Endings
 from rlaif.training.groups import Group
 from rlaif.training.intake import Intake
 from rlaif.training.texts import Example
@@ -29,7 +34,21 @@ _CHUNK = 2_000
 """Examples whose texts are tokenized at once: a fast tokenizer shares them out among the cores."""
 _TAIL = 4
 """Tokens at the end of a completion among which its end token is looked for."""
+_MERGED = 2
+"""Tokens that a chat template's prompt may lose to a merge with what follows."""
 _UNUSED = ("pad", "reserved", "unused", "extra_id", "dummy", "placeholder")
+
+
+class _Texts(NamedTuple):
+    """A row as the tokenizer gets it."""
+
+    prompt: str
+    completions: tuple[str, ...]
+
+    @property
+    def all(self) -> list[str]:
+        """The prompt, and the prompt with each completion."""
+        return [self.prompt, *(self.prompt + text for text in self.completions)]
 
 
 class Tokens:
@@ -41,17 +60,30 @@ class Tokens:
     alone is too long, the row is left out.
     """
 
-    def __init__(self, tokenizer: Any, *, max_length: int | None = None, ends: Iterable[int] = ()) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        *,
+        max_length: int | None = None,
+        ends: Iterable[int] = (),
+        template_options: Mapping[str, Any] | None = None,
+    ) -> None:
         """`ends` are tokens that end a reply beside the tokenizer's own: those of the model's generation config.
+        `template_options` go to the chat template.
 
-        Raises UserError for a tokenizer without an end-of-sequence token.
+        Raises UserError for a tokenizer without an end-of-sequence token, or with several chat templates and no choice.
         """
         self.tokenizer, self.max_length = tokenizer, max_length
+        self.template_options = dict(template_options or {})
         self._bos, self._eos = tokenizer.bos_token_id, tokenizer.eos_token_id
         if self._eos is None:
             mend = "set `eos_token` in its tokenizer_config.json"
             raise UserError("the tokenizer has no end-of-sequence token", where=self._name, mend=mend)
         self._ends = frozenset({*ends, self._eos})
+        self.template = ChatTemplate(tokenizer, template_options, ends=self._ends)
+        self._endings = {
+            formatted: Endings(self.template, tokenizer.bos_token, formatted=formatted) for formatted in (False, True)
+        }
         self._blanks: dict[tuple[int, ...], bool] = {}
 
     @property
@@ -74,69 +106,92 @@ class Tokens:
     def _chunk(self, chunk: Sequence[Example], spoken: bool, intake: Intake) -> Iterator[tuple[Example, Group]]:
         written = [(example, self._written(example, intake)) for example in chunk]
         rows = [(example, texts) for example, texts in written if texts is not None]
-        ids = self._encoded([text for _, texts in rows for text in texts], spoken)
+        ids = self._encoded([text for _, texts in rows for text in texts.all], spoken)
         for example, texts in rows:
-            prompt, *joint = itertools.islice(ids, len(texts))
-            group = self._group(example, prompt, joint, intake)
+            prompt, *joint = itertools.islice(ids, 1 + len(texts.completions))
+            group = self._group(example, texts, prompt, joint, intake)
             if group is not None:
                 intake.prompts.append(len(group.prompt))
                 intake.completions.extend(map(len, group.completions))
                 yield example, group
 
-    def _written(self, example: Example, intake: Intake) -> list[str] | None:
-        """The prompt as the tokenizer gets it, and the prompt with each completion."""
+    def _written(self, example: Example, intake: Intake) -> _Texts | None:
+        """The prompt and its completions as texts; None where the row is of no use."""
         prompt = example.prompt
-        if isinstance(prompt, str):
-            end = self.tokenizer.eos_token
-            ended = (text if text.endswith(end) else text + end for text in example.completions)
-            return [prompt, *(prompt + text for text in ended)]
-        if not getattr(self.tokenizer, "chat_template", None):
+        if not isinstance(prompt, str) and not self.template.exists:
             mend = "set `template: plain`, or save a chat_template.jinja beside it"
             raise UserError(
                 "the tokenizer has no chat template, and the data are messages", where=self._name, mend=mend
             )
-        turns = [turn._asdict() for turn in prompt]
-        return self._rendered(turns, example, intake)
-
-    def _rendered(self, turns: list[dict[str, str]], example: Example, intake: Intake) -> list[str] | None:
-        from jinja2 import TemplateError
-
-        def render(messages: list[dict[str, str]], **more: bool) -> str:
-            return str(self.tokenizer.apply_chat_template(messages, tokenize=False, **more))
-
-        try:
-            cue = render(turns, add_generation_prompt=True)
-            replies = ([*turns, {"role": "assistant", "content": text}] for text in example.completions)
-            return [cue, *map(render, replies)]
-        except (TemplateError, ValueError) as error:
-            intake.leave_out("template", example.line)
-            intake.note(f"the chat template refuses a conversation: {str(error).strip().partition(chr(10))[0][:120]}")
+        replies = self._without_ends(example, intake) if prompt else example.completions
+        if replies is None:
             return None
+        if isinstance(prompt, str):
+            end = self.tokenizer.eos_token
+            return _Texts(prompt, tuple(text if text.endswith(end) else text + end for text in replies))
+        return self._rendered(example, prompt, replies, intake)
+
+    def _without_ends(self, example: Example, intake: Intake) -> tuple[str, ...] | None:
+        """The replies without end tokens as text; None where one holds a special token, or nothing else."""
+        formatted = isinstance(example.prompt, str) and self._endings[False].format(example.prompt)
+        endings = self._endings[formatted]
+        cut = tuple(map(endings.cut, example.completions))
+        if any(map(endings.within, cut)):
+            intake.leave_out("special-token", example.line)
+            intake.note(f"a special token in a reply: `{next(filter(None, map(endings.within, cut)))}`")
+            return None
+        changed = [text for text, before in zip(cut, example.completions, strict=True) if text != before]
+        if not all(text.strip() for text in changed):
+            intake.leave_out("empty-reply", example.line)
+            return None
+        intake.unended += len(changed)
+        return cut
+
+    def _rendered(self, example: Example, turns: Turns, replies: Sequence[str], intake: Intake) -> _Texts | None:
+        try:
+            prompt = self.template.prompt(turns)
+            found = [self.template.completion(turns, prompt, reply) for reply in replies]
+        except UnwritableError as error:
+            intake.leave_out(error.fault, example.line)
+            if error.why:
+                intake.note(f"the chat template refuses a conversation: {error.why}")
+            return None
+        intake.apart += any(each.written == "apart" for each in found)
+        intake.thoughtless += any(each.written == "thoughtless" for each in found)
+        intake.thoughts += any(each.written == "thought" for each in found)
+        return _Texts(prompt, tuple(each.text for each in found))
 
     def _encoded(self, texts: list[str], spoken: bool) -> Iterator[list[int]]:
         """Token ids of texts. A chat template has written all special tokens; raw text gets the tokenizer's usual."""
         if not texts:
             return iter(())
         each = list(dict.fromkeys(texts))  # pairs of one prompt repeat it, and their completions
-        only_ids = {"return_attention_mask": False, "return_token_type_ids": False}
-        ids = self.tokenizer(text=each, add_special_tokens=not spoken, **only_ids)["input_ids"]
+        ids = self.template.ids(each, raw=not spoken)
         return map(dict(zip(each, ids, strict=True)).__getitem__, texts)
 
-    def _group(self, example: Example, prompt: Ids, joint: list[list[int]], intake: Intake) -> Group | None:
+    def _group(
+        self, example: Example, texts: _Texts, prompt: Ids, joint: list[list[int]], intake: Intake
+    ) -> Group | None:
         shared = min(_common(prompt, ids) for ids in joint)
+        head, tails = prompt[:shared], [ids[shared:] for ids in joint]
         merged = shared < len(prompt)
-        head = prompt[:shared]
+        if len(prompt) - shared > _MERGED and not isinstance(example.prompt, str):
+            head, tails, merged = prompt, self.template.ids(texts.completions), False
+            intake.separate += 1
         if not head:
             if self._bos is None:
                 intake.leave_out("no-start", example.line)
                 return None
             head = [self._bos]
-        tails = [ids[shared:] for ids in joint]
+            tails = [ids[1:] if ids[:1] == head else ids for ids in tails]  # a text may bring its own start
         if not all(tails):
             intake.leave_out("no-completion", example.line)
             return None
         endless = [not self._ends_well(ids) for ids in tails]
         tails = [[*ids, self._eos] if add else ids for ids, add in zip(tails, endless, strict=True)]
+        if len(tails) > 1 and all(ids == tails[0] for ids in tails):
+            intake.leave_out("same-tokens", example.line)
+            return None
         fitted = self._fitted(head, tails, intake)
         if fitted is None:
             intake.leave_out("too-long", example.line)

@@ -37,17 +37,18 @@ def use(method: str, settings: CommonSettings, chat: bool) -> str:
         lines.append(f'model = PeftModel.from_pretrained(base, "{name}").eval()')
     else:
         lines.append(f'model = {kind}.from_pretrained("{name}").eval()')
-    lines += ["", *(_scored(chat) if method == "reward" else _asked(chat))]
+    options = "".join(f", {name}={value!r}" for name, value in settings.template_options.items())
+    lines += ["", *(_scored(chat, options) if method == "reward" else _asked(chat, options))]
     text = "\n".join(["```python", *lines, "```"])
     if method == "reward":
         return f"{text}\n\n`rlaif score --model {name} --data FILE` does it for a file of responses."
     return text
 
 
-def _scored(chat: bool) -> Iterator[str]:
+def _scored(chat: bool, options: str) -> Iterator[str]:
     if chat:
         yield 'messages = [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]'
-        yield "text = tokenizer.apply_chat_template(messages, tokenize=False)"
+        yield f"text = tokenizer.apply_chat_template(messages, tokenize=False{options})"
         yield 'ids = tokenizer(text, add_special_tokens=False, return_tensors="pt")'
     else:
         yield 'prompt, response = "...", "..."'
@@ -55,10 +56,10 @@ def _scored(chat: bool) -> Iterator[str]:
     yield 'reward = model(input_ids=ids["input_ids"], attention_mask=ids["attention_mask"]).logits[0, 0].item()'
 
 
-def _asked(chat: bool) -> Iterator[str]:
+def _asked(chat: bool, options: str) -> Iterator[str]:
     if chat:
         yield 'messages = [{"role": "user", "content": "..."}]'
-        yield "text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)"
+        yield f"text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False{options})"
         yield 'ids = tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]'
     else:
         yield 'ids = tokenizer("...", return_tensors="pt")["input_ids"]'

@@ -51,6 +51,21 @@ def said(group: Group, at: int) -> str:
     return str(TOKENIZER.decode(list(group.completions[at]), skip_special_tokens=True)).strip()
 
 
+@pytest.mark.sibling("good-and-bad-reply-of-the-same-tokens")
+def test_a_good_and_a_bad_reply_of_the_same_tokens_are_left_out(tmp_path: Path) -> None:
+    from tokenizers import normalizers
+
+    folding = bpe(WORDS, CHATML, eos="<|im_end|>")
+    folding.backend_tokenizer.normalizer = normalizers.Lowercase()
+    rows = [
+        {"prompt": [user(f"{at}?")], "chosen": [assistant("Yes.")], "rejected": [assistant(other)]}
+        for at, other in enumerate(["yes.", "No.", "Never."])
+    ]
+    made = prepare(write_jsonl(tmp_path / "rows.jsonl", rows), Tokens(folding), "judged")
+    assert len(made.train) == 4
+    assert {each.reason: each.count for each in made.report.left_out} == {"same-tokens": 1}
+
+
 def test_all_rows_in_their_order(tmp_path: Path) -> None:
     rows = rows_of(5)
     made = prepare(write_jsonl(tmp_path / "rows.jsonl", rows), TOKENS)

@@ -183,7 +183,7 @@ def test_limit_and_what_the_training_did(folder: Path, plain: Plain, tmp_path: P
     settings = {"template": "plain", "max_length": 60, "model": "x"}
     (other / "train.json").write_text(json.dumps({"method": "reward", "settings": settings}))
     loaded = load(str(other))
-    assert (loaded.template, loaded.max_length) == ("plain", 60)
+    assert (loaded.learned.template, loaded.max_length) == ("plain", 60)
     rows = [{"prompt": _turn("Hi"), "response": reply} for reply in REPLIES]
     (found,) = _rewards(other, rows[1:], limit=1)
     text = f"\n\nHuman: Hi\n\nAssistant: No.{plain.tokenizer.eos_token}"

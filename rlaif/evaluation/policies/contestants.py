@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 from typing import NamedTuple
+
+from pydantic import JsonValue
 
 from rlaif.addresses import SECRET_IN_URL, secret_in, shown_url
 from rlaif.errors import UserError
 from rlaif.inference.folder import model_folder
-from rlaif.settings import ModelSettings
+from rlaif.settings import ModelSettings, RunSettings
+from rlaif.training.learned import asked_options
 
 _NAMED = re.compile(r"(?P<name>[A-Za-z0-9][\w.+-]*)=(?P<thing>.+)", re.DOTALL)
 _FILES = (".jsonl", ".json", ".parquet", ".csv")
@@ -55,14 +58,29 @@ Served = Callable[[str], str]
 """The one model of the server at a URL."""
 
 
+Options = Mapping[str, JsonValue] | None
+"""What a chat template is given; None where nothing is said."""
+
+
+def options_of(run: RunSettings | None) -> Options:
+    """What the chat template of a run's policy is given."""
+    return run.policy.template_options if run is not None and run.policy is not None else None
+
+
 def contestants(
-    given: Sequence[str], *, api_key_env: str | None = None, served: Served | None = None
+    given: Sequence[str],
+    *,
+    api_key_env: str | None = None,
+    served: Served | None = None,
+    template_options: Options = None,
+    of_run: Options = None,
 ) -> tuple[Contestant, ...]:
     """The policies that texts name, in their order.
 
     A text is a model (a shipped name, a folder, an adapter's folder, a hub name), `http://host:port/v1#model` for one
     on a server, or a file of answers; `name=...` before it names it. The others get the shortest tails of their paths
-    that tell them apart. `served` finds the model of a server where no `#model` says it.
+    that tell them apart. `served` finds the model of a server where no `#model` says it. `template_options` go to the
+    chat template of every model; without them each is asked as it was trained, or as in the run.
 
     Raises UserError where two have one name or a path is not there.
     """
@@ -76,7 +94,16 @@ def contestants(
             other = parsed[names.index(name)].thing
             what = f"two policies are called `{name}` ({other} and {parsed[at].thing})"
             raise UserError(what, where=_WHERE, mend=f"give them names: first={other} second={parsed[at].thing}")
-    return tuple(_contestant(name, each.thing, api_key_env, served) for name, each in zip(names, parsed, strict=True))
+    found = (_contestant(name, each.thing, api_key_env, served) for name, each in zip(names, parsed, strict=True))
+    return tuple(_with_options(each, template_options, of_run) for each in found)
+
+
+def _with_options(contestant: Contestant, given: Options, of_run: Options) -> Contestant:
+    if contestant.model is None:
+        return contestant
+    local = "" if contestant.model.base_url is not None else contestant.model.model
+    options = asked_options(local, given, of_run)
+    return replace(contestant, model=contestant.model.model_copy(update={"template_options": options}))
 
 
 def _parsed(text: str) -> _Given:

@@ -31,7 +31,7 @@ from rlaif.scores.grades import score_question
 if TYPE_CHECKING:
     from rlaif.evaluation.policies.tables import Tables
 
-_UNTOLD = {"judge", "max_failed", "prompts", "kl"}
+_UNTOLD = {"judge", "max_failed", "prompts", "kl", "template_options"}
 
 
 class Facts(NamedTuple):

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from rlaif.errors import ModelError
 from rlaif.evaluation.intervals import average
@@ -21,8 +21,10 @@ from rlaif.evaluation.policies.contestants import Contestant
 from rlaif.evaluation.policies.settings import EvaluateSettings
 from rlaif.evaluation.report import Estimate
 from rlaif.inference.ask import Progress, Tally
+from rlaif.inference.chat_template import ChatTemplate, UnwritableError
 from rlaif.inference.folder import load_tokenizer, model_folder, parts_of
-from rlaif.records import Message, Messages, Prompt, Record, Sample, content_id
+from rlaif.records import Messages, Prompt, Record, Sample, content_id
+from rlaif.samples.plan import with_system
 from rlaif.store import Table
 
 STAGE = "distance"
@@ -162,16 +164,23 @@ def _compute(
     from rlaif.training.batches import lay_out, split
     from rlaif.training.forward import choose_way, compute
     from rlaif.training.groups import Group
+    from rlaif.training.tokens import end_ids
 
     assert model.contestant.model is not None
     place = place_of(model.contestant.model.device)
     tokenizer, network = read_model(model_folder(model.contestant.model.model), place)
+    options, ends = model.contestant.model.template_options, end_ids(network.generation_config)
+    template = ChatTemplate(tokenizer, options, ends=ends)
     groups: list[Group] = []
     members: list[list[Sample]] = []
     for prompt, samples in _by_prompt(answers).values():
-        asked = _prompt_ids(tokenizer, prompt.messages, settings.system)
-        groups.append(Group(prompt.id, asked, tuple(_answer_ids(tokenizer, each) for each in samples)))
+        asked = _prompt_ids(template, prompt.messages, settings.system)
+        if asked is None:
+            continue
+        groups.append(Group(prompt.id, asked, tuple(_answer_ids(template, each) for each in samples)))
         members.append(samples)
+    if not groups:
+        return
     way = choose_way(network, groups, "logps", temperature=settings.temperature)
     for part in split(groups, _TOKENS, way.layout):
         if halted.is_set():
@@ -197,20 +206,20 @@ def _by_prompt(answers: Sequence[tuple[Prompt, Sample]]) -> Mapping[str, tuple[P
     return found
 
 
-def _prompt_ids(tokenizer: Any, messages: Messages, system: str | None) -> list[int]:
-    """As the policy was asked: see `rlaif.samples.plan` and `rlaif.inference.loaded`."""
-    if system and messages[0].role != "system":
-        messages = (Message(role="system", content=system), *messages)
-    turns = [{"role": message.role, "content": message.content} for message in messages]
-    text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+def _prompt_ids(template: ChatTemplate, messages: Messages, system: str | None) -> list[int] | None:
+    """As the policy was asked: see `rlaif.samples.plan`. None where this model's template cannot write the prompt."""
+    try:
+        (ids,) = template.ids([template.prompt(with_system(messages, system))])
+    except UnwritableError:
+        return None
+    return ids
 
 
-def _answer_ids(tokenizer: Any, sample: Sample) -> list[int]:
+def _answer_ids(template: ChatTemplate, sample: Sample) -> list[int]:
     """The tokens of an answer, with the one that ends it where it ended by itself."""
-    ids = list(tokenizer(sample.text, add_special_tokens=False)["input_ids"])
+    (ids,) = template.ids([sample.text])
     ended = sample.finish_reason == "stop" or not ids
-    return [*ids, int(tokenizer.eos_token_id)] if ended else ids
+    return [*ids, template.end_id] if ended else ids
 
 
 def log_of(folder: Path, name: str) -> Path:

@@ -38,9 +38,18 @@ def doubts(known: Known) -> tuple[str, ...]:
     """The warnings, a sentence each."""
     return tuple(
         text
-        for part in (_labeller, _kin, _unknown_judge, _silent, _few, _lengths, _cut, _missing, _seen, _twins)
+        for part in (_raw, _labeller, _kin, _unknown_judge, _silent, _few, _lengths, _cut, _missing, _seen, _twins)
         for text in part(known)
     )
+
+
+def _raw(known: Known) -> Iterator[str]:
+    for player in known.players:
+        if known.lineages.get(player.name, Lineage()).raw:
+            yield (
+                f"`{player.name}` was trained on texts without its chat template, and is asked in that: train it with "
+                "`template: chat`"
+            )
 
 
 def _labeller(known: Known) -> Iterator[str]:

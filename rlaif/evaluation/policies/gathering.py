@@ -17,7 +17,7 @@ from rlaif.inference.ask import Tally, ask
 from rlaif.inference.source import LazyModel, model_name
 from rlaif.records import Failure, Prompt, Sample, content_id
 from rlaif.samples.inputs import Oddities, read_prompts
-from rlaif.samples.plan import GIVEN, sample_questions, sample_record
+from rlaif.samples.plan import GIVEN, rehearsals, sample_questions, sample_record
 from rlaif.store import Table
 
 
@@ -144,7 +144,10 @@ async def drawn_answers(
     Raises ModelError where the model cannot go on, or gives no answer at all.
     """
     assert contestant.model is not None
-    source = LazyModel(contestant.model, log=log_of(folder, contestant.name), say=watch.note)
+    source = LazyModel(
+        contestant.model, log=log_of(folder, contestant.name), say=watch.note,
+        rehearsals=lambda: rehearsals(prompts[:1], settings.system, "system"),
+    )  # fmt: skip
     policy = settings.drawn_from(contestant.model.model)
     stage = f"sample {contestant.name}"
     watch.begin(stage, len(prompts) * settings.samples)

@@ -15,6 +15,7 @@ from rlaif.jsontext import loads
 from rlaif.resources import shipped_model
 from rlaif.samples.inputs import read_prompts
 from rlaif.samples.rows import read_rows
+from rlaif.training.learned import learned_of
 from rlaif.yamlcore import plain_yaml
 
 _DEEPEST = 5
@@ -33,6 +34,8 @@ class Lineage(NamedTuple):
     """Files that it, or what it started from, was trained on."""
     bases: tuple[str, ...] = ()
     """Models that it was made from."""
+    raw: bool = False
+    """Its own training was on texts without a chat template."""
 
 
 def lineage_of(model: str) -> Lineage:
@@ -60,7 +63,8 @@ def _lineage(model: str, depth: int) -> Lineage:
         bases.append(start)
         under = _lineage(start, depth - 1)
         judges, bases, data = judges | under.judges, [*bases, *under.bases], [*data, *under.data]
-    return Lineage(frozenset(judges), tuple(dict.fromkeys(data)), tuple(dict.fromkeys(bases)))
+    raw = learned_of(folder).template in ("text", "plain")
+    return Lineage(frozenset(judges), tuple(dict.fromkeys(data)), tuple(dict.fromkeys(bases)), raw)
 
 
 def _settings(folder: Path) -> Mapping[str, Any]:

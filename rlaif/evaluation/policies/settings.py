@@ -31,6 +31,8 @@ class EvaluateSettings(Record):
     """Another seed draws other answers."""
     system: str | None = None
     """System message put before every prompt that has none."""
+    template_options: dict[str, JsonValue] | None = None
+    """Passed to the policies' chat templates; none takes those of each one's training, else those of the run."""
     compare: CompareSettings = _COMPARE
     """How the judge is asked; pairs are always shown in both orders, and without critiques."""
     pair: PairSettings = PairSettings()

@@ -22,8 +22,8 @@ def doubts(gold: Gold | None, best_of_n: BestOfN | None, *, raw: bool = False) -
     found = list(_gold(gold)) if gold is not None else []
     if raw:
         found.append(
-            "the model was trained on raw text, and conversations are given to it in its chat template: "
-            "for dialogues try --template plain"
+            "the model was trained on raw text, and conversations are given to it in its chat template: train it with "
+            "`template: chat`, or for dialogues try --template plain"
         )
     return (*found, *(_best_of(best_of_n) if best_of_n is not None else ()))
 

@@ -103,7 +103,7 @@ class RewardReport(Record):
     folder: str
     """Folder or hub name, as it was given."""
     template: str = "chat"
-    """How conversations became texts: `chat` by the chat template, `plain` as a dialogue."""
+    """How conversations became texts: `chat` by the chat template, `plain` as a dialogue, `text` as they stand."""
     warnings: tuple[str, ...]
     """What speaks against the model, or against believing the figures; most important first."""
     gold: Gold | None

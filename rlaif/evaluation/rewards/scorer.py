@@ -7,15 +7,16 @@ training: by the chat template, or, for one trained on dialogues as text, as suc
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from rlaif.data.turns import Turn, transcript
+from pydantic import JsonValue
+
+from rlaif.data.turns import Turn
 from rlaif.errors import ModelError, UserError
 from rlaif.inference.folder import identity
-from rlaif.jsontext import loads
 from rlaif.records import Messages, content_id
+from rlaif.training.learned import learned_of
 
 if TYPE_CHECKING:
     from rlaif.training.groups import Group
@@ -52,18 +53,21 @@ class RewardModel:
         folder: str,
         *,
         template: Template | None = None,
+        template_options: Mapping[str, Any] | None = None,
         max_length: int | None = None,
         tokens: int = 8192,
         device: Literal["auto", "cpu"] = "auto",
     ) -> None:
-        """`folder` may be a hub name. `template` and `max_length` are those of the training unless they are given
-        (`auto` and `chat`: the chat template; `plain`: dialogues as text); `tokens` is what fits into memory at once.
+        """`folder` may be a hub name. `template`, `template_options` and `max_length` are those of the training unless
+        they are given (`auto` and `chat`: the chat template; `plain`: dialogues as text); `tokens` is what fits into
+        memory at once.
 
         Raises UserError where there is no model.
         """
         self.folder = folder
         self.name = identity(folder, rewards=True)
         self._template, self._max_length, self._tokens, self._device = template, max_length, tokens, device
+        self._options, self._learned = template_options, learned_of(folder).asked(template)
         self._limits: Tokens | None = None
         self._rewards: Apart | None = None
 
@@ -72,14 +76,15 @@ class RewardModel:
         return content_id("reward", self.name, *self.reading, reply.prompt, reply.text)
 
     @property
-    def reading(self) -> tuple[str | None, int | None]:
-        """The template and the limit of tokens that were given, not the training's own."""
-        return self._template, self._max_length
+    def reading(self) -> tuple[JsonValue, ...]:
+        """The template, its options and the limit of tokens that were given, and the form that was learned."""
+        learned = [self._learned.template, self._learned.seam] if self._learned.template == "text" else []
+        return (self._template, self._max_length, *([dict(self._options)] if self._options else []), *learned)
 
     @property
-    def template(self) -> Literal["chat", "plain"]:
+    def template(self) -> Literal["chat", "plain", "text"]:
         """How conversations become texts."""
-        return "plain" if (self._template or _trained_template(self.folder)) == "plain" else "chat"
+        return "chat" if self._learned.template == "auto" else self._learned.template
 
     def open(self) -> None:
         """Load the model. Raises UserError for one that is none, or that cannot read conversations."""
@@ -87,7 +92,6 @@ class RewardModel:
             return
         from rlaif.training.rewardmodel import load
         from rlaif.training.scoring import Apart
-        from rlaif.training.tokens import Tokens
 
         loaded = load(self.folder, self._device)
         if self.template == "chat" and not getattr(loaded.tokenizer, "chat_template", None):
@@ -95,8 +99,7 @@ class RewardModel:
             raise UserError(
                 "the reward model has no chat template, and prompts are messages", where=self.folder, mend=mend
             )
-        longest = self._max_length or loaded.max_length
-        self._limits = Tokens(loaded.tokenizer, max_length=longest, ends=loaded.ends)
+        self._limits = loaded.tokens(self._max_length, self._options)
         self._rewards = Apart(loaded, self._tokens)
 
     def close(self) -> None:
@@ -112,10 +115,11 @@ class RewardModel:
         examples = []
         for at, reply in enumerate(replies):
             reason = _unreadable(reply)
-            if reason:
-                found[at] = Scored(None, reason=reason)
+            example = None if reason else self._example(at, reply)
+            if example is None:
+                found[at] = Scored(None, reason=reason or "no-form")
             else:
-                examples.append(self._example(at, reply))
+                examples.append(example)
         for at, group, scored in self._fitted(examples):
             found[at] = scored
             if group is not None:
@@ -127,13 +131,9 @@ class RewardModel:
             found[at] = found[at]._replace(reward=reward)
         return [found[at] for at in range(len(replies))]
 
-    def _example(self, at: int, reply: Reply) -> Example:
-        from rlaif.training.texts import Example
-
+    def _example(self, at: int, reply: Reply) -> Example | None:
         turns = tuple(Turn(message.role, message.content) for message in reply.messages)
-        if self.template == "plain":  # the reply of such a dialogue follows after a space
-            return Example(str(at), transcript(turns), (f" {reply.text}",), {})
-        return Example(str(at), turns, (reply.text,), {})
+        return self._learned.example(str(at), turns, reply.text)
 
     def _fitted(self, examples: Sequence[Example]) -> Iterator[tuple[int, Group | None, Scored]]:
         """Each as tokens, and whether it lost something; those that cannot be used with the reason."""
@@ -151,15 +151,6 @@ class RewardModel:
                 alone = Intake()
                 list(self._limits.groups([example], alone))
                 yield int(example.id), None, Scored(None, reason=next(iter(alone.left_out), "unusable"))
-
-
-def _trained_template(name: str) -> str:
-    """What the training of the model says, where it was ours."""
-    try:
-        begun: Any = loads((Path(name).expanduser() / "train.json").read_text(encoding="utf-8"))
-        return str(begun["settings"]["template"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return "auto"
 
 
 def _unreadable(reply: Reply) -> str:

@@ -73,7 +73,7 @@ def open_reward(
 
                 return FunctionReward(name)
             case "model":
-                return _model(name, device, tokens)
+                return _model(name, device, tokens, say)
 
     listed = _listed(spec)
     kinds = {name: _known_kind(name) for name, _ in listed}
@@ -177,11 +177,14 @@ def _known_kind(name: str) -> _Kind:
     return kind
 
 
-def _model(name: str, device: Literal["auto", "cpu"], tokens: int) -> Reward:
+def _model(name: str, device: Literal["auto", "cpu"], tokens: int, say: Callable[[str], None] | None) -> Reward:
     from rlaif.online.rewards.model import ModelReward
 
     try:
-        return ModelReward(name, device, tokens)
+        reward = ModelReward(name, device, tokens)
+        if say is not None and reward.note:
+            say(reward.note)
+        return reward
     except UserError as error:
         if Path(name).expanduser().is_dir():
             raise

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from rlaif.data.turns import Turn, transcript
+from rlaif.data.turns import Turn
 from rlaif.errors import ModelError, UserError
+from rlaif.inference.chat_template import FAULTS
 from rlaif.online.responses import Reward, Scores
 from rlaif.records import Messages
 from rlaif.training.intake import Intake
 from rlaif.training.texts import Example, Template
-from rlaif.training.tokens import Tokens
 
 if TYPE_CHECKING:
     from rlaif.training.scoring import Apart
@@ -45,13 +45,20 @@ class ModelReward(Reward):
 
         self._name = str(name_or_folder)
         loaded = load(self._name, device)
-        self._plain = (template or loaded.template) == "plain"
-        if not self._plain and not getattr(loaded.tokenizer, "chat_template", None):
+        self._learned = loaded.learned.asked(template)
+        if self._learned.template in ("auto", "chat") and not getattr(loaded.tokenizer, "chat_template", None):
             mend = "save a chat_template.jinja in its folder, or take one that was trained with `template: plain`"
             raise UserError(
                 "the reward model has no chat template, and prompts are messages", where=self._name, mend=mend
             )
-        self._limits = Tokens(loaded.tokenizer, max_length=loaded.max_length, ends=loaded.ends)
+        self._limits = loaded.tokens()
+        self.note = ""
+        """What there is to know of how it reads conversations."""
+        if self._learned.template == "text" and self._limits.template.exists:
+            self.note = (
+                f"{self._name} was trained on texts without its chat template, and is given prompt and response as "
+                "such texts: prompts of several turns have no reward"
+            )
         self._rewards: Apart | None = Apart(loaded, tokens)
 
     def __call__(self, prompts: Sequence[Messages], responses: Sequence[str]) -> Scores:
@@ -63,10 +70,11 @@ class ModelReward(Reward):
             raise ModelError(f"the reward model {self._name} was closed")
         intake = Intake()
         pairs = enumerate(zip(prompts, responses, strict=True))
-        examples = (self._example(at, *pair) for at, pair in pairs if _can_be_read(*pair))
+        readable = [self._example(at, *pair) for at, pair in pairs if _can_be_read(*pair)]
+        examples = [example for example in readable if example is not None]
         groups = {int(example.id): group for example, group in self._limits.with_examples(examples, intake)}
-        if not groups and intake.notes:
-            raise ModelError(f"{self._name}: no response can be scored: {intake.notes[0]}")
+        if readable and not groups and (why := _refused(intake, examples)):
+            raise ModelError(f"{self._name}: no response can be scored: {why}")
         rewards = dict(zip(groups, self._rewards(list(groups.values())), strict=True))
         for at, reward in rewards.items():
             if not math.isfinite(reward):
@@ -74,11 +82,9 @@ class ModelReward(Reward):
         total = [rewards.get(at) for at in range(len(responses))]
         return Scores(total, {"model": total})
 
-    def _example(self, at: int, prompt: Messages, response: str) -> Example:
+    def _example(self, at: int, prompt: Messages, response: str) -> Example | None:
         turns = tuple(Turn(message.role, message.content) for message in prompt)
-        if self._plain:  # the reply of such a dialogue follows after a space
-            return Example(str(at), transcript(turns), (f" {response}",), {})
-        return Example(str(at), turns, (response,), {})
+        return self._learned.example(str(at), turns, response)
 
     def close(self) -> None:
         """Let go of the model's memory."""
@@ -87,6 +93,14 @@ class ModelReward(Reward):
         self._rewards = None
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+
+def _refused(intake: Intake, examples: Sequence[Example]) -> str:
+    """What keeps every conversation from being written; empty where it is another reason, such as a length."""
+    if not examples:
+        return "it was trained on single prompts without a chat template, and all prompts have several turns"
+    found = next((each.what for each in intake.reasons() if each.reason in FAULTS), "")
+    return intake.notes[0] if found and intake.notes else found
 
 
 def _can_be_read(prompt: Messages, response: str) -> bool:

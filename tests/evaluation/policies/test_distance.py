@@ -10,9 +10,18 @@ import pytest
 
 from rlaif.errors import UserError
 from rlaif.evaluation.policies.contestants import Contestant
-from rlaif.evaluation.policies.distance import Distance, Drawn, Likelihood, measure, obstacle
+from rlaif.evaluation.policies.distance import (
+    Distance,
+    Drawn,
+    Likelihood,
+    _answer_ids,
+    _prompt_ids,
+    measure,
+    obstacle,
+)
 from rlaif.evaluation.policies.settings import EvaluateSettings
 from rlaif.inference.ask import Tally
+from rlaif.inference.chat_template import ChatTemplate
 from rlaif.inference.folder import identity, parts_of
 from rlaif.records import Message, Prompt, Sample, content_id
 from rlaif.settings import ModelSettings
@@ -91,6 +100,28 @@ def test_against_the_plain_computation(models: Path, tmp_path: Path) -> None:
     assert again == found and (tally.answered, tally.known) == (0, 6)
     warmer, tally = measured(models, tmp_path / "likelihoods.jsonl", temperature=1.0)
     assert tally.answered == 6 and warmer.kl and warmer.kl.value != found.kl.value and warmer.note == ""
+
+
+@pytest.mark.sibling("divergence-with-template-options")
+def test_the_policy_is_measured_with_the_options_that_it_answered_with(models: Path, tmp_path: Path) -> None:
+    """And with the token that ends its turns, where that is none of the tokenizer's."""
+    from rlaif.inference.folder import load_tokenizer
+
+    tokenizer = load_tokenizer(models / "one")
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ '<s>' + m['role'] + '\\n' + m['content'] + '<pad>' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<s>' + (voice or 'assistant') + '\\n' }}{% endif %}"
+    )
+    asked = (Message(role="user", content="Or B?"),)
+    template = ChatTemplate(tokenizer, {"voice": "B"}, ends=[tokenizer.convert_tokens_to_ids("<pad>")])
+    text = tokenizer.decode(_prompt_ids(template, asked, "A is better."))
+    assert text == "<s>system\nA is better.<pad><s>user\nOr B?<pad><s>B\n"
+    sample = Sample(id="x", prompt="x", index=0, text="B.", policy="m", finish_reason="stop")
+    assert tokenizer.decode(_answer_ids(template, sample)) == "B.<pad>"
+    cut = sample.model_copy(update={"finish_reason": "length"})
+    assert tokenizer.decode(_answer_ids(template, cut)) == "B."
+    tokenizer.chat_template = "{{ raise_exception('no') }}"
+    assert _prompt_ids(ChatTemplate(tokenizer), asked, None) is None
 
 
 def test_what_stands_in_the_way(models: Path, tmp_path: Path) -> None:
