@@ -14,8 +14,10 @@ from pathlib import Path
 from pydantic import JsonValue
 
 from rlaif import __version__
+from rlaif.asking import Templates, template_names
 from rlaif.comparisons.agreement import Agreement, Counting
 from rlaif.comparisons.fold import Comparison, Status
+from rlaif.comparisons.forms import Forms
 from rlaif.comparisons.panel import Ballot, elect
 from rlaif.comparisons.plan import votes
 from rlaif.comparisons.slots import SlotBias
@@ -200,6 +202,24 @@ def _panel(run: Run, found: Agreement) -> JsonValue:
     }
 
 
+def _template_hashes(used: Templates) -> dict[str, JsonValue]:
+    """SHA-256 of every judge template, of one's own where there is one."""
+    folder = resource("prompts") / "judge"
+    return {name: used.hashes.get(name) or sha256_of(folder / f"{name}.txt") for name in template_names()}
+
+
+def _asking(run: Run) -> JsonValue:
+    """By judge, the form that its comparisons are asked in, and what that leaves to the labels."""
+    forms, found = Forms(run.folder), dict[str, JsonValue]()
+    for name, judge in run.judges:
+        asked = run.asked(name)
+        chosen = forms.of(name, run.settings.compare, asked.templates)
+        mass = None if chosen is None else chosen.label_mass
+        own: dict[str, JsonValue] = {"templates": dict(asked.templates.hashes)} if judge.templates else {}
+        found[name] = {"prefill": asked.form.prefill or None, "fence": asked.form.fence, "label_mass": mass, **own}
+    return found
+
+
 def _manifest(run: Run, outcome: Outcome, sessions: JsonValue) -> JsonValue:
     source = Path(run.settings.prompts.path)
     return {
@@ -208,7 +228,8 @@ def _manifest(run: Run, outcome: Outcome, sessions: JsonValue) -> JsonValue:
         "constitution": {"name": run.constitution.name, "hash": run.constitution.hash},
         "judge": " + ".join(name for name, _ in run.judges),
         "policy": run.policy_name,
-        "templates": {path.stem: sha256_of(path) for path in sorted((resource("prompts") / "judge").glob("*.txt"))},
+        "templates": _template_hashes(run.judge.templates),
+        "asking": _asking(run),
         "prompts": {
             "path": run.settings.prompts.path,
             "sha256": sha256_of(source) if source.is_file() else None,

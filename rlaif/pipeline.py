@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from pydantic import JsonValue
 
+from rlaif.comparisons.forms import Forms, chosen_form
 from rlaif.comparisons.verdict import judgement
 from rlaif.constitution import load_constitution
 from rlaif.critiques.plan import critique_record, require_critiques
@@ -228,6 +229,7 @@ async def revise(run: Run, policy: ModelSource | None, judge: ModelSource, watch
         asked = revision_questions(run, number)
         tallies.append(await _judged(run, asked, judge, run.revisions, revision_record, stage, watch))
     watch.begin("confirm", 0)
+    await _settle_form(run, judge, confirm_questions(run), watch)
     asked = confirm_questions(run)
     tallies.append(await _judged(run, asked, judge, run.judgements, judgement, "confirm", watch))
     return tallies
@@ -251,11 +253,21 @@ async def compare(run: Run, judges: Sequence[ModelSource], watch: Watch) -> list
     for judge in judges:
         stage = "compare" if judge is judges[0] else f"compare by {judge.name}"
         watch.begin(stage, run.most_comparisons)
+        await _settle_form(run, judge, run.compare_questions(judge.name), watch)
         asked = run.compare_questions(judge.name)
         tallies.append(await _judged(run, asked, judge, run.judgements, judgement, stage, watch))
         if len(judges) > 1:
             await judge.close()  # its memory, or its server, makes room for the next one
     return tallies
+
+
+async def _settle_form(run: Run, judge: ModelSource, questions: Iterator[Question], watch: Watch) -> None:
+    """Choose the form that a judge's comparisons are asked in, where there is any and it was not chosen before."""
+    if next(questions, None) is None:
+        return
+    forms, templates = Forms(run.folder), run.asked(judge.name).templates
+    await chosen_form(judge, templates, run.settings.compare, forms, run.judgements, watch.note)
+    run.ask_as(judge.name, forms)
 
 
 async def _judged(

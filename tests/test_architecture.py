@@ -17,7 +17,7 @@ from tests.support import ROOT, command, environment
 
 LAYERS = [
     ("errors", "resources", "records", "plainwords", "yamlcore"),
-    ("yamlfile", "store", "templates", "making"),
+    ("yamlfile", "store", "templates", "asking", "making"),
     ("constitution", "modelsettings", "settings", "runfile"),
     ("inference",),
     ("comparisons", "samples", "critiques", "preferences", "revisions", "scores"),

@@ -79,10 +79,8 @@ class Loaded:
 
         turns = [{"role": message.role, "content": message.content} for message in question.messages]
         try:
-            text = self._tokenizer.apply_chat_template(
-                turns, tokenize=False, add_generation_prompt=True, **self._options
-            )
-        except TemplateError as error:
+            text = self._rendered(turns, question.prefill)
+        except (TemplateError, ValueError) as error:
             return Answer(failure="bad_request", detail=f"the chat template refuses the conversation: {error}")
         ids = self._tokenizer(text, add_special_tokens=False)["input_ids"]
         left = question.sampling.max_tokens if self.context is None else self.context - len(ids)
@@ -93,6 +91,21 @@ class Loaded:
         if question.labels and self._ids_of(question.labels) is None:
             return Answer(failure="no_labels", detail="a label is not one token of the model's vocabulary")
         return Row(at, question, ids, min(left, question.sampling.max_tokens))
+
+    def _rendered(self, turns: list[dict[str, str]], prefill: str) -> str:
+        """The conversation up to where the answer goes on. Raises ValueError where the template cannot begin one."""
+        if not prefill:
+            return str(
+                self._tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True, **self._options)
+            )
+        # The template's own rendering of that turn, as vLLM does it: some close the thinking before a text.
+        turns = [*turns, {"role": "assistant", "content": prefill}]
+        text = str(
+            self._tokenizer.apply_chat_template(turns, tokenize=False, continue_final_message=True, **self._options)
+        )
+        if not text.endswith(prefill):
+            raise ValueError("it does not show a begun answer as it is")
+        return text
 
     def labels(self, rows: Sequence[Row], most: int, halted: Event) -> Iterator[tuple[Row, Answer]]:
         """Each row's answer: log-probabilities of its labels as the next token. At most `most` rows go at once."""

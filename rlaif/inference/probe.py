@@ -16,8 +16,10 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rlaif.asking import ENOUGH, trial_comparison
 from rlaif.errors import nearest
 from rlaif.inference.base import Answer, Question
+from rlaif.inference.begun import WAYS, Way, begun
 from rlaif.inference.chat import LabelRoute, read_answers, request_body
 from rlaif.inference.faults import Fault
 from rlaif.inference.labels import TOP, label_text, label_tokens
@@ -97,6 +99,29 @@ class Prober:
         answers that while the model behind it hangs.)"""
         found = await self._ask((), _IN_WORDS, conversations=1)
         return not isinstance(found, Fault) or not found.down
+
+    async def way(self, asked: Question, route: LabelRoute) -> Way | Fault:
+        """How the server goes on with the begun answer of a question: of the ways that it takes, the first that leaves
+        the most probability to the labels. The fault of the last one where it takes none."""
+        trial = Question("probe", self._model, trial_comparison(), Sampling(max_tokens=1),
+                         labels=asked.labels, prefill=asked.prefill)  # fmt: skip
+        found: dict[Way, float] = {}
+        fault: Fault | None = None
+        for way in WAYS:
+            body = begun(request_body(self._model, [trial], route, self._options), asked.prefill, way)
+            reply = await self._steadily(
+                lambda body=body: self._talk.post("/chat/completions", body, timeout=self._patient)  # type: ignore[misc]
+            )
+            answers = reply if isinstance(reply, Fault) else read_answers(reply, [trial], route)
+            if isinstance(answers, Fault):
+                fault = answers
+                continue
+            found[way] = sum(map(math.exp, answers[0].logprobs or ()))
+            if route.kind == "text" or found[way] >= ENOUGH:
+                break
+        if found:
+            return max(found, key=lambda way: found[way])
+        return fault or Fault("bad_request", "the server takes no begun answer")
 
     async def label_ids(self, labels: Sequence[str]) -> tuple[tuple[int, ...], ...] | None:
         """Token ids of each label from vLLM's /tokenize; None without that route, or if a label is not one token."""

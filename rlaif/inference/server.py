@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from rlaif.errors import ModelError
 from rlaif.inference.base import Answer, Question, name_with
+from rlaif.inference.begun import Way, begun
 from rlaif.inference.chat import LabelRoute, read_answers, request_body
 from rlaif.inference.faults import Fault
 from rlaif.inference.http import AiohttpWire, HttpxWire
@@ -67,6 +68,8 @@ class Server:
         self._throttle = Throttle(concurrency)
         self._patience = Patience(self._talk.shown, give_up_after=give_up_after, timeout=timeout, backoff=backoff)
         self._routes: dict[tuple[str, ...], LabelRoute] = {}
+        self._ways: dict[str, Way] = {}
+        """How answers are begun, by how they begin."""
         self._probing: tuple[asyncio.AbstractEventLoop, asyncio.Lock] | None = None
         self._served = model
         self.name = name_with(model, template_options)
@@ -116,14 +119,14 @@ class Server:
         await self._talk.close()
 
     def _groups(self, questions: Sequence[Question]) -> list[list[int]]:
-        """Positions of questions that may share a request: equal sampling and labels, at most a batch."""
+        """Positions of questions that may share a request: equal sampling, labels and prefill, at most a batch."""
         if self.batch_size == 1:
             return [[at] for at in range(len(questions))]
         same: dict[Any, list[int]] = {}
         for at, question in enumerate(questions):
             sampling = question.sampling
             drawn = (sampling.max_tokens, sampling.temperature, sampling.top_p, sampling.seed)
-            same.setdefault((question.labels, drawn), []).append(at)
+            same.setdefault((question.labels, question.prefill, drawn), []).append(at)
         return [
             group[start : start + self.batch_size]
             for group in same.values()
@@ -165,6 +168,11 @@ class Server:
         if route is None:
             route = await self._route(questions[0].labels)
         body = request_body(self._served, questions, route, self._options)
+        if prefill := questions[0].prefill:
+            way = self._ways.get(prefill) or await self._way(questions[0])
+            if isinstance(way, Fault):
+                return way
+            body = begun(body, prefill, way)
         path = "/chat/completions" if len(questions) == 1 else "/chat/completions/batch"
         payload = await self._talk.post(path, body, timeout=self._timeout)
         return payload if isinstance(payload, Fault) else read_answers(payload, questions, route)
@@ -208,6 +216,16 @@ class Server:
                     raise ModelError(prober.problems[0])
                 self._routes[labels] = found.route
         return self._routes[labels]
+
+    async def _way(self, question: Question) -> Way | Fault:
+        """How this server goes on with a begun answer: found by a trial question, always the same one."""
+        async with self._one_at_a_time():
+            if question.prefill not in self._ways:
+                found = await self._prober().way(question, self._routes[question.labels])
+                if isinstance(found, Fault):
+                    return found
+                self._ways[question.prefill] = found
+        return self._ways[question.prefill]
 
     def _one_at_a_time(self) -> asyncio.Lock:
         """A lock of the running event loop."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from rlaif.asking import load_templates
 from rlaif.comparisons.questions import LABELS
 from rlaif.constitution import load_constitution
 from rlaif.evaluation.now import evaluate_reward_now
@@ -197,6 +198,7 @@ def _answers(plan: Plan, watch: Watch) -> OnAnswers:
         Grading(
             LazyModel(wanted.judge or plan.run.judge, log=folder / "judge.log", say=watch.note, labels=DIGITS),
             load_constitution(plan.run.constitution), max_failed=wanted.max_failed,
+            templates=load_templates((wanted.judge or plan.run.judge).templates),
         ),
         wanted.max_failed,
     )  # fmt: skip

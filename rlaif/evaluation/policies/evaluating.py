@@ -13,6 +13,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from rlaif.asking import Judge, load_templates
+from rlaif.comparisons.forms import judge_asked
 from rlaif.comparisons.verdict import judgement
 from rlaif.constitution import Constitution
 from rlaif.errors import ModelError
@@ -91,12 +93,13 @@ async def evaluate_policies(
         stem = report_stem(settings, constitution, judge.name, [(each.name, identity_of(each)) for each in contestants])
         with timed(folder, stem, tallies):
             gathered = await _gather(stages, contestants, given, tallies)
-            plan = _plan(stages, gathered)
+            asked = await _judge(stages)
+            plan = _plan(stages, gathered, asked)
             await _compare(stages, plan, tallies)
             if settings.grades:
-                await _grade(stages, gathered, tallies)
+                await _grade(stages, gathered, asked, tallies)
             distances = await _distances(stages, gathered, tallies)
-        facts = Facts(settings, constitution, oddities, judge.name, gathered, prompts, distances, tuple(warn_same))
+        facts = Facts(settings, constitution, oddities, asked, gathered, prompts, distances, tuple(warn_same))
         costs = Costs(tables)
         rows = list(plan.compared(costs.judgement))
         _require_labels(rows, tables.failures.path)
@@ -172,7 +175,15 @@ async def _gather(
     return found
 
 
-def _plan(stages: _Stages, gathered: Sequence[Gathered]) -> Plan:
+async def _judge(stages: _Stages) -> Judge:
+    """The judge as it is asked here."""
+    own = stages.settings.judge
+    templates = load_templates(None if own is None else own.templates)
+    asked, answers = stages.settings.asked, stages.tables.judgements
+    return await judge_asked(stages.judge, templates, asked, stages.folder, answers, stages.watch.note)
+
+
+def _plan(stages: _Stages, gathered: Sequence[Gathered], judge: Judge) -> Plan:
     """Who meets whom: each its baseline first, then, with `meetings: all`, every two of the others."""
     settings, names = stages.settings, [each.name for each in gathered]
     pairs = [(name, names[-1]) for name in names[:-1]]
@@ -186,7 +197,7 @@ def _plan(stages: _Stages, gathered: Sequence[Gathered]) -> Plan:
         criteria=criteria_of(stages.constitution, settings.compare.principles),
         asked=settings.asked,
         read=settings.read,
-        judge=stages.judge.name,
+        judge=judge,
         tag_of=tag_of(settings),
     )
 
@@ -204,7 +215,7 @@ async def _compare(stages: _Stages, plan: Plan, tallies: list[Tally]) -> None:
 
 
 def grade_questions(
-    prompts: Sequence[Prompt], gathered: Sequence[Gathered], constitution: Constitution, judge: str, max_chars: int
+    prompts: Sequence[Prompt], gathered: Sequence[Gathered], constitution: Constitution, judge: Judge, max_chars: int
 ) -> Iterator[Question]:
     """A question an answer and principle; those about one prompt together."""
     criteria = criteria_of(constitution, "each")
@@ -217,12 +228,12 @@ def grade_questions(
                     )
 
 
-async def _grade(stages: _Stages, gathered: Sequence[Gathered], tallies: list[Tally]) -> None:
+async def _grade(stages: _Stages, gathered: Sequence[Gathered], judge: Judge, tallies: list[Tally]) -> None:
     tables, watch, settings = stages.tables, stages.watch, stages.settings
     most = len(stages.constitution.principles) * sum(len(each.found()) for each in gathered)
     watch.begin("grade", most)
     tally = await ask(
-        grade_questions(stages.prompts, gathered, stages.constitution, stages.judge.name, settings.compare.max_chars),
+        grade_questions(stages.prompts, gathered, stages.constitution, judge, settings.compare.max_chars),
         stages.judge, tables.scores, score_record, tables.failures,
         stage="grade", max_failed=settings.max_failed, progress=watch.progress,
     )  # fmt: skip
