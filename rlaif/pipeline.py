@@ -13,12 +13,14 @@ from rlaif.comparisons.forms import Forms, chosen_form
 from rlaif.comparisons.verdict import judgement
 from rlaif.constitution import load_constitution
 from rlaif.critiques.plan import critique_record, require_critiques
+from rlaif.demo.outside import outside_its_world
 from rlaif.errors import UserError
 from rlaif.grading import rank_questions, score_questions
 from rlaif.inference.ask import Tally, ask
 from rlaif.inference.background import blocking
 from rlaif.inference.base import Answer, ModelSource, Question
 from rlaif.models import opened_models
+from rlaif.nopairs import why_no_labels, why_no_pairs
 from rlaif.outcome import Outcome, derive
 from rlaif.records import Sample
 from rlaif.revising import MANIFEST as REVISED
@@ -89,6 +91,13 @@ class Report:
     """None where the revise stage was not."""
     tallies: list[Tally] = field(default_factory=list)
     seconds: float = 0.0
+
+    @property
+    def problem(self) -> str | None:
+        """Why this run has no usable label, and what to change; None where it has one, or where none was wanted."""
+        if self.outcome is not None:
+            return why_no_pairs(self.run, self.outcome)
+        return None if self.revised is None else why_no_labels(self.run, self.revised)
 
 
 def generate(settings: RunSettings, stages: Sequence[str] = STAGES, watch: Watch | None = None) -> Report:
@@ -164,6 +173,10 @@ def _begin(run: Run, stages: Sequence[str], watch: Watch) -> None:
     if other or revise_before != revise_now or _revises(run.settings, stages):
         run.unfinish(REVISED)
     run.save_settings()
+    found = (outside_its_world(each.model, run.constitution, run.prompts()) for each in run.settings.judges)
+    run.warnings = tuple(warning for warning in found if warning is not None)
+    for warning in run.warnings:
+        watch.note(f"WARNING: {warning}")
 
 
 async def sample(run: Run, policy: ModelSource | None, watch: Watch, *, most: int | None = None) -> Tally:

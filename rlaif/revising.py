@@ -280,6 +280,7 @@ def _manifest(run: Run, made: Revised, sessions: JsonValue) -> JsonValue:
         "failures": dict(made.failures),
         "helpful_oddities": dict(made.oddities.counts),
         **({} if made.slot is None else {"slot_bias": told_slots({run.judge_name: made.slot})}),
+        **({"warnings": list(run.warnings)} if run.warnings else {}),
         "healed_lines": sum(table.healed for table in run.tables),
         "session": sessions,
         "files": {name: sha256_of(run.folder / name) for name in _FILES},

@@ -64,6 +64,8 @@ class Run:
     prompt_count: int = 0
     most_meetings: int = 0
     """Pairs of samples that meet if all answers of a prompt differ."""
+    warnings: tuple[str, ...] = ()
+    """What speaks against believing the labels, for the manifest."""
     _asked: dict[str, Judge] = field(default_factory=dict)
     slots: dict[str, float] = field(default_factory=dict)
     """By judge, what is taken off the log-odds of the first slot (see `rlaif.slots`)."""

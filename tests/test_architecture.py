@@ -21,7 +21,7 @@ LAYERS = [
     ("constitution", "modelsettings", "settings", "runfile"),
     ("inference",),
     ("comparisons", "samples", "critiques", "preferences", "revisions", "scores"),
-    ("run", "slots", "models", "grading", "revising", "outcome", "trials", "impact", "coverage", "data"),
+    ("run", "slots", "models", "grading", "revising", "outcome", "nopairs", "trials", "impact", "coverage", "data"),
     ("training", "evaluation"),
     ("online",),
     ("page",),

@@ -49,9 +49,8 @@ def questions(judge: str, count: int) -> dict[str, list[Question]]:
             Sample(id=f"{at}-{index}", prompt=prompt.id, index=index, text=reply, policy="")
             for index, reply in enumerate(replies[text])
         ]
-        grades += [
-            score_question(prompt, each, one, Judge(judge), max_chars=12_000) for each in own for one in criteria
-        ]
+        asked = Judge(judge)
+        grades += [score_question(prompt, each, one, asked, max_chars=12_000) for each in own for one in criteria]
         meetings = [Meeting(one, other, criteria) for one, other in itertools.combinations(own, 2)]
         compared += compare_questions(prompt, meetings, CompareSettings(principles="each"), asked)
     return {"grades": grades, "comparisons": compared}
