@@ -13,10 +13,11 @@ from rlaif.cli.options import run_options
 from rlaif.errors import RlaifError, UserError
 from rlaif.loop.plan import plan_problems
 from rlaif.runfile import Flags, load_run, read_run
-from rlaif.settings import RunSettings
+from rlaif.settings import JudgeSettings, RunSettings
 
 if TYPE_CHECKING:
     from rlaif.constitution import Principle
+    from rlaif.inference.source import LazyModel
 
 
 @click.command()
@@ -34,9 +35,11 @@ def check(run_file: Path, flags: Flags, offline: bool) -> None:
         found += _constitution_problems(settings)
         found += _prompt_problems(settings)
         found += _helpful_problems(settings)
+        templates = _template_problems(settings)
+        found += templates
         warn_of_kinship(settings)
         if not offline:
-            found += asyncio.run(_model_problems(settings))
+            found += asyncio.run(_model_problems(settings, measured=not templates))
     for problem in found:
         click.echo(str(problem), err=True)
     if found:
@@ -136,7 +139,39 @@ def warn_of_kinship(settings: RunSettings) -> None:
         click.echo(f"note: {note}", err=True)
 
 
-async def _model_problems(settings: RunSettings) -> list[RlaifError]:
+def _template_problems(settings: RunSettings) -> list[RlaifError]:
+    from rlaif.asking import load_templates, template_notes, template_problems
+
+    found: list[RlaifError] = []
+    for folder in dict.fromkeys(each.templates for each in settings.judges if each.templates is not None):
+        problems = template_problems(folder)
+        found += problems
+        for note in () if problems else template_notes(load_templates(folder)):
+            click.echo(f"note: {note}")
+    return found
+
+
+async def _show_form(role: str, source: LazyModel, judge: JudgeSettings, settings: RunSettings) -> None:
+    """Measure the forms in which this judge can be asked to compare, and tell which one a run takes."""
+    from rlaif.asking import load_templates
+    from rlaif.comparisons.forms import Chosen, Forms, best, candidates, tried_forms
+
+    templates, compare = load_templates(judge.templates), settings.compare
+    if compare.method in ("score", "rank") or compare.reasoning != "none":
+        return
+    known = Forms(settings.folder).of(source.name, compare, templates)
+    if known is not None and known.tried:
+        click.echo(f"{role}: asked as this run was begun, with {known}")
+        return
+    tried = await tried_forms(await source.open(), templates, candidates(compare, templates))
+    chosen = Chosen(judge=source.name, key="", form=best(tried), tried=tuple(tried))
+    click.echo(f"{role}: asked with {chosen}")
+    least = settings.pair.min_label_mass
+    if (chosen.label_mass or 0.0) < least:
+        click.echo(f"note: {role}: less than {least:g} on the labels is no label: expect few or no pairs", err=True)
+
+
+async def _model_problems(settings: RunSettings, *, measured: bool) -> list[RlaifError]:
     from rlaif.comparisons.questions import LABELS
     from rlaif.inference.source import LazyModel
     from rlaif.models import require_different
@@ -156,9 +191,12 @@ async def _model_problems(settings: RunSettings) -> list[RlaifError]:
             found.append(error)
             continue
         try:
-            found += [UserError(problem, where=role) for problem in await source.probe()]
+            wrong = [UserError(problem, where=role) for problem in await source.probe()]
+            found += wrong
             click.echo(f"{role}: {source.name}{f', {source.described}' if source.described else ''}")
             names += [source.name] if role != "policy" else []
+            if isinstance(model, JudgeSettings) and measured and not wrong:
+                await _show_form(role, source, model, settings)
         except RlaifError as error:
             found.append(error)
         finally:

@@ -18,7 +18,7 @@ from rlaif.pipeline import Silent
 from rlaif.records import content_id
 from tests.fakes import unit
 
-_FENCED = re.compile(r"Reply ([AB]):\n<<<(\w+)\n(.*?)\n\2>>>", re.DOTALL)
+_FENCED = re.compile(r"Reply ([AB]):\n(?:<<<|<text_)(\w+)>?\n(.*?)\n(?:</text_)?\2>", re.DOTALL)
 _BARE = re.compile(r"Reply A:\n(.*?)\n\nReply B:\n(.*)\n\n[^\n]*\nAnswer A or B\.$", re.DOTALL)
 
 Opinion = Callable[[str, str], float | None]
