@@ -9,6 +9,7 @@ from typing import Protocol
 
 from pydantic import JsonValue
 
+from rlaif.asking import load_templates
 from rlaif.comparisons.forms import Forms, chosen_form
 from rlaif.comparisons.verdict import judgement
 from rlaif.constitution import load_constitution
@@ -147,10 +148,12 @@ def _revises(settings: RunSettings, stages: Sequence[str]) -> bool:
 
 
 def _require_texts(settings: RunSettings, stages: Sequence[str]) -> None:
-    """Raise UserError, before anything is spent or made, where prompts, constitution or helpful answers lack what is
-    needed."""
+    """Raise UserError, before anything is spent or made, where prompts, constitution, templates or helpful answers lack
+    what is needed."""
     constitution = load_constitution(settings.constitution)
     require_rows(settings.prompts.path)
+    for judge in settings.judges:
+        load_templates(judge.templates)
     if _critiques(settings, stages):
         require_critiques(settings, constitution)
     if _revises(settings, stages):

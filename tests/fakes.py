@@ -22,6 +22,7 @@ from types import TracebackType
 from typing import Any
 from urllib.parse import urlsplit
 
+from rlaif.asking import TRIAL
 from tests.fake_answers import MASS, USUAL, Taste, choice, first_share, tokenized, unit
 
 __all__ = ["MASS", "FakeServer", "Taste", "Trouble", "first_share", "unit"]
@@ -74,6 +75,8 @@ class FakeServer:
         answer and material between tags leave, where it is another one than its taste's."""
         self.begun: Counter[str] = Counter()
         """Conversations that arrived, by how their answer was begun."""
+        self.trials = 0
+        """Comparisons that arrived to find out how this judge is to be asked; counted here, and not below."""
         self.asked: Counter[str] = Counter()
         """Conversations that arrived, by the text of their last message."""
         self.drawn: Counter[tuple[str, int | None]] = Counter()
@@ -160,8 +163,10 @@ class FakeServer:
         talks = [talk[:-1] if prefill else talk for talk in talks]
         keys = [talk[-1]["content"] for talk in talks]
         self.begun.update([prefill] * len(keys))
-        self.asked.update(keys)
-        self.drawn.update((key, body.get("seed")) for key in keys)
+        own = [key for key in keys if TRIAL[0] not in key]
+        self.trials += len(keys) - len(own)
+        self.asked.update(own)
+        self.drawn.update((key, body.get("seed")) for key in own)
         self.bodies = [*self.bodies[-99:], body]
         trouble = self._trouble(json.dumps(body))
         self._busy += 1
@@ -197,15 +202,13 @@ class FakeServer:
         if any(len(text) > self.context for text in keys):
             limit = f"This model's maximum context length is {self.context} tokens."
             return await _send(writer, 400, _error(f"{limit} Please reduce the length of the input prompt."))
-        choices = [
-            choice(at, talk, body, self._logprobs_of(kind), taste, self.thinks) for at, talk in enumerate(talks)
-        ]
+        choices = [choice(at, talk, body, self._logprobs_of(kind), taste, self.thinks) for at, talk in enumerate(talks)]
         if kind == "shuffled":
             choices.reverse()
         if kind == "short_batch":
             choices.pop()
         else:
-            self.answered.update(keys if kind in ("", "shuffled") else ())
+            self.answered.update([key for key in keys if TRIAL[0] not in key] if kind in ("", "shuffled") else ())
         spent = {"prompt_tokens": sum(map(len, keys)), "completion_tokens": len(choices)}
         usage = spent if len(talks) > 1 else spent | {"prompt_tokens_details": {"cached_tokens": len(keys[0]) // 2}}
         payload = {"id": "fake", "object": "chat.completion", "choices": choices, "usage": usage}

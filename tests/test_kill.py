@@ -20,8 +20,6 @@ pytestmark = pytest.mark.slow  # whole runs
 KILLS = 20
 PROBES = ("Say yes.", "Answer with one of these and nothing else: A, B")
 """What the start of a run asks the policy and the judge, to see what the server can do."""
-TRIALS = 2
-"""The comparison by which the form of asking is chosen, in both orders: asked once in a run."""
 
 
 def drawn_on_disk(run_file: Path) -> set[tuple[str, int | None]]:
@@ -77,7 +75,7 @@ def test_twenty_kills_change_nothing(tmp_path: Path) -> None:
         assert all(fake.drawn[key] == before[key] for key in known)
         asked = len(fake.drawn)
     assert cut_short >= KILLS * 3 // 4, "most runs ended before they were killed"
-    assert asked == 40 * 4 + 40 * 12 + len(PROBES) + TRIALS
+    assert asked == 40 * 4 + 40 * 12 + len(PROBES)
     assert (shaken / "run/pairs.jsonl").read_bytes() == (steady / "run/pairs.jsonl").read_bytes()
     assert (shaken / "run/rankings.jsonl").read_bytes() == (steady / "run/rankings.jsonl").read_bytes()
     assert len(lines(shaken / "run/pairs.jsonl")) == 40

@@ -202,7 +202,8 @@ class HeldOutJudge:
             raise ValueError("one answer of the start and one of the policy a prompt")
         if self._closed:
             raise ValueError("this judge is closed")
-        asked = self._asked_as()
+        differ = any(one.strip() != other.strip() for one, other in zip(policy, start, strict=True))
+        asked = self._asked_as() if differ else Judge(self.name, self._templates)
         cases = [self._case(asked, *each) for each in zip(prompts, policy, start, strict=True)]
         questions = (question for case in cases for question in case.questions)
         self._background.run(

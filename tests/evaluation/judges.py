@@ -55,7 +55,7 @@ class Judge:
         pass
 
     async def answer(self, questions: Sequence[Question]) -> list[Answer]:
-        self.asked += questions
+        self.asked += [question for question in questions if question.kind != "probe"]  # how it is to be asked
         return [self._answer(question) for question in questions]
 
     def _answer(self, question: Question) -> Answer:

@@ -93,13 +93,12 @@ async def evaluate_policies(
         stem = report_stem(settings, constitution, judge.name, [(each.name, identity_of(each)) for each in contestants])
         with timed(folder, stem, tallies):
             gathered = await _gather(stages, contestants, given, tallies)
-            asked = await _judge(stages)
-            plan = _plan(stages, gathered, asked)
+            plan = await _plan(stages, gathered)
             await _compare(stages, plan, tallies)
             if settings.grades:
-                await _grade(stages, gathered, asked, tallies)
+                await _grade(stages, gathered, plan.judge, tallies)
             distances = await _distances(stages, gathered, tallies)
-        facts = Facts(settings, constitution, oddities, asked, gathered, prompts, distances, tuple(warn_same))
+        facts = Facts(settings, constitution, oddities, plan.judge, gathered, prompts, distances, tuple(warn_same))
         costs = Costs(tables)
         rows = list(plan.compared(costs.judgement))
         _require_labels(rows, tables.failures.path)
@@ -175,21 +174,15 @@ async def _gather(
     return found
 
 
-async def _judge(stages: _Stages) -> Judge:
-    """The judge as it is asked here."""
-    own = stages.settings.judge
-    templates = load_templates(None if own is None else own.templates)
-    asked, answers = stages.settings.asked, stages.tables.judgements
-    return await judge_asked(stages.judge, templates, asked, stages.folder, answers, stages.watch.note)
-
-
-def _plan(stages: _Stages, gathered: Sequence[Gathered], judge: Judge) -> Plan:
+async def _plan(stages: _Stages, gathered: Sequence[Gathered]) -> Plan:
     """Who meets whom: each its baseline first, then, with `meetings: all`, every two of the others."""
     settings, names = stages.settings, [each.name for each in gathered]
     pairs = [(name, names[-1]) for name in names[:-1]]
     if settings.meetings == "all":
         pairs += [(one, other) for at, one in enumerate(names[:-1]) for other in names[at + 1 : -1]]
-    return Plan(
+    own = settings.judge
+    templates = load_templates(None if own is None else own.templates)
+    plan = Plan(
         prompts=stages.prompts,
         answers={each.name: each.answers for each in gathered},
         pairs=pairs,
@@ -197,9 +190,13 @@ def _plan(stages: _Stages, gathered: Sequence[Gathered], judge: Judge) -> Plan:
         criteria=criteria_of(stages.constitution, settings.compare.principles),
         asked=settings.asked,
         read=settings.read,
-        judge=judge,
+        judge=Judge(stages.judge.name, templates),
         tag_of=tag_of(settings),
     )
+    if next(plan.questions(), None) is None:
+        return plan
+    answers, say = stages.tables.judgements, stages.watch.note
+    return plan._replace(judge=await judge_asked(stages.judge, templates, settings.asked, stages.folder, answers, say))
 
 
 async def _compare(stages: _Stages, plan: Plan, tallies: list[Tally]) -> None:
