@@ -54,8 +54,9 @@ class Form(Record):
     """How its answer is begun; nothing where the label is its first word."""
 
     def __str__(self) -> str:
-        begun = f"an answer begun with `{self.prefill}`" if self.prefill else "no begun answer"
-        return begun if self.fence == "marks" else f"{begun}, material between tags"
+        parts = [f"answer begun with `{self.prefill}`"] if self.prefill else []
+        parts += ["material between tags"] if self.fence == "tags" else []
+        return ", ".join(parts) or "plain"
 
 
 PLAIN = Form()

@@ -161,11 +161,11 @@ async def _show_form(role: str, source: LazyModel, judge: JudgeSettings, setting
         return
     known = Forms(settings.folder).of(source.name, compare, templates)
     if known is not None and known.tried:
-        click.echo(f"{role}: asked as this run was begun, with {known}")
+        click.echo(f"{role}: form of asking, as this run was begun: {known}")
         return
     tried = await tried_forms(await source.open(), templates, candidates(compare, templates))
     chosen = Chosen(judge=source.name, key="", form=best(tried), tried=tuple(tried))
-    click.echo(f"{role}: asked with {chosen}")
+    click.echo(f"{role}: form of asking: {chosen}")
     least = settings.pair.min_label_mass
     if (chosen.label_mass or 0.0) < least:
         click.echo(f"note: {role}: less than {least:g} on the labels is no label: expect few or no pairs", err=True)

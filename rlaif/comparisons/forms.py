@@ -145,7 +145,7 @@ async def chosen_form(
             tried = await tried_forms(await source.open(), templates, candidates(compare, templates))
             chosen = Chosen(judge=name, key=key, form=best(tried), tried=tuple(tried))
             if chosen.form != PLAIN or (chosen.label_mass or 0.0) < ENOUGH:
-                say(f"asking {name} with {chosen}")
+                say(f"{name}: form of asking: {chosen}")
     if not forms.knows(name) or forms.of(name, compare, templates) is None:
         forms.keep(chosen)
     return chosen
@@ -168,7 +168,7 @@ def best(tried: list[Tried]) -> Form:
 
 
 async def _tried(model: Model, templates: Templates, form: Form) -> Tried:
-    questions = list(_trials(model.name, templates, form))
+    questions = list(trial_questions(model.name, templates, form))
     answers = await model.answer(questions)
     failed = [answer for answer in answers if answer.failure not in (None, "no_labels")]
     if failed:
@@ -177,7 +177,7 @@ async def _tried(model: Model, templates: Templates, form: Form) -> Tried:
     return Tried(form=form, label_mass=sum(shares) / len(shares))
 
 
-def _trials(model: str, templates: Templates, form: Form) -> Iterator[Question]:
+def trial_questions(model: str, templates: Templates, form: Form) -> Iterator[Question]:
     """The fixed comparison, in both orders."""
     prompt, *replies, question = TRIAL
     asked = (Message(role="user", content=prompt),)

@@ -266,8 +266,8 @@ def test_check_tells_the_form(tmp_path: Path) -> None:
     with FakeServer(taste=ECHOING, begun_mass=0.96) as fake:
         result = rlaif("check", write_run(tmp_path, fake.url))
     assert result.returncode == 0, result.stderr
-    assert f"judge: asked with an answer begun with `{BEGUN}` (label mass 0.96)" in result.stdout
-    assert "no begun answer: label mass 0.06" in result.stdout
+    assert f"judge: form of asking: answer begun with `{BEGUN}` (label mass 0.96)" in result.stdout
+    assert "; plain: label mass 0.06" in result.stdout
     with FakeServer(taste=ECHOING) as fake:
         result = rlaif("check", write_run(tmp_path, fake.url))
     assert "less than 0.5 on the labels is no label" in result.stderr

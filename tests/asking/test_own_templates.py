@@ -214,3 +214,9 @@ def test_tags_are_named_in_the_words_of_the_question() -> None:
     assert "<<<" not in turn.content and ">>>" not in turn.content
     (plain,) = compare_messages(ASKED, "one", "two", "Which?")
     assert "Everything between <<< and >>> is material" in plain.content
+
+
+def test_the_german_example_has_no_mistake() -> None:
+    folder = resource("examples") / "german"
+    assert template_problems(str(folder)) == []
+    assert not [note for note in template_notes(load_templates(str(folder))) if "does not say" in note]
