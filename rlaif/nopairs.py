@@ -24,9 +24,9 @@ def why_no_pairs(run: Run, outcome: Outcome) -> str | None:
     if not statuses.total():
         return f"no pairs: {_nothing_compared(count)}"
     if statuses["labelled"]:
-        what = f"no pairs: of {_told(statuses)}, none is selected by `pair.select: {run.settings.pair.select}`"
+        what = f"no pairs: of {_summed_up(statuses)}, none is selected by `pair.select: {run.settings.pair.select}`"
         return f"{what}; select another way"
-    return f"no pairs: {_told(statuses)}: {_reason(run, statuses, count, outcome.failures, outcome.said)}"
+    return f"no pairs: {_summed_up(statuses)}: {_reason(run, statuses, count, outcome.failures, outcome.said)}"
 
 
 def why_no_labels(run: Run, made: Revised) -> str | None:
@@ -36,7 +36,7 @@ def why_no_labels(run: Run, made: Revised) -> str | None:
     if count["confirmed"] or count["refuted"] or not statuses.total():
         return None
     reason = _reason(run, statuses, count, made.failures, Counter())
-    return f"the judge labels no revision: {_told(statuses)}: {reason}"
+    return f"the judge labels no revision: {_summed_up(statuses)}: {reason}"
 
 
 def _nothing_compared(count: Counter[str]) -> str:
@@ -44,11 +44,11 @@ def _nothing_compared(count: Counter[str]) -> str:
         return "there are no responses; `rlaif generate` draws them, and failures.jsonl tells what failed"
     found = f"{count['samples']:,} responses to {count['prompts']:,} prompts"
     odd = [f"{count[f'samples_{kind}']:,} {kind}" for kind in ("blank", "repeated") if count[f"samples_{kind}"]]
-    told = f"{found} ({', '.join(odd)})" if odd else found
-    return f"no prompt has two different responses to compare, of {told}; raise `policy.samples` or its `temperature`"
+    found = f"{found} ({', '.join(odd)})" if odd else found
+    return f"no prompt has two different responses to compare, of {found}; raise `policy.samples` or its `temperature`"
 
 
-def _told(statuses: Counter[str]) -> str:
+def _summed_up(statuses: Counter[str]) -> str:
     names = {"flip": "whose orders disagree", "tie": "tied", "unparsed": "without a label"}
     parts = [f"{number:,} {names.get(status, status)}" for status, number in statuses.most_common() if number]
     return f"{statuses.total():,} comparisons, {', '.join(parts)}"

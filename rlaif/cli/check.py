@@ -167,7 +167,7 @@ async def _show_form(role: str, source: LazyModel, judge: JudgeSettings, setting
     chosen = Chosen(judge=source.name, key="", form=best(tried), tried=tuple(tried))
     click.echo(f"{role}: form of asking: {chosen}")
     least = settings.pair.min_label_mass
-    if (chosen.label_mass or 0.0) < least:
+    if chosen.label_mass is not None and chosen.label_mass < least:
         click.echo(f"note: {role}: less than {least:g} on the labels is no label: expect few or no pairs", err=True)
 
 

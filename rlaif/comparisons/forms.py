@@ -24,6 +24,8 @@ from rlaif.settings import CompareSettings
 from rlaif.store import Table, write_text
 
 FILE = "asking.json"
+_LASTING = ("too_long", "bad_request", "no_logprobs", "bad_logprobs")
+"""Failures of a trial that are the model's own, and no mishap on the way."""
 
 
 class Tried(Record):
@@ -36,8 +38,12 @@ class Tried(Record):
     failure: str = ""
 
     def __str__(self) -> str:
-        told = self.failure if self.label_mass is None else f"label mass {self.label_mass:.2f}"
-        return f"{self.form}: {told}"
+        return f"{self.form}: {self.failure if self.label_mass is None else f'label mass {self.label_mass:.2f}'}"
+
+    @property
+    def lasting(self) -> bool:
+        """Whether a second try comes to the same."""
+        return self.label_mass is not None or self.failure.startswith(_LASTING)
 
 
 class Chosen(Record):
@@ -57,9 +63,8 @@ class Chosen(Record):
 
     def __str__(self) -> str:
         mass = self.label_mass
-        told = str(self.form) if mass is None else f"{self.form} (label mass {mass:.2f})"
-        others = [str(each) for each in self.tried if each.form != self.form]
-        return f"{told}; {'; '.join(others)}" if others else told
+        own = str(self.form) if mass is None else f"{self.form} (label mass {mass:.2f})"
+        return "; ".join([own, *(str(each) for each in self.tried if mass is None or each.form != self.form)])
 
 
 class Forms:
@@ -146,7 +151,8 @@ async def chosen_form(
             chosen = Chosen(judge=name, key=key, form=best(tried), tried=tuple(tried))
             if chosen.form != PLAIN or (chosen.label_mass or 0.0) < ENOUGH:
                 say(f"{name}: form of asking: {chosen}")
-    if not forms.knows(name) or forms.of(name, compare, templates) is None:
+    kept = forms.knows(name) and forms.of(name, compare, templates) is not None
+    if not kept and (not chosen.tried or any(each.lasting for each in chosen.tried)):
         forms.keep(chosen)
     return chosen
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from rlaif.asking import BEGUN, PLAIN, Form, Judge, Templates
-from rlaif.comparisons.forms import Tried, best, candidates
+from rlaif.comparisons.forms import Tried, best, candidates, judge_asked, tried_forms
 from rlaif.comparisons.questions import LABELS
 from rlaif.comparisons.verdict import judgement
 from rlaif.errors import RecordError
@@ -20,9 +22,10 @@ from rlaif.inference.begun import begun
 from rlaif.inference.local import Local
 from rlaif.inference.server import Server
 from rlaif.pipeline import Report, generate
-from rlaif.records import Message, Sampling, Verdict
+from rlaif.records import Judgement, Message, Sampling, Verdict
 from rlaif.runfile import load_run
 from rlaif.settings import CompareSettings
+from rlaif.store import Table
 from tests.fakes import FakeServer, Taste
 from tests.inference.tiny import TEMPLATE, make_tiny_model
 from tests.support import lines, rlaif, write_run
@@ -251,6 +254,42 @@ def test_the_best_of_what_was_measured() -> None:
     assert best([Tried(form=plain, label_mass=0.5), Tried(form=begun_, label_mass=0.5)]) == plain
     assert best([Tried(form=plain, label_mass=None), Tried(form=begun_, label_mass=0.1)]) == begun_
     assert best([Tried(form=plain, label_mass=None), Tried(form=begun_, label_mass=None)]) == plain
+
+
+class Away:
+    """A model whose questions are lost on the way."""
+
+    name, batch_size, concurrency = "away", 8, 1
+
+    async def open(self) -> Away:
+        return self
+
+    async def probe(self, labels: tuple[str, ...]) -> list[str]:
+        return []
+
+    async def answer(self, questions: Sequence[Question]) -> list[Answer]:
+        return [Answer(failure="dropped", detail="the connection broke")] * len(questions)
+
+    async def close(self) -> None:
+        pass
+
+
+@pytest.mark.sibling("form-not-measured-by-a-mishap")
+def test_a_mishap_while_measuring_decides_nothing(tmp_path: Path) -> None:
+    """Nothing is kept, so that the next session measures again."""
+    said: list[str] = []
+    with contextlib.closing(Table(tmp_path / "judgements.jsonl", Judgement)) as answers:
+        judge = asyncio.run(judge_asked(Away(), Templates(), CompareSettings(), tmp_path, answers, said.append))
+    assert judge == Judge("away") and not (tmp_path / "asking.json").exists()
+    assert "plain: dropped (the connection broke)" in said[0]
+
+
+@pytest.mark.sibling("trial-longer-than-the-context")
+def test_a_model_whose_context_is_too_short_for_the_trial_is_asked_plainly(tmp_path: Path, tiny_model: Path) -> None:
+    tried = asyncio.run(tried_forms(Local(str(tiny_model)), Templates(), candidates(CompareSettings(), Templates())))
+    assert [each.label_mass for each in tried] == [None] * 4
+    assert all(each.failure.startswith("too_long") and each.lasting for each in tried)
+    assert best(tried) == PLAIN
 
 
 def test_a_damaged_record_of_the_form_is_no_traceback(tmp_path: Path) -> None:

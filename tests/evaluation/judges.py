@@ -60,7 +60,7 @@ class Judge:
 
     def _answer(self, question: Question) -> Answer:
         first, second, _ = shown(question)
-        logit = self.opinion(first, second)
+        logit = 0.0 if question.kind == "probe" else self.opinion(first, second)
         if logit is None:
             return Answer(logprobs=(math.log(0.01), math.log(0.01)), prompt_tokens=100, completion_tokens=1)
         p = 1 / (1 + math.exp(-logit))
