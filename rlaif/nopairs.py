@@ -8,7 +8,13 @@ from rlaif.outcome import Outcome
 from rlaif.revising import Revised
 from rlaif.run import Run
 
-_OTHERWISE = (
+_OTHERWISE = {
+    "score": "begin its answer in a `score.txt` of your own (`judge.templates`), judge by pairs (`compare.method: "
+    "pairwise`), or take another judge",
+    "rank": "ask in other words in a `rank.txt` of your own (`judge.templates`), judge by pairs (`compare.method: "
+    "pairwise`), or take another judge",
+}
+_PAIRWISE = (
     "begin its answer (`compare.prefill`), write templates of your own (`judge.templates`), let it give its reasons "
     "(`compare.reasoning: reply`), or take another judge; `rlaif check` measures each form of asking"
 )
@@ -69,13 +75,14 @@ def _reason(run: Run, statuses: Counter[str], count: Counter[str], failures: Cou
 
 def _unreadable(run: Run, count: Counter[str], said: Counter[str]) -> str:
     method, least = run.settings.compare.method, run.settings.pair.min_label_mass
+    otherwise = _OTHERWISE.get(method, _PAIRWISE)
     stage = {"score": "scores", "rank": "ranks"}.get(method, "judgements")
     answers, low, silent = count[stage], count[f"{stage}_low_mass"], count[f"{stage}_unparsed"]
     often = f"; most often it says {said.most_common(1)[0][0]!r}" if said else ""
     if low and low >= silent:
         named = "digits" if method == "score" else "labels"
-        return f"{low:,} of {answers:,} answers put less than {least:g} probability on the {named}{often}; {_OTHERWISE}"
+        return f"{low:,} of {answers:,} answers put less than {least:g} probability on the {named}{often}; {otherwise}"
     if count["judgements_truncated"] > silent / 2:
         return f"{silent:,} of {answers:,} answers were cut off before a verdict; raise `compare.reasoning_tokens`"
     what = f"{silent:,} of {answers:,} answers have no verdict that can be read" if answers else "no answer has a label"
-    return f"{what}{often}; {_OTHERWISE}"
+    return f"{what}{often}; {otherwise}"

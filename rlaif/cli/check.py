@@ -38,6 +38,8 @@ def check(run_file: Path, flags: Flags, offline: bool) -> None:
         templates = _template_problems(settings)
         found += templates
         warn_of_kinship(settings)
+        if not found:
+            _warn_of_toys(settings)
         if not offline:
             found += asyncio.run(_model_problems(settings, measured=not templates))
     for problem in found:
@@ -137,6 +139,21 @@ def warn_of_kinship(settings: RunSettings) -> None:
     note = kinship(settings.policy.model if settings.policy else None, [each.model for each in settings.judges])
     if note is not None:
         click.echo(f"note: {note}", err=True)
+
+
+def _warn_of_toys(settings: RunSettings) -> None:
+    """A line on standard error where the demo's judge is to judge what it knows nothing of."""
+    from rlaif.constitution import load_constitution
+    from rlaif.demo.outside import is_toy, outside_its_world
+    from rlaif.samples.inputs import Oddities, read_prompts
+
+    wanted = settings.prompts
+    for judge in filter(is_toy, [each.model for each in settings.judges]):
+        prompts = read_prompts(
+            wanted.path, column=wanted.column, responses=wanted.responses, limit=wanted.limit, oddities=Oddities()
+        )
+        if (warning := outside_its_world(judge, load_constitution(settings.constitution), prompts)) is not None:
+            click.secho(f"WARNING: {warning}", err=True, bold=True)
 
 
 def _template_problems(settings: RunSettings) -> list[RlaifError]:

@@ -53,6 +53,7 @@ def test_the_other_ways_of_judging(tmp_path: Path, method: str) -> None:
         said = ended(tmp_path, fake, compare={"method": method, "principles": "all"}, judge=judge)
     assert said.startswith("no pairs: 60 comparisons, 60 without a label: "), said
     assert "answers have no verdict that can be read; most often it says" in said
+    assert f"`{method}.txt`" in said and "compare.prefill" not in said
 
 
 def test_flips_ties_and_copies(tmp_path: Path) -> None:
@@ -134,6 +135,8 @@ def test_a_toy_judge_is_announced_everywhere(tmp_path: Path) -> None:
     """A server that serves under the toy's name: in the output, the manifest, the page and the dataset's card."""
     with FakeServer(model="demo-judge") as fake:
         models = {"judge": {"model": "demo-judge"}, "policy": {"model": "demo-judge"}}
+        looked = rlaif("check", write_run(tmp_path, fake.url, **models))
+        assert looked.returncode == 0 and "WARNING: demo-judge is a toy" in looked.stderr
         result = rlaif("generate", write_run(tmp_path, fake.url, **models))
     assert result.returncode == 0, result.stderr
     assert "WARNING: demo-judge is a toy" in result.stderr and "10 of 10 prompts" in result.stderr
