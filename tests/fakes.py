@@ -22,10 +22,13 @@ from types import TracebackType
 from typing import Any
 from urllib.parse import urlsplit
 
-from rlaif.asking import TRIAL
 from tests.fake_answers import MASS, USUAL, Taste, choice, first_share, tokenized, unit
 
 __all__ = ["MASS", "FakeServer", "Taste", "Trouble", "first_share", "unit"]
+
+
+TRIAL = "a red wine stain out of a wool carpet"
+"""In the comparisons that find out how this judge is to be asked. (Nothing of ours is imported: servers start fast.)"""
 
 
 @dataclass(frozen=True)
@@ -163,7 +166,7 @@ class FakeServer:
         talks = [talk[:-1] if prefill else talk for talk in talks]
         keys = [talk[-1]["content"] for talk in talks]
         self.begun.update([prefill] * len(keys))
-        own = [key for key in keys if TRIAL[0] not in key]
+        own = [key for key in keys if TRIAL not in key]
         self.trials += len(keys) - len(own)
         self.asked.update(own)
         self.drawn.update((key, body.get("seed")) for key in own)
@@ -208,7 +211,7 @@ class FakeServer:
         if kind == "short_batch":
             choices.pop()
         else:
-            self.answered.update([key for key in keys if TRIAL[0] not in key] if kind in ("", "shuffled") else ())
+            self.answered.update([key for key in keys if TRIAL not in key] if kind in ("", "shuffled") else ())
         spent = {"prompt_tokens": sum(map(len, keys)), "completion_tokens": len(choices)}
         usage = spent if len(talks) > 1 else spent | {"prompt_tokens_details": {"cached_tokens": len(keys[0]) // 2}}
         payload = {"id": "fake", "object": "chat.completion", "choices": choices, "usage": usage}

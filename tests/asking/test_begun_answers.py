@@ -147,6 +147,7 @@ def test_a_judge_that_answers_is_asked_as_ever(tmp_path: Path) -> None:
     with FakeServer() as fake:
         path = write_run(tmp_path, fake.url)
         assert run(path).problem is None
+        assert fake.trials == 2, "the one comparison in both orders"
         assert set(fake.begun) == {""}
     (chosen,) = choices(tmp_path)
     assert Form.model_validate(chosen["form"]) == PLAIN
