@@ -14,6 +14,8 @@ import difflib
 from collections.abc import Iterable
 from pathlib import Path
 
+from rlaif.text import one_line, visible
+
 
 class RlaifError(Exception):
     """Base of every error that the command line prints as one line, without a traceback."""
@@ -29,11 +31,15 @@ class UserError(RlaifError):
     def __init__(self, what: str, *, where: str | Path | None = None, line: int | None = None, mend: str = "") -> None:
         self.what, self.where, self.line, self.mend = what, where, line, mend
         place = "" if where is None else f"{where}{'' if line is None else f':{line}'}: "
-        super().__init__(f"{place}{what}{f'; {mend}' if mend else ''}")
+        super().__init__(one_line(f"{place}{what}{f'; {mend}' if mend else ''}"))
 
 
 class ModelError(RlaifError):
     """A model or its server cannot go on (down, wrong key, unknown name): the run stops, and resumes later."""
+
+    def __init__(self, what: str, *, log: str = "") -> None:
+        """`log` is the end of a log that stands below the message, lines and all."""
+        super().__init__(one_line(what) + visible(log))
 
 
 class RecordError(RlaifError):
@@ -41,7 +47,8 @@ class RecordError(RlaifError):
 
     def __init__(self, path: str | Path, line: int, why: str) -> None:
         self.path, self.line = path, line
-        super().__init__(f"{path}:{line}: {why}; repair or delete the line, what it held is then asked for again")
+        what = f"{path}:{line}: {why}; repair or delete the line, what it held is then asked for again"
+        super().__init__(one_line(what))
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import NamedTuple
 
 from rlaif.errors import UserError
+from rlaif.jsontext import loads
 
 
 class Making(NamedTuple):
@@ -24,7 +24,7 @@ def read_making(folder: Path) -> Making:
     """Who made a finished run. Raises UserError where there is none in `folder`."""
     path = folder / "manifest.json"
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = loads(path.read_text(encoding="utf-8"))
         constitution = manifest["constitution"]
         return Making(manifest["policy"], manifest["judge"], constitution["name"], constitution["hash"])
     except OSError:

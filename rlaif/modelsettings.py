@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import Field, JsonValue, field_validator, model_validator
 
+from rlaif.addresses import SECRET_IN_URL, secret_in
 from rlaif.records import Record
 
 
@@ -16,9 +17,10 @@ class ModelSettings(Record):
     model: str = Field(min_length=1)
     """Name on the server; without `base_url` or `launch`, a local folder, a hub name, or a shipped model."""
     base_url: str | None = None
-    """OpenAI-compatible server, for instance http://127.0.0.1:8000/v1; none runs the model in process."""
+    """OpenAI-compatible server, for instance http://127.0.0.1:8000/v1; none runs the model in process. ${NAME} in it
+    stands for what the environment variable NAME holds."""
     api_key_env: str | None = None
-    """Name of the environment variable that holds the API key."""
+    """Name of the environment variable that holds the API key; with `launch`, the one that the server then wants."""
     launch: Literal["vllm"] | None = None
     """Start `vllm serve` for this run, and stop it afterwards."""
     launch_args: tuple[str, ...] = ()
@@ -49,17 +51,34 @@ class ModelSettings(Record):
     def _not_ours(cls, arguments: tuple[str, ...]) -> tuple[str, ...]:
         if (flag := placing(arguments)) is not None:
             raise ValueError(f"must not hold {flag}: where the server is asked, and by which name, is the run's to say")
+        if (flag := _first_of(arguments, ("--api-key", "--hf-token"))) is not None:
+            raise ValueError(
+                f"must not hold {flag}: everybody can read the arguments of a process; "
+                "name a variable that holds the server's key in `api_key_env`, and set HF_TOKEN for the hub"
+            )
         return arguments
 
     @field_validator("base_url")
     @classmethod
     def _is_url(cls, url: str | None) -> str | None:
-        if url is not None and not url.startswith(("http://", "https://")):
+        if url is not None and not url.startswith(("http://", "https://", "${")):
             raise ValueError("must start with http:// or https://")
-        return url
+        return without_secret(url)
+
+
+def without_secret(url: str | None) -> str | None:
+    """The address of a server. Raises ValueError where it holds a secret: settings are saved, shown and passed on."""
+    secret = None if url is None else secret_in(url)
+    if secret is not None:
+        raise ValueError(f"holds {secret}, and settings are stored with every run: {SECRET_IN_URL}")
+    return url
 
 
 def placing(arguments: Iterable[str]) -> str | None:
     """The first of a launched server's arguments that would move or rename it, unknown to those who ask it."""
+    return _first_of(arguments, ("--host", "--port", "--served-model-name"))
+
+
+def _first_of(arguments: Iterable[str], wanted: tuple[str, ...]) -> str | None:
     flags = (argument.partition("=")[0].replace("_", "-") for argument in arguments)
-    return next((flag for flag in flags if flag in ("--host", "--port", "--served-model-name")), None)
+    return next((flag for flag in flags if flag in wanted), None)

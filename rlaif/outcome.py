@@ -218,7 +218,7 @@ def _panel(run: Run, found: Agreement) -> JsonValue:
         "comparisons": found.comparisons,
         "cohen_kappa" if two else "krippendorff_alpha": found.kappa if two else found.alpha,
         "correlation": found.correlation,
-        "effective_judges": found.effective,
+        "effective_judges_at_least": found.effective_at_least,
     }
 
 

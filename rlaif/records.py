@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+from collections.abc import Sequence
 from enum import StrEnum
 from typing import Any, Literal
 
@@ -18,6 +20,10 @@ class Record(BaseModel):
     """A frozen record that refuses unknown fields; the text under a field documents it everywhere."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    def contradiction(self) -> str:
+        """In what a stored record contradicts itself, as where a disk changed a digit; empty where in nothing."""
+        return ""
 
 
 def content_id(*parts: Any) -> str:
@@ -88,6 +94,11 @@ class Sample(Record):
     revision_of: str | None = None
     """Id of the sample that this one revises."""
 
+    @property
+    def truncated(self) -> bool:
+        """Whether it was cut off at `max_tokens`."""
+        return self.finish_reason == "length"
+
 
 class Critique(Record):
     """The judge's text on one sample under one principle."""
@@ -134,6 +145,18 @@ class Verdict(StrEnum):
     UNPARSED = "unparsed"
 
 
+_ROUNDING = 1e-6
+"""What summing in another order may change of a probability or a grade."""
+
+
+def _wrong_mass(logprobs: Sequence[float] | None, mass: float | None) -> str:
+    """A line holds its log-probabilities and what they add up to: in what they disagree."""
+    if logprobs is None or mass is None:
+        return "" if logprobs is None and mass is None else "of `logprobs` and `label_mass` one is missing"
+    added = min(1.0, sum(math.exp(min(each, 1.0)) for each in logprobs))
+    return "" if abs(mass - added) <= _ROUNDING else "`label_mass` is not what `logprobs` add up to"
+
+
 class Judgement(Record):
     """One *ordered* judge call, raw and never edited; `first` was shown as A, `second` as B."""
 
@@ -160,6 +183,16 @@ class Judgement(Record):
     cached_tokens: int = 0
     completion_tokens: int = 0
 
+    def contradiction(self) -> str:
+        """Whether mass and verdict are those of the log-probabilities."""
+        wrong = _wrong_mass(self.logprobs, self.label_mass)
+        if not wrong and self.logprobs is not None:
+            gap = self.logprobs[0] - self.logprobs[1]
+            likelier = Verdict.TIE if gap == 0 else Verdict.FIRST if gap > 0 else Verdict.SECOND
+            if self.verdict is not likelier:
+                return f"`verdict` is {self.verdict.value}, and by `logprobs` it is {likelier.value}"
+        return wrong
+
 
 class Score(Record):
     """One judge call that graded one sample, raw and never edited."""
@@ -181,6 +214,17 @@ class Score(Record):
     prompt_tokens: int = 0
     cached_tokens: int = 0
     completion_tokens: int = 0
+
+    def contradiction(self) -> str:
+        """Whether mass and grade are those of the log-probabilities."""
+        wrong = _wrong_mass(self.logprobs, self.label_mass)
+        if not wrong and self.logprobs is not None:
+            weights = [math.exp(each) for each in self.logprobs]
+            total = sum(weights)  # 0 where every digit is beyond what a float can hold: then there is no mean
+            mean = sum(digit * weight for digit, weight in enumerate(weights)) / total if total else math.nan
+            if total and (self.value is None or abs(self.value - mean) > _ROUNDING):
+                return "`value` is not the mean grade by `logprobs`"
+        return wrong
 
 
 class Order(Record):
@@ -259,7 +303,7 @@ class PreferencePair(Record):
     flip: bool
     """The two orders disagreed."""
     hard: bool
-    """The label comes from text verdicts, not from log-probabilities."""
+    """The label comes from text verdicts, not from log-probabilities: over-confident while no temperature is fitted."""
     strengths: tuple[float, float]
     """Bradley-Terry log-strengths of chosen and rejected among the prompt's samples (mean 0)."""
     ranks: tuple[int, int]
@@ -275,3 +319,7 @@ class PreferencePair(Record):
     judge: str
     constitution: str
     """Name and content hash of the constitution."""
+    chosen_truncated: bool = False
+    """The chosen response was cut off at `max_tokens`: its end is none, and no trainer learns it."""
+    rejected_truncated: bool = False
+    """The rejected response was cut off."""

@@ -22,6 +22,7 @@ from rlaif.comparisons.fold import Comparison, Status
 from rlaif.comparisons.plan import compare_questions, votes
 from rlaif.comparisons.shares import folded
 from rlaif.comparisons.slots import SlotBias, slot_bias
+from rlaif.comparisons.thinking import without_thinking
 from rlaif.errors import UserError
 from rlaif.inference.base import Question
 from rlaif.preferences.export import write_parquet
@@ -209,7 +210,7 @@ def _count_chain(run: Run, each: Revising, made: Revised) -> None:
             made.principles[step.principle.id][step.use.value] += 1
             critique = run.critiques.get(step.critique_question.id) if step.critique_question else None
             if critique is not None:
-                made.counts["critiques_empty"] += not critique.text.strip()
+                made.counts["critiques_empty"] += not without_thinking(critique.text).strip()
                 made.counts["critiques_truncated"] += critique.finish_reason == "length"
             continue
         question = step.revision_question or step.critique_question

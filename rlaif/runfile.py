@@ -31,6 +31,9 @@ _PATHS = (
 )
 """Settings that may be paths."""
 
+SAVED = "run.yaml"
+"""What a run folder's own run file is called."""
+
 LATER = ("train", "evaluate")
 """Sections of a run file that `rlaif run` reads, for what comes after the data (see `rlaif.loop.plan`)."""
 
@@ -84,6 +87,8 @@ def read_run(path: Path | None, flags: Flags | None = None) -> Source:
     """The settings as they stand after flags and environment, not yet validated; without a file, those alone."""
     found = Source({}, "the settings") if path is None else read_yaml(path)
     source = _long_form(_long_form(_without_later(found), ("prompts",)), ("revise", "helpful"))
+    if path is not None and _lies_in_its_run(path):
+        source = source.reworded(("output",), str(path.resolve().parent))
     if path is not None:
         for setting in (*_PATHS, *_panel_paths(source)):
             source = absolute(source, setting, path.resolve().parent)
@@ -94,6 +99,13 @@ def read_run(path: Path | None, flags: Flags | None = None) -> Source:
     for place, value in (flags or {}).items():
         source = _overridden(source, place, value, known[place].flag if place in known else ".".join(place))
     return source
+
+
+def _lies_in_its_run(path: Path) -> bool:
+    """Whether this is the run file that a run has saved beside its tables: it is about that folder, which may have been
+    copied or moved since."""
+    tables = ("samples.jsonl", "judgements.jsonl", "pairs.jsonl", "manifest.json")
+    return path.name == SAVED and any((path.resolve().parent / name).is_file() for name in tables)
 
 
 def read_later(path: Path) -> dict[str, Source]:

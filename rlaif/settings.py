@@ -160,6 +160,8 @@ class PairSettings(Record):
     """Pairs whose two orders disagree: leave them out, or keep them with their soft label."""
     min_label_mass: float = Field(0.5, ge=0, le=1)
     """A judgement with less probability on its two labels together has no label."""
+    truncated: Literal["rejected", "any"] = "rejected"
+    """A response that was cut off is never chosen over a whole one; with `any` it may be, and the pair says so."""
     per_prompt: int = Field(3, ge=1)
     """Most pairs of one prompt, widest first (`all` and `revised`)."""
 

@@ -9,6 +9,7 @@ written beside their place and renamed, so a file that exists is complete.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -50,8 +51,14 @@ class Table(Generic[R]):
         """The open file; made if need be."""
         if self._file is None:
             try:
-                self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+                # A link in a folder that came from somebody else must not lead our writing out of it.
+                self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o644)
             except OSError as error:
+                if error.errno == errno.ELOOP:
+                    mend = "put the file itself there"
+                    raise UserError(
+                        "is a link, and a run writes into its own folder only", where=self.path, mend=mend
+                    ) from None
                 raise _unwritable(self.path, error) from error
         return self._file
 
@@ -97,27 +104,40 @@ class Table(Generic[R]):
     def get(self, key: str) -> R | None:
         """The record with this id, or None. Raises RecordError where the line breaks the schema."""
         offset = self._index.get(bytes.fromhex(key))
-        return None if offset is None else self._read(offset)
+        return None if offset is None else self._read(key, offset)
 
-    def _read(self, offset: int) -> R:
+    def _read(self, key: str, offset: int) -> R:
+        """The record `key`, whose line was at `offset` when it was written or read first."""
         size = 2048
         while b"\n" not in (data := os.pread(self._open(), size, offset)):
+            if len(data) < size:
+                raise self._changed()
             size *= 4
-        return self._parse(data[: data.index(b"\n")], offset)
+        line = data[: data.index(b"\n")]
+        if line[: _ID.stop] != _HEAD + key.encode():
+            raise self._changed()
+        return self._parse(line, offset)
+
+    def _changed(self) -> UserError:
+        what = "was changed by another program while this one had it open"
+        return UserError(what, where=self.path, mend="run the same command again")
 
     def _parse(self, line: bytes, offset: int) -> R:
         try:
-            return self.record.model_validate_json(line)
+            record = self.record.model_validate_json(line)
+            why = record.contradiction()
         except ValidationError as error:
             why = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'line'}: {e['msg']}" for e in error.errors()[:2])
+        if why:
             with self.path.open("rb") as file:
                 number = file.read(offset).count(b"\n") + 1
-            raise RecordError(self.path, number, why) from None
+            raise RecordError(self.path, number, why)
+        return record
 
     def __iter__(self) -> Iterator[R]:
         """Every record once, in file order."""
-        for offset in sorted(self._index.values()):
-            yield self._read(offset)
+        for key, offset in sorted(self._index.items(), key=lambda entry: entry[1]):
+            yield self._read(key.hex(), offset)
 
     def close(self) -> None:
         """Flush to the disk and close."""
@@ -136,6 +156,7 @@ def lock_folder(folder: Path) -> Iterator[None]:
 
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        _require_no_way_out(folder)
         lock = filelock.FileLock(folder / ".lock", timeout=0)
         lock.acquire()
     except filelock.Timeout:
@@ -148,6 +169,16 @@ def lock_folder(folder: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def _require_no_way_out(folder: Path) -> None:
+    """Raise UserError where a link in a folder leads out of it: whoever writes here would write there."""
+    inside = folder.resolve()
+    with os.scandir(folder) as entries:
+        for entry in sorted(entries, key=lambda entry: entry.name):
+            if entry.is_symlink() and not Path(entry.path).resolve().is_relative_to(inside):
+                what = f"`{entry.name}` is a link that leads out of this folder, and only this folder is written to"
+                raise UserError(what, where=folder, mend="remove the link, or put there what it leads to")
 
 
 def require_writable(folder: Path) -> None:
@@ -170,6 +201,9 @@ def draft_of(path: Path) -> Iterator[Path]:
     """A file beside `path` to write; it takes that place when the block ends well, and is removed when it does not."""
     draft = path.with_name(f".{path.name}.draft")
     try:
+        # What lies there was left by a killed process, or put there by somebody else: never followed, never added to.
+        draft.unlink(missing_ok=True)
+        os.close(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o644))
         yield draft
         with draft.open("rb+") as file:
             os.fsync(file.fileno())
@@ -177,7 +211,8 @@ def draft_of(path: Path) -> Iterator[Path]:
     except OSError as error:
         raise _unwritable(path, error) from error
     finally:
-        draft.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # it may be a folder, which is what the error said
+            draft.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -212,9 +247,12 @@ def read_records(path: Path, record: type[R]) -> Iterator[R]:
     with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             try:
-                yield record.model_validate_json(line)
+                read = record.model_validate_json(line)
             except ValidationError as error:
                 raise RecordError(path, number, error.errors()[0]["msg"]) from None
+            if why := read.contradiction():
+                raise RecordError(path, number, why)
+            yield read
 
 
 def write_json(path: Path, value: JsonValue) -> None:

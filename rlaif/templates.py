@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
@@ -32,15 +32,22 @@ Fence = Literal["marks", "tags"]
 _SLOT = re.compile(r"\{(\w+)\}")
 _FENCE = re.compile(r"<<<|>>>")
 _OUR_TAG = re.compile(r"<(?=\s*/?\s*text_)", re.IGNORECASE)
-_TAGS = r"s|bos|eos|pad|unk|eot|sop|eop|mask|SYS|think|thinking|tools|tool_calls?|tool_responses?|(?:start|end)_of_\w+"
+_TAGS = (
+    r"s|bos|eos|role|sep|cls|pad|unk|eot|sop|eop|mask|SYS|think|thinking|tools|tool_calls?|tool_responses?"
+    r"|(?:start|end)_of_\w+"
+)
 _BRACKETS = (
     r"INST|SYSTEM_PROMPT|THINK|AVAILABLE_TOOLS|TOOL_CALLS|TOOL_RESULTS|TOOL_CONTENT|ARGS|CALL_ID|gMASK|MASK|CLS|SEP"
-    r"|PAD|UNK|BOS|EOS|IMG\w*|PREFIX|MIDDLE|SUFFIX"
+    r"|PAD|UNK|BOS|EOS|EOT|SOT|start_header_id|end_header_id|IMG\w*|PREFIX|MIDDLE|SUFFIX"
 )
+_NUMBERED = r"(?:[a-z_]{1,40}_|unused|special|token)\d{1,6}"
 # Special tokens of the common chat formats: ChatML and Llama 3 `<|...|>`, DeepSeek's full-width bars, Llama 2's [INST]
-# and <<SYS>>, Mistral's and GLM's other brackets, Gemma's turns, sentence marks, the tags of thinking and of tools.
+# and <<SYS>>, Mistral's and GLM's other brackets, Gemma's turns, sentence marks, the tags of thinking and of tools;
+# numbered ones (`<extra_id_1>`, `<reserved_106>`), `<seed:...>`, EXAONE's `[|...|]`, MiniMax's `]~b[`. A list is never
+# whole: where the tokenizer is at hand, its own special tokens are broken up as well (`without_special_tokens`).
 _SPECIAL = re.compile(
-    rf"<(?=[|｜])|(?<=[|｜])>|<(?=/?(?:{_TAGS})>)|\[(?=/?(?:{_BRACKETS})\])",
+    rf"<(?=[|｜])|(?<=[|｜])>|<(?=/?(?:{_TAGS}|{_NUMBERED}|\w{{1,20}}:\w{{1,20}})>)|\[(?=/?(?:{_BRACKETS})\])"
+    r"|\[(?=\|)|(?<=\|)\]|\](?=~)|\[(?=[a-z]~)",
     re.IGNORECASE,
 )
 
@@ -50,7 +57,15 @@ _MARKS = re.compile(r"<<<|>>>|<[^\s<>]{1,40}>|\[/?\w{2,20}\]")
 def defuse(text: str) -> str:
     """`text` without anything that a chat template or our fences would take for structure."""
     text = _FENCE.sub(lambda mark: "‹‹‹" if mark[0] == "<<<" else "›››", text)
-    return _SPECIAL.sub(lambda mark: f"{mark[0]} " if mark[0] in "<[" else f" {mark[0]}", text)
+    return _SPECIAL.sub(lambda mark: f" {mark[0]}" if mark[0] in ">" else f"{mark[0]} ", text)
+
+
+def without_special_tokens(text: str, tokens: Collection[str]) -> str:
+    """`text` with a blank in each of these special tokens, the longest first, so that none of them is left whole."""
+    for token in sorted(tokens, key=len, reverse=True):
+        while len(token) > 1 and token in text:
+            text = text.replace(token, f"{token[0]} {token[1:]}")
+    return text
 
 
 def restored(text: str, original: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import yaml
 
@@ -34,6 +35,14 @@ _Dumper.yaml_implicit_resolvers = {
     first: [*yaml.SafeDumper.yaml_implicit_resolvers.get(first, []), *CoreLoader.yaml_implicit_resolvers.get(first, [])]
     for first in {*yaml.SafeDumper.yaml_implicit_resolvers, *CoreLoader.yaml_implicit_resolvers}
 }
+
+
+def plain_yaml(text: str) -> Any:
+    """What YAML that others wrote holds. Raises ValueError for whatever is wrong with it, its depth included."""
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError, ValueError) as error:  # a ValueError of its own: the 31st of February
+        raise ValueError(f"not YAML: {error}") from None
 
 
 def dump_yaml(data: object) -> str:

@@ -231,7 +231,7 @@ def test_the_manifest_by_hand(tmp_path: Path) -> None:
     assert [each["weight"] for each in found["judges"]] == [1.0, 2.0, 1.0]
     assert found["comparisons"] == 60
     assert found["correlation"] == pytest.approx(-1 / 3)
-    assert found["effective_judges"] == pytest.approx(3.0)
+    assert found["effective_judges_at_least"] == pytest.approx(3.0)
     assert "cohen_kappa" not in found
     # A tie of one judge is a tie of all; `clear` units, mirrored too, are two of one side and one of the other.
     texts = {row["id"]: row["text"] for row in lines(tmp_path / "run/samples.jsonl")}
@@ -243,7 +243,7 @@ def test_the_manifest_by_hand(tmp_path: Path) -> None:
     clear = sum(abs(1 / (1 + math.exp(-each)) - 0.5) >= 0.05 for each in gaps)
     n, n_side, n_tie = 6 * 60, 3 * clear, 6 * (60 - clear)
     apart = 4 * clear
-    assert found["krippendorff_alpha"] == pytest.approx(1 - (n - 1) * apart / (n**2 - 2 * n_side**2 - n_tie**2))
+    assert found["krippendorff_alpha"] == pytest.approx(1 - n * apart / (n**2 - 2 * n_side**2 - n_tie**2))
 
 
 def test_two_judges_that_are_alike_are_worth_one(tmp_path: Path) -> None:
@@ -251,11 +251,12 @@ def test_two_judges_that_are_alike_are_worth_one(tmp_path: Path) -> None:
         report = rlaif("generate", path)
     found = manifest(tmp_path)["panel"]
     assert (found["cohen_kappa"], found["correlation"]) == (pytest.approx(1.0), pytest.approx(1.0))
-    assert found["effective_judges"] == pytest.approx(1.0)
+    assert found["effective_judges_at_least"] == pytest.approx(1.0)
     assert "krippendorff_alpha" not in found
     assert report.returncode == 0, report.stderr
     assert re.search(
-        r"the judges agree +kappa 1.00 over 60 comparisons, correlation 1.00: worth 1.0 independent judges of 2",
+        r"the judges agree +kappa 1.00 over 60 comparisons, correlation 1.00: "
+        r"worth at least 1.0 independent judges of 2",
         report.stdout,
     )
     assert re.search(r"  fake-2 +agrees with \d+ labels, opposes 0, abstains 0;", report.stdout)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 from rlaif.api.showing import reading, training
 from rlaif.api.words import at_least_one, given, in_python, one_of, plain
 from rlaif.errors import UserError
+from rlaif.jsontext import loads
 
 if TYPE_CHECKING:
     from rlaif.training.running import Trained
@@ -119,7 +120,7 @@ def score(
             where = error.where if named or not str(error.where).startswith(folder) else "data"
             raise UserError(error.what, where=where, line=error.line, mend=error.mend) from error
         with target.open(encoding="utf-8") as lines:
-            return [json.loads(line) for line in lines]
+            return [loads(line) for line in lines]
 
 
 def _file(rows: Iterable[object], folder: Path) -> str:

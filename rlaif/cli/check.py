@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from rlaif.cli.options import run_options
+from rlaif.cli.terminal import echo, secho
 from rlaif.errors import RlaifError, UserError
 from rlaif.loop.plan import plan_problems
 from rlaif.runfile import Flags, load_run, read_run
@@ -43,11 +44,11 @@ def check(run_file: Path, flags: Flags, offline: bool) -> None:
         if not offline:
             found += asyncio.run(_model_problems(settings, measured=not templates))
     for problem in found:
-        click.echo(str(problem), err=True)
+        echo(str(problem), err=True)
     if found:
-        click.echo(f"{len(found)} problem{'s' if len(found) > 1 else ''}; nothing was stored", err=True)
+        echo(f"{len(found)} problem{'s' if len(found) > 1 else ''}; nothing was stored", err=True)
         raise SystemExit(2)
-    click.echo("No problems.")
+    echo("No problems.")
 
 
 def _output_problems(settings: RunSettings, run_file: Path, flags: Flags) -> list[UserError]:
@@ -69,7 +70,7 @@ def _constitution_problems(settings: RunSettings) -> list[UserError]:
     found = constitution_problems(settings.constitution)
     if not found:
         constitution = load_constitution(settings.constitution)
-        click.echo(f"constitution: {constitution.name}, {len(constitution.principles)} principles")
+        echo(f"constitution: {constitution.name}, {len(constitution.principles)} principles")
         try:
             if settings.writes_critiques:
                 require_critiques(settings, constitution)
@@ -77,9 +78,9 @@ def _constitution_problems(settings: RunSettings) -> list[UserError]:
                 drawn = reviser_principles(constitution, settings)
                 left_out = [each.id for each in constitution.principles if each not in drawn]
                 if left_out:
-                    click.echo(f"note: no round of `revise` draws {', '.join(left_out)}, which lack the texts for it")
+                    echo(f"note: no round of `revise` draws {', '.join(left_out)}, which lack the texts for it")
                 for note in _revise_notes(settings, drawn):
-                    click.echo(f"note: {note}")
+                    echo(f"note: {note}")
         except UserError as error:
             found = [error]
     return found
@@ -98,9 +99,9 @@ def _prompt_problems(settings: RunSettings) -> list[UserError]:
             given += len(prompt.responses)
     except UserError as error:
         return [error]
-    click.echo(f"prompts: {count:,}" + (f" with {given:,} answers" if given else ""))
+    echo(f"prompts: {count:,}" + (f" with {given:,} answers" if given else ""))
     if oddities.counts:
-        click.echo(f"note: in the prompts, {oddities}")
+        echo(f"note: in the prompts, {oddities}")
     if settings.policy is None and not given:
         mend = "set `policy`, or name the column of the answers in `prompts.responses`"
         return [UserError("no `policy`, and no answers in the input", where=wanted.path, mend=mend)]
@@ -128,7 +129,7 @@ def _helpful_problems(settings: RunSettings) -> list[UserError]:
     except UserError as error:
         return [error]
     if count:
-        click.echo(f"helpful answers for the SFT dataset: {count:,}")
+        echo(f"helpful answers for the SFT dataset: {count:,}")
     return []
 
 
@@ -138,7 +139,7 @@ def warn_of_kinship(settings: RunSettings) -> None:
 
     note = kinship(settings.policy.model if settings.policy else None, [each.model for each in settings.judges])
     if note is not None:
-        click.echo(f"note: {note}", err=True)
+        echo(f"note: {note}", err=True)
 
 
 def _warn_of_toys(settings: RunSettings) -> None:
@@ -153,7 +154,7 @@ def _warn_of_toys(settings: RunSettings) -> None:
             wanted.path, column=wanted.column, responses=wanted.responses, limit=wanted.limit, oddities=Oddities()
         )
         if (warning := outside_its_world(judge, load_constitution(settings.constitution), prompts)) is not None:
-            click.secho(f"WARNING: {warning}", err=True, bold=True)
+            secho(f"WARNING: {warning}", err=True, bold=True)
 
 
 def _template_problems(settings: RunSettings) -> list[RlaifError]:
@@ -164,7 +165,7 @@ def _template_problems(settings: RunSettings) -> list[RlaifError]:
         problems = template_problems(folder)
         found += problems
         for note in () if problems else template_notes(load_templates(folder)):
-            click.echo(f"note: {note}")
+            echo(f"note: {note}")
     return found
 
 
@@ -178,14 +179,14 @@ async def _show_form(role: str, source: LazyModel, judge: JudgeSettings, setting
         return
     known = Forms(settings.folder).of(source.name, compare, templates)
     if known is not None and known.tried:
-        click.echo(f"{role}: form of asking, as this run was begun: {known}")
+        echo(f"{role}: form of asking, as this run was begun: {known}")
         return
     tried = await tried_forms(await source.open(), templates, candidates(compare, templates))
     chosen = Chosen(judge=source.name, key="", form=best(tried), tried=tuple(tried))
-    click.echo(f"{role}: form of asking: {chosen}")
+    echo(f"{role}: form of asking: {chosen}")
     least = settings.pair.min_label_mass
     if chosen.label_mass is not None and chosen.label_mass < least:
-        click.echo(f"note: {role}: less than {least:g} on the labels is no label: expect few or no pairs", err=True)
+        echo(f"note: {role}: less than {least:g} on the labels is no label: expect few or no pairs", err=True)
 
 
 async def _model_problems(settings: RunSettings, *, measured: bool) -> list[RlaifError]:
@@ -200,7 +201,7 @@ async def _model_problems(settings: RunSettings, *, measured: bool) -> list[Rlai
         if model is None:
             continue
         if model.launch is not None:
-            click.echo(f"{role}: {model.model}, not probed (a run starts its server)")
+            echo(f"{role}: {model.model}, not probed (a run starts its server)")
             continue
         try:
             source = LazyModel(model, labels=() if role == "policy" else LABELS, log=Path(f"{role}.log"))
@@ -210,7 +211,7 @@ async def _model_problems(settings: RunSettings, *, measured: bool) -> list[Rlai
         try:
             wrong = [UserError(problem, where=role) for problem in await source.probe()]
             found += wrong
-            click.echo(f"{role}: {source.name}{f', {source.described}' if source.described else ''}")
+            echo(f"{role}: {source.name}{f', {source.described}' if source.described else ''}")
             names += [source.name] if role != "policy" else []
             if isinstance(model, JudgeSettings) and measured and not wrong:
                 await _show_form(role, source, model, settings)

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from rlaif.cli.terminal import echo
+
 if TYPE_CHECKING:
     from rlaif.constitution.lint import Finding
 
@@ -27,11 +29,11 @@ def check(files: tuple[str, ...], shape: str) -> None:
 
     found = [finding for file in files for finding in lint_constitution(file)]
     if shape == "json":
-        click.echo(json.dumps([finding.model_dump() for finding in found], indent=2, ensure_ascii=False))
+        echo(json.dumps([finding.model_dump() for finding in found], indent=2, ensure_ascii=False))
     else:
         for finding in found:
-            click.echo(str(finding))
-        click.echo(_summary(len(files), found))
+            echo(str(finding))
+        echo(_summary(len(files), found))
     if found:
         raise SystemExit(2 if any(finding.level == "error" for finding in found) else 1)
 

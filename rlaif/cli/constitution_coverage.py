@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from rlaif.cli.terminal import echo
+
 if TYPE_CHECKING:
     from rlaif.coverage import Agreement, Coverage
 
@@ -25,30 +27,28 @@ def coverage(folder: Path, as_json: bool) -> None:
 
     found = covered(folder)
     if as_json:
-        click.echo(json.dumps(_document(found), ensure_ascii=False, indent=2))
+        echo(json.dumps(_document(found), ensure_ascii=False, indent=2))
     else:
         _show(found)
 
 
 def _show(found: Coverage) -> None:
-    click.echo(f"{found.constitution}: {found.comparisons:,} comparisons, {found.labels:,} of them labelled\n")
+    echo(f"{found.constitution}: {found.comparisons:,} comparisons, {found.labels:,} of them labelled\n")
     if found.edited:
-        click.echo("note: the constitution has changed since this run; reworded principles have no answers here yet")
+        echo("note: the constitution has changed since this run; reworded principles have no answers here yet")
     if found.unanswered:
-        click.echo(f"note: {found.unanswered:,} comparisons lack an answer and have no label")
+        echo(f"note: {found.unanswered:,} comparisons lack an answer and have no label")
     _show_principles(found)
-    click.echo()
+    echo()
     if found.agreements:
         _show_matrix(found)
     elif found.mode != "each":
         reason = {"one": "a single principle was drawn for each pair", "all": "all principles were one question"}
-        click.echo(
-            f"No two principles met on a pair ({reason[found.mode]}); to compare them, `compare.principles: each`"
-        )
+        echo(f"No two principles met on a pair ({reason[found.mode]}); to compare them, `compare.principles: each`")
     if found.idle:
-        click.echo(f"Never decided a label: {', '.join(found.idle)}")
+        echo(f"Never decided a label: {', '.join(found.idle)}")
     for each in found.contradictions:
-        click.echo(f"Contradict each other: {each.first} and {each.second} agree in {_of(each)} comparisons")
+        echo(f"Contradict each other: {each.first} and {each.second} agree in {_of(each)} comparisons")
 
 
 def _show_principles(found: Coverage) -> None:
@@ -68,7 +68,7 @@ def _show_principles(found: Coverage) -> None:
         for each in found.principles
     ]
     print_table(columns, rows, right=columns[1:])
-    click.echo(
+    echo(
         "\ndecided: labels in which it weighs most; agrees: labels on the side of its own verdict;\n"
         "|margin|: mean distance of its own probability from one half; flips, ties: shares of its own verdicts"
     )
@@ -84,9 +84,9 @@ def _show_matrix(found: Coverage) -> None:
     for at, name in enumerate(names):
         cells = [_cell(known.get((name, other))) for other in names[at + 1 :]]
         rows.append((f"{at + 1} {name}", *([""] * (at + 1)), *cells))
-    click.echo("Agreement of every two principles where both have a clear verdict (and in how many comparisons)\n")
+    echo("Agreement of every two principles where both have a clear verdict (and in how many comparisons)\n")
     print_table(("", *numbers), rows, right=numbers)
-    click.echo()
+    echo()
 
 
 def _cell(agreement: Agreement | None) -> str:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from rlaif.cli.terminal import echo, secho
+
 if TYPE_CHECKING:
     from rlaif.constitution import Constitution
     from rlaif.constitution.changes import Change, Changes, Wording
@@ -48,7 +50,7 @@ def diff(old: str, new: str, folder: Path | None, dry_run: bool, as_json: bool) 
     if folder is not None:
         told |= _with_run(folder, before, after, dry_run, as_json)
     if as_json:
-        click.echo(json.dumps(told, ensure_ascii=False, indent=2))
+        echo(json.dumps(told, ensure_ascii=False, indent=2))
 
 
 def _with_run(folder: Path, old: Constitution, new: Constitution, dry_run: bool, as_json: bool) -> dict[str, Any]:
@@ -62,9 +64,9 @@ def _with_run(folder: Path, old: Constitution, new: Constitution, dry_run: bool,
     with reopen_run(folder, new) as run:
         both = plans(run, old, new)
         lacking = missing(both)
-        click.echo(f"\n{_sentence(lacking)}", err=as_json)
+        echo(f"\n{_sentence(lacking)}", err=as_json)
         for note in notes:
-            click.echo(f"note: {note}", err=True)
+            echo(f"note: {note}", err=True)
         told: dict[str, Any] = {"questions": lacking._asdict(), "notes": notes}
         if dry_run:
             return told
@@ -119,15 +121,15 @@ def _ask(both: Plans, lacking: Missing) -> None:
 
 def _show_changes(changed: Changes, old: Constitution, new: Constitution) -> None:
     if old.hash == new.hash:
-        click.echo(f"{old.name} and {new.name} are the same to a judge (hash {new.hash[:12]})")
+        echo(f"{old.name} and {new.name} are the same to a judge (hash {new.hash[:12]})")
     else:
-        click.echo(f"{old.name}@{old.hash[:12]} -> {new.name}@{new.hash[:12]}")
+        echo(f"{old.name}@{old.hash[:12]} -> {new.name}@{new.hash[:12]}")
     for change in changed.principles:
-        click.secho(f"\n{_heading(change)}", bold=True)
+        secho(f"\n{_heading(change)}", bold=True)
         for wording in change.wordings:
             _show_wording(wording)
     count = len(changed.principles)
-    click.echo(f"\n{count} principle{'s' if count != 1 else ''} changed, {changed.same} did not")
+    echo(f"\n{count} principle{'s' if count != 1 else ''} changed, {changed.same} did not")
 
 
 def _heading(change: Change) -> str:
@@ -151,10 +153,10 @@ def _show_wording(wording: Wording) -> None:
     pieces = list(words(wording.old or "", wording.new or ""))
     if wording.old is not None:
         old = "".join(piece.old if piece.same else _marked(piece.old, "[-{}-]", "red") for piece in pieces)
-        click.echo(f"  - {wording.part}: {old if wording.new is not None else wording.old}")
+        echo(f"  - {wording.part}: {old if wording.new is not None else wording.old}")
     if wording.new is not None:
         new = "".join(piece.new if piece.same else _marked(piece.new, "{{+{}+}}", "green") for piece in pieces)
-        click.echo(f"  + {wording.part}: {new if wording.old is not None else wording.new}")
+        echo(f"  + {wording.part}: {new if wording.old is not None else wording.new}")
 
 
 def _marked(text: str, form: str, colour: str) -> str:

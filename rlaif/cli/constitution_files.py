@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from rlaif.cli.terminal import echo, emit
+
 if TYPE_CHECKING:
     from rlaif.constitution import Constitution, Principle
 
@@ -20,12 +22,12 @@ def list_(as_json: bool) -> None:
 
     rows = [_row(load_constitution(path), path) for path in shipped_constitutions().values()]
     if as_json:
-        click.echo(json.dumps(rows, indent=2, ensure_ascii=False))
+        echo(json.dumps(rows, indent=2, ensure_ascii=False))
         return
     for row in rows:
         parts = _part(row["critiques_and_revises"], row["principles"])
         counts = f"{row['principles']} principles ({parts}), {row['examples']} examples"
-        click.echo(f"{row['name']}: {counts}\n  {row['description']}")
+        echo(f"{row['name']}: {counts}\n  {row['description']}")
 
 
 def _row(constitution: Constitution, path: Path) -> dict[str, Any]:
@@ -57,12 +59,12 @@ def show(constitution: str, full: bool, as_json: bool) -> None:
     if as_json:
         content = loaded.model_dump(mode="json")
         whole = {"name": content.pop("name"), "hash": loaded.hash, **content}
-        click.echo(json.dumps(whole, indent=2, ensure_ascii=False))
+        echo(json.dumps(whole, indent=2, ensure_ascii=False))
         return
-    click.echo(f"{loaded.name}{f': {loaded.description}' if loaded.description else ''}")
-    click.echo(f"{_count(len(loaded.principles), 'principle')}, hash {loaded.hash}\n")
+    echo(f"{loaded.name}{f': {loaded.description}' if loaded.description else ''}")
+    echo(f"{_count(len(loaded.principles), 'principle')}, hash {loaded.hash}\n")
     if full:
-        click.echo("\n\n".join(_told(principle) for principle in loaded.principles))
+        echo("\n\n".join(_told(principle) for principle in loaded.principles))
     else:
         _table(loaded)
 
@@ -120,7 +122,7 @@ def new(output: Path | None) -> None:
     from rlaif.constitution.starter import STARTER
 
     if output is None:
-        click.echo(STARTER, nl=False)
+        emit(STARTER)
         return
     schema_file = output.with_name(SCHEMA_FILE)
     with_schema = not schema_file.exists()
@@ -128,7 +130,7 @@ def new(output: Path | None) -> None:
     if with_schema:
         write_new(schema_file, schema_text())
     beside = f" and {schema_file}" if with_schema else ""
-    click.echo(f"Made {output}{beside}. Next: rlaif constitution check {output}")
+    echo(f"Made {output}{beside}. Next: rlaif constitution check {output}")
 
 
 def write_new(path: Path, text: str, *, force: bool = False) -> None:
@@ -150,7 +152,7 @@ def schema() -> None:
     """Print the JSON Schema of constitution files, for editors and other tools."""
     from rlaif.constitution.schema import schema_text
 
-    click.echo(schema_text(), nl=False)
+    emit(schema_text())
 
 
 def _count(number: int, noun: str) -> str:

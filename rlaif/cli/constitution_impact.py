@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import click
+from rlaif.cli.terminal import echo, secho
 
 if TYPE_CHECKING:
     from collections import Counter
@@ -19,7 +19,7 @@ def show_impact(found: Impact) -> None:
     """The counts, the principles behind the flips, and the pairs that moved most."""
     from rlaif.cli.tables import print_table
 
-    click.echo()
+    echo()
     rows = [
         ("pairs of replies", f"{found.pairs:,}"),
         ("labels", f"{found.labels[0]:,} -> {found.labels[1]:,}"),
@@ -32,7 +32,7 @@ def show_impact(found: Impact) -> None:
         rows.append(("pairs without an answer", f"{found.unanswered:,}"))
     print_table(("what", "how many"), rows)
     if not found.moved:
-        click.echo("\nNo pair moved.")
+        echo("\nNo pair moved.")
     for number, moved in enumerate(found.moved, start=1):
         _show_moved(number, moved)
 
@@ -45,10 +45,10 @@ def _with_causes(count: int, parts: Counter[str]) -> str:
 def _show_moved(number: int, moved: Moved) -> None:
     from rlaif.cli.tables import print_table, short
 
-    click.secho(f"\n{number}. {short(moved.prompt, _PROMPT)}", bold=True)
+    secho(f"\n{number}. {short(moved.prompt, _PROMPT)}", bold=True)
     statuses = [status.value for status in moved.statuses]
     became = statuses[0] if statuses[0] == statuses[1] else " -> ".join(statuses)
-    click.echo(f"   left better: {moved.old:.2f} -> {moved.new:.2f} ({became}) by {moved.cause}\n")
+    echo(f"   left better: {moved.old:.2f} -> {moved.new:.2f} ({became}) by {moved.cause}\n")
     row = (short(moved.left, _REPLY), short(moved.right, _REPLY))
     print_table(("left reply", "right reply"), [row], folded=("left reply", "right reply"))
 

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from rlaif.cli.terminal import echo, emit
+
 if TYPE_CHECKING:
     from rlaif.constitution.imports import Imported
 
@@ -40,15 +42,15 @@ def import_(file: Path, output: Path | None, name: str | None, shape: str, force
     imported = import_constitution(file, name=name, shape=None if shape == "auto" else cast("Shape", shape))
     text = constitution_yaml(imported.constitution, _comment(imported, file))
     if output is None:
-        click.echo(text, nl=False)
+        emit(text)
     else:
         write_new(output, text, force=force)
     count = len(imported.constitution.principles)
-    click.echo(f"{count} principle{'' if count == 1 else 's'} from {file} (format `{imported.shape}`)", err=True)
+    echo(f"{count} principle{'' if count == 1 else 's'} from {file} (format `{imported.shape}`)", err=True)
     for note in imported.notes:
-        click.echo(f"note: {note}", err=True)
+        echo(f"note: {note}", err=True)
     if output is not None:
-        click.echo(f"Made {output}. Next: rlaif constitution check {output}", err=True)
+        echo(f"Made {output}. Next: rlaif constitution check {output}", err=True)
 
 
 def _comment(imported: Imported, file: Path) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from rlaif.cli.judgeflags import judge_of, judge_options_beside_a_constitution, run_of
+from rlaif.cli.terminal import echo
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -54,7 +55,7 @@ def test(
 
     trials = _tried(constitution, *_asked(run_file, flags), answers, only)
     if form == "json":
-        click.echo(json.dumps(_document(constitution, trials), ensure_ascii=False, indent=2))
+        echo(json.dumps(_document(constitution, trials), ensure_ascii=False, indent=2))
     else:
         _show(trials)
     raise SystemExit(0 if trials.passed else 1)
@@ -121,16 +122,16 @@ def _show(trials: Trials) -> None:
     for each in trials.trials:
         if not each.passed:
             _show_failure(each)
-    click.echo()
+    echo()
     for name in trials.tested:
         tried = trials.of(name)
-        click.echo(f"{name}: {sum(each.passed for each in tried)}/{len(tried)}")
+        echo(f"{name}: {sum(each.passed for each in tried)}/{len(tried)}")
     if trials.untested:
-        click.echo(f"Without examples: {', '.join(trials.untested)}")
+        echo(f"Without examples: {', '.join(trials.untested)}")
     passed = sum(each.passed for each in trials.trials)
-    click.echo(f"{passed} of {len(trials.trials)} examples pass with {trials.judge}")
+    echo(f"{passed} of {len(trials.trials)} examples pass with {trials.judge}")
     tally = trials.tally
-    click.echo(f"{tally.asked} questions asked now ({tally.seconds:.1f} s), {tally.known} on disk already")
+    echo(f"{tally.asked} questions asked now ({tally.seconds:.1f} s), {tally.known} on disk already")
 
 
 def _coloured(result: Result) -> Text:
@@ -143,11 +144,11 @@ def _show_failure(trial: Trial) -> None:
     """What the judge should have seen, in full."""
     example = trial.example
     because = f" ({trial.reason})" if trial.reason else ""
-    click.echo(f"\n{trial.result.value}{because}: {trial.principle}, example {trial.number}")
+    echo(f"\n{trial.result.value}{because}: {trial.principle}, example {trial.number}")
     for name, text in (("prompt", example.prompt), ("better", example.better), ("worse", example.worse)):
-        click.echo(f"  {name:<7} {text}")
+        echo(f"  {name:<7} {text}")
     if example.why:
-        click.echo(f"  {'why':<7} {example.why}")
+        echo(f"  {'why':<7} {example.why}")
 
 
 def _document(name: str, trials: Trials) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from rlaif.cli.reading import rows_read
-from rlaif.errors import UserError
+from rlaif.cli.terminal import echo
 
 if TYPE_CHECKING:
     from rlaif.data.report import Finding, Report
@@ -19,7 +19,11 @@ _AT_LEAST = click.IntRange(min=1)
 @click.command()
 @click.argument("file")
 @click.option("--format", "shape", type=click.Choice(["table", "json"]), default="table", show_default=True)
-@click.option("--tokenizer", metavar="NAME", help="Count tokens by this model's tokenizer, with --max-length.")
+@click.option(
+    "--tokenizer",
+    metavar="NAME",
+    help="A model: its tokenizer counts tokens for --max-length, and its special tokens are looked for.",
+)
 @click.option(
     "--max-length",
     type=_AT_LEAST,
@@ -34,8 +38,9 @@ def check(
     """Tell what would spoil a training on FILE, ours or anybody's, and how to mend it.
 
     Recognised: prompt, chosen, rejected (texts or message lists, with or without the prompt repeated in the replies);
-    chosen and rejected dialogues as in hh-rlhf; completions with ratings as in UltraFeedback; prompt, completion,
-    label as for KTO.
+    chosen and rejected dialogues as in hh-rlhf; two numbered responses with a column of the winner, votes or scores;
+    completions with ratings or ranks as in UltraFeedback; prompt (or messages), completion, label as for KTO. The
+    columns that are not used are named.
 
     An error breaks a training or makes it learn nonsense (blank or equal replies, roles out of order, contradicting
     rows). A warning makes it learn something unmeant (a bias for length, the next turn in a reply, overlap with an
@@ -45,12 +50,10 @@ def check(
     """
     from rlaif.data.doctor import examine
 
-    if tokenizer is not None and max_length is None:
-        raise UserError("--tokenizer counts nothing by itself", mend="give --max-length too")
     with rows_read(file) as told:
         report = examine(file, against=against, tokenizer=tokenizer, max_length=max_length, limit=limit, told=told)
     if shape == "json":
-        click.echo(report.model_dump_json(indent=2))
+        echo(report.model_dump_json(indent=2))
     else:
         show(report)
     raise SystemExit(_CODES[report.worst])
@@ -61,18 +64,18 @@ def show(report: Report) -> None:
     from rlaif.cli.tables import print_table
 
     kind = report.shape or "of no known shape"
-    click.echo(f"{report.path}: {report.rows:,} rows, {kind}, {report.usable:,} usable")
+    echo(f"{report.path}: {report.rows:,} rows, {kind}, {report.usable:,} usable")
     for line in _figures(report):
-        click.echo(line)
-    click.echo("")
+        echo(line)
+    echo("")
     if report.findings:
         rows = [(each.level, each.rule, *_measure(each), _told(each)) for each in report.findings]
         print_table(
             ("level", "rule", "rows", "share", "what, where, how to mend it"), rows,
             right=("rows", "share"), folded=("what, where, how to mend it",)
         )  # fmt: skip
-        click.echo("")
-    click.echo(_summary(report))
+        echo("")
+    echo(_summary(report))
 
 
 def _figures(report: Report) -> list[str]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, cast
 import click
 
 from rlaif.cli.reading import rows_read
+from rlaif.cli.terminal import echo
 from rlaif.errors import UserError
 
 if TYPE_CHECKING:
@@ -53,11 +54,11 @@ def export(
             told=told,
         )  # fmt: skip
     for line in _told(made):
-        click.echo(line)
+        echo(line)
     if push_to is not None:
         from rlaif.data.push import push
 
-        click.echo(f"Pushed to {push(output, push_to, public=public)}")
+        echo(f"Pushed to {push(output, push_to, public=public)}")
 
 
 def _told(made: Dataset) -> list[str]:

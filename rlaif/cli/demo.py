@@ -11,6 +11,7 @@ import click
 
 from rlaif.cli.run import Screen, show_loop
 from rlaif.cli.show import show_report
+from rlaif.cli.terminal import echo, secho
 from rlaif.cli.transcript import Story, read_story, show_transcript
 from rlaif.constitution import load_constitution
 from rlaif.demo.agreement import by_principle, confirmed, of_pairs, violation_rates
@@ -27,9 +28,9 @@ class _Screen(Screen):
     def data(self, report: Report) -> None:
         """One prompt in full, the counts, and what the oracle says of the judge."""
         story = read_story(report.run.folder)
-        click.secho("\nOne prompt in full\n", bold=True)
+        secho("\nOne prompt in full\n", bold=True)
         show_transcript(story, _telling(story), brief=True)
-        click.secho("\nThe run in numbers\n", bold=True)
+        secho("\nThe run in numbers\n", bold=True)
         show_report(report)
         _show_agreement(story)
         _show_revisions(story)
@@ -51,10 +52,10 @@ def demo(output: str, prompts: int) -> None:
     file = resource("examples") / "loop.yaml"
     plan = load_plan(file, {("output",): output, ("prompts", "limit"): str(prompts)})
     constitution = load_constitution(plan.run.constitution)
-    click.secho(f"The constitution `{constitution.name}`", bold=True)
+    secho(f"The constitution `{constitution.name}`", bold=True)
     for principle in constitution.principles:
-        click.echo(f"  {principle.id:<18} {principle.compare}")
-    click.echo(
+        echo(f"  {principle.id:<18} {principle.compare}")
+    echo(
         f"\n{prompts} prompts, 4 replies each by `demo-policy`; `demo-judge` reviews every reply under every "
         "principle, compares every two of them in both orders, and rewrites each twice, after a critique. Then the "
         "policy is trained three times: on the revisions (sft), on the pairs (dpo), and on its own answers with the "
@@ -63,7 +64,7 @@ def demo(output: str, prompts: int) -> None:
     meters = {"faulty (oracle)": _faulty, "malformed": _malformed, "quality (oracle)": _quality}
     done = run_loop(plan, _Screen(), meters=meters, command=shlex.join(["rlaif", *sys.argv[1:]]))
     if done.stopped is not None:
-        click.echo(f"Stopped in `train {done.stopped}`; the same command goes on from there.", err=True)
+        echo(f"Stopped in `train {done.stopped}`; the same command goes on from there.", err=True)
         raise SystemExit(130)
     show_loop(done)
     _show_files(plan.run.folder)
@@ -99,26 +100,26 @@ def _telling(story: Story) -> Prompt:
 
 def _show_agreement(story: Story) -> None:
     prompts = {prompt.id: prompt for prompt in story.prompts}
-    click.secho("\nThe judge against the oracle, which knows this world completely\n", bold=True)
+    secho("\nThe judge against the oracle, which knows this world completely\n", bold=True)
     for principle, score in sorted(by_principle(prompts, story.samples, story.judgements.values()).items()):
-        click.echo(f"  {principle:<18} right in {score} comparisons that the oracle can tell apart")
+        echo(f"  {principle:<18} right in {score} comparisons that the oracle can tell apart")
     pairs = of_pairs(pair for made in story.pairs.values() for pair in made)
-    click.echo(f"  {'the pairs':<18} `chosen` is the oracle's choice too in {pairs}")
+    echo(f"  {'the pairs':<18} `chosen` is the oracle's choice too in {pairs}")
 
 
 def _show_revisions(story: Story) -> None:
     prompts = {prompt.id: prompt for prompt in story.prompts}
     rates = violation_rates(prompts, story.samples, story.chains.values())
-    click.secho("\nReplies that break some principle, by the oracle\n", bold=True)
-    click.echo(f"  {'as sampled':<18} {rates[0]:.0%} of {len(story.chains):,}")
+    secho("\nReplies that break some principle, by the oracle\n", bold=True)
+    echo(f"  {'as sampled':<18} {rates[0]:.0%} of {len(story.chains):,}")
     for number, rate in enumerate(rates[1:], start=1):
-        click.echo(f"  {f'after round {number}':<18} {rate:.0%}")
+        echo(f"  {f'after round {number}':<18} {rate:.0%}")
     score = confirmed(prompts, story.samples, story.chains.values(), story.revised_pairs)
-    click.echo(f"  {'the judge':<18} confirms {score} revisions that the oracle calls better")
+    echo(f"  {'the judge':<18} confirms {score} revisions that the oracle calls better")
 
 
 def _show_files(folder: Path) -> None:
-    click.secho("\nWhere everything is\n", bold=True)
+    secho("\nWhere everything is\n", bold=True)
     for name, what in (
         ("pairs.jsonl", "the preference pairs (pairs.parquet too): prompt, chosen, rejected, probability, provenance"),
         ("judgements.jsonl", "every judge call, raw"),
@@ -132,5 +133,5 @@ def _show_files(folder: Path) -> None:
         ("manifest.json", "what the data were made from, and all counts"),
         ("report.html", "all of it on one page"),
     ):
-        click.echo(f"  {folder / name!s:<32} {what}")
-    click.echo("\nNext: rlaif init my-run, then edit my-run/constitution.yaml and run rlaif generate my-run/run.yaml")
+        echo(f"  {folder / name!s:<32} {what}")
+    echo("\nNext: rlaif init my-run, then edit my-run/constitution.yaml and run rlaif generate my-run/run.yaml")

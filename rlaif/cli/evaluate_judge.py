@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from rlaif.cli.judgeflags import DEFAULT_CONSTITUTION, judge_of, judge_options, run_of
+from rlaif.cli.terminal import echo
 
 if TYPE_CHECKING:
     from rlaif.evaluation.judging import Evaluated, Evaluation
@@ -60,7 +61,7 @@ def judge(gold: str, output: Path, plots: bool, form: str, run_file: Path | None
     settings, wanted = _wanted(gold, run_file, flags)
     done = _evaluated(settings, wanted, output, plots)
     if form == "json":
-        click.echo(done.report.model_dump_json(indent=2))
+        echo(done.report.model_dump_json(indent=2))
     else:
         from rlaif.cli.evaluate_judge_show import show
 
@@ -104,7 +105,7 @@ def _from_run(run_file: Path, flags: dict[str, Any]) -> tuple[JudgeSettings, _Ba
 
     run = run_of(run_file, flags)
     if run.compare.critique:
-        click.echo("note: the run shows the judge its critiques; this measures the judge without them", err=True)
+        echo("note: the run shows the judge its critiques; this measures the judge without them", err=True)
     read = {
         "compare": run.compared_by(run.judge),
         "own_temperature": run.judge.temperature,

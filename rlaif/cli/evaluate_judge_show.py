@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-import click
+from rlaif.cli.terminal import echo, secho
 
 if TYPE_CHECKING:
     from rlaif.evaluation.judging import Evaluated
@@ -21,20 +21,21 @@ def show(done: Evaluated) -> None:
     about, found = report.about, report.measures
     if about.oddities:
         odd = ", ".join(f"{count:,} x {kind}" for kind, count in about.oddities.items())
-        click.echo(f"note: in the gold pairs, {odd}", err=True)
-    click.echo(f"{about.judge} by `{about.constitution}` ({about.constitution_hash[:12]}) on {about.gold}\n")
-    click.secho(report.verdict.level.upper(), fg=_COLOURS[report.verdict.level], bold=True)
+        echo(f"note: in the gold pairs, {odd}", err=True)
+    echo(f"{about.judge} by `{about.constitution}` ({about.constitution_hash[:12]}) on {about.gold}\n")
+    secho(report.verdict.level.upper(), fg=_COLOURS[report.verdict.level], bold=True)
     for reason in report.verdict.reasons:
-        click.echo(f"  {reason.level}: {reason.text}")
-    click.echo()
+        echo(f"  {reason.level}: {reason.text}")
+    echo()
     for name, text in _numbers(found):
-        click.echo(f"{name:<{_WIDTH}} {text}")
+        echo(f"{name:<{_WIDTH}} {text}")
     _show_groups("subset", found.subsets)
     _show_groups("principle", found.principles)
     _show_canaries(found.canaries)
     _show_temperature(report)
+    _show_errors(report)
     asked, known = sum(each.asked for each in done.tallies), sum(each.known for each in done.tallies)
-    click.echo(f"\n{asked:,} questions asked now, {known:,} on disk already; report in {done.path}")
+    echo(f"\n{asked:,} questions asked now, {known:,} on disk already; report in {done.path}")
 
 
 def _numbers(found: Measures) -> Iterator[tuple[str, str]]:
@@ -56,11 +57,19 @@ def _numbers(found: Measures) -> Iterator[tuple[str, str]]:
         points = f"{100 * gain.value:+.1f} ({100 * gain.low:+.1f} to {100 * gain.high:+.1f}) points"
         yield f"  over `{found.best_baseline.name}`", points
     yield "one order alone", str(found.single_order)
+    yield from _ties(found)
     if found.kept is not None:
         yield "labels a run keeps", f"{found.kept.pairs:,}, of them right {found.kept}"
     yield from _leanings(found)
     yield from _trust(found)
     yield "cost", _cost(found)
+
+
+def _ties(found: Measures) -> Iterator[tuple[str, str]]:
+    three = found.three_way
+    if three is not None:
+        kappa = "" if three.kappa is None else f", kappa {three.kappa:.3f}"
+        yield f"with {three.ties:,} gold ties", f"{three.agreement} of {three.agreement.pairs:,} the same{kappa}"
 
 
 def _leanings(found: Measures) -> Iterator[tuple[str, str]]:
@@ -82,8 +91,8 @@ def _leanings(found: Measures) -> Iterator[tuple[str, str]]:
 def _trust(found: Measures) -> Iterator[tuple[str, str]]:
     if found.calibration is not None:
         each = found.calibration
-        told = f"error {each.error:.3f}, Brier {each.brier:.3f}, log loss {each.log_loss:.3f} (one half: 0.25, 0.693)"
-        yield "calibration", told
+        told = f"Brier {each.brier:.3f}, log loss {each.log_loss:.3f} (one half: 0.25, 0.693)"
+        yield "calibration", f"error {each.error_beside_chance}, {told}"
     if found.mass is not None:
         yield "label mass", f"{found.mass.mean:.3f}; {found.mass.below:.1%} of answers under {found.mass.least:g}"
 
@@ -106,7 +115,7 @@ def _show_groups(name: str, groups: Sequence[Group]) -> None:
         return
     more = ("flips", "slot 1") if name == "subset" else ()
     columns = (name, "pairs", "accuracy", "95%", *more)
-    click.echo()
+    echo()
     print_table(columns, [_row(each)[: len(columns)] for each in groups], right=columns[1:])
 
 
@@ -134,24 +143,32 @@ def _show_canaries(canaries: Sequence[Canary]) -> None:
             first, second = (None if side is None else side.value for side in (each.first, each.second))
             unfenced = _told(bare[each.kind]) if each.kind in bare else ("", "")
             rows.append((each.kind, *_told(each.wins), percent(first), percent(second), *unfenced))
-    click.echo(f"\nVerdicts won against the better reply of {canaries[0].pairs} pairs by replies that must not win:\n")
+    echo(f"\nVerdicts won against the better reply of {canaries[0].pairs} pairs by replies that must not win:\n")
     columns = ("canary", "wins", "95%", "1st", "2nd", "unfenced", "95% ")
     print_table(columns, rows, right=columns[1:])
-    click.echo("\n1st, 2nd: in that slot; unfenced: the replies shown without the marks that a run puts around them")
+    echo("\n1st, 2nd: in that slot; unfenced: the replies shown without the marks that a run puts around them")
+
+
+def _show_errors(report: JudgeReport) -> None:
+    for each in report.shared_errors:
+        echo(
+            f"\nErrors go together with those of {each.judge} by {each.correlation:+.2f} ({each.pairs:,} pairs): both "
+            f"are worth {each.worth:.1f} independent judges."
+        )
 
 
 def _show_temperature(report: JudgeReport) -> None:
     found = report.measures.temperature
     if found is None:
         return
-    click.echo(
+    echo(
         f"\nA temperature fitted on one half of the pairs and measured on the other, both ways: calibration error "
         f"{found.error_before:.3f} -> {found.error_after:.3f}, log loss {found.log_loss_before:.3f} -> "
         f"{found.log_loss_after:.3f}."
     )
     if found.bounded:
-        click.echo("On all pairs together the best one is beyond any bound: there is nothing to set.")
+        echo("On all pairs together the best one is beyond any bound: there is nothing to set.")
     elif found.helps:
-        click.echo(f"For the run file:\n\ncompare: {{temperature: {found.temperature:.3g}}}")
+        echo(f"For the run file:\n\ncompare: {{temperature: {found.temperature:.3g}}}")
     else:
-        click.echo("It does not help: leave `compare.temperature` as it is.")
+        echo("It does not help: leave `compare.temperature` as it is.")

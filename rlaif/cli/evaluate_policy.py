@@ -11,6 +11,7 @@ import click
 
 from rlaif.cli.judgeflags import DEFAULT_CONSTITUTION, judge_of, judge_options, run_of, served_model
 from rlaif.cli.options import flag, parameter
+from rlaif.cli.terminal import echo
 from rlaif.evaluation.policies.settings import EvaluateSettings
 from rlaif.runfile import Setting, settable
 
@@ -74,7 +75,7 @@ def _policy(
     )
     done = _evaluated(wanted, found, output, plots)
     if form == "json":
-        click.echo(done.report.model_dump_json(indent=2))
+        echo(done.report.model_dump_json(indent=2))
     else:
         from rlaif.cli.evaluate_policy_show import show
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import click
+from rlaif.cli.terminal import echo, secho
 
 if TYPE_CHECKING:
     from rlaif.evaluation.policies.evaluating import Evaluated
@@ -19,16 +19,16 @@ def show(done: Evaluated) -> None:
     about = report.about
     if about.oddities:
         odd = ", ".join(f"{count:,} x {kind}" for kind, count in about.oddities.items())
-        click.echo(f"note: in the prompts, {odd}", err=True)
+        echo(f"note: in the prompts, {odd}", err=True)
     for match in report.matches:
         if match.baseline == report.baseline:
-            click.secho(headline(match), bold=True)
+            secho(headline(match), bold=True)
     of = f"`{about.constitution}` ({about.constitution_hash[:12]})"
-    click.echo(f"on {about.prompt_count:,} prompts, by {about.judge} under {of}\n")
+    echo(f"on {about.prompt_count:,} prompts, by {about.judge} under {of}\n")
     for warning in report.warnings:
-        click.echo(f"  doubt: {warning}")
+        echo(f"  doubt: {warning}")
     if report.warnings:
-        click.echo()
+        echo()
     _show_matches(report.matches)
     _show_players(report)
     _show_principles(report)
@@ -36,12 +36,12 @@ def show(done: Evaluated) -> None:
     _show_ratings(report)
     _show_cost(report)
     asked, known = sum(each.asked for each in done.tallies), sum(each.known for each in done.tallies)
-    click.echo(f"{asked:,} questions asked now, {known:,} on disk already; report in {done.path}")
+    echo(f"{asked:,} questions asked now, {known:,} on disk already; report in {done.path}")
 
 
 def headline(match: Match) -> str:
     """A match in one sentence, by its interval: won, lost, or neither."""
-    rate, equal = match.win_rate, match.controlled
+    rate = match.win_rate
     if rate is None:
         silent = ", ".join(f"{count:,} {kind}" for kind, count in match.no_label.items())
         return f"{match.policy} and {match.baseline}: no comparison has a label ({silent})"
@@ -50,7 +50,8 @@ def headline(match: Match) -> str:
         verdict = f"{match.policy} beats {match.baseline}"
     elif rate.high < 0.5:
         verdict = f"{match.policy} loses to {match.baseline}"
-    return f"{verdict}: {_interval(rate)}" + ("" if equal is None else f", {_interval(equal)} at equal length")
+    equal = "withheld" if match.controlled is None else _interval(match.controlled)
+    return f"{verdict}: win rate {_interval(rate)}; preference {_interval(match.preference)}, at equal length {equal}"
 
 
 def _show_matches(matches: Sequence[Match]) -> None:
@@ -65,6 +66,7 @@ def _show_matches(matches: Sequence[Match]) -> None:
         "ties",
         "losses",
         "win rate",
+        "preference",
         "at equal length",
         "flips",
     )
@@ -76,13 +78,15 @@ def _show_matches(matches: Sequence[Match]) -> None:
             f"{sum(match.no_label.values()):,}",
             *(percent(each.value if each else None) for each in (match.wins, match.ties, match.losses)),
             _interval(match.win_rate),
+            _interval(match.preference),
             _interval(match.controlled),
             percent(match.flips),
         )
         for match in matches
     ]
     print_table(columns, rows, right=columns[2:])
-    click.echo("\nwins: ahead by more than the margin; win rate: wins and half the ties; 95% intervals over prompts\n")
+    echo("\nwins: ahead by more than the margin; win rate: wins and half the ties; preference: mean probability of")
+    echo("being better, beside it what is left of it at equal length; 95% intervals over prompts\n")
 
 
 def _show_players(report: PolicyReport) -> None:
@@ -102,8 +106,8 @@ def _show_players(report: PolicyReport) -> None:
     print_table(columns, rows, right=columns[1:])
     notes = dict.fromkeys(player.kl_note for player in report.players if player.kl_note)
     for note in notes:
-        click.echo(f"KL of {', '.join(each.name for each in report.players if each.kl_note == note)}: {note}")
-    click.echo(
+        echo(f"KL of {', '.join(each.name for each in report.players if each.kl_note == note)}: {note}")
+    echo(
         f"\nlength in characters; repeats: runs of four words said before; breaks any: some grade under "
         f"{report.about.violation_below:g} of 9; KL from {report.baseline} in nats an answer\n"
     )
@@ -131,7 +135,7 @@ def _show_principles(report: PolicyReport) -> None:
         broken = [next((each.share for each in player.violations if each.principle == name), None) for player in graded]
         rows.append([name, *(_interval(each, 0) for each in rates), *(_share(each) for each in broken)])
     print_table(columns, rows, right=columns[1:])
-    click.echo()
+    echo()
 
 
 def _show_tags(report: PolicyReport) -> None:
@@ -154,7 +158,7 @@ def _show_tags(report: PolicyReport) -> None:
         told = each.tag if each.harmful is None else kind[each.harmful]
         rows.append([told, *(_interval(rate, 0) for rate in rates), *(_interval(share, 0) for share in refused)])
     print_table(columns, rows, right=columns[1:])
-    click.echo()
+    echo()
 
 
 def _show_ratings(report: PolicyReport) -> None:
@@ -173,20 +177,20 @@ def _show_ratings(report: PolicyReport) -> None:
         for each in report.ratings
     ]
     print_table(columns, rows, right=columns[1:])
-    click.echo()
+    echo()
 
 
 def _show_cost(report: PolicyReport) -> None:
     cost = report.cost
     prompt = cost.judge_prompt_tokens
     cached = f" ({cost.judge_cached_tokens / prompt:.0%} cached)" if cost.judge_cached_tokens else ""
-    click.echo(
+    echo(
         f"{cost.answers:,} answers drawn ({cost.policy_tokens:,} tokens); {cost.judgements:,} verdicts and "
         f"{cost.grades:,} grades, {prompt:,} tokens in{cached}, {cost.judge_completion_tokens:,} out; "
         f"{cost.seconds:.1f} s"
     )
     if cost.failed:
-        click.echo("failed: " + ", ".join(f"{kind} {count:,}" for kind, count in cost.failed.items()))
+        echo("failed: " + ", ".join(f"{kind} {count:,}" for kind, count in cost.failed.items()))
 
 
 def _interval(found: Estimate | None, digits: int = 1) -> str:

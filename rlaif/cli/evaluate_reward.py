@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from rlaif.cli.judgeflags import DEFAULT_CONSTITUTION, judge_of, judge_options_beside_a_model, run_of
+from rlaif.cli.terminal import echo
 
 if TYPE_CHECKING:
     from rlaif.evaluation.rewards.answers import Drawn, Given
@@ -90,7 +91,7 @@ def reward(output: Path, plots: bool, form: str, **flags: Any) -> None:
     gold, wanted = _gold(flags), _answers(flags, output)
     done = _evaluated(flags, output, plots, gold, wanted)
     if form == "json":
-        click.echo(done.report.model_dump_json(indent=2))
+        echo(done.report.model_dump_json(indent=2))
     else:
         from rlaif.cli.evaluate_reward_show import show
 
@@ -197,7 +198,7 @@ def _judge_source(settings: JudgeSettings, flags: Mapping[str, Any], output: Pat
 
     if flags["device"] != "auto" and flags["run_file"] is None:
         settings = settings.model_copy(update={"device": flags["device"]})
-    return LazyModel(settings, log=output / "judge.log", labels=DIGITS, say=lambda text: click.echo(text, err=True))
+    return LazyModel(settings, log=output / "judge.log", labels=DIGITS, say=lambda text: echo(text, err=True))
 
 
 def _evaluated(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-import click
+from rlaif.cli.terminal import echo, secho
 
 if TYPE_CHECKING:
     from rlaif.evaluation.report import Estimate, Group
@@ -20,15 +20,15 @@ def show(done: EvaluatedReward) -> None:
     report = done.report
     if report.gold is not None and report.gold.oddities:
         odd = ", ".join(f"{count:,} x {kind}" for kind, count in report.gold.oddities.items())
-        click.echo(f"note: in the gold pairs, {odd}", err=True)
+        echo(f"note: in the gold pairs, {odd}", err=True)
     for text, colour in _headlines(report):
-        click.secho(text, fg=colour, bold=True)
+        secho(text, fg=colour, bold=True)
     for warning in report.warnings:
-        click.echo(f"  warning: {warning}")
+        echo(f"  warning: {warning}")
     if report.gold is not None:
-        click.echo("")
+        echo("")
         for name, text in _numbers(report.gold):
-            click.echo(f"{name:<{_WIDTH}} {text}")
+            echo(f"{name:<{_WIDTH}} {text}")
         _show_groups(report.gold.subsets)
     if report.best_of_n is not None:
         _show_best_of(report.best_of_n)
@@ -37,7 +37,7 @@ def show(done: EvaluatedReward) -> None:
     told = f"{sum(each.asked for each in scored):,} rewards computed now"
     told += f", {sum(each.asked for each in asked):,} questions asked" if asked else ""
     known = sum(each.known for each in done.tallies)
-    click.echo(f"\n{told}, {known:,} on disk already; report in {done.path}")
+    echo(f"\n{told}, {known:,} on disk already; report in {done.path}")
 
 
 def _headlines(report: RewardReport) -> Iterator[tuple[str, str]]:
@@ -72,7 +72,7 @@ def _numbers(gold: Gold) -> Iterator[tuple[str, str]]:
 def _trust(gold: Gold) -> Iterator[tuple[str, str]]:
     found, cooled = gold.calibration, gold.temperature
     if found is not None:
-        told = f"error {found.error:.3f}, Brier {found.brier:.3f}, log loss {found.log_loss:.3f}"
+        told = f"error {found.error_beside_chance}, Brier {found.brier:.3f}, log loss {found.log_loss:.3f}"
         yield "calibration", f"{told} (one half: 0.25, 0.693)"
     if cooled is not None and cooled.helps:
         told = (
@@ -100,7 +100,7 @@ def _show_groups(groups: Sequence[Group]) -> None:
 
     if not groups:
         return
-    click.echo("")
+    echo("")
     columns = ("subset", "pairs", "accuracy", "95%")
     print_table(columns, [_row(each) for each in groups], right=columns[1:])
 
@@ -114,19 +114,17 @@ def _row(group: Group) -> tuple[str, ...]:
 def _show_best_of(found: BestOfN) -> None:
     from rlaif.cli.tables import print_table
 
-    click.echo(
-        f"\nBest of n by the reward, over {found.prompts:,} prompts with {found.samples} answers of {found.policy}"
-    )
-    click.echo(f"Other measure: {found.measure}")
+    echo(f"\nBest of n by the reward, over {found.prompts:,} prompts with {found.samples} answers of {found.policy}")
+    echo(f"Other measure: {found.measure}")
     if found.left_out:
-        click.echo("Left out: " + ", ".join(f"{count:,} prompts: {why}" for why, count in found.left_out.items()))
-    click.echo("")
+        echo("Left out: " + ", ".join(f"{count:,} prompts: {why}" for why, count in found.left_out.items()))
+    echo("")
     columns = ("n", "KL", "reward", "95%", "other", "95% ", "characters")
     print_table(columns, [_point(each) for each in found.points], right=columns)
-    click.echo("\nKL in nats; reward in deviations above the mean answer")
+    echo("\nKL in nats; reward in deviations above the mean answer")
     if found.drop is not None:
         fall = f"{found.drop.value:.2f} ({found.drop.low:.2f} to {found.drop.high:.2f})"
-        click.echo(f"From n = {found.best_n} to n = {found.points[-1].n} the other measure falls by {fall}")
+        echo(f"From n = {found.best_n} to n = {found.points[-1].n} the other measure falls by {fall}")
 
 
 def _point(point: BestOf) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from rlaif.cli.terminal import echo
 from rlaif.errors import UserError
 from rlaif.resources import resource
 
@@ -77,4 +78,4 @@ def init(folder: Path, constitution: str) -> None:
     except OSError as error:
         raise UserError(f"cannot write: {error.strerror}", where=folder, mend="choose another folder") from error
     made = "run.yaml, constitution.yaml (with its schema) and prompts.jsonl"
-    click.echo(f"Made {folder}/{made}. Next: rlaif generate {folder}/run.yaml")
+    echo(f"Made {folder}/{made}. Next: rlaif generate {folder}/run.yaml")

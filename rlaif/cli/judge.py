@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import click
 
+from rlaif.cli.terminal import echo
+
 
 @click.group()
 def judge() -> None:
@@ -25,5 +27,5 @@ def serve(model: str, host: str, port: int, name: str | None, extra: tuple[str, 
     """
     from rlaif.inference.launch import serve_foreground
 
-    code = serve_foreground(model, host=host, port=port, served_name=name, extra=extra, say=click.echo)
+    code = serve_foreground(model, host=host, port=port, served_name=name, extra=extra, say=echo)
     raise SystemExit(code)

@@ -4,7 +4,11 @@ so that `rlaif --help` loads neither torch nor pydantic. All errors are told her
 
 from __future__ import annotations
 
+import contextlib
+import io
+import os
 import sys
+import threading
 from collections.abc import Mapping
 from typing import ClassVar, NoReturn
 
@@ -12,6 +16,7 @@ import click
 
 from rlaif import __version__
 from rlaif.cli.lazy import Entry, LazyGroup
+from rlaif.cli.terminal import echo
 from rlaif.errors import RlaifError
 
 
@@ -50,20 +55,32 @@ def cli() -> None:
     """
 
 
+def _leave_threads(code: int) -> None:
+    """End at once where a thread is still at work: a model that is being loaded can take minutes, and nothing of it is
+    to be kept; the interpreter would wait for it, or be taken down under it."""
+    if threading.active_count() > 1:
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(code)
+
+
 def main() -> NoReturn:
     """Run the command line; every expected error is one line on standard error, and an exit code."""
     try:
         code = cli.main(standalone_mode=False)
         sys.stdout.flush()
     except click.ClickException as error:
-        error.show()
+        shown = io.StringIO()
+        error.show(shown)
+        echo(shown.getvalue(), err=True, nl=False)
         code = error.exit_code
     except RlaifError as error:
-        click.echo(f"Error: {error}", err=True)
+        echo(f"Error: {error}", err=True)
         code = error.exit_code
     except (KeyboardInterrupt, click.Abort):
-        click.echo("\nInterrupted. What was answered is kept; the same command goes on from there.", err=True)
-        code = 130
+        echo("\nInterrupted. What was answered is kept; the same command goes on from there.", err=True)
+        _leave_threads(code := 130)
     except BrokenPipeError:
         sys.stderr.close()  # the reader went away (`rlaif ... | head`): nothing is left to say it to
         code = 1

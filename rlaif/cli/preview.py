@@ -9,6 +9,7 @@ import click
 
 from rlaif.cli.options import run_options, settings_of
 from rlaif.cli.show import watch
+from rlaif.cli.terminal import echo, secho
 from rlaif.cli.transcript import read_story, show_transcript
 from rlaif.outcome import tokens_of
 from rlaif.pipeline import Report, generate
@@ -31,7 +32,7 @@ def preview(run_file: Path, flags: dict[tuple[str, ...], str], count: int) -> No
             report = generate(small, watch=told)
         story = read_story(Path(folder))
         for at, prompt in enumerate(story.prompts):
-            click.echo("" if at == 0 else "\n" + "-" * 72)
+            echo("" if at == 0 else "\n" + "-" * 72)
             show_transcript(story, prompt)
         spent = _tokens(Path(folder))
     _show_cost(report, settings, spent)
@@ -64,13 +65,11 @@ def _show_cost(report: Report, settings: RunSettings, spent: dict[str, tuple[int
     whole = sum(1 for _ in found)
     times = whole / report.run.prompt_count
     assert report.outcome is not None  # generate ran all its stages
-    click.secho(f"\nThe whole run, about {times:.0f} times this ({whole:,} prompts)", bold=True)
+    secho(f"\nThe whole run, about {times:.0f} times this ({whole:,} prompts)", bold=True)
     for tally in report.tallies:
-        click.echo(
-            f"  {tally.stage:<10} {tally.asked * times:>12,.0f} calls {tally.seconds * times / 60:>10,.1f} minutes"
-        )
+        echo(f"  {tally.stage:<10} {tally.asked * times:>12,.0f} calls {tally.seconds * times / 60:>10,.1f} minutes")
     for name, (read, written) in spent.items():
-        click.echo(f"  {name:<10} {read * times:>12,.0f} tokens in {written * times:>12,.0f} out")
+        echo(f"  {name:<10} {read * times:>12,.0f} tokens in {written * times:>12,.0f} out")
     for kind, failed in report.outcome.failures.items():
-        click.echo(f"  failed here: {kind} {failed}")
-    click.echo("Larger runs are faster a call than this: their batches are full and prefixes are shared.")
+        echo(f"  failed here: {kind} {failed}")
+    echo("Larger runs are faster a call than this: their batches are full and prefixes are shared.")

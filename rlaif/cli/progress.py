@@ -8,7 +8,8 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-import click
+from rlaif.cli.terminal import echo
+from rlaif.text import visible
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -41,7 +42,7 @@ class _Lines:
         self._totals: dict[str, int] = {}
 
     def note(self, text: str) -> None:
-        click.echo(text, err=True)
+        echo(text, err=True)
 
     def begin(self, stage: str, total: int) -> None:
         self._last, self._totals[stage] = time.monotonic(), total
@@ -51,7 +52,7 @@ class _Lines:
         if done == total or time.monotonic() - self._last >= _EVERY:
             self._last = time.monotonic()
             told = _figures(logs)
-            click.echo(f"{stage}: {done} of {total}{', ' if told else ''}{told}", err=True)
+            echo(f"{stage}: {done} of {total}{', ' if told else ''}{told}", err=True)
 
 
 class _Bars:
@@ -60,7 +61,7 @@ class _Bars:
         self._tasks: dict[str, TaskID] = {}
 
     def note(self, text: str) -> None:
-        self._progress.console.print(text, highlight=False, markup=False)
+        self._progress.console.print(visible(text), highlight=False, markup=False)
 
     def begin(self, stage: str, total: int) -> None:
         self._tasks[stage] = self._progress.add_task(stage, total=total, note="")

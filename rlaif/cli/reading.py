@@ -7,9 +7,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-import click
-
 from rlaif.cli.progress import has_bars
+from rlaif.cli.terminal import echo
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -37,7 +36,7 @@ class _Lines:
         now = time.monotonic()
         if now >= self._next:
             self._next = now + _EVERY
-            click.echo(f"{self._what}: {rows:,} rows, {now - self._start:.0f} s", err=True)
+            echo(f"{self._what}: {rows:,} rows, {now - self._start:.0f} s", err=True)
 
 
 class _Bar:

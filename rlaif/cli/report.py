@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from rlaif.cli.reading import rows_read
+from rlaif.cli.terminal import echo
 
 
 @click.command()
@@ -22,4 +23,4 @@ def report(folder: Path) -> None:
 
     with rows_read(str(folder)) as told:
         path = write_page(folder, told)
-    click.echo(f"Report in {path} ({path.stat().st_size / 1e6:.1f} MB)")
+    echo(f"Report in {path} ({path.stat().st_size / 1e6:.1f} MB)")

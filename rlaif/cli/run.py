@@ -15,9 +15,10 @@ from rlaif.cli.options import run_options
 from rlaif.cli.progress import watch_training
 from rlaif.cli.show import show_report, watch
 from rlaif.cli.tables import print_table
+from rlaif.cli.terminal import echo, secho
 
 if TYPE_CHECKING:
-    from rlaif.evaluation.policies.report import Player, PolicyReport
+    from rlaif.evaluation.policies.report import Match, Player, PolicyReport
     from rlaif.evaluation.report import Estimate
     from rlaif.evaluation.rewards.report import RewardReport
     from rlaif.loop.running import Looped
@@ -30,15 +31,15 @@ class Screen:
 
     def stage(self, name: str) -> None:
         """A heading."""
-        click.secho(f"\n{name}", err=True, bold=True)
+        secho(f"\n{name}", err=True, bold=True)
 
     def note(self, text: str) -> None:
         """A line."""
-        click.echo(text, err=True)
+        echo(text, err=True)
 
     def data(self, report: Report) -> None:
         """The counts of the data."""
-        click.echo()
+        echo()
         show_report(report)
 
     def watching(self) -> AbstractContextManager[Watch]:
@@ -73,24 +74,24 @@ def run(run_file: Path, flags: dict[tuple[str, ...], str]) -> None:
     done = run_loop(plan, Screen(), command=shlex.join(["rlaif", *sys.argv[1:]]))
     leave_processes()
     if done.stopped is not None:
-        click.echo(f"Stopped in `train {done.stopped}`; the same command goes on from there.", err=True)
+        echo(f"Stopped in `train {done.stopped}`; the same command goes on from there.", err=True)
         raise SystemExit(130)
     show_loop(done)
 
 
 def show_loop(done: Looped) -> None:
     """What the loop has come to: the models, how the policies compare, where everything is."""
-    click.echo()
+    echo()
     for name, folder in done.trained.items():
-        click.echo(f"Model of `{name}` in {folder}")
+        echo(f"Model of `{name}` in {folder}")
     if done.policies is not None:
-        click.echo()
+        echo()
         show_policies(done.policies)
     for name, found in done.rewards.items():
-        click.echo()
+        echo()
         show_reward(name, found)
     if done.page is not None:
-        click.echo(f"\nReport in {done.page}")
+        echo(f"\nReport in {done.page}")
 
 
 def show_policies(report: PolicyReport) -> None:
@@ -100,12 +101,12 @@ def show_policies(report: PolicyReport) -> None:
         ["", *(player.name for player in players)], _rows(report, players), right=[each.name for each in players]
     )
     about = report.about
-    click.echo(
+    echo(
         f"\nAgainst `{report.baseline}` on {about.prompt_count:,} prompts by {about.judge}; 95% intervals over "
         "prompts, KL in nats an answer, length in characters"
     )
     for warning in report.warnings:
-        click.echo(f"note: {warning}")
+        echo(f"note: {warning}")
 
 
 def show_reward(name: str, report: RewardReport) -> None:
@@ -113,16 +114,16 @@ def show_reward(name: str, report: RewardReport) -> None:
     gold, best = report.gold, report.best_of_n
     if gold is not None and gold.accuracy is not None:
         told = f", {100 * gold.gain.value:+.1f} points over the best baseline" if gold.gain is not None else ""
-        click.echo(f"Reward model `{name}`: right in {gold.accuracy} of {gold.pairs:,} pairs{told}")
+        echo(f"Reward model `{name}`: right in {gold.accuracy} of {gold.pairs:,} pairs{told}")
     if best is not None:
         first, last = best.points[0], best.points[-1]
         over = ", and falls after that" if best.overoptimised else ""
-        click.echo(
+        echo(
             f"Reward model `{name}`: the best of {last.n} by it has {best.measure} {last.gold.value:.2f}, any one "
             f"{first.gold.value:.2f}; it is highest at n = {best.best_n}{over}"
         )
     for warning in report.warnings:
-        click.echo(f"note: {warning}")
+        echo(f"note: {warning}")
 
 
 def _rows(report: PolicyReport, players: Sequence[Player]) -> Iterator[list[str]]:
@@ -132,7 +133,8 @@ def _rows(report: PolicyReport, players: Sequence[Player]) -> Iterator[list[str]
     yield ["better", *(_cell(match.wins if match else None) for match in met)]
     yield ["worse", *(_cell(match.losses if match else None) for match in met)]
     yield ["win rate", *(_cell(match.win_rate if match else None) for match in met)]
-    yield ["  at equal length", *(_cell(match.controlled if match else None) for match in met)]
+    yield ["preference", *(_cell(match.preference if match else None) for match in met)]
+    yield ["  at equal length", *(_controlled(match) for match in met)]
     for name in dict.fromkeys(name for player in players for name in player.meters):
         own = [player.meters.get(name) for player in players]
         if all(found is None or 0 <= found.low <= found.high <= 1 for found in own):
@@ -149,6 +151,10 @@ def _rows(report: PolicyReport, players: Sequence[Player]) -> Iterator[list[str]
 
 def _broken(player: Player) -> Estimate | None:
     return next((each.share for each in player.violations if each.principle == "*"), None)
+
+
+def _controlled(match: Match | None) -> str:
+    return "" if match is None else "withheld" if match.controlled is None else _cell(match.controlled)
 
 
 def _cell(found: Estimate | None) -> str:

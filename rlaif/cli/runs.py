@@ -11,6 +11,7 @@ import click
 from rlaif.cli.check import warn_of_kinship
 from rlaif.cli.options import run_options, settings_of
 from rlaif.cli.show import end_report, watch
+from rlaif.cli.terminal import echo
 
 if TYPE_CHECKING:
     from rlaif.settings import RunSettings
@@ -45,9 +46,9 @@ def warn_of_judges(run_file: Path, settings: RunSettings) -> None:
             server = f" --base-url {judge.base_url}" if judge.base_url else ""
             how = f"--run {run_file}" if judge is settings.judge else f"--judge {judge.model}{server}"
             mend = f"`rlaif evaluate judge {how} --gold FILE` does one"
-            click.echo(f"note: {FOLDER} has no evaluation of {name} by this constitution; {mend}", err=True)
+            echo(f"note: {FOLDER} has no evaluation of {name} by this constitution; {mend}", err=True)
         elif found.level != "fit":
-            click.echo(f"note: by its evaluation in {FOLDER}, the judge {name} is {found}", err=True)
+            echo(f"note: by its evaluation in {FOLDER}, the judge {name} is {found}", err=True)
     warn_of_kinship(settings)
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, cast
 import click
 
 from rlaif.cli.reading import rows_read
+from rlaif.cli.terminal import echo
 
 if TYPE_CHECKING:
     from rlaif.training.rewardfigures import Figures, Shown
@@ -74,38 +75,38 @@ def score(
                 centered=center, device=device, told=told,
             )  # fmt: skip
     except KeyboardInterrupt:
-        click.echo("\nInterrupted; nothing was written.", err=True)
+        echo("\nInterrupted; nothing was written.", err=True)
         raise SystemExit(130) from None
     if shape == "json":
-        click.echo(figures.model_dump_json(indent=2))
+        echo(figures.model_dump_json(indent=2))
         return
     _show(figures)
     if output is not None:
-        click.echo(f"\nRewards in {output}")
+        echo(f"\nRewards in {output}")
 
 
 def _show(figures: Figures) -> None:
     from rlaif.cli.tables import print_table
 
-    click.echo(f"{figures.data}: {figures.rows:,} rows, {figures.responses:,} responses scored by {figures.model}")
+    echo(f"{figures.data}: {figures.rows:,} rows, {figures.responses:,} responses scored by {figures.model}")
     for each in figures.left_out:
         lines = ", ".join(map(str, each.lines))
-        click.echo(f"without a reward: {each.count:,} where {each.what} (line {lines}{_more(each.count, each.lines)})")
+        echo(f"without a reward: {each.count:,} where {each.what} (line {lines}{_more(each.count, each.lines)})")
     if figures.truncated:
-        click.echo(f"prompts that lost their beginning to --max-length: {figures.truncated:,}")
-    click.echo("")
+        echo(f"prompts that lost their beginning to --max-length: {figures.truncated:,}")
+    echo("")
     spread = figures.rewards
     names = ("mean", "std", "min", "25%", "median", "75%", "max")
     values = (
         spread.mean, spread.std, spread.min, spread.quartile, spread.median, spread.third_quartile, spread.max
     )  # fmt: skip
     print_table(names, [[f"{value:.3f}" for value in values]], right=names)
-    click.echo("")
+    echo("")
     for line in _told(figures):
-        click.echo(line)
+        echo(line)
     for title, shown in (("highest", figures.highest), ("lowest", figures.lowest)):
         if shown:
-            click.echo("")
+            echo("")
             _show_extremes(title, shown)
 
 

@@ -7,10 +7,10 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-import click
-
 from rlaif.cli.progress import bars, has_bars
 from rlaif.cli.tables import decimal
+from rlaif.cli.terminal import echo, secho
+from rlaif.text import visible
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -38,7 +38,7 @@ class _Bars:
         self._progress.update(self._tasks[tally.stage], completed=done, note=_note(tally))
 
     def note(self, text: str) -> None:
-        self._progress.console.print(text, highlight=False, markup=False)
+        self._progress.console.print(visible(text), highlight=False, markup=False)
 
     def end(self, tally: Tally) -> None:
         self.progress(tally)
@@ -55,19 +55,19 @@ class _Lines:
 
     def begin(self, stage: str, most: int) -> None:
         self._last, self._most = time.monotonic(), most
-        click.echo(f"{stage}: begins", err=True)
+        echo(f"{stage}: begins", err=True)
 
     def progress(self, tally: Tally) -> None:
         if time.monotonic() - self._last >= _EVERY:
             self._last = time.monotonic()
             most = f" of {self._most}" if self._most else ""
-            click.echo(f"{tally.stage}: {tally.known + tally.asked}{most}{_note(tally)}", err=True)
+            echo(f"{tally.stage}: {tally.known + tally.asked}{most}{_note(tally)}", err=True)
 
     def note(self, text: str) -> None:
-        click.echo(text, err=True)
+        echo(text, err=True)
 
     def end(self, tally: Tally) -> None:
-        click.echo(
+        echo(
             f"{tally.stage}: {tally.answered} answered, {tally.known} on disk already, "
             f"{tally.failed.total()} failed, {tally.seconds:.1f} s",
             err=True,
@@ -92,25 +92,25 @@ def watch() -> Iterator[Watch]:
 def show_report(report: Report) -> None:
     """The table of counts at the end of a run, and where the files are."""
     if report.run.oddities.counts:
-        click.echo(f"note: in the prompts, {report.run.oddities}", err=True)
+        echo(f"note: in the prompts, {report.run.oddities}", err=True)
     healed = sum(table.healed for table in report.run.tables)
     if report.revised and report.revised.oddities.counts:
-        click.echo(f"note: in the helpful answers, {report.revised.oddities}", err=True)
+        echo(f"note: in the helpful answers, {report.revised.oddities}", err=True)
     if healed:
-        click.echo(f"note: {healed} torn last line(s) cut off; what they held was asked again", err=True)
+        echo(f"note: {healed} torn last line(s) cut off; what they held was asked again", err=True)
     rows = _counts(report)
     if rows:
         _table(rows)
-    click.echo(f"Files in {report.run.folder}")
+    echo(f"Files in {report.run.folder}")
     for warning in report.run.warnings:
-        click.secho(f"WARNING: {warning}", err=True, bold=True)
+        secho(f"WARNING: {warning}", err=True, bold=True)
 
 
 def end_report(report: Report) -> None:
     """`show_report`, and the end with exit code 1 where there is no usable label."""
     show_report(report)
     if report.problem is not None:
-        click.echo(report.problem, err=True)
+        echo(report.problem, err=True)
         raise SystemExit(1)
 
 
@@ -151,9 +151,8 @@ def _panel(outcome: Outcome) -> list[tuple[str, str]]:
     found = outcome.panel.result()
     name, value = ("kappa", found.kappa) if len(found.judges) == 2 else ("alpha", found.alpha)
     told = f"{name} {decimal(value)} over {found.comparisons:,} comparisons, correlation {decimal(found.correlation)}"
-    worth = (
-        "" if found.effective is None else f": worth {found.effective:.1f} independent judges of {len(found.judges)}"
-    )
+    least = found.effective_at_least
+    worth = "" if least is None else f": worth at least {least:.1f} independent judges of {len(found.judges)}"
     rows = [("the judges agree", told + worth)]
     for part, accuracy in zip(found.judges, found.accuracies or [None for _ in found.judges], strict=True):
         labels = f"agrees with {part.agrees:,} labels, opposes {part.opposes:,}, abstains {part.abstains:,}"
@@ -220,5 +219,5 @@ def _table(rows: list[tuple[str, str]]) -> None:
     table.add_column(style="bold")
     table.add_column()
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(visible, row))
     Console(soft_wrap=True, markup=False, emoji=False).print(table)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Literal
 
+from rlaif.text import visible
+
 if TYPE_CHECKING:
     from rich.text import Text
 
@@ -15,7 +17,7 @@ _WIDEST = 10_000
 
 def short(text: str, most: int = 60) -> str:
     """One line of at most `most` characters."""
-    line = " ".join(text.split())
+    line = visible(" ".join(text.split()))
     return line if len(line) <= most else line[: most - 1].rstrip() + "…"
 
 
@@ -46,7 +48,7 @@ def print_table(
     from rich.console import Console
     from rich.table import Table
 
-    listed = list(rows)
+    listed = [[visible(cell) if isinstance(cell, str) else cell for cell in row] for row in rows]
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1), show_lines=bool(folded))
     for at, name in enumerate(columns):
         rigid = name not in (*cut, *folded)

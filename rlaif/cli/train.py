@@ -9,6 +9,7 @@ import click
 
 from rlaif.cli.options import flag, parameter
 from rlaif.cli.progress import watch_training
+from rlaif.cli.terminal import echo
 from rlaif.cli.variables import warn_of_variables
 from rlaif.runfile import settable
 from rlaif.training.folder import first_process, is_begun, last_checkpoint, leave_processes
@@ -94,19 +95,19 @@ def _train(
         with watch_training() as told:
             trained = _run(settings, told, resume)
     except KeyboardInterrupt:
-        click.echo(_interrupted(settings.folder) if first else "", err=True, nl=first)
+        echo(_interrupted(settings.folder) if first else "", err=True, nl=first)
         raise SystemExit(130) from None
     leave_processes()
     if not trained.finished:
         again = f"Stopped after step {trained.steps}; the same command with --resume goes on from there."
-        click.echo(again if first else "", err=True, nl=first)
+        echo(again if first else "", err=True, nl=first)
         raise SystemExit(130)
     if not first:
         return
     for name in _SHOWN:
         if name in trained.metrics:
-            click.echo(f"{name.replace('eval_', 'held-out '):<24}{trained.metrics[name]:.4f}")
-    click.echo(f"Model in {trained.folder}")
+            echo(f"{name.replace('eval_', 'held-out '):<24}{trained.metrics[name]:.4f}")
+    echo(f"Model in {trained.folder}")
 
 
 def _interrupted(folder: Path) -> str:

@@ -11,8 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import click
-
+from rlaif.cli.terminal import echo, secho
 from rlaif.records import (
     Critique,
     Judgement,
@@ -91,35 +90,35 @@ def _read_revisions(folder: Path, story: Story) -> None:
 
 def show_transcript(story: Story, prompt: Prompt, *, brief: bool = False) -> None:
     """Print one prompt's story; `brief` shows the single verdicts of the chosen pair only."""
-    click.secho("Prompt", bold=True)
+    secho("Prompt", bold=True)
     for message in prompt.messages:
-        click.echo(_indented(f"{message.role}: {message.content}"))
+        echo(_indented(f"{message.role}: {message.content}"))
     ranking = story.rankings[prompt.id]
     names = {each.sample: f"reply {at}" for at, each in enumerate(ranking.samples, start=1)}
-    click.secho("Replies, best first", bold=True)
+    secho("Replies, best first", bold=True)
     for each in ranking.samples:
         sample = story.samples[each.sample]
-        click.echo(_indented(f"{names[each.sample]}  rank {each.rank}, strength {each.strength:+.2f}: {sample.text}"))
+        echo(_indented(f"{names[each.sample]}  rank {each.rank}, strength {each.strength:+.2f}: {sample.text}"))
         for critique in story.critiques[each.sample]:
-            click.echo(_indented(f"critique ({critique.principle}): {critique.text}", 6))
+            echo(_indented(f"critique ({critique.principle}): {critique.text}", 6))
         _show_revisions(story, sample)
     if not ranking.samples:
-        click.echo(_indented("(fewer than two different replies: nothing to compare)"))
+        echo(_indented("(fewer than two different replies: nothing to compare)"))
     for sample in _only_revised(story, prompt):
-        click.echo(_indented(f"not ranked: {sample.text}"))
+        echo(_indented(f"not ranked: {sample.text}"))
         _show_revisions(story, sample)
-    click.secho("Verdicts", bold=True)
+    secho("Verdicts", bold=True)
     for settled in ranking.comparisons:
         outcome = settled.status if settled.probability is None else f"{settled.probability:.2f} ({settled.status})"
-        click.echo(_indented(f"{names[settled.left]} better than {names[settled.right]}: {outcome}"))
+        echo(_indented(f"{names[settled.left]} better than {names[settled.right]}: {outcome}"))
         for key in settled.judgements if not brief or _made_a_pair(settled, story.pairs[prompt.id]) else ():
             _show_answer(story, key, _named(story, names))
-    click.secho("Pairs", bold=True)
+    secho("Pairs", bold=True)
     for pair in story.pairs[prompt.id]:
         chosen, rejected = names[pair.chosen_id], names[pair.rejected_id]
-        click.echo(_indented(f"chosen {chosen}, rejected {rejected}, probability {pair.probability:.3f}"))
+        echo(_indented(f"chosen {chosen}, rejected {rejected}, probability {pair.probability:.3f}"))
     if not story.pairs[prompt.id]:
-        click.echo(_indented("none"))
+        echo(_indented("none"))
 
 
 def _only_revised(story: Story, prompt: Prompt) -> list[Sample]:
@@ -135,14 +134,14 @@ def _show_revisions(story: Story, sample: Sample) -> None:
     shown = {critique.id for critique in story.critiques[sample.id]}
     for each in chain.rounds if chain else ():
         if each.critique is not None and each.critique not in shown:
-            click.echo(_indented(f"critique ({each.principle}): {story.notes[each.critique].text}", 6))
+            echo(_indented(f"critique ({each.principle}): {story.notes[each.critique].text}", 6))
         use = "" if each.use == "revised" else f", {each.use}"
         said = story.samples[each.revision].text
-        click.echo(_indented(f"revision {each.round} ({each.principle}{use}): {said}", 6))
+        echo(_indented(f"revision {each.round} ({each.principle}{use}): {said}", 6))
     for pair in story.revised_pairs:
         if sample.id in (pair.chosen_id, pair.rejected_id):
             better = "the reply as it was" if pair.chosen_id == sample.id else "the revision"
-            click.echo(_indented(f"the judge prefers {better}, probability {pair.probability:.3f}", 6))
+            echo(_indented(f"the judge prefers {better}, probability {pair.probability:.3f}", 6))
 
 
 def _made_a_pair(settled: Settled, pairs: Iterable[PreferencePair]) -> bool:
@@ -164,14 +163,14 @@ def _show_answer(story: Story, key: str, named: Callable[[str], str]) -> None:
     answer = story.judgements.get(key) or story.graded[key]
     if isinstance(answer, Judgement):
         by = f"{answer.judge}, " if len(story.judges) > 1 else ""
-        click.echo(_indented(by + _verdict(answer, named), 6))
+        echo(_indented(by + _verdict(answer, named), 6))
         _show_reasons(answer)
     elif isinstance(answer, Score):
         grade = f"no grade ({answer.text[:60]!r})" if answer.value is None else f"{answer.value:.2f} of 9"
-        click.echo(_indented(f"{answer.principle}: {named(answer.sample)} has {grade}", 6))
+        echo(_indented(f"{answer.principle}: {named(answer.sample)} has {grade}", 6))
     else:
         order = "unreadable" if answer.ranking is None else " > ".join(map(named, answer.ranking))
-        click.echo(_indented(f"{answer.principle}, shown as {', '.join(map(named, answer.shown))}: {order}", 6))
+        echo(_indented(f"{answer.principle}, shown as {', '.join(map(named, answer.shown))}: {order}", 6))
 
 
 def _verdict(judgement: Judgement, named: Callable[[str], str]) -> str:
@@ -186,7 +185,7 @@ def _show_reasons(judgement: Judgement) -> None:
     """What a judge says before its verdict; nothing of a verdict alone."""
     for name, text in (("thinks", judgement.reasoning), ("says", judgement.text)):
         if len(text.split()) > 2:
-            click.echo(_indented(f"{name}: {text}", 8))
+            echo(_indented(f"{name}: {text}", 8))
 
 
 def _indented(text: str, by: int = 2) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 
-import click
+from rlaif.cli.terminal import echo
 
 _PREFIX = "RLAIF_"
 _KEY = "_KEY"
@@ -19,7 +19,7 @@ def warn_of_variables() -> None:
     for name in sorted(given - known):
         close = difflib.get_close_matches(name, sorted(known), n=1)
         mend = f"; did you mean {close[0]}?" if close else ""
-        click.echo(f"note: the environment variable {name} names no setting and is passed over{mend}", err=True)
+        echo(f"note: the environment variable {name} names no setting and is passed over{mend}", err=True)
 
 
 def _known() -> set[str]:

@@ -1,13 +1,14 @@
-"""How far the judges of a panel agree, and how many independent judges they are worth.
+"""How far the judges of a panel agree, and how many independent judges they are worth at least.
 
 Counted one comparison after another: memory holds the judges' counters, never the comparisons. Which of two replies is
 called `left` means nothing, so every comparison counts in both orientations, once as it is and once mirrored: no
 measure depends on the naming, and the log-odds of every judge have mean 0.
 
 The judges of a panel are alike more often than its size suggests: nine from seven families were worth about two
-independent votes (arXiv:2605.29800). So look at `effective` before paying for one more. Without known answers, what
-judges rightly see alike cannot be told from errors that they share: the correlation holds both, and `effective` errs on
-the low side.
+independent votes (arXiv:2605.29800). Without known answers, what judges rightly see alike cannot be told from errors
+that they share: the correlation holds both, so `effective_at_least` is no more than a lower bound, and the lower the
+better the judges are. It ranks no panels: five good judges with errors of their own may have 1.2, five poor ones that
+share half of theirs 1.4. `rlaif evaluate judge` knows the answers, and tells how errors go together.
 """
 
 from __future__ import annotations
@@ -56,8 +57,8 @@ class Agreement:
     """Krippendorff's alpha, for a larger one."""
     correlation: float | None
     """Mean over all two judges of the correlation of their log-odds."""
-    effective: float | None
-    """Effective number of judges."""
+    effective_at_least: float | None
+    """Lower bound of the effective number of judges."""
     accuracies: tuple[float, ...] | None = None
     """How often each judge is right by Dawid and Skene's model (see `crowd`), of three or more."""
 
@@ -88,12 +89,16 @@ def coincidences(values: Sequence[str]) -> dict[tuple[str, str], float]:
     return found
 
 
-def krippendorff_alpha(table: Table) -> float | None:
+def krippendorff_alpha(table: Table, *, mirrored: bool = False) -> float | None:
     """Agreement of any number of judges with missing values: 1 - D_o / D_e for nominal values.
 
     From the table of coincidences `o`, with `n_c` its row sums and `n` their sum:
     `alpha = 1 - (n - 1) sum_{c != k} o_ck / sum_{c != k} n_c n_k` (Krippendorff 2011, "Computing Krippendorff's
     Alpha-Reliability"). 0.8 and above is good, 0.667 tentative. None where all values are equal.
+
+    Its n - 1 takes account of shares that are estimated from n values, of which none is drawn twice. A `mirrored` table
+    has every value and its mirror image: the shares of the sides are equal by construction, and a value would be told
+    to disagree by chance with its own image. So there n stands for n - 1: chance is 1 - sum of squared shares.
     """
     rows = _sums(table, 0)
     total = sum(rows.values())
@@ -101,7 +106,7 @@ def krippendorff_alpha(table: Table) -> float | None:
     if expected <= 0:
         return None
     observed = sum(count for (one, other), count in table.items() if one != other)
-    return 1 - (total - 1) * observed / expected
+    return 1 - (total if mirrored else total - 1) * observed / expected
 
 
 def _sums(table: Table, at: int) -> dict[str, float]:
@@ -115,8 +120,9 @@ def _sums(table: Table, at: int) -> dict[str, float]:
 def effective_judges(judges: int, correlation: float) -> float:
     """How many independent judges a panel is worth: k / (1 + (k - 1) rho) (Kish 1965, Survey Sampling).
 
-    `correlation` is the mean over all two judges. At 1 the panel is worth one judge, at 0 as many as it has. Below 0,
-    where judges contradict each other, the formula would give more than there are; then it is as many as there are.
+    `correlation` is the mean over all two judges, of their errors where these are known. At 1 the panel is worth one
+    judge, at 0 as many as it has. Below 0, where judges contradict each other, the formula would give more than there
+    are; then it is as many as there are.
     """
     return judges / (1 + (judges - 1) * max(correlation, 0.0))
 
@@ -172,9 +178,9 @@ class Counting:
             ),
             comparisons=self.comparisons,
             kappa=cohen_kappa(self._said) if two else None,
-            alpha=None if two else krippendorff_alpha(self._said),
+            alpha=None if two else krippendorff_alpha(self._said, mirrored=True),
             correlation=correlation,
-            effective=None if correlation is None else effective_judges(len(self._judges), correlation),
+            effective_at_least=None if correlation is None else effective_judges(len(self._judges), correlation),
             accuracies=accuracies(self._patterns),
         )
 

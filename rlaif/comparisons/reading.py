@@ -1,10 +1,19 @@
 """Reading a verdict in words: strictly, the last one that is stated, or none.
 
-A verdict is *stated* where a whole reply or its last line is a label, or where a label follows `verdict`, `answer` and
-the like by a colon or an "is". No letter is ever picked out of prose, and the article "a" is no label; an off-menu
-last verdict ("neither") never falls back to an earlier one, and neither does a list of labels, which is the
-instructions over again. What a reasoning model thinks is no verdict, whether it thinks aloud in tags or its thinking
-was cut off before it ended.
+A judge writes much that has a label in it and is no verdict: headings ("Assistant B's answer:"), the right option of
+an exam question ("the answer is (B) ribosomal"), what one of the replies concludes, the instructions over again. So
+the kinds of statements have a rank, and a lower one counts only where nothing of a higher one does:
+
+1. a whole reply that is a label, or whose last line is;
+2. a statement under a word that is about nothing but the verdict ("verdict", "winner", "better reply"), or in a form
+   that judges are asked for (`[[A]]`, `[[A>B]]`, `[RESULT] A`): the last one in the text;
+3. after the last such word, in the last two lines or at the start of the first one: a statement that opens its
+   sentence with a word that is about much else as well ("answer", "choice", `\\boxed`), then a first line that is a
+   label, then a sentence that concludes ("Therefore, reply A is better"; see `conclusions`).
+
+An off-menu last verdict ("neither") never falls back to an earlier one, and neither does a list of labels. What is
+taken back has no verdict, nor has a text that states two. What a reasoning model thinks is no verdict, whether it
+thinks aloud in tags or its thinking was cut off before it ended.
 """
 
 from __future__ import annotations
@@ -13,114 +22,360 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from rlaif.comparisons.conclusions import NOUN, concluded, first_decided, is_foreign
 from rlaif.comparisons.questions import LABELS
+from rlaif.comparisons.thinking import without_thinking
 from rlaif.records import Verdict
 
 _FIRST, _SECOND = LABELS
 _WORDS = {_FIRST: Verdict.FIRST, _SECOND: Verdict.SECOND, "TIE": Verdict.TIE, "A TIE": Verdict.TIE}
 _HEDGES = {"NOT", "NEITHER", "BOTH", "EITHER", "NONE", "NO", "UNCLEAR", "UNDECIDED", "EQUAL"}
-_WINDOW = 80
-"""Characters after a cue in which its label must stand."""
+_WINDOW = 160
+"""Characters after a cue in which its statement must stand."""
+_SHORT = 80
+"""Most characters of a text that is no more than a label."""
+_TAIL_LINES, _MOST_TAIL = 2, 4_000
+"""Lines at the end in which a weak statement or a conclusion must stand, and the most characters of them."""
+_MOST_REST = 600
+"""Characters after a statement in which a sentence may speak against it."""
 
-_OPENS = r"<\s*(?:think|thinking|thought|reasoning|scratchpad)\s*>|\[THINK\]|<\|channel\|>analysis"
-_CLOSES = r"<\s*/\s*(?:think|thinking|thought|reasoning|scratchpad)\s*>|\[/THINK\]|<\|channel\|>final(?:<\|message\|>)?"
-_TAG = re.compile(rf"(?P<open>{_OPENS})|(?P<close>{_CLOSES})", re.IGNORECASE)
+_MARKS = "*_`\"'“”‘’„«»()[]{}#>$\\.!。→⇒✅👉🏆"
+_M = rf"[\s{re.escape(_MARKS)}]"
+_NAMED = (
+    rf"(?:(?:(?:the|die|la)\s+)?(?:{NOUN}|antwort|réponse|respuesta|resposta|risposta|ответ)[\s_-]{{1,3}}"
+    r"|(?:回答|回复)\s?)?"
+)
+_BARE = re.compile(rf"{_NAMED}[{re.escape(_MARKS)}\s]*(?P<word>a tie|\w+)\s*(?P<colon>:?)", re.IGNORECASE)
+_RANKED = re.compile(
+    rf"{_NAMED}{_M}{{0,4}}(?P<word>[AB]){_M}{{0,4}}[>≻]{{1,3}}{_M}{{0,4}}{_NAMED}{_M}{{0,4}}(?!(?P=word))[AB]", re.I
+)
 
-_MARKS = "*_`\"'“”‘’„«»()[]{}#>$\\.!。"
-_NAMED = r"(?:(?:the\s+)?(?:reply|response|option|assistant|answer)\s+)?"
-_BARE = re.compile(rf"{_NAMED}[{re.escape(_MARKS)}\s]*(?P<word>a tie|\w+)\s*:?", re.IGNORECASE)
-_CUE = re.compile(
-    r"(?<!\w)(?:verdict|answer|choice|decision|judge?ment|winner|preference"
-    r"|(?:preferred|better) (?:reply|response|option)"
-    r"|antwort|urteil|réponse|respuesta|veredicto|resposta|risposta|ответ|вердикт)(?!\w)"
-    r"|答案|回答|结论|結論|判断|判定|정답|답변|\\boxed(?=\s*\{)",
+_STRONG = re.compile(
+    r"(?<![^\W_])(?<!/)(?<!/final_)(?:verdict|winner|decision|judge?ment"
+    r"|(?:better|preferred|superior|stronger|winning|best|preferable|selected|chosen)[\s_](?:reply|response|assistant|output|completion)"
+    r"|better\s+one|better\s+of\s+the\s+two"
+    r"|urteil|gewinner|sieger|gagnant|ganador|vencedor|vincitore|veredicto|verdetto|вердикт|победитель)(?!\w)"
+    r"|结论|結論|判断|判定|判決|获胜者|勝者|판정|판결|승자",
     re.IGNORECASE,
 )
+_WEAK = re.compile(
+    r"(?<![^\W_])(?<!/)(?<!/final_)(?:answer|choice|preference|antwort|réponse|respuesta|resposta|risposta|ответ)(?!\w)"
+    r"|答案|回答|정답|답변|\\boxed(?=\s{0,3}\{)"
+    r"|(?<![\w/])(?:preferred|selected|chosen|selection|pick|result|conclusion|better|best|label|response|vote|overall|final|therefore|thus|hence)"
+    r"(?=[*_`\"'>]{0,4}\s?[:=]|>)",
+    re.IGNORECASE,
+)
+_BEFORE_WEAK = re.compile(
+    rf"(?:{_M}|[-,:;<{{•，、：]|(?<!\w)(?:so|therefore|thus|hence|then|and|the|my|our|a|final|overall|own|in|conclusion|answer|choice"
+    r"|i|we|get|have|think|say|would|that|it|follows|is|ultimately|okay|ok|alright|now|result|json"
+    r"|die|das|meine?|endgültige|letzte|bessere|la|le|el|il|ma|mon|mi|mia|mio|o|minha|mejor|meilleure|melhor|migliore"
+    r"|final[ea]?|finale|dernière|définitive|мой|окончательный|итоговый)(?!\w)"
+    r"|我的|最终|最後|最后|因此|所以|综上|故|的|の|最終|따라서|최종|제)*",
+    re.IGNORECASE,
+)
+"""What may stand before such a word in its sentence: not "Assistant B's", "concludes that the" or "correct"."""
+_NEAR = 80
+"""Characters before a cue in which its sentence must begin."""
+_BREAK = re.compile(r"[.!?](?=[\s\"'”’)])|[\n。]|</\w{1,20}>")
+_OF_ANOTHER = re.compile(
+    rf"(?:['’]s?\s+(?:\w+\s+){{0,2}}|(?<!\w){NOUN}\s+{_M}{{0,2}}[AB]{_M}{{0,2}}\s?)\Z", re.IGNORECASE
+)
+_OWN = re.compile(
+    r"(?:judge|evaluator|referee|reviewer|grader|here|there|that|it|this|what|today|let)['’]s?\s+(?:\w+\s+){0,2}\Z",
+    re.I,
+)
+_QUALIFIED = re.compile(r"[\W_]{0,12}(?:my\s+)?(?:final|overall)?[\W_]{0,12}", re.IGNORECASE)
+_KEY = re.compile(r"\"\s{0,3}:")
+
+_FORM = re.compile(
+    rf"\[\[{_M}{{0,4}}{_NAMED}{_M}{{0,4}}(?P<one>A|B|C|TIE){_M}{{0,4}}"
+    rf"(?:(?P<sign>>{{1,3}}|<{{1,3}}|=|≈|~|≻){_M}{{0,4}}{_NAMED}(?P<two>[AB]){_M}{{0,4}})?\]\]"
+    rf"|\[\s{{0,3}}(?:result|verdict|winner|decision)\s{{0,3}}\]\s{{0,9}}:?{_M}{{0,9}}{_NAMED}{_M}{{0,4}}"
+    rf"(?P<word>[^\W_]{{1,20}})(?!\w)",
+    re.IGNORECASE,
+)
+_INSTRUCTS = re.compile(r"[\W_]{0,6}(?:if|when|for|in\s+case|means|where|otherwise|or\s+else)(?!\w)", re.IGNORECASE)
+
 _SAYS = re.compile(
-    rf"(?P<is>\s+(?:is|would be|ist|est|es|é|è)\s+|\s*[是为為は은는]\s*)?(?P<marks>[\s{re.escape(_MARKS)}:：=–—-]*)"
-    rf"{_NAMED}(?:\\?text)?[\s{re.escape(_MARKS)}]*(?P<word>a tie(?!\w)|[^\W_]+)",
+    r"(?:\s{1,3}(?:final|finale|définitive|definitiva|here|now|then|overall|today|in\s+this\s+case|for\s+this\s+(?:pair|question|prompt|comparison)))?"
+    r"(?P<is>\s+(?:is|would\s+be|goes\s+to|falls\s+on|favou?rs|ist|est|es|é|è|lautet)(?!\w)\s?|\s?[是为為은는は]\s?)?"
+    rf"(?P<marks>[\s{re.escape(_MARKS)}:：=–—-]{{0,40}})(?P<that>(?:that|dass|que)\s+)?"
+    r"(?:(?:clearly|definitely|for|in\s+favou?r\s+of)\s{1,3})?"
+    rf"{_M}{{0,9}}{_NAMED}(?:\\?(?:text|mathrm|mathbf|boxed))?{_M}{{0,9}}(?P<word>a tie(?!\w)|[^\W_]{{1,40}})",
     re.IGNORECASE,
 )
+_FIRM = frozenset(":：=")
+_SOFT = frozenset('→⇒–—-*[({"“>')
 _LISTS = re.compile(
-    rf"[\s{re.escape(_MARKS)}]*(?:[/|,&+<=~≈≤≺]|or\b|and\b|oder\b|und\b|ou\b|o\b)[\s{re.escape(_MARKS)}]*{_NAMED}"
-    rf"[\s{re.escape(_MARKS)}]*(?:(?-i:{_FIRST}|{_SECOND})|TIE)\b",
+    rf"{_M}{{0,9}}(?:[/|,&+<=~≈≤≺]|or\b|and\b|oder\b|und\b|ou\b|o\b|vs\b)(?!\s?\[\[){_M}{{0,9}}{_NAMED}{_M}{{0,9}}"
+    rf"(?:(?-i:{_FIRST}|{_SECOND})|TIE)\b",
     re.IGNORECASE,
 )
-_ENDS = re.compile(rf"[\s{re.escape(_MARKS)}:：]*?(?:\n|$)")
-_ARTICLE = re.compile(
-    r"\s+(?!(?:is|was|wins|has|does|because|since|as|for|over|by|due|though|although|but|not|or|and|with"
-    r"|ist|weil|da|est|car|parce|es|porque)\b)[^\W\d_]"
+_JOINS = re.compile(rf"{_M}{{0,9}}(?:or|and|[/|,]){_M}{{0,9}}", re.IGNORECASE)
+
+_POSITIVE = (
+    r"(?:better|kinder|clearer|safer|nicer|stronger|friendlier|fuller|richer|warmer|wiser|gentler|politer|closer"
+    r"|superior|preferable|preferred|best|ahead|winner|more\s+(?:helpful|honest|harmless|accurate|complete|detailed|useful"
+    r"|correct|relevant|informative|comprehensive|thorough|concise|polite|respectful|truthful|careful|considerate))"
 )
-"""What follows "A" where it is an article: a word that does not go on about reply A."""
-_JOINS = re.compile(rf"[\s{re.escape(_MARKS)}]*(?:or|and|[/|,])[\s{re.escape(_MARKS)}]*", re.IGNORECASE)
+_GOES_ON = re.compile(
+    rf"{_M}{{0,9}}(?:$|[,;:：…|<>=~≻—–，。；、/+%&]|-(?!\w)|\n"
+    r"|(?:because|since|as|for|over|by|due|wins?|though|although|but|with|and|or|here|overall|beats|edges|weil|da|car|parce|porque)\b"
+    r"|(?:(?:is|was|being|seems|performs|does)\s+)?(?:(?:\w{2,20}ly|much|far|the|a|still|overall|bit)\s+){0,3}"
+    rf"{_POSITIVE}(?!\w)|['’]s\s+{NOUN}\s+(?:is\s+(?:\w{{2,20}}ly\s+)?{_POSITIVE}|wins)(?!\w))",
+    re.IGNORECASE,
+)
+"""How a sentence goes on after the label that it states: not "is vague", "does not" or "'s tone"."""
+_STOPS = re.compile(rf"[.!?]{_M}{{0,9}}(?:\s|$)|{_M}{{0,9}}(?:\(|\[)")
+_STARTER = (
+    r"(?:It|This|That|The|Reply|Response|Assistant|Output|Option|Because|Both|While|Although|Though|Since|As|Its|In|They"
+    r"|There|My|I|A|B|Neither|However|Here|Reasons?|Explanation|Confidence|Thank|Verdict|Overall|Wait)(?!\w)"
+)
+_GOING = r"(?:because|since|as|is|was|wins|over|by|due|it)(?!\w)"
+_OPTION = re.compile(
+    rf"[*_\"'}}$]{{0,3}}(?:[).\]][).\]*_]{{0,3}}\s+(?!{_STARTER}|{_GOING})|:\s+(?!(?i:{_STARTER})))[^\W\d_]"
+)
+"""What follows the letter of an option: "(B) ribosomal", "B. Ribosomal", "B: ribosomal"."""
+_ENDS = re.compile(rf"{_M}{{0,9}}[:：]?(?:[<,;]|\n|$)")
+_TAKES_BACK = re.compile(
+    r"(?<!\w)(?:on\s+second\s+thoughts?|(?:scratch|strike|forget|ignore)\s+(?:that|this)|never\s*mind"
+    r"|I\s+take\s+(?:that|it)\s+back|(?:I\s+have\s+|I['’]ve\s+|I\s+)changed\s+my\s+mind|let\s+me\s+reconsider|I\s+retract"
+    r"|(?:can(?:not|['’]t)|unable\s+to|impossible\s+to|hard\s+to)\s+(?:really\s+)?(?:decide|choose|say|tell|pick|determine)"
+    r"|undecided|I\s+was\s+wrong)(?!\w)|(?:^|[.!?\n])\s{0,9}(?:wait|actually|correction|hmm+|no)\s?[,.!:…—-]",
+    re.IGNORECASE,
+)
+_FIRST_LINE = re.compile(r"[(\[\"'*`]{0,4}(?P<word>[AB])[)\]\"'*`.]{0,4}\s*")
+
+
+class _Statement(NamedTuple):
+    """What is stated as the verdict: a word that may be a label; an empty one where no label is stated."""
+
+    word: str
+    start: int
+    end: int
+    """Where it ends in the text, its label included."""
 
 
 def parse_verdict(text: str) -> Verdict:
-    """Read a text verdict: a reply that is only a label, its last line, or the last stated one ("verdict: A")."""
+    """Read a text verdict: a reply that is only a label, its last line, or the verdict that it states last."""
     said = without_thinking(text).strip()
     if not said:
         return Verdict.UNPARSED
-    for whole in (said, said.splitlines()[-1]):
-        bare = _bare(whole)
-        if bare in _WORDS:
-            return _WORDS[bare]
-    stated = list(_statements(said))
-    if not stated or stated[-1].listed:
-        return Verdict.UNPARSED
-    return _WORDS.get(stated[-1].word, Verdict.UNPARSED)
+    alone = _alone(said)
+    stated = _stated(said) if alone is None or _STRONG.search(said) else ""
+    if alone in _WORDS and stated in _WORDS and alone != stated:
+        return Verdict.UNPARSED  # the last line is of another mind than what is stated before it
+    return _WORDS.get(stated if alone is None else alone, Verdict.UNPARSED)
 
 
-def without_thinking(text: str) -> str:
-    """What is said outside of thinking; nothing after thinking that never ended.
+def _alone(said: str) -> str | None:
+    """The label that a whole reply or its last line is; nothing where that is the last of a list, or a heading."""
+    lines = [line.strip() for line in said.splitlines() if _has_word(line)]
+    if len(lines) < 2:
+        return found if (found := _bare(said)) in _WORDS else None
+    last = lines[-1]
+    word = _bare(last)
+    if word not in _WORDS:
+        return None
+    if last.endswith((":", "：")) or last.startswith("#"):
+        return ""
+    return "" if any(_mirrored(line, last) for line in lines[:-1]) else word
 
-    A closing tag without an opening one ends thinking too: some chat templates open it in the prompt.
-    """
-    said: list[str] = []
-    at, thinking = 0, False
-    for tag in _TAG.finditer(text):
-        if tag["close"] and not thinking:
-            said.clear()
-        elif not thinking:
-            said.append(text[at : tag.start()])
-        at, thinking = tag.end(), bool(tag["open"]) or (thinking and not tag["close"])
-    return "".join(said) + ("" if thinking else text[at:])
+
+def _has_word(line: str) -> bool:
+    return any(letter.isalnum() for letter in line)
 
 
 def _bare(text: str) -> str | None:
     """The only word of a text that is no more than that."""
-    if len(text) > _WINDOW:
+    if len(text) > _SHORT or text.count("[[") > text.count("]]"):
         return None
-    match = _BARE.fullmatch(text.strip(f"{_MARKS} \n\t"))
+    plain = text.strip(f"{_MARKS} \n\t")
+    match = _BARE.fullmatch(plain) or _RANKED.fullmatch(plain)
     return match["word"].upper() if match else None
+
+
+def _mirrored(line: str, other: str) -> bool:
+    """Whether two lines are the same but for the label in them."""
+    if len(line) > _SHORT or len(line) != len(other):
+        return False
+    differ = [(one, two) for one, two in zip(line.upper(), other.upper(), strict=False) if one != two]
+    return len(differ) == 1 and set(differ[0]) == set(LABELS)
+
+
+def _stated(said: str) -> str:
+    """The word that a text states as its verdict, or nothing."""
+    cues = list(_STRONG.finditer(said))
+    forms = list(_forms(said))
+    shown = {at for form in forms for at in range(form.start, form.end)}
+    strong = sorted(
+        [*forms, *(each for each in _under(said, cues) if each.end - 1 not in shown)], key=lambda each: each.end
+    )
+    if strong:
+        return _last(said, strong)
+    tail = _last_lines(said)
+    after = max(tail, cues[-1].end() if cues else 0)
+    weak = [each for each in _weak(said) if each.start >= after or (not cues and "\n" not in said[: each.start])]
+    if weak:
+        return _last(said, weak)
+    takes_back = list(_TAKES_BACK.finditer(said))
+    first = None if takes_back else _first_line(said)
+    prose = concluded(said[max([tail] + [each.end() for each in takes_back]) :])
+    return "" if first and prose and first != prose else first or prose or ""
+
+
+def _last(said: str, statements: list[_Statement]) -> str:
+    """The word of the last statement, unless it is taken back, contradicted, or the last one of a list."""
+    last = statements[-1]
+    rest = said[last.end :]
+    if _TAKES_BACK.search(rest):
+        return ""
+    others = (first_decided(rest[:_MOST_REST]), concluded(rest[_last_lines(rest) :]))
+    if any(each not in (None, last.word) for each in others):
+        return ""
+    line_at = said.rfind("\n", 0, last.start) + 1
+    same_line = [each.word for each in statements if each.start >= line_at]
+    if said[last.start] == "[" and set(same_line) != {last.word}:  # a form says once more what stands before it
+        return ""
+    line, before = said[line_at:].split("\n", 1)[0], said[:line_at].rstrip().rsplit("\n", 1)[-1]
+    return "" if _mirrored(before.strip(), line.strip()) else last.word
+
+
+def _last_lines(said: str) -> int:
+    """Where the last two lines with a word in them begin, or the last characters of very long ones."""
+    at, lines = len(said), 0
+    while at > 0 and lines < _TAIL_LINES:
+        start = said.rfind("\n", 0, at - 1) + 1 if at > 1 else 0
+        lines += _has_word(said[start:at])
+        at = start
+    return max(at, len(said) - _MOST_TAIL)
+
+
+def _first_line(said: str) -> str | None:
+    """The label that stands alone on the first line, with an empty line after it, if it is no heading."""
+    first, *rest = said.splitlines()
+    found = _FIRST_LINE.fullmatch(first)
+    if found is None or len(rest) < 2 or rest[0].strip():
+        return None
+    return None if any(_mirrored(line.strip(), first.strip()) for line in rest) else found["word"]
+
+
+def _forms(said: str) -> Iterator[_Statement]:
+    """What stands in a form that judges are asked for; where several forms follow each other, they are a list."""
+    run: set[str] = set()
+    end = 0
+    for found in _FORM.finditer(said):
+        gap = said[end : found.start()]
+        run = run if end and gap.count("\n") < 2 else set()
+        word = _of_form(found)
+        run.add(found[0].upper())
+        if _INSTRUCTS.match(said, found.end()) or len(run) > 2:
+            word = ""
+        yield _Statement(word, found.start(), found.end())
+        end = found.end()
+
+
+def _of_form(found: re.Match[str]) -> str:
+    one, sign, two = found["one"], found["sign"], found["two"]
+    if one is None:
+        rest = found.string[found.end() : found.end() + _WINDOW]
+        word = str(found["word"]).upper()
+        return word if _states(word, rest) else ""
+    one = one.upper()
+    if sign is None:
+        return "TIE" if one == "C" else one
+    two = two.upper()
+    if sign in "=≈~" and {one, two} == set(LABELS):
+        return "TIE"
+    if one == two or one not in LABELS or sign in "=≈~":
+        return ""
+    return one if sign[0] in ">≻" else two
+
+
+def _under(said: str, cues: list[re.Match[str]]) -> Iterator[_Statement]:
+    """What is stated under a word that is about nothing but the verdict."""
+    last_end: int | None = None
+    for cue in cues:
+        before = _sentence_before(said, cue.start())
+        if _OF_ANOTHER.search(before) and not _OWN.search(before):
+            continue
+        found = _statement(said, cue)
+        if found is None:
+            continue
+        if not _is_key(said, cue) and is_foreign(before):
+            found = found._replace(word="")
+        if last_end is not None and _JOINS.fullmatch(said, last_end, cue.start()):
+            found = found._replace(word="")
+        yield found
+        last_end = found.end
+
+
+def _weak(said: str) -> Iterator[_Statement]:
+    """What is stated under a word that is about much else as well, where it opens its sentence or is a key of JSON."""
+    last_end: int | None = None
+    for cue in _WEAK.finditer(said):
+        if not _is_key(said, cue) and not _BEFORE_WEAK.fullmatch(_sentence_before(said, cue.start())):
+            continue
+        found = _statement(said, cue)
+        if found is None or _OPTION.match(said, found.end):
+            continue
+        if last_end is not None and _JOINS.fullmatch(said, last_end, cue.start()):
+            found = found._replace(word="")
+        yield found
+        last_end = found.end
+
+
+def _is_key(said: str, cue: re.Match[str]) -> bool:
+    """Whether a cue is a key of JSON."""
+    return said[cue.start() - 1 : cue.start()] == '"' and _KEY.match(said, cue.end()) is not None
+
+
+def _sentence_before(said: str, at: int) -> str:
+    """What stands in the same sentence before a place; no more of it than can matter."""
+    near = said[max(0, at - _NEAR) : at]
+    breaks = list(_BREAK.finditer(near))
+    return near[breaks[-1].end() :] if breaks else near
+
+
+def _statement(said: str, cue: re.Match[str]) -> _Statement | None:
+    """What is stated after a cue, if anything is."""
+    window = said[cue.end() : cue.end() + _WINDOW]
+    says = _SAYS.match(window)
+    if says is None:
+        return _Statement("", cue.start(), cue.end()) if _FIRM & set(window[:3]) else None
+    marks = set(says["marks"])
+    heads = "\n" in says["marks"]
+    soft = _SOFT if cue.re is _STRONG or "boxed" in cue[0] else _SOFT - set("([{")
+    if not (says["is"] or says["that"] or heads or marks & (_FIRM | soft)):
+        return None
+    end = cue.end() + says.end()
+    rest = window[says.end() :]
+    word = _label(says["word"], rest)
+    if word in _WORDS:
+        stands = _states(word, rest) and not _LISTS.match(rest)
+        return _Statement(word if stands else "", cue.start(), end)
+    if not (says["that"] or marks & _FIRM or says["is"] or heads):
+        return None
+    hedges = word in _HEDGES and (says["is"] or marks & _FIRM)
+    begins = cue.end() + (says.end("that") if says["that"] else says.end("marks"))
+    prose = first_decided(said[begins : begins + _MOST_REST])
+    if prose is None and not says["that"] and not hedges and not (marks & _FIRM and _opens_line(said, cue.start())):
+        return None  # "the decision is based on", or a heading over a whole paragraph
+    return _Statement(prose or "", cue.start(), end)
+
+
+def _opens_line(said: str, at: int) -> bool:
+    line = said[max(0, at - _NEAR) : at].rsplit("\n", 1)[-1]
+    return _QUALIFIED.fullmatch(line) is not None
+
+
+def _states(word: str, rest: str) -> bool:
+    """Whether a sentence that goes on with `rest` states the label before that."""
+    return word in _WORDS and (_GOES_ON.match(rest) or _STOPS.match(rest)) is not None
 
 
 def _label(word: str, rest: str) -> str:
     """The word that is stated, in capitals; where a letter is no label but an article, it is left small."""
     if word.upper() not in LABELS:
         return word.upper()
-    article = _ARTICLE.match(rest) if word == _FIRST else not word.isupper() and not _ENDS.match(rest)
-    return word.lower() if article else word.upper()
-
-
-class _Statement(NamedTuple):
-    """A word that is stated as the verdict."""
-
-    word: str
-    listed: bool
-    """It stands in a list of labels."""
-
-
-def _statements(text: str) -> Iterator[_Statement]:
-    """The stated verdicts, in order; where `answer` only stands in a sentence, there is none."""
-    last_end: int | None = None
-    for cue in _CUE.finditer(text):
-        window = text[cue.end() : cue.end() + _WINDOW]
-        says = _SAYS.match(window)
-        if says is None or not (says["is"] or set(says["marks"]) & set(':：=–—-*[({"“')):
-            continue
-        word = _label(says["word"], window[says.end() :])
-        if says["is"] and word not in _WORDS and word not in _HEDGES:
-            continue  # "the answer is well written"
-        joined = last_end is not None and _JOINS.fullmatch(text[last_end : cue.start()]) is not None
-        yield _Statement(word, joined or _LISTS.match(window, says.end()) is not None)
-        last_end = cue.end() + says.end()
+    return word.upper() if word.isupper() or _ENDS.match(rest) else word.lower()

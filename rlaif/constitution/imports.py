@@ -20,6 +20,7 @@ from rlaif.constitution.model import Constitution, Principle
 from rlaif.constitution.prose import Statement, statements
 from rlaif.constitution.wording import content_words
 from rlaif.errors import UserError
+from rlaif.jsontext import loads
 from rlaif.plainwords import Where
 
 Shape = Literal["choices", "requests", "critic-revision", "text"]
@@ -30,8 +31,8 @@ _MAX_BYTES = 5_000_000
 _FROM_CRITIQUE = "Which reply gives less ground for this reviewer's request?"
 _FROM_STATEMENT = "Which reply keeps better to this principle?"
 _ASKS_FOR_A_CHOICE = re.compile(
-    r"(?:^|[.!?:]\s+|,\s+|\band\s+)(?:please\s+)?(?:choose|select|pick|prefer)\b[^.!?]*\b(?:reply|response|answer|option|one)\b"
-    r"|\bwhich\b[^.?!]*\b(?:reply|replies|responses?|answers?|options?|one|of the two)\b[^.!]*\?",
+    r"(?:^|[.!?:]\s+|,\s+|\band\s+)(?:please\s+)?(?:choose|select|pick|prefer)\b[^.!?]{0,300}\b(?:reply|response|answer|option|one)\b"
+    r"|\bwhich\b[^.?!]{0,300}\b(?:reply|replies|responses?|answers?|options?|one|of the two)\b[^.!]{0,300}\?",
     re.IGNORECASE,
 )
 
@@ -122,16 +123,14 @@ def _json(text: str, path: str | Path) -> Any:
         return data
 
     try:
-        data = json.loads(text, object_pairs_hook=unique)
+        data = loads(text, object_pairs_hook=unique)
         json.dumps(data, ensure_ascii=False).encode()
     except json.JSONDecodeError as error:
         raise UserError(f"not JSON: {error.msg} (column {error.colno})", where=path, line=error.lineno) from None
     except UnicodeEncodeError:
         raise UserError("half of a surrogate pair stands alone (\\ud800 to \\udfff)", where=path) from None
-    except ValueError:
-        raise UserError("a number in it has thousands of digits", where=path) from None
-    except RecursionError:
-        raise UserError("nested too deeply", where=path) from None
+    except ValueError as error:  # too deep, or a number of thousands of digits
+        raise UserError(f"not usable JSON: {error}", where=path) from None
     return data
 
 

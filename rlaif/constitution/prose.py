@@ -6,25 +6,25 @@ import re
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-_HEADING = re.compile(r" {0,3}(#{1,6})\s+(.*?)\s*#*\s*\Z")
+_HEADING = re.compile(r" {0,3}(#{1,6})\s+(.*)\Z")
 _BULLET = re.compile(r"(\s*)(?:[-*+•–]|\d{1,3}[.)])\s+(\S.*)\Z")
 _RULE = re.compile(r"\s*(?:[-*_=]\s*){3,}\Z")
 _BOLD_NAME = re.compile(r"(\*\*|__)(?P<name>.+?)\1(?P<mark>\s*[:.—–-]+)?\s*(?P<rest>.*)\Z", re.DOTALL)
 _NAME = re.compile(r"(?P<name>[^\W\d_][\w'’/&-]*(?: [\w'’/&-]+){0,3}):\s+(?P<rest>\S.*)\Z", re.DOTALL)
 _ASIDE = re.compile(
     r"\A---[ \t]*\n.*?\n(?:---|\.\.\.)[ \t]*(?:\n|\Z)"
-    r"|<!--.*?-->"
-    r"|^ {0,3}(?P<fence>```+|~~~+)[^\n]*\n.*?(?:^ {0,3}(?P=fence)[`~]*[ \t]*$|\Z)",
+    r"|<!--.*?(?:-->|\Z)"
+    r"|^ {0,3}(?P<fence>`{3,20}|~{3,20})[^\n]*\n.*?(?:^ {0,3}(?P=fence)[`~]*[ \t]*$|\Z)",
     re.DOTALL | re.MULTILINE,
 )
 """What is no prose: front matter, comments, code blocks."""
 _QUOTE = re.compile(r"^ {0,3}(?:> ?)+", re.MULTILINE)
-_CHECKBOX = re.compile(r"^(\s*[-*+]\s+)\[[ xX]\]\s+", re.MULTILINE)
+_CHECKBOX = re.compile(r"^([ \t]*[-*+][ \t]+)\[[ xX]\][ \t]+", re.MULTILINE)
 _UNDERLINED = re.compile(
     r"(?:\A|(?<=\n\n))(?![-*+#|]|\d+[.)])(?P<words>[^\n]+[^\n.!?])\n {0,3}(?P<rule>=+|-{2,})[ \t]*$", re.MULTILINE
 )
-_LINK = re.compile(r"!?\[([^\]]*)\]\([^)]*\)")
-_EMPHASIS = re.compile(r"(\*\*|__|(?<![\w*])\*(?=\S)|(?<![\w_])_(?=\S))(.+?)(?<=\S)\1(?![\w*])")
+_LINK = re.compile(r"!?\[([^\[\]]*)\]\((?:[^()]|\([^()]*\))*\)")
+_EMPHASIS = re.compile(r"(\*\*|__|(?<![\w*])\*(?=\S)|(?<![\w_])_(?=\S))(.{1,400}?)(?<=\S)\1(?![\w*])")
 
 
 @dataclass(frozen=True)
@@ -79,11 +79,10 @@ def _blocks(text: str) -> list[_Block]:
     headings: list[tuple[int, str]] = []
     open_block: _Block | None = None
     for line in text.expandtabs(4).splitlines():
-        heading, bullet = _HEADING.match(line), _BULLET.match(line)
+        heading, bullet = _heading(line), _BULLET.match(line)
         path = tuple(_plain(words) for _, words in headings)
         if heading:
-            depth = len(heading[1])
-            headings = [*((level, words) for level, words in headings if level < depth), (depth, heading[2])]
+            headings = [*((level, words) for level, words in headings if level < heading[0]), heading]
             open_block = None
         elif _RULE.match(line):
             open_block = None
@@ -98,6 +97,12 @@ def _blocks(text: str) -> list[_Block]:
             open_block = _Block(path, None, [line.strip()])
             blocks.append(open_block)
     return blocks
+
+
+def _heading(line: str) -> tuple[int, str] | None:
+    """The level and the words of a heading, without the `#` that may close it."""
+    found = _HEADING.match(line)
+    return (len(found[1]), found[2].rstrip().rstrip("#").rstrip()) if found else None
 
 
 def _after_blank(block: _Block | None) -> _Block | None:
@@ -144,7 +149,7 @@ def _introduces(text: str) -> bool:
 
 def _title(text: str) -> str | None:
     """The one heading of the first level with others below it: the title of the whole, no tag."""
-    levels = [(len(found[1]), found[2]) for line in text.splitlines() if (found := _HEADING.match(line))]
+    levels = [found for line in text.splitlines() if (found := _heading(line))]
     top = [words for level, words in levels if level == 1]
     return _plain(top[0]) if len(top) == 1 and len(levels) > 1 and levels[0][0] == 1 else None
 

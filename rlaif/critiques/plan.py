@@ -7,6 +7,7 @@ from typing import Protocol
 
 from rlaif.asking import Judge
 from rlaif.comparisons.plan import Notes
+from rlaif.comparisons.thinking import without_thinking
 from rlaif.constitution import Constitution
 from rlaif.critiques.questions import Shot, critique_messages
 from rlaif.errors import UserError
@@ -80,7 +81,7 @@ def notes_on(
         key = (sample.id, criterion.id)
         if key not in known:
             critique = find(critique_question(prompt, sample, criterion, settings, judge, max_chars=max_chars).id)
-            known[key] = None if critique is None else critique.text
+            known[key] = None if critique is None else without_thinking(critique.text).strip()
         return known[key]
 
     return notes
@@ -94,7 +95,7 @@ def critique_record(question: Question, answer: Answer) -> Critique:
         sample=str(question.about["sample"]),
         principle=str(question.about["principle"]),
         judge=question.model,
-        text=answer.text.strip(),
+        text=without_thinking(answer.text).strip(),
         finish_reason=answer.finish_reason,
         prompt_tokens=answer.prompt_tokens,
         completion_tokens=answer.completion_tokens,

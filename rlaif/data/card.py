@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from rlaif import __version__
 from rlaif.data.export import Exported, Form
 from rlaif.data.files import FileKind
 from rlaif.data.report import Report
+from rlaif.jsontext import loads
 from rlaif.yamlcore import dump_yaml
 
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
@@ -37,7 +37,7 @@ def manifest_of(source: str | Path) -> Manifest | None:
     if file.stem != "pairs" or not (beside.is_file() and pairs.is_file()):
         return None
     try:
-        manifest = json.loads(beside.read_text(encoding="utf-8"))
+        manifest = loads(beside.read_text(encoding="utf-8"))
         known = manifest["files"]["pairs.jsonl"]
     except (ValueError, KeyError, TypeError):
         return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from rlaif.data.report import Finding
+from rlaif.data.report import Finding, Level
 from rlaif.data.rules import Tally, about_file
 from rlaif.data.shapes import Shape
 from rlaif.errors import nearest
@@ -39,6 +39,13 @@ class Kinds:
             tally.add("mixed-types" if any(name in main for name in odd) else "other-types", line)
 
 
+def main_columns(shape: Shape) -> frozenset[str]:
+    """The columns that hold the data themselves."""
+    sided = () if shape.sided is None else (shape.sided.first, shape.sided.second)
+    prompt = () if shape.prompt is None else (shape.prompt.main, *shape.prompt.parts)
+    return frozenset({*shape.columns.values(), *sided, *prompt})
+
+
 def name_findings(shape: Shape | None, columns: tuple[str, ...], rows: int) -> Iterator[Finding]:
     """What to say about the names of the columns."""
     if shape is None:
@@ -52,6 +59,37 @@ def name_findings(shape: Shape | None, columns: tuple[str, ...], rows: int) -> I
             f"the column `{name}` should be called `{wanted}`: it is read as that here, trainers do not find it",
             f'dataset.rename_column("{name}", "{wanted}"), or `rlaif data export`',
         )
+    if shape.sided is not None or shape.talk is not None:
+        yield about_file("error", "columns", rows, f"{notes_of(shape)[0]}; trainers do not find them", _EXPORT)
+    for note in notes_of(shape)[shape.sided is not None or shape.talk is not None :]:
+        level: Level = "warning" if note.startswith(_RIVAL) else "note"
+        yield about_file(level, "column-use", rows, note, "rename a column that is meant otherwise, or drop it")
+
+
+_EXPORT = "`rlaif data export FILE --format trl -o DIR` writes the usual columns"
+_RIVAL = "columns that may name a winner"
+
+
+def notes_of(shape: Shape) -> list[str]:
+    """What to say of how columns are read, and of those that are not: a line each, the winner's first."""
+    notes = []
+    if shape.sided is not None and shape.winner is not None:
+        names = dict.fromkeys((shape.sided.first, shape.sided.second))
+        notes.append(f"{quoted(names)} are read as chosen and rejected, {shape.winner.says}")
+    if shape.talk is not None:
+        notes.append(f"`{shape.talk}` is read as a prompt and a completion, which `{shape.columns['label']}` judges")
+    if shape.prompt is not None and shape.prompt.parts:
+        notes.append(f"the prompt is {quoted((shape.prompt.main, *shape.prompt.parts))} together")
+    if shape.rivals:
+        notes.append(f"{_RIVAL} and are not read: {quoted(shape.rivals)}")
+    if shape.unused:
+        notes.append(f"columns not used: {quoted(shape.unused)}")
+    return notes
+
+
+def quoted(names: Iterable[str]) -> str:
+    """Names of columns, for people."""
+    return ", ".join(f"`{name}`" for name in names)
 
 
 def _unknown(columns: tuple[str, ...]) -> str:

@@ -8,27 +8,26 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from rlaif.data.columns import Kinds, name_findings
+from rlaif.data.columns import Kinds, main_columns, name_findings
 from rlaif.data.labels import LabelSums, RefusalSums, label_finding, refusal_finding
 from rlaif.data.lengths import LengthSums, length_finding
 from rlaif.data.neighbours import MOST, Neighbours
+from rlaif.data.opening import open_rows
 from rlaif.data.overlap import EvaluationSet
 from rlaif.data.repeats import Repeats
 from rlaif.data.report import Finding, Report
 from rlaif.data.rules import Tally, about_file, in_order
-from rlaif.data.shapes import Reading, Shape, read, recognise
+from rlaif.data.shapes import Reading, Shape, read
+from rlaif.data.special import check_special
 from rlaif.data.texts import check_texts
-from rlaif.data.tokens import Limit, truncation_finding
+from rlaif.data.tokens import Limit, special_tokens, truncation_finding
 from rlaif.data.turns import UnreadableValueError
 from rlaif.errors import UserError
-from rlaif.samples.rows import read_rows
 
 Told = Callable[[int], None]
 """Takes the number of rows read so far, every thousand rows."""
 
 _STEP = 1000
-_TRIED = 20
-"""Rows that the shape is looked for in, for the first may lack a value."""
 
 
 def examine(
@@ -47,8 +46,9 @@ def examine(
     cannot be read.
     """
     cut = None if max_length is None else Limit(max_length, tokenizer)
-    visit = _Visit(cut, [EvaluationSet(each) for each in against])
-    for line, row in read_rows(path):
+    opened = open_rows(path)
+    visit = _Visit(opened.shape, cut, [EvaluationSet(each) for each in against], special_tokens(tokenizer))
+    for line, row in opened.rows:
         visit.see(line, row)
         if told is not None and visit.rows % _STEP == 0:
             told(visit.rows)
@@ -62,37 +62,30 @@ def examine(
 class _Visit:
     """Everything that is gathered on the way through one file."""
 
-    def __init__(self, cut: Limit | None, evaluations: Sequence[EvaluationSet]) -> None:
+    def __init__(
+        self, shape: Shape | None, cut: Limit | None, evaluations: Sequence[EvaluationSet], special: frozenset[str]
+    ) -> None:
         self.rows = 0
         self._usable = self._chosen = self._rejected = 0
-        self._shape: Shape | None = None
+        self._shape, self._special = shape, special
         self._columns: tuple[str, ...] = ()
-        self._waiting: list[tuple[int, object]] = []
         self._tally, self._kinds = Tally(), Kinds()
         self._repeats, self._neighbours = Repeats(), Neighbours()
         self._lengths, self._labels, self._refusals = LengthSums(), LabelSums(), RefusalSums()
         self._cut, self._evaluations = cut, evaluations
 
     def see(self, line: int, row: object) -> None:
-        """Take one row in; the first few wait until the shape of the file is known."""
+        """Take one row in."""
         self.rows += 1
-        if self._shape is not None:
-            self._read(line, row, self._shape)
-            return
         if self.rows == 1 and isinstance(row, dict):
             self._columns = tuple(str(name) for name in row)
-        if self.rows > _TRIED:
-            return
-        self._waiting.append((line, row))
-        self._shape = recognise(row)
         if self._shape is not None:
-            for waiting in self._waiting:
-                self._read(*waiting, self._shape)
+            self._read(line, row, self._shape)
 
     def _read(self, line: int, row: object, shape: Shape) -> None:
         broken: set[str] = set()
         if isinstance(row, dict):
-            self._kinds.add(row, line, shape.columns.values(), self._tally)
+            self._kinds.add(row, line, main_columns(shape), self._tally)
         try:
             reading = read(row, shape)
         except UnreadableValueError as odd:
@@ -109,6 +102,7 @@ class _Visit:
         self._chosen += chosen is not None
         self._rejected += rejected is not None
         check_texts(reading, broken.add)
+        check_special(reading, self._special, broken.add)
         self._labels.add(reading, broken.add)
         self._refusals.add(reading)
         self._lengths.add(
@@ -130,6 +124,7 @@ class _Visit:
         refusals = self._refusals.result(self._chosen, self._rejected) if self._usable else None
         truncation = None if self._cut is None else self._cut.result()
         measured = (
+            _unusable(self._shape, self._usable, self.rows),
             length_finding(lengths, self._usable),
             label_finding(labels),
             refusal_finding(refusals, self._usable) if refusals is not None else None,
@@ -159,3 +154,10 @@ class _Visit:
             return None
         what = f"near-duplicate prompts were looked for among the first {MOST:,} prompts only"
         return about_file("note", "searched-in-part", self._neighbours.skipped, what, "check the rest by itself")
+
+
+def _unusable(shape: Shape | None, usable: int, rows: int) -> Finding | None:
+    """That no row can be used, however mild the rules are that the rows break."""
+    if shape is None or usable:
+        return None
+    return about_file("error", "unusable", rows, "no row can be used", "see the other findings for the reasons")

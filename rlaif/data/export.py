@@ -19,24 +19,27 @@ from pathlib import Path
 from typing import Literal
 
 from rlaif.data.files import FileKind, Row, RowFile
+from rlaif.data.opening import open_rows
 from rlaif.data.ratings import number_of
 from rlaif.data.repeats import hashed
-from rlaif.data.shapes import Reading, Shape, read, recognise
+from rlaif.data.shapes import Reading, Shape, better_first, read
+from rlaif.data.special import check_special, cut_end_tokens
 from rlaif.data.texts import check_texts
 from rlaif.data.turns import Turns, UnreadableValueError
 from rlaif.errors import UserError
 from rlaif.records import Message, content_id
-from rlaif.samples.rows import read_rows
 
 Form = Literal["trl", "openrlhf", "kto"]
 
 LEFT_OUT = frozenset({
     "missing", "type", "unknown-role", "role-order", "empty-prompt", "empty-reply", "identical", "no-shared-prompt",
     "prompt-mismatch", "probability-range", "label-type", "half-character", "several-turns", "tied-ratings", "unrated",
+    "tie", "winner", "tool-calls", "prompt-part", "unparsed-messages",
 })  # fmt: skip
-"""Rules of the doctor; a row that breaks one of them is not exported."""
+"""Rules of the doctor; a row that breaks one of them is neither exported nor trained on."""
+_LEFT_OUT_HERE = LEFT_OUT | {"special-token"}
+"""Which tokens are special to it is known to the trainer of a model, and not to an export."""
 
-_TRIED = 20
 _COLUMNS: dict[Form, tuple[str, ...]] = {
     "trl": ("prompt", "chosen", "rejected"),
     "openrlhf": ("chosen", "rejected"),
@@ -94,20 +97,19 @@ def _rows(
     source: str | Path, form: Form, margin: float, counts: Exported, told: Callable[[int], None] | None
 ) -> Iterator[tuple[str, Row]]:
     """Each row to write, with a hash of its prompt, whose case and spaces do not count."""
-    shape, seen, number = None, _Seen(), 0
-    for number, (line, row) in enumerate(read_rows(source), start=1):
+    shape, rows = open_rows(source)
+    seen, number = _Seen(), 0
+    for number, (line, row) in enumerate(rows, start=1):
         if told is not None and number % 1000 == 0:
             told(number)
-        shape = shape or recognise(row)
         if shape is None:
-            if number >= _TRIED:
-                break
-            counts.left_out["type"] += 1
-            continue
+            break
         if shape.kind == "unpaired" and form != "kto":
             raise UserError("the rows are single replies, not pairs", where=source, line=line, mend="use --format kto")
         reading = _sound(row, shape, margin, counts)
-        if reading is not None:
+        if reading is not None and form == "kto" and reading.probability == 0.5:
+            counts.left_out["label-half"] += 1  # neither reply is good or bad
+        elif reading is not None:
             counts.pairs += reading.chosen is not None and reading.rejected is not None
             yield from _written(reading, form, seen)
     if shape is None and number:
@@ -122,15 +124,19 @@ def _sound(row: object, shape: Shape, margin: float, counts: Exported) -> Readin
         counts.left_out[str(odd)] += 1
         return None
     broken = set(reading.odd)
+    reading.chosen, reading.rejected = (
+        None if reply is None else cut_end_tokens(reply) for reply in (reading.chosen, reading.rejected)
+    )
     check_texts(reading, broken.add)
+    check_special(reading, frozenset(), broken.add)
     reading.probability = _probability(reading.probability, broken)
-    reason = next(iter(sorted(broken & LEFT_OUT)), None)
+    reason = next(iter(sorted(broken & _LEFT_OUT_HERE)), None)
     if reason is None and reading.probability is not None and abs(reading.probability - 0.5) < margin:
         reason = "margin"
     if reason is not None:
         counts.left_out[reason] += 1
         return None
-    return reading
+    return better_first(reading)
 
 
 def _probability(value: object, broken: set[str]) -> float | None:

@@ -46,7 +46,7 @@ class LengthSums:
     chosen: Counter[int] = field(default_factory=Counter)
     rejected: Counter[int] = field(default_factory=Counter)
     _logs: tuple[Moments, Moments] = field(default_factory=lambda: (Moments(), Moments()))
-    _differences: Moments = field(default_factory=Moments)
+    _pairs: int = 0
     _longer: int = 0
     _shorter: int = 0
 
@@ -57,7 +57,7 @@ class LengthSums:
                 counts[min(length, _LONGEST)] += 1
                 moments.add(math.log1p(length))
         if chosen is not None and rejected is not None:
-            self._differences.add(math.log1p(chosen) - math.log1p(rejected))
+            self._pairs += 1
             self._longer += chosen > rejected
             self._shorter += chosen < rejected
 
@@ -65,22 +65,22 @@ class LengthSums:
         """The figures, or None where one side has no reply."""
         if not self.chosen or not self.rejected:
             return None
-        pairs = self._differences.count
+        pairs = self._pairs
         return Lengths(
             pairs=pairs,
             chosen_longer=self._longer / pairs if pairs else None,
             rejected_longer=self._shorter / pairs if pairs else None,
             median_chosen=median(self.chosen),
             median_rejected=median(self.rejected),
-            effect_size=self._paired_effect() if pairs else self._pooled_effect(),
+            effect_size=self._effect(),
             auc=area(self.chosen, self.rejected),
         )
 
-    def _paired_effect(self) -> float | None:
-        spread = self._differences.variance
-        return self._differences.mean / math.sqrt(spread) if spread > 0 else None
+    def _effect(self) -> float | None:
+        """Cohen's d: the difference of the means over the pooled deviation of both sides, of pairs and others alike.
 
-    def _pooled_effect(self) -> float | None:
+        Over the deviation of the pairs' differences it would be another scale, larger where lengths go together.
+        """
         one, other = self._logs
         weights = one.count + other.count - 2
         pooled = ((one.count - 1) * one.variance + (other.count - 1) * other.variance) / weights if weights > 0 else 0.0

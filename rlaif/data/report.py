@@ -36,8 +36,7 @@ class Lengths(Record):
     median_chosen: int
     median_rejected: int
     effect_size: float | None
-    """Cohen's d of log(1 + length). Pairs: the mean over the standard deviation of the differences within pairs (d_z).
-    Unpaired data: the difference of the means over the pooled standard deviation."""
+    """Cohen's d of log(1 + length): the difference of the means over the pooled standard deviation of both sides."""
     auc: float
     """Length alone as a reward: P(a chosen reply is longer than a rejected one) + P(equal) / 2, over all of either."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any
 
 from rlaif.data.report import Finding, Truncation
@@ -71,16 +72,32 @@ def _estimate(texts: Sequence[str]) -> list[int]:
     return [-(-len(text) // _CHARACTERS) for text in texts]
 
 
-def _load(name: str) -> tuple[Counter, int]:
-    """A counter by the tokenizer of a model, and the tokens that its chat template adds to a turn."""
+@lru_cache(maxsize=2)
+def _tokenizer(name: str) -> Any:
+    """The tokenizer of a model. Raises UserError where there is none."""
     from transformers import AutoTokenizer
 
     try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(shipped_model(name) or name)
+        return AutoTokenizer.from_pretrained(shipped_model(name) or name, trust_remote_code=False)
     except (OSError, ValueError) as error:
         why = str(error).strip().partition("\n")[0]
         mend = "give the folder of a model, or a name on the hub"
         raise UserError(f"no tokenizer that can be loaded ({why})", where=name, mend=mend) from None
+
+
+def special_tokens(name: str | None) -> frozenset[str]:
+    """The special tokens of a model, as texts; those that are words by themselves mean nothing in a reply."""
+    if name is None:
+        return frozenset()
+    tokenizer = _tokenizer(name)
+    added = (token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
+    texts = {*map(str, tokenizer.all_special_tokens), *added}
+    return frozenset(text for text in texts if len(text) > 2 and not text.isalnum())
+
+
+def _load(name: str) -> tuple[Counter, int]:
+    """A counter by the tokenizer of a model, and the tokens that its chat template adds to a turn."""
+    tokenizer = _tokenizer(name)
 
     def count(texts: Sequence[str]) -> list[int]:
         return [len(ids) for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"]] if texts else []

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from typing import NamedTuple
 
-from rlaif.samples.messages import ROLES, content_of
+from rlaif.samples.messages import ROLES, UnparsedMessagesError, content_of, messages_in, uses_tools
 from rlaif.samples.transcripts import is_transcript, parse_transcript
 
 Odd = Callable[[str], None]
@@ -32,7 +31,7 @@ def turns_of(value: object, role: str, odd: Odd) -> Turns:
 
     Raises UnreadableValueError where there are none.
     """
-    if value is None:
+    if value is None or (isinstance(value, float) and value != value):  # a NaN, as tables write a missing cell
         raise UnreadableValueError("missing")
     if isinstance(value, str):
         return _of_text(value, role, odd)
@@ -46,7 +45,11 @@ def turns_of(value: object, role: str, odd: Odd) -> Turns:
 
 
 def _of_text(text: str, role: str, odd: Odd) -> Turns:
-    if text.startswith("[{") and (messages := _serialised(text)) is not None:
+    try:
+        messages = messages_in(text)
+    except UnparsedMessagesError:
+        raise UnreadableValueError("unparsed-messages") from None
+    if messages is not None:
         odd("messages-as-text")
         return tuple(_turn(item, odd) for item in messages)
     if is_transcript(text):
@@ -54,21 +57,11 @@ def _of_text(text: str, role: str, odd: Odd) -> Turns:
     return (Turn(role, text),)
 
 
-def _serialised(text: str) -> list[object] | None:
-    """Messages that were written into a text as JSON, as tables without nested columns force people to."""
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        return None
-    found = isinstance(value, list) and all(
-        isinstance(item, dict) and ("role" in item or "from" in item) for item in value
-    )
-    return value if found else None
-
-
 def _turn(item: object, odd: Odd) -> Turn:
     if not isinstance(item, dict):
         raise UnreadableValueError("type")
+    if uses_tools(item):
+        raise UnreadableValueError("tool-calls")
     named = str(item.get("role", item.get("from")))
     role: str = ROLES.get(named.lower(), named)
     if named.lower() not in ROLES:

@@ -13,7 +13,7 @@ from functools import cache, lru_cache
 from rlaif.demo.grammar import Scene, fill_frame
 from rlaif.demo.words import frames, phrase_kinds, phrases, topics
 
-_SENTENCE = re.compile(r"[^.!?]+[.!?]+|[^.!?\s][^.!?]*$")
+_SENTENCE = re.compile(r"[^.!?\s][^.!?]*[.!?]*")
 _MARKS = re.compile(r"[,;:\"']+")
 
 

@@ -21,8 +21,8 @@ from rlaif.evaluation.report import Estimate
 _Z = 1.959963984540054
 _SMALLEST = 1e-12
 """Errors under this are rounding."""
-_CERTAIN = 0.02
-"""As near to 0 or 1 as a text verdict counts (0.99) and a little farther."""
+_CERTAIN = 0.06
+"""As near to 0 or 1 as a text verdict counts (0.946) and a little farther."""
 
 
 def share(values: Sequence[float], prompts: Sequence[Hashable]) -> Estimate:

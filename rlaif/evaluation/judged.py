@@ -57,6 +57,8 @@ class JudgedPair(Record):
     """Probability of both labels together, for every answer with log-probabilities."""
     lengths: tuple[int, int]
     """Characters of the better and of the worse reply."""
+    tie: bool = False
+    """Neither reply is better, by the gold pair."""
 
     @property
     def labelled(self) -> bool:
@@ -117,6 +119,7 @@ def judged_pair(
         slots=tuple(_slots(cast, pair.min_label_mass)),
         masses=tuple(each.label_mass for each in _answers(cast) if each.label_mass is not None),
         lengths=(len(case.pair.better), len(case.pair.worse)),
+        tie=case.pair.tie,
     )
 
 

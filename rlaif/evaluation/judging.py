@@ -22,6 +22,7 @@ from rlaif.comparisons.forms import judge_asked
 from rlaif.comparisons.verdict import judgement
 from rlaif.constitution import Constitution
 from rlaif.evaluation.canaries import chosen_cases, count_probes, count_wins, probes
+from rlaif.evaluation.errors import shared_errors
 from rlaif.evaluation.gold import read_gold
 from rlaif.evaluation.judged import Case, JudgedPair, cases, judged_pair, questions_of
 from rlaif.evaluation.measures import measure
@@ -162,7 +163,8 @@ def _planned(wanted: Evaluation) -> _Plan:
             plan.questions += len(case.meeting.criteria) * (2 if wanted.compare.orders == "both" else 1)
             yield case
 
-    plan.canaries = chosen_cases(counted(), max(wanted.canary_pairs, 1))[: wanted.canary_pairs]
+    decided = (case for case in counted() if not case.pair.tie)  # canaries meet the better reply
+    plan.canaries = chosen_cases(decided, max(wanted.canary_pairs, 1))[: wanted.canary_pairs]
     return plan
 
 
@@ -223,6 +225,7 @@ def _report(
         about=about,
         verdict=decide(measures),
         measures=measures,
+        shared_errors=shared_errors(about, judged, folder),
     )
     return report, judged
 

@@ -6,13 +6,24 @@ Shares are over pairs that have a label. A pair without one is neither right nor
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
+from rlaif.comparisons.agreement import cohen_kappa
 from rlaif.comparisons.fold import Status, sigmoid
-from rlaif.evaluation.intervals import average_of, share_of, slope, wilson
+from rlaif.evaluation.intervals import average_of, share, share_of, slope, wilson
 from rlaif.evaluation.judged import JudgedPair
-from rlaif.evaluation.metrics import brier, calibration_error, fit_temperature, hits, log_loss, mean, reliability
+from rlaif.evaluation.metrics import (
+    brier,
+    calibration_by_chance,
+    calibration_error,
+    fit_temperature,
+    hits,
+    log_loss,
+    mean,
+    reliability,
+)
 from rlaif.evaluation.report import (
     Baseline,
     Calibration,
@@ -27,6 +38,7 @@ from rlaif.evaluation.report import (
     ReliabilityBin,
     Slot,
     Temperature,
+    ThreeWay,
 )
 from rlaif.settings import PairSettings
 
@@ -50,6 +62,8 @@ def measure(
     temperature: float = 1.0,
 ) -> Measures:
     """Everything about a judge, from what it said about gold pairs; `temperature` is the one in their logits."""
+    three_way = three_way_of(judged)
+    judged = [each for each in judged if not each.tie]
     said = [each for each in judged if each.labelled]
     logits = logits_of(said)
     kept = [each for each in said if each.status != Status.TIE.value and not (each.flip and pair.flips == "drop")]
@@ -75,7 +89,32 @@ def measure(
         mass=_mass(judged, pair.min_label_mass),
         canaries=tuple(canaries),
         cost=cost,
+        three_way=three_way,
     )
+
+
+_MIRRORED = {"better": "worse", "worse": "better"}
+
+
+def three_way_of(judged: Sequence[JudgedPair]) -> ThreeWay | None:
+    """The agreement of judge and people over better, worse and tie; None where people see no tie."""
+    ties = sum(each.tie for each in judged)
+    if not ties:
+        return None
+    values = [("tie" if each.tie else "better", _value_of(each)) for each in judged]
+    table = Counter(values) + Counter((_MIRRORED.get(gold, gold), _MIRRORED.get(said, said)) for gold, said in values)
+    return ThreeWay(
+        ties=ties,
+        agreement=share([float(gold == said) for gold, said in values], prompts_of(judged)),
+        kappa=cohen_kappa(table),
+    )
+
+
+def _value_of(each: JudgedPair) -> str:
+    """What the judge says of the better reply, or of the first one of a tie."""
+    if each.logit is None:
+        return "none"
+    return "tie" if each.status == Status.TIE.value else "better" if each.logit > 0 else "worse"
 
 
 def logits_of(said: Sequence[JudgedPair]) -> list[float]:
@@ -182,8 +221,11 @@ def calibration_of(logits: Sequence[float]) -> Calibration | None:
     if not logits:
         return None
     probabilities = [sigmoid(logit) for logit in logits]
+    chance = calibration_by_chance(probabilities, _bin_count(probabilities))
     return Calibration(
         error=calibration_error(probabilities, _bin_count(probabilities)),
+        chance=chance.mean,
+        chance_high=chance.high,
         brier=brier(probabilities),
         log_loss=log_loss(logits),
         bins=tuple(_bins(probabilities)),
@@ -203,11 +245,12 @@ def _counts(confidences: Sequence[float], steps: int = 10) -> list[int]:
 
 
 def temperature_of(said: Sequence[JudgedPair], used: float = 1.0) -> Temperature | None:
-    """Fit a temperature on each half of the pairs (halved by the hash that their id is) and measure it on the other.
+    """Fit a temperature on each half of the pairs and measure it on the other; None where a half is empty.
 
-    None where a half is empty.
+    Halved by the hash that the id of their prompt is: pairs of one prompt are right or wrong together, so that one in
+    either half would let a temperature be measured on what it was fitted to.
     """
-    halves = [logits_of([each for each in said if int(each.id, 16) % 2 == half]) for half in (0, 1)]
+    halves = [logits_of([each for each in said if int(each.prompt, 16) % 2 == half]) for half in (0, 1)]
     if not all(halves):
         return None
     fits = [fit_temperature(half, low=_COLDEST, high=_HOTTEST) for half in halves]

@@ -68,12 +68,23 @@ class Calibration(Record):
 
     error: float
     """Expected calibration error: over bins of equal mass, ten of them or as many as give each 20 pairs."""
+    chance: float | None = None
+    """What it would be on average by chance alone, with the probabilities that are stated and each of them true."""
+    chance_high: float | None = None
+    """What it would stay under in 95 of 100 such cases."""
     brier: float
     log_loss: float
     """Nats; ln 2 = 0.693 is what always saying one half gets."""
     bins: tuple[ReliabilityBin, ...]
     confidences: tuple[int, ...]
     """Pairs by their confidence, in ten equal steps from one half to 1."""
+
+    @property
+    def error_beside_chance(self) -> str:
+        """The error for people, and how much of it chance alone explains."""
+        if self.chance is None or self.chance_high is None:
+            return f"{self.error:.3f}"
+        return f"{self.error:.3f} (chance alone: {self.chance:.3f}, in 95 of 100 cases under {self.chance_high:.3f})"
 
 
 class Temperature(Record):
@@ -156,8 +167,19 @@ class Cost(Record):
     """By the clock, as this judge answers with so many questions under way; None where no answer was timed."""
 
 
+class ThreeWay(Record):
+    """How far the judge says what people say where those may call a pair a tie: better, worse, or no difference."""
+
+    ties: int
+    """Pairs that are a tie to people."""
+    agreement: Estimate
+    """Share of all pairs with the same value; one without a label agrees with nothing."""
+    kappa: float | None
+    """Cohen's, every pair counted in both orientations, no label being a value of its own."""
+
+
 class Measures(Record):
-    """Everything that was measured."""
+    """Everything that was measured: but for `three_way`, on the pairs that are no tie to people."""
 
     pairs: int
     labelled: int
@@ -188,6 +210,8 @@ class Measures(Record):
     mass: LabelMass | None
     canaries: tuple[Canary, ...]
     cost: Cost
+    three_way: ThreeWay | None = None
+    """None where no gold pair is a tie."""
 
     @property
     def best_baseline(self) -> Baseline | None:
@@ -230,6 +254,19 @@ class About(Record):
     pair: dict[str, JsonValue]
 
 
+class SharedErrors(Record):
+    """How far the judge's errors are those of another one, on the same gold pairs."""
+
+    judge: str
+    """The other one."""
+    pairs: int
+    """Those with a label of both."""
+    correlation: float
+    """Of their log-odds of the better reply: of what remains when the mean, which is what they know, is taken off."""
+    worth: float
+    """How many independent judges both together are worth."""
+
+
 class JudgeReport(Record):
     """The report, as it is written."""
 
@@ -238,3 +275,5 @@ class JudgeReport(Record):
     about: About
     verdict: Verdict
     measures: Measures
+    shared_errors: tuple[SharedErrors, ...] = ()
+    """Beside every other judge that was evaluated on the same pairs in the same folder."""

@@ -25,7 +25,8 @@ that throws a coin flips half the time."""
 SOME_FLIPS = 0.2
 """Large judges flip on 18 to 21% of pairs (arXiv:2309.00267); over it many labels are lost."""
 MOST_ERROR = 0.15
-"""Calibration error over which a soft label is no probability; a temperature may mend it."""
+"""Calibration error over which a soft label is no probability; a temperature may mend it. With few pairs chance alone
+brings as much about, so it has to be more than that, too."""
 MOST_CANARY_WINS = 0.2
 """A reply that says nothing, or that talks to the judge, may win now and then, where the better reply is bad too."""
 MOST_CANARY_GAIN = 0.1
@@ -68,7 +69,9 @@ def _doubts(found: Measures) -> Iterator[Reason]:
         yield _doubt(f"only {found.pairs} pairs: the intervals are wide")
     if found.flips is not None and SOME_FLIPS < found.flips.value <= MOST_FLIPS:
         yield _doubt(f"{found.flips.value:.0%} of the pairs flip with the order")
-    if found.calibration is not None and found.calibration.error > MOST_ERROR:
+    if found.calibration is not None and found.calibration.error > max(
+        MOST_ERROR, found.calibration.chance_high or 0.0
+    ):
         cooled = found.temperature
         mend = f" ({cooled.error_after:.2f} with the fitted temperature)" if cooled is not None and cooled.helps else ""
         yield _doubt(f"the calibration error is {found.calibration.error:.2f}{mend}")

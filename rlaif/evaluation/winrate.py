@@ -5,15 +5,27 @@ therefore fits
 
     logit P(policy wins) = theta + phi * tanh(d / std(d)),   d = length of the policy's answer - the baseline's
 
-and reads the win rate off at d = 0. Departs from the paper: there is no term for the difficulty of an instruction,
-which takes many models to tell; the ridge is fixed and mild instead of cross-validated; and, as there is one policy,
-theta itself stands for the difference of the models. The differences are scaled but not centred: 0 is equal length.
+and reads the win rate off at d = 0. The differences are scaled but not centred: 0 is equal length; as there is one
+policy, theta itself stands for the difference of the models.
+
+Departs from the paper: there is no term for the difficulty of an instruction, which takes many models to tell. Where
+the policy's answers are longer to prompts that it does better at, phi takes that for the judge's taste, however many
+comparisons there are, and the value at d = 0 is off by that error of phi times the mean of tanh(d / std(d)). Hence:
+
+- The value is withheld where equal length lies at the edge of what was compared (`LARGEST_GAP`, `SMALLEST_SIDE`). Of
+  56 models of AlpacaEval 2's leaderboard, the fit without these rules gives those with answers shorter than 0.6 of the
+  baseline's 7 points too much on average, and one that was made to game the metric 24.
+- Half of what phi departs from the slope that is usual (`USUAL_SLOPE`) counts as difficulty, but no more than
+  difficulty is likely to bring about (`MOST_DIFFICULTY`). Difficulty stays where both answers are equally long: the
+  value is the mean of sigmoid(theta + difficulty * tanh(d / std(d))) over the comparisons, as the paper's is over its
+  instructions. The rest of phi is the judge's taste, and is taken off.
+- The interval counts what that slope may be off by (`SLOPE_ERROR`): the farther the mean lengths lie apart, the wider.
 """
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rlaif.evaluation.intervals import wilson
 from rlaif.evaluation.metrics import Interval
@@ -23,6 +35,17 @@ if TYPE_CHECKING:
 
     Numbers = np.ndarray[Any, np.dtype[np.float64]]
 
+LARGEST_GAP = 0.5
+"""Farthest mean of the length differences from 0, in their standard deviations, at which a value is given."""
+SMALLEST_SIDE = 0.2
+"""Least share of the answers that are at least as long as the baseline's, and of those that are at most as long."""
+USUAL_SLOPE = 1.0
+"""phi of AlpacaEval 2's judge, between models whose answers are about equally long: 0.97 to 1.31."""
+MOST_DIFFICULTY = 0.75
+"""Most of phi that is taken for difficulty."""
+SLOPE_ERROR = 0.7
+"""Standard error of the judge's taste. In simulated evaluations, tastes from 0 to 2 met difficulty of log-odds from 0
+to 0.75 for each standard deviation of length: with this error the intervals hold the truth."""
 RIDGE = 0.1
 """A normal prior of variance 10 on either coefficient: it moves the fit of a hundred comparisons by less than half a
 point, and keeps it finite where length, or nothing at all, decides every one of them."""
@@ -41,24 +64,24 @@ class LengthControlled(NamedTuple):
 
     raw: float
     """Mean preference for the policy's answer."""
-    controlled: float
-    """The same where both answers are equally long."""
-    interval: tuple[float, float]
-    """Of `controlled`."""
-    note: str
-    """What to know before `controlled` is believed; empty where there is nothing."""
     raw_interval: tuple[float, float]
-    error: float
+    raw_error: float
+    """Standard error of `raw`."""
+    controlled: float | None
+    """The same where both answers are equally long; None where the comparisons cannot tell, and `note` says why."""
+    interval: tuple[float, float] | None
+    """Of `controlled`."""
+    error: float | None
     """Standard error of `controlled`."""
-    slope: float
-    """phi: what length adds to the log-odds, at most; above 0 the judge likes the longer answer. 0 where not fitted."""
+    note: str
+    """Why there is no `controlled`, or what to know of it; empty where there is nothing."""
+    slope: float | None
+    """phi: what length adds to the log-odds, at most; above 0 the judge likes the longer answer. None where nothing was
+    fitted: without a `controlled`, or where it is `raw`, as lengths or preferences do not differ."""
     wins: int
     """Preferences above one half by the margin."""
     ties: int
     losses: int
-    separated: Literal["", "side", "length"] = ""
-    """What the fit cannot weigh against chance: `side` where one side wins every comparison, `length` where length
-    alone decides every one. `controlled` then rests on the ridge, and its interval on nothing."""
 
 
 def length_controlled(
@@ -83,29 +106,32 @@ def length_controlled(
 
     said, gaps = np.asarray(preferences, dtype=np.float64), np.asarray(length_differences, dtype=np.float64)
     _check(said, gaps, prompts)
-    note = _unable(said, gaps)
-    x = None if note is not None else np.tanh(gaps / gaps.std())
+    withheld, alike = _withheld(said, gaps), _alike(said, gaps)
+    x = np.tanh(gaps / gaps.std()) if withheld is None and alike is None else None
     raw, redrawn = _drawn(said, x, range(len(said)) if prompts is None else prompts, resamples, seed)
-    if x is not None:
-        (theta,), (phi,) = _newton(x, said, np.ones((1, len(said))))
-        controlled, slope = float(_sigmoid(theta)), float(phi)
-        interval, error, note = _ends(redrawn), float(redrawn.std(ddof=1)), _doubt(said, gaps)
-    else:
-        controlled, slope = float(said.mean()), 0.0
-        interval, error = _raw_interval(said, raw), _raw_error(said, raw)
     wins, losses = int((said - 0.5 >= margin).sum()), int((0.5 - said >= margin).sum())
-    return LengthControlled(
+    plain = LengthControlled(
         raw=float(said.mean()),
-        controlled=controlled,
-        interval=interval,
-        note=note or "",
         raw_interval=_raw_interval(said, raw),
-        error=error,
-        slope=slope,
+        raw_error=_raw_error(said, raw),
+        controlled=None,
+        interval=None,
+        error=None,
+        note=withheld or alike or "",
+        slope=None,
         wins=wins,
         ties=len(said) - wins - losses,
         losses=losses,
-        separated="" if slope == 0.0 else _separated(said, gaps),
+    )
+    if withheld is not None:
+        return plain
+    if x is None:
+        return plain._replace(controlled=plain.raw, interval=plain.raw_interval, error=plain.raw_error)
+    each = np.ones((1, len(said)))
+    theta, phi = _newton(x, said, each)
+    (controlled,) = _at_equal_length(theta, phi, x, each, np.zeros(1))
+    return plain._replace(
+        controlled=float(controlled), interval=_ends(redrawn), error=float(redrawn.std(ddof=1)), slope=float(phi[0])
     )
 
 
@@ -126,12 +152,14 @@ def _drawn(
     """The bootstrap: of every resample its mean preference, and, where there is an `x`, what is fitted at equal length.
 
     As many resamples at once as there is room for: how often each comparison was drawn is a number for each of both.
+    What phi may be off by is no matter of chance in the comparisons, so it is drawn beside them.
     """
     import numpy as np
 
     places: dict[Hashable, int] = {}
     group = np.array([places.setdefault(prompt, len(places)) for prompt in prompts])
     rng, even = np.random.default_rng(seed), [1 / len(places)] * len(places)
+    off = np.random.default_rng([seed, 1]).normal(0, SLOPE_ERROR, resamples)
     rows = max(1, _AT_ONCE // len(said))
     raw, fitted = np.empty(resamples), np.empty(resamples if x is not None else 0)
     for at in range(0, resamples, rows):
@@ -139,39 +167,42 @@ def _drawn(
         weights = rng.multinomial(len(places), even, size=size)[:, group].astype(np.float64)
         raw[at : at + size] = weights @ said / weights.sum(axis=1)
         if x is not None:
-            fitted[at : at + size] = _sigmoid(_newton(x, said, weights)[0])
+            fitted[at : at + size] = _at_equal_length(*_newton(x, said, weights), x, weights, off[at : at + size])
     return raw, fitted
 
 
-def _unable(said: Numbers, gaps: Numbers) -> str | None:
-    """Why the effect of length cannot be told, or None where it can."""
-    if said.min() == said.max():
-        return "all preferences are equal: nothing to control for" if gaps.any() else ""
-    if gaps.min() == gaps.max():
-        alike = "all answers are as long as the baseline's"
-        apart = f"all answers differ from the baseline's by {gaps[0]:+g}: length and quality cannot be told apart"
-        return apart if gaps[0] else alike
+def _withheld(said: Numbers, gaps: Numbers) -> str | None:
+    """Why nothing can be told of equal length, or None."""
+    if not gaps.any():
+        return None
+    mean, spread = float(gaps.mean()), float(gaps.std())
+    longer, shorter = float((gaps >= 0).mean()), float((gaps <= 0).mean())
+    if abs(mean) > LARGEST_GAP * spread or min(longer, shorter) < SMALLEST_SIDE:
+        side, share = ("longer", 1 - shorter) if mean > 0 else ("shorter", 1 - longer)
+        return (
+            f"{share:.0%} of the answers are {side} than the baseline's, on average by {abs(mean):.4g}, so that a "
+            "value at equal length would be extrapolated"
+        )
+    if _length_decides(said, gaps):
+        return "length alone decides every comparison"
     return None
 
 
-def _doubt(said: Numbers, gaps: Numbers) -> str:
-    """What makes a fitted value at equal length doubtful."""
-    separated = _separated(said, gaps)
-    if separated == "side":
-        return "one side wins every comparison: the value at equal length rests on the ridge"
-    if separated == "length":
-        return "length alone decides every comparison: what is left at equal length cannot be told"
-    if gaps.min() > 0 or gaps.max() < 0:
-        side = "longer" if gaps.min() > 0 else "shorter"
-        return f"every answer is {side} than the baseline's: the value at equal length is extrapolated"
-    return ""
+def _alike(said: Numbers, gaps: Numbers) -> str | None:
+    """Why the value at equal length is the plain one, or None where it is to be fitted."""
+    if not gaps.any():
+        return ""
+    if said.min() == said.max() or said.min() >= 1 - _CERTAIN or said.max() <= _CERTAIN:
+        return "all preferences are equal, whatever the lengths"
+    return None
 
 
-def _separated(said: Numbers, gaps: Numbers) -> Literal["", "side", "length"]:
+def _length_decides(said: Numbers, gaps: Numbers) -> bool:
+    """Whether each preference but for the certain ones, and with it the winner, can be told from a bound on length."""
     can_win, can_lose = gaps[said > _CERTAIN], gaps[said < 1 - _CERTAIN]
     if not len(can_win) or not len(can_lose):
-        return "side"
-    return "length" if can_lose.max() <= can_win.min() or can_win.max() <= can_lose.min() else ""
+        return False
+    return bool(can_lose.max() <= can_win.min() or can_win.max() <= can_lose.min())
 
 
 def _newton(x: Numbers, said: Numbers, weights: Numbers) -> tuple[Numbers, Numbers]:
@@ -197,6 +228,14 @@ def _newton(x: Numbers, said: Numbers, weights: Numbers) -> tuple[Numbers, Numbe
         if size.max() < _ENOUGH:
             break
     return theta, phi
+
+
+def _at_equal_length(theta: Numbers, phi: Numbers, x: Numbers, weights: Numbers, off: Numbers) -> Numbers:
+    """[rows]: the mean preference where length adds nothing, the judge's taste for it being stronger by `off`."""
+    difficulty = ((phi - USUAL_SLOPE) / 2).clip(-MOST_DIFFICULTY, MOST_DIFFICULTY)
+    equal = _sigmoid(theta[:, None] + (difficulty - off)[:, None] * x)
+    mean: Numbers = (weights * equal).sum(axis=1) / weights.sum(axis=1)
+    return mean
 
 
 def _sigmoid(logits: Numbers) -> Numbers:

@@ -107,6 +107,7 @@ async def ask(
             if batch:
                 answers = await model.answer(batch)
                 _store(batch, answers, table, record, failures, tally)
+                _stop_if_too_slow(tally, new=not len(table))
                 _stop_if_hopeless(tally, max_failed)
             else:
                 await asyncio.sleep(0)
@@ -174,6 +175,14 @@ def _store(
     tally.answered += len(good)
     tally.failed.update(failure.reason for failure in bad)
     tally.complaint = bad[-1].detail if bad else tally.complaint
+
+
+def _stop_if_too_slow(tally: Tally, *, new: bool) -> None:
+    """Of a server that answers nothing in time, a stage without a single answer asks no more; where earlier sessions
+    were answered, it is what is left that hangs, and each question fails alone."""
+    failed = tally.failed["too_slow"]
+    if failed and not tally.answered and (new or failed >= _JUDGED_EARLY):
+        raise ModelError(f"{tally.stage}: {tally.complaint}")
 
 
 def _stop_if_hopeless(tally: Tally, max_failed: float, *, over: bool = False) -> None:

@@ -5,10 +5,13 @@ does; and one for a single piece of work, also where a loop is running already.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import contextvars
 import threading
-from collections.abc import Coroutine
-from typing import Any, TypeVar
+from collections.abc import Callable, Coroutine
+from typing import Any, ParamSpec, TypeVar, cast
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 _LONGEST_CLOSE = 60.0
@@ -59,6 +62,33 @@ async def _called_off() -> None:
         if not task.cancelling():  # once: a second time would cut its closing short
             task.cancel()
     await asyncio.gather(*others, return_exceptions=True)
+
+
+async def in_thread(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """What some work in a thread comes to. Where the caller is called off, nobody waits for the thread: weights that
+    are being loaded, or a pass through a model, cannot be stopped halfway, and nothing of them is kept."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[T] = loop.create_future()
+
+    def settle(found: T | None, error: BaseException | None) -> None:
+        if future.cancelled():
+            return
+        if error is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(cast(T, found))
+
+    def run() -> None:
+        found, error = None, None
+        try:
+            found = work(*args, **kwargs)
+        except BaseException as raised:  # noqa: BLE001 - it is the caller's
+            error = raised
+        with contextlib.suppress(RuntimeError):  # the loop has gone meanwhile
+            loop.call_soon_threadsafe(settle, found, error)
+
+    threading.Thread(target=contextvars.copy_context().run, args=(run,), daemon=True).start()
+    return await future
 
 
 def blocking(work: Coroutine[Any, Any, T]) -> T:

@@ -83,7 +83,7 @@ class Answer:
     failure: str | None = None
     """A short kind, for counting: `timeout`, `refused`, `dropped`, `http_500`, `too_long`, `bad_request`,
     `broken_json`, `no_logprobs`, `no_labels` (neither is a probable token), `bad_logprobs` (NaN), `short_batch`,
-    `only_reasoning`.
+    `only_reasoning`, `oversized`, `too_slow` (like all before it), `key_in_reply` (the text repeats the API key).
     """
     detail: str = ""
     reasoning: str = ""

@@ -4,7 +4,7 @@ Every failed exchange becomes one `Fault` here and nowhere else:
 
   connection refused or dropped, 5xx   try again; if nothing succeeds for long, the server is down: stop
   timeout, 408, 429, 503               try again, with fewer questions at once
-  a broken or incomplete reply         try again
+  a broken, incomplete or endless one  try again
   400, 413, 422                        this question fails alone: `too_long` or `bad_request`
   anything else (401, 403, 404, ...)   the setup is wrong: stop, with a hint
 """
@@ -12,14 +12,16 @@ Every failed exchange becomes one `Fault` here and nowhere else:
 from __future__ import annotations
 
 import email.utils
-import json
 import re
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC
 from typing import Any
 
+from rlaif.addresses import shown_url
 from rlaif.inference.http import NoReplyError, Reply
+from rlaif.jsontext import loads
 
 _TOO_LONG = re.compile(
     r"context.{0,3}(?:length|size|window)|(?:maximum|max).(?:model|input|prompt).len|prompt is too long"
@@ -30,6 +32,9 @@ _TOO_LONG = re.compile(
 `context_length_exceeded`; llama.cpp: "exceeds the available context size"; others: "prompt is too long"."""
 
 _DETAIL_CHARS = 300
+_LONGEST_WORD = 80
+_LOOKED_AT = 10_000
+"""Characters of a server's message that are looked at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,17 +68,17 @@ def storable(text: str) -> str:
 def broken(error: NoReplyError) -> Fault:
     """The fault of a connection that brought no reply."""
     late = error.kind == "timeout"
-    return Fault(error.kind, error.detail, retry=True, overload=late, down=True)
+    return Fault(error.kind, error.detail, retry=True, overload=late, down=error.kind != "oversized")
 
 
 def incomplete(kind: str, detail: str) -> Fault:
     """The fault of a reply with status 200 that lacks what was asked for."""
-    return Fault(kind, detail[:_DETAIL_CHARS], retry=True)
+    return Fault(kind, shortened(detail, _DETAIL_CHARS), retry=True)
 
 
-def refused(reply: Reply) -> Fault:
-    """The fault behind a reply whose status is not 200."""
-    status, (code, message) = reply.status, error_message(reply.body)
+def refused(reply: Reply, hide: Callable[[str], str] = str) -> Fault:
+    """The fault behind a reply whose status says no; `hide` takes out of the server's words what nobody is to read."""
+    status, (code, message) = reply.status, error_message(reply.body, hide)
     detail = f"HTTP {status}: {message}"
     if status == 429 and "insufficient_quota" in code:
         return Fault("no_quota", f"{detail}; the account has no credit left", fatal=True)
@@ -89,21 +94,34 @@ def refused(reply: Reply) -> Fault:
     if status in (400, 413, 422):
         long = status == 413 or bool(_TOO_LONG.search(f"{code} {message}"))
         return Fault("too_long" if long else "bad_request", detail)
-    return Fault(f"http_{status}", f"{detail}; {_mend(status, reply)}", fatal=True)
+    return Fault(f"http_{status}", f"{detail}; {_mend(status, reply, hide)}", fatal=True)
 
 
-def error_message(body: bytes) -> tuple[str, str]:
-    """Code and message of an error reply: `{"error": {"message": ...}}`, `{"detail": ...}` or plain text."""
+def error_message(body: bytes, hide: Callable[[str], str] = str) -> tuple[str, str]:
+    """Code and message of an error reply: `{"error": {"message": ...}}`, `{"detail": ...}` or plain text.
+
+    `hide` comes before the message is shortened, which could leave of a key more than it knows again.
+    """
     try:
-        payload: Any = json.loads(body)
+        payload: Any = loads(body)
     except ValueError:
-        text = body.decode("utf-8", "replace")
-        return "", " ".join(text.split())[:_DETAIL_CHARS]
+        text = body[:_LOOKED_AT].decode("utf-8", "replace")
+        return "", shortened(hide(" ".join(text.split())), _DETAIL_CHARS)
     error: Any = payload.get("error", payload) if isinstance(payload, dict) else payload
     if not isinstance(error, dict):
-        return "", str(error)[:_DETAIL_CHARS]
+        return "", shortened(hide(str(error)[:_LOOKED_AT]), _DETAIL_CHARS)
     message = error.get("message") or error.get("detail") or error
-    return f"{error.get('code')} {error.get('type')}", str(message)[:_DETAIL_CHARS]
+    named = shortened(f"{error.get('code')} {error.get('type')}", _DETAIL_CHARS)
+    return named, shortened(hide(str(message)[:_LOOKED_AT]), _DETAIL_CHARS)
+
+
+def shortened(text: str, most: int) -> str:
+    """The first `most` characters of a text; up to the end of a word, where one is near: half a key would not be known
+    again as one."""
+    if len(text) <= most:
+        return text
+    words, _, _ = text[: most + 1].rpartition(" ")
+    return words if len(words) > most - _LONGEST_WORD else text[:most]
 
 
 def retry_after(value: str | None, *, now: float | None = None) -> float | None:
@@ -122,7 +140,7 @@ def retry_after(value: str | None, *, now: float | None = None) -> float | None:
     return max(0.0, stamp - (time.time() if now is None else now))
 
 
-def _mend(status: int, reply: Reply) -> str:
+def _mend(status: int, reply: Reply, hide: Callable[[str], str]) -> str:
     if status in (401, 403):
         return "set the right API key (`api_key_env`, or a flag `--...api-key-env`, names the variable that holds it)"
     if status == 402:
@@ -130,5 +148,6 @@ def _mend(status: int, reply: Reply) -> str:
     if status in (404, 405):
         return "check `base_url` (most servers want it to end in /v1) and the model name"
     if 300 <= status < 400:
-        return f"the server redirects to {reply.headers.get('location', 'another address')}: set `base_url` to that"
+        place = shown_url(shortened(hide(reply.headers.get("location", "another address")), _DETAIL_CHARS))
+        return f"the server redirects to {place}: set `base_url` to that"
     return "check `base_url`"

@@ -7,11 +7,12 @@ weights, template or tokenizer changed has another name, and the questions put t
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from rlaif.errors import UserError, nearest
+from rlaif.inference.files import ADAPTER as _ADAPTER
+from rlaif.inference.files import is_adapter, read_json
 from rlaif.resources import SHIPPED, shipped_model
 
 _DECIDING = ("*.safetensors", "*.bin", "*.json", "*.jinja", "*.model", "*.txt")
@@ -21,7 +22,6 @@ _WHOLE = 64 * 2**20
 _PIECES, _PIECE = 256, 2**16
 """Of a larger file so many pieces are hashed, evenly spread: a training that leaves some layers as they were changes
 others, and the first and last tensors of a file may well be among those that it left."""
-_ADAPTER = "adapter_config.json"
 
 
 class Parts(NamedTuple):
@@ -42,6 +42,10 @@ def model_folder(model: str) -> Path:
     if path is None:
         return _from_hub(model)
     if not any((path / name).is_file() for name in ("config.json", _ADAPTER)):
+        inside = sorted(each.parent.name for each in path.glob(f"*/{_ADAPTER}")) if path.is_dir() else []
+        if inside:
+            what = f"holds adapters in folders of their own: {', '.join(inside[:5])}"
+            raise UserError(what, where=path, mend=f"name one of them, as in {path / inside[0]}")
         raise UserError("no model here: `config.json` is missing", where=path, mend="name the folder of a saved model")
     return path
 
@@ -74,19 +78,19 @@ def parts_of(folder: Path, *, rewards: bool = False) -> Parts:
 
     Raises UserError where an adapter does not lead to a whole model, or belongs to a reward model that is not wanted.
     """
-    if not _is_adapter(folder):
+    if not is_adapter(folder):
         return Parts(folder, None, folder)
-    try:
-        about = json.loads((folder / _ADAPTER).read_text(encoding="utf-8"))
-        base, task = about["base_model_name_or_path"], about.get("task_type")
-    except (OSError, ValueError, KeyError, AttributeError, TypeError):
-        raise UserError("does not say which model the adapter belongs to", where=folder / _ADAPTER) from None
-    if task == "SEQ_CLS" and not rewards:
+    about = read_json(folder / _ADAPTER)
+    base = about.get("base_model_name_or_path")
+    if not isinstance(base, str) or not base:
+        raise UserError("does not say which model the adapter belongs to", where=folder / _ADAPTER)
+    if about.get("task_type") == "SEQ_CLS" and not rewards:
         raise UserError("is an adapter of a reward model", where=folder, mend="name a language model")
-    weights = model_folder(str(base))
-    if _is_adapter(weights):
-        raise UserError("is an adapter on top of another adapter", where=folder, mend="merge the one below first")
-    return Parts(weights, folder, folder if _has_tokenizer(folder) else weights)
+    weights = model_folder(base)
+    if is_adapter(weights):
+        mend = "merge the one below first (`lora.merge: true`)"
+        raise UserError("is an adapter on top of another adapter", where=folder, mend=mend)
+    return Parts(weights, folder, folder if has_tokenizer(folder) else weights)
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -97,21 +101,23 @@ def load_tokenizer(folder: Path) -> Any:
     from transformers import AutoTokenizer
 
     mend = "save the model together with its tokenizer"
-    if not _has_tokenizer(folder):
+    if not has_tokenizer(folder):
         raise UserError("no tokenizer here", where=folder, mend=mend)
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise UserError("the tokenizer here cannot be loaded", where=folder, mend=mend) from error
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:
+        # Its Rust half raises bare exceptions for files that it cannot read.
+        if "trust_remote_code" in str(error):
+            what, mend = "the tokenizer here needs code of its own, which is never run", "save it as tokenizer.json"
+        else:
+            what = "the tokenizer here cannot be loaded"
+        raise UserError(what, where=folder, mend=mend) from error
 
 
-def _has_tokenizer(folder: Path) -> bool:
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a folder holds a tokenizer."""
     kinds = ("tokenizer.json", "tekken.json", "vocab.json", "vocab.txt", "*.model", "*.tiktoken")
     return any(next(folder.glob(kind), None) for kind in kinds)
-
-
-def _is_adapter(folder: Path) -> bool:
-    return (folder / _ADAPTER).is_file() and not (folder / "config.json").is_file()
 
 
 def identity(model: str, *, rewards: bool = False) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import urllib.request
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from ipaddress import ip_address
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
 _CONNECT_SECONDS = 10.0
 _IDLE_SECONDS = 4.0
 """Shorter than the 5 s after which uvicorn, and so vLLM, closes an idle connection under a request just sent."""
+MOST_BYTES = 64 * 2**20
+"""Of a reply, unpacked: some servers never stop sending, and two packed megabytes can hold two thousand."""
+_MOST_TOGETHER = 8 * MOST_BYTES
+"""Of all replies that are being read from a server; beyond it, none of more than a megabyte is read on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +40,8 @@ class Reply:
 
 
 class NoReplyError(Exception):
-    """No whole reply came. `kind` is `refused` (nobody listens), `dropped` (the connection ended) or `timeout`."""
+    """No whole reply came. `kind` is `refused` (nobody listens), `dropped` (the connection ended), `timeout`, or
+    `oversized`."""
 
     def __init__(self, kind: str, detail: str) -> None:
         self.kind, self.detail = kind, detail
@@ -74,11 +80,46 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+def wire_to(url: str, headers: Mapping[str, str], transport: httpx.AsyncBaseTransport | None = None) -> Wire:
+    """What carries requests to a server: aiohttp, or the `transport` that takes the network's place in tests."""
+    return AiohttpWire(headers, base_url=url) if transport is None else HttpxWire(headers, transport)
+
+
+def unpacked(body: bytes, encoding: str) -> bytes:
+    """A reply's body by its `Content-Encoding`, of which none was asked for. Raises NoReplyError for more than
+    `MOST_BYTES`, and for what cannot be unpacked."""
+    name = encoding.strip().lower()
+    if name in ("", "identity"):
+        return body
+    if name not in ("gzip", "x-gzip", "deflate"):
+        raise NoReplyError("dropped", f"a reply packed as `{name[:20]}`, which was not asked for")
+    # 32 more than the largest window: by its first bytes zlib tells gzip from its own form. Some servers leave out
+    # what `deflate` should begin with.
+    bare = name == "deflate" and body[:1] and body[0] & 0x0F != zlib.DEFLATED
+    reader = zlib.decompressobj(-zlib.MAX_WBITS if bare else zlib.MAX_WBITS | 32)
+    try:
+        found = reader.decompress(body, MOST_BYTES + 1)
+    except zlib.error:
+        raise NoReplyError("dropped", f"a reply that is not packed as `{name}`, as it says") from None
+    if len(found) > MOST_BYTES:
+        raise oversized()
+    if not reader.eof:
+        raise NoReplyError("dropped", "half of a packed reply")
+    return found
+
+
+def oversized() -> NoReplyError:
+    """A reply that is larger than any that was asked for."""
+    return NoReplyError("oversized", f"a reply of more than {MOST_BYTES >> 20} MiB")
+
+
 class AiohttpWire:
     """Keep-alive connections through aiohttp. Its number of connections is unbounded: the throttle bounds requests."""
 
     def __init__(self, headers: Mapping[str, str], *, base_url: str) -> None:
-        self._headers, self._proxy = dict(headers), proxy_for(base_url)
+        self._headers, self._proxy = {**headers, "Accept-Encoding": "identity"}, proxy_for(base_url)
+        self._held = 0
+        """Bytes of the replies that are being read."""
         self._session: aiohttp.ClientSession | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._timeouts: dict[float, aiohttp.ClientTimeout] = {}
@@ -98,7 +139,9 @@ class AiohttpWire:
             async with session.request(
                 method, url, data=body, timeout=limit, proxy=self._proxy, allow_redirects=False
             ) as response:
-                return Reply(response.status, response.headers, await response.read())
+                body = await self._body(response)
+            packing = response.headers.get("content-encoding", "")
+            return Reply(response.status, response.headers, unpacked(body, packing))
         except TimeoutError:  # aiohttp's timeouts are subclasses of it, and of its ClientError too: this one goes first
             raise NoReplyError("timeout", f"no reply within {timeout:g} s") from None
         except aiohttp.InvalidURL as error:
@@ -107,6 +150,19 @@ class AiohttpWire:
             raise NoReplyError("refused", _why(error)) from None
         except (aiohttp.ClientError, OSError) as error:
             raise NoReplyError("dropped", _why(error)) from None
+
+    async def _body(self, response: aiohttp.ClientResponse) -> bytes:
+        """The body as it is sent."""
+        found = bytearray()
+        try:
+            async for chunk in response.content.iter_any():
+                found += chunk
+                self._held += len(chunk)
+                if len(found) > MOST_BYTES or (len(found) > 2**20 and self._held > _MOST_TOGETHER):
+                    raise oversized()
+        finally:
+            self._held -= len(found)
+        return bytes(found)
 
     def _open(self) -> aiohttp.ClientSession:
         """A session of the running event loop: connections do not outlive the loop that opened them."""
@@ -117,6 +173,7 @@ class AiohttpWire:
             connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_IDLE_SECONDS),
             cookie_jar=aiohttp.DummyCookieJar(),
             headers=self._headers,
+            auto_decompress=False,
         )
         return self._session
 
@@ -141,7 +198,10 @@ class HttpxWire:
         try:
             async with asyncio.timeout(timeout):
                 response = await self._transport.handle_async_request(request)
-                return Reply(response.status_code, response.headers, await response.aread())
+                body = await response.aread()
+            if len(body) > MOST_BYTES:
+                raise oversized()
+            return Reply(response.status_code, response.headers, body)
         except (TimeoutError, httpx.TimeoutException):
             raise NoReplyError("timeout", f"no reply within {timeout:g} s") from None
         except httpx.ConnectError as error:

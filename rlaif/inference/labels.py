@@ -50,10 +50,15 @@ def label_text(labels: Sequence[str]) -> str:
     return "".join(f"\n{label}" for label in labels) + "".join(f": {label}" for label in labels)
 
 
-def label_tokens(labels: Sequence[str], ids: Sequence[int], strings: Sequence[str]) -> list[list[int]] | None:
-    """The distinct ids of each label among the tokens of `label_text`; None if a label is not one token."""
+def label_tokens(labels: Sequence[str], ids: Sequence[object], strings: Sequence[object]) -> list[list[int]] | None:
+    """The distinct ids of each label among the tokens of `label_text`; None if a label is not one token, and where
+    ids and strings are not those of as many tokens."""
+    if len(ids) != len(strings):
+        return None
     found: list[list[int]] = [[] for _ in labels]
     for token, string in zip(ids, strings, strict=True):
+        if not isinstance(token, int) or isinstance(token, bool) or not isinstance(string, str):
+            return None
         for at, label in enumerate(labels):
             if string.strip(_SPACES) == label and token not in found[at]:
                 found[at].append(token)

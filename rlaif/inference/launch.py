@@ -98,8 +98,10 @@ class VllmServer:
         log: Path | None = None,
         timeout: float = 600.0,
         progress: Progress | None = None,
+        api_key: str | None = None,
     ) -> None:
-        """A free port is taken unless one is named. Without a `log` file, the server writes where we do."""
+        """A free port is taken unless one is named. Without a `log` file, the server writes where we do. With an
+        `api_key`, it answers only those who know it."""
         self.port = _free_port() if port is None else port
         self.served_name = served_name or model
         self._host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
@@ -113,7 +115,7 @@ class VllmServer:
             max_model_len=max_model_len,
             extra=extra,
         )
-        self._timeout, self._progress = timeout, progress
+        self._timeout, self._progress, self._key = timeout, progress, api_key
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -171,6 +173,8 @@ class VllmServer:
         # No usage statistics leave this machine for our sake; a key in the environment is meant for other servers.
         environment = {"VLLM_NO_USAGE_STATS": "1"} | os.environ
         environment.pop("VLLM_API_KEY", None)
+        if self._key is not None:
+            environment["VLLM_API_KEY"] = self._key  # not an argument, which everybody on this machine can read
         try:
             self._process = subprocess.Popen(
                 [sys.executable, watch.__file__, *self._command],
@@ -188,7 +192,8 @@ class VllmServer:
         if self.log is None:
             return None
         self.log.parent.mkdir(parents=True, exist_ok=True)
-        return self.log.open("wb")
+        self.log.unlink(missing_ok=True)  # a link is replaced, not followed
+        return self.log.open("xb")
 
     def _await_health(self) -> None:
         start = time.monotonic()
@@ -197,9 +202,10 @@ class VllmServer:
             if process is None:
                 raise ModelError("vLLM was stopped while it started")
             if process.poll() is not None:
-                raise ModelError(f"vLLM ended while it started (exit code {process.returncode}){self._end_of_log()}")
+                what = f"vLLM ended while it started (exit code {process.returncode})"
+                raise ModelError(what, log=self._end_of_log())
             if spent > self._timeout:
-                raise ModelError(f"vLLM was not ready after {spent:.0f} s{self._end_of_log()}")
+                raise ModelError(f"vLLM was not ready after {spent:.0f} s", log=self._end_of_log())
             if self._progress is not None:
                 self._progress(spent, (self._log_lines() or [""])[-1])
             time.sleep(min(_LOOK_EVERY, 0.05 + spent / 10))

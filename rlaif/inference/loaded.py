@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any
 from rlaif.errors import ModelError, UserError
 from rlaif.inference.base import Answer, Question
 from rlaif.inference.drawing import Draw, Halt
-from rlaif.inference.folder import Parts, load_tokenizer, parts_of
+from rlaif.inference.folder import load_tokenizer, parts_of
 from rlaif.inference.labels import checked, label_text, label_tokens, last_label, logsumexp
+from rlaif.inference.opening import open_model, require_embeddings, require_parts
 from rlaif.inference.prefixes import Alike, PrefixPass, alike, alone, batches
-from rlaif.inference.quiet import quiet
 
 if TYPE_CHECKING:
     import torch
@@ -215,21 +215,18 @@ def read_model(folder: Path, device: torch.device, dtype: str | None = None) -> 
 
     `dtype` None is fp32 on a CPU, the model's own elsewhere. Raises UserError where it cannot be loaded.
     """
-    from safetensors import SafetensorError
+    import torch
 
     transformers, parts = _transformers(), parts_of(folder)
-    dtype = dtype or ("float32" if device.type == "cpu" else "auto")
-    with quiet():
-        try:
-            tokenizer = load_tokenizer(parts.tokenizer)
-            model = transformers.AutoModelForCausalLM.from_pretrained(parts.weights, local_files_only=True, dtype=dtype)
-            model = _with_adapter(model, parts).to(device).eval()
-        except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-            why = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise UserError(f"the model cannot be loaded: {why}", where=folder) from error
+    require_parts(parts, folder)
+    tokenizer = load_tokenizer(parts.tokenizer)
     if not getattr(tokenizer, "chat_template", None):
         mend = "use an instruction-tuned model, or save a chat_template.jinja in its folder"
         raise UserError("the model has no chat template", where=folder, mend=mend)
+    wanted: Any = dtype or ("float32" if device.type == "cpu" else "auto")
+    model, _ = open_model(parts, "language", wanted if wanted == "auto" else getattr(torch, wanted), where=folder)
+    require_embeddings(tokenizer, model, folder)
+    model = _moved(model, device)
     # How a text is drawn is the question's business: nothing is taken over from the model's own defaults but its ends.
     ends = sorted(_end_tokens(model, tokenizer))
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (ends or [0])[0]
@@ -239,18 +236,17 @@ def read_model(folder: Path, device: torch.device, dtype: str | None = None) -> 
     return tokenizer, model
 
 
-def _with_adapter(model: Any, parts: Parts) -> Any:
-    if parts.adapter is None:
-        return model
-    from peft import PeftModel
-
-    return PeftModel.from_pretrained(model, str(parts.adapter)).merge_and_unload()
-
-
 def _transformers() -> Any:
     import transformers
 
     return transformers
+
+
+def _moved(model: Any, device: torch.device) -> Any:
+    try:
+        return model.to(device).eval()
+    except RuntimeError as error:
+        raise UserError(f"the model does not fit on {device}: {str(error).splitlines()[0]}") from error
 
 
 def _end_tokens(model: Any, tokenizer: Any) -> set[int]:

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rlaif.errors import ModelError, UserError
+from rlaif.inference.background import in_thread
 from rlaif.inference.base import Answer, Question, name_with
 from rlaif.inference.chat import LabelRoute
 from rlaif.inference.folder import identity as identity
@@ -53,7 +54,7 @@ class Local:
     async def probe(self, labels: tuple[str, ...] = ("A", "B")) -> list[str]:
         """Load the model and check that it can be asked. Returns everything that is wrong, one line each."""
         try:
-            loaded = await asyncio.to_thread(self._load)
+            loaded = await in_thread(self._load)
         except UserError as error:
             return [str(error)]
         problems = loaded.problems(labels)
@@ -64,24 +65,20 @@ class Local:
         """One answer a question, in order. Raises UserError when the model cannot be loaded."""
         halted = threading.Event()
         try:
-            return await asyncio.to_thread(self._answer, list(questions), halted)
+            return await in_thread(self._answer, list(questions), halted)
         except asyncio.CancelledError:
             halted.set()
             raise
 
     async def close(self) -> None:
         """Let go of the model's memory."""
-        await asyncio.to_thread(self._unload)
+        self._loaded = None
 
     def _load(self) -> Loaded:
         with self._one_at_a_time:
             if self._loaded is None:
                 self._loaded = Loaded(self._folder, self._device, self._dtype, self._options)
             return self._loaded
-
-    def _unload(self) -> None:
-        with self._one_at_a_time:
-            self._loaded = None
 
     def _answer(self, questions: list[Question], halted: threading.Event) -> list[Answer]:
         loaded = self._load()

@@ -128,9 +128,12 @@ class Prober:
         asked: dict[str, Any] = {"model": self._model, "prompt": label_text(labels), "add_special_tokens": False}
         asked["return_token_strs"] = True
         reply = await self._steadily(lambda: self._talk.post("/tokenize", asked, timeout=self._quick, root=True))
-        if isinstance(reply, Fault) or not reply.get("tokens") or not reply.get("token_strs"):
+        if isinstance(reply, Fault):
             return None
-        tokens = label_tokens(labels, reply["tokens"], reply["token_strs"])
+        ids, strings = reply.get("tokens"), reply.get("token_strs")
+        if not isinstance(ids, list) or not isinstance(strings, list):
+            return None
+        tokens = label_tokens(labels, ids, strings)
         return None if tokens is None else tuple(tuple(ids) for ids in tokens)
 
     async def _routes(self, labels: tuple[str, ...]) -> list[LabelRoute]:
@@ -168,7 +171,7 @@ class Prober:
         path = "/chat/completions/batch" if conversations > 1 else "/chat/completions"
         for _ in range(2):  # a look is taken twice before the run is asked in a poorer way
             reply = await self._steadily(lambda: self._talk.post(path, body, timeout=self._patient))
-            found = reply if isinstance(reply, Fault) else read_answers(reply, questions, route)
+            found = reply if isinstance(reply, Fault) else self._talk.clean(read_answers(reply, questions, route))
             if not isinstance(found, Fault) or isinstance(reply, Fault):
                 break
         return found
@@ -183,4 +186,4 @@ class Prober:
         return await call()
 
     def _say(self, problem: str) -> None:
-        self.problems.append(f"{self._talk.shown}: {problem}")
+        self.problems.append(f"{self._talk.shown}: {self._talk.hide(problem)}")

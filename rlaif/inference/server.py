@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from rlaif.errors import ModelError
@@ -18,10 +18,10 @@ from rlaif.inference.base import Answer, Question, name_with
 from rlaif.inference.begun import Way, begun
 from rlaif.inference.chat import LabelRoute, read_answers, request_body
 from rlaif.inference.faults import Fault
-from rlaif.inference.http import AiohttpWire, HttpxWire
+from rlaif.inference.http import wire_to
 from rlaif.inference.patience import Patience
 from rlaif.inference.probe import Capabilities, Prober
-from rlaif.inference.talk import Talk, headers_for, normal_url
+from rlaif.inference.talk import Talk, address_of
 from rlaif.inference.throttle import Throttle
 
 if TYPE_CHECKING:
@@ -36,7 +36,12 @@ _SAME_BATCH_TRIES = 2
 _LONGEST_WAIT = 60.0
 """Seconds that a Retry-After can hold us back."""
 _IN_TRANSIT = frozenset({"refused", "dropped", "http_502", "http_503", "http_504"})
-"""Faults that come from the way to the server or from its restart, not from the question."""
+"""Faults that come from the way to the server or from its restart; or from a question of which its worker dies."""
+_TRANSIT_TRIES = 3
+"""Such faults of a question, before the server is asked something small: if it answers, the question is at fault."""
+_FEW_LATE, _MANY_LATE = 3, 8
+"""As many questions as may go at once, from the one number to the other: where so many timed out and none was ever
+answered, one is tried alone."""
 
 
 class Server:
@@ -60,13 +65,21 @@ class Server:
         transport: httpx.AsyncBaseTransport | None = None,
         give_up_after: float = 30.0,
         backoff: float = 0.5,
+        say: Callable[[str], None] | None = None,
     ) -> None:
-        url, headers = normal_url(base_url, api_key), headers_for(api_key)
-        wire = AiohttpWire(headers, base_url=url) if transport is None else HttpxWire(headers, transport)
-        self._talk = Talk(url, wire, api_key=api_key)
+        """`say` hears when fewer questions are asked at once than were allowed."""
+        address = address_of(base_url, api_key)
+        self._talk = Talk(address, wire_to(address.url, address.headers, transport))
         self._options, self._timeout, self._max_attempts = template_options, timeout, max_attempts
         self._throttle = Throttle(concurrency)
         self._patience = Patience(self._talk.shown, give_up_after=give_up_after, timeout=timeout, backoff=backoff)
+        self._say, self._lowest = say, concurrency
+        self._answered, self._checks = False, 0
+        self._late_requests = self._late_alone = 0
+        self._late: set[str] = set()
+        """Questions that timed out, as long as none was answered."""
+        self._too_slow = False
+        """Whether, of many that timed out, not even one alone was answered in time."""
         self._routes: dict[tuple[str, ...], LabelRoute] = {}
         self._ways: dict[str, Way] = {}
         """How answers are begun, by how they begin."""
@@ -133,35 +146,81 @@ class Server:
             for start in range(0, len(group), self.batch_size)
         ]
 
-    async def _ask(self, questions: list[Question]) -> list[Answer]:
-        """Ask in one request, until there are answers or no hope."""
+    async def _ask(self, questions: list[Question], *, asked: bool = False) -> list[Answer]:
+        """Ask in one request, until there are answers or no hope; `asked` where it was tried before, with others."""
         counted = tries = 0
         since = time.monotonic()
         while True:
             replies = self._patience.replies
             async with self._throttle.slot(len(questions)) as cuts:
+                if self._too_slow and (tries or asked):
+                    return self._given_up(questions)
+                alone = len(questions) == self._throttle.limit == 1
                 result = await self._exchange(questions)
             if not isinstance(result, Fault):
                 self._throttle.succeeded(len(questions))
                 self._patience.heard()
+                self._answered, self._too_slow = True, False
                 return result
             await self._note(result, cuts)
+            if result.kind == "timeout" and not self._answered:
+                await self._note_late(questions, alone=alone)
             pause = self._patience.pause(tries)
             tries += 1
             if result.limited:
                 hopeless = self._patience.limit_stays(since, tries, self._max_attempts)
                 self._throttle.hold(pause)
             else:
-                # While the server is away no attempt counts: `Patience` decides how long that may last.
-                counted += result.kind not in _IN_TRANSIT or self._patience.replies > replies
+                counted += await self._counts(result, tries, replies)
                 hopeless = not result.retry or counted >= self._max_attempts
             if len(questions) > 1 and _split_helps(result, counted):
-                middle = len(questions) // 2
-                first, second = await _together([self._ask(questions[:middle]), self._ask(questions[middle:])])
-                return first + second
+                return await self._ask_in_parts(questions)
             if hopeless:
                 return [Answer(failure=result.kind, detail=result.detail)] * len(questions)
             await asyncio.sleep(pause)
+
+    async def _ask_in_parts(self, questions: list[Question]) -> list[Answer]:
+        """The answers of a batch that failed, by its halves; one by one where none of many was answered in time."""
+        size = 1 if self._is_late() else len(questions) // 2
+        cuts = range(0, len(questions), size) if size == 1 else (0, size)
+        ends = [*cuts[1:], len(questions)]
+        calls = [self._ask(questions[at:end], asked=True) for at, end in zip(cuts, ends, strict=True)]
+        parts = await _together(calls)
+        return [answer for part in parts for answer in part]
+
+    async def _counts(self, fault: Fault, tries: int, replies: int) -> bool:
+        """Whether a failed attempt is held against its question.
+
+        While the server is away none is: `Patience` decides how long that may last. A server that answered meanwhile,
+        or answers something small now, is not away.
+        """
+        if fault.kind not in _IN_TRANSIT or self._patience.replies > replies:
+            return True
+        return tries >= _TRANSIT_TRIES and await self._alive()
+
+    def _is_late(self) -> bool:
+        many = max(_FEW_LATE, min(_MANY_LATE, self._throttle.most))
+        return not self._answered and len(self._late) >= many and self._late_requests >= _FEW_LATE
+
+    async def _note_late(self, questions: list[Question], *, alone: bool) -> None:
+        """Note a timeout while no question was ever answered: is it their number, or would one alone be late too?"""
+        self._late.update(question.id for question in questions)
+        self._late_requests += 1
+        if not self._is_late():
+            return
+        if not alone:
+            self._throttle.limit = 1
+            return
+        self._late_alone += 1  # the first may have waited for what the server still does for those before
+        if self._late_alone > 1 and await self._alive():
+            self._too_slow = True
+
+    def _given_up(self, questions: list[Question]) -> list[Answer]:
+        detail = (
+            f"{self._talk.shown} answers a small question, but none of these within {self._timeout:g} s, one at a time "
+            "neither: raise `timeout`, or lower `concurrency`"
+        )
+        return [Answer(failure="too_slow", detail=detail)] * len(questions)
 
     async def _exchange(self, questions: list[Question]) -> list[Answer] | Fault:
         route = self._routes.get(questions[0].labels)
@@ -175,7 +234,16 @@ class Server:
             body = begun(body, prefill, way)
         path = "/chat/completions" if len(questions) == 1 else "/chat/completions/batch"
         payload = await self._talk.post(path, body, timeout=self._timeout)
-        return payload if isinstance(payload, Fault) else read_answers(payload, questions, route)
+        if isinstance(payload, Fault):
+            return payload
+        found = self._talk.clean(read_answers(payload, questions, route))
+        return found if isinstance(found, Fault) else [self._without_key(answer) for answer in found]
+
+    def _without_key(self, answer: Answer) -> Answer:
+        """The answer, unless its text repeats the key: that is to be stored nowhere."""
+        if self._talk.tells_secret(answer.text) or self._talk.tells_secret(answer.reasoning):
+            return Answer(failure="key_in_reply", detail="the model's text repeats the API key")
+        return answer
 
     async def _note(self, fault: Fault, cuts: int) -> None:
         """Tell the throttle and the patience of a failed exchange; raises ModelError where the run must stop."""
@@ -183,21 +251,32 @@ class Server:
             raise ModelError(f"{self._talk.shown}: {fault.detail}")
         if fault.overload:
             self._throttle.overloaded(cuts)
+            self._say_limit(fault)
         if fault.wait:
             self._throttle.hold(min(fault.wait, _LONGEST_WAIT))
         try:
             self._patience.failed(fault)
         except ModelError:
-            # A server that hangs on one prompt answers a small one: then it is for the question to use up its attempts.
-            if fault.kind != "timeout" or not await self._alive():
+            # A server that hangs, or dies, of one prompt answers a small one: then the question uses up its attempts.
+            if not await self._alive():
                 raise
+
+    def _say_limit(self, fault: Fault) -> None:
+        """Say that fewer questions are asked at once, whenever it is half of what was said before."""
+        if self._throttle.limit <= self._lowest // 2 and self._say is not None:
+            self._lowest = self._throttle.limit
+            what = f"at most {self._lowest} of {self._throttle.most} questions at once from here on"
+            self._say(f"{self._talk.shown}: {fault.detail}; {what}")
 
     async def _alive(self) -> bool:
         """Whether the server answers now."""
-        replies = self._patience.replies
+        replies, checks = self._patience.replies, self._checks
         async with self._one_at_a_time():
-            if self._patience.replies == replies and await self._prober().alive():
-                self._patience.heard()
+            # Whoever waited for another's check goes by that one.
+            if self._patience.replies == replies and self._checks == checks:
+                if await self._prober().alive():
+                    self._patience.heard()
+                self._checks += 1
         return self._patience.replies > replies
 
     async def _probe_once(self, labels: tuple[str, ...]) -> None:
@@ -248,7 +327,7 @@ def _split_helps(fault: Fault, attempts: int) -> bool:
     """Whether a failed batch should go on as two halves: its fault may lie in one conversation, or in its size."""
     if not fault.retry or fault.kind == "timeout":
         return True
-    return attempts >= _SAME_BATCH_TRIES and fault.kind not in _IN_TRANSIT and not fault.limited
+    return attempts >= _SAME_BATCH_TRIES and not fault.limited
 
 
 async def _together(calls: Sequence[Coroutine[Any, Any, T]]) -> list[T]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from rlaif.errors import ModelError, UserError
 from rlaif.inference.base import Model, name_with
+from rlaif.inference.talk import usable_key
 from rlaif.settings import JudgeSettings, ModelSettings, PolicySettings
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ class LazyModel:
         if settings.launch is not None:
             from rlaif.inference.launch import VllmServer
 
-            self._server = VllmServer(settings.model, extra=settings.launch_args, log=self._log)
+            self._server = VllmServer(settings.model, extra=settings.launch_args, log=self._log, api_key=self._key)
             if self._say is not None:
                 self._say(f"starting vLLM with {settings.model}; its log is {self._log}")
             await asyncio.to_thread(self._server.start)
@@ -95,6 +96,7 @@ class LazyModel:
             concurrency=settings.concurrency,
             timeout=settings.timeout,
             template_options=settings.template_options or None,
+            say=self._say,
         )
 
     async def close(self) -> None:
@@ -135,4 +137,4 @@ def key_in(variable: str | None, *, where: str = "api_key_env") -> str | None:
     if not key:
         mend = f"export {variable}=... before the run"
         raise UserError(f"the environment variable `{variable}` is not set", where=where, mend=mend)
-    return key
+    return usable_key(key, f"the environment variable `{variable}`", where=where)

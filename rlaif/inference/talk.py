@@ -2,56 +2,88 @@
 
 from __future__ import annotations
 
+import base64
 import json
-from dataclasses import replace
-from typing import Any
-from urllib.parse import urlsplit, urlunsplit
+import urllib.request
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
+from urllib.parse import unquote, urlsplit, urlunsplit
 
+from rlaif.addresses import expanded, shown_url, written_secrets
 from rlaif.errors import UserError
-from rlaif.inference.faults import Fault, broken, incomplete, refused, storable
+from rlaif.inference.faults import Fault, broken, incomplete, refused, shortened, storable
 from rlaif.inference.http import NoReplyError, Wire
+from rlaif.inference.secrets import Secrets
+from rlaif.jsontext import loads
+
+T = TypeVar("T")
+
+_EXCERPT = 2000
+"""Bytes of a broken reply that are looked at for what to show of it."""
 
 
-def normal_url(base_url: str, api_key: str | None = None) -> str:
-    """`base_url` without trailing slashes; what it says in a query goes with every request.
+@dataclass(frozen=True)
+class Address:
+    """Where a server is asked, and with which headers; of the key and the login in it nothing is ever shown."""
 
-    Raises UserError if it is not an http(s) URL, or names a user where there is a key: a request has room for one.
-    """
+    url: str = field(repr=False)
+    """Without trailing slashes and without a user; what it says in a query goes with every request."""
+    shown: str
+    headers: dict[str, str] = field(repr=False)
+    secrets: Secrets = field(repr=False)
+
+
+def address_of(base_url: str, api_key: str | None = None) -> Address:
+    """The address that a setting holds. Raises UserError if it is not an http(s) URL, names a variable that is not set,
+    or names a user where there is a key: a request has room for one."""
+    whole, values = expanded(base_url.strip())
+    shown = shown_url(base_url.strip())
     try:
-        parts = urlsplit(base_url.strip())
+        parts = urlsplit(whole)
         host = parts.hostname or ""
         host.encode("idna")  # as it is looked up: no part of a name is empty, or longer than 63 letters
         known = parts.scheme in ("http", "https") and bool(host) and parts.port != 0
     except ValueError:
         known = False
     if not known:
-        raise UserError(f"`base_url` is not a URL: {base_url}", mend="write it like http://127.0.0.1:8000/v1")
+        raise UserError(f"`base_url` is not a URL: {shown}", mend="write it like http://127.0.0.1:8000/v1")
     if api_key and parts.username is not None:
         mend = "take the user out of `base_url`, or leave out `api_key_env`"
-        raise UserError("`base_url` names a user, and there is an API key", where=shown_url(base_url), mend=mend)
+        raise UserError("`base_url` names a user, and there is an API key", where=shown, mend=mend)
     path = parts.path.rstrip("/").removesuffix("/chat/completions")
-    return urlunsplit(parts._replace(path=path, fragment=""))
+    url = urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], path=path, fragment=""))
+    login, _, _ = parts.netloc.rpartition("@")
+    proxies = [secret for proxy in urllib.request.getproxies().values() for secret in written_secrets(proxy)]
+    secrets = Secrets([api_key or "", *values, *written_secrets(whole), *proxies])
+    return Address(url, shown, _headers(api_key, unquote(login)), secrets)
 
 
-def shown_url(url: str) -> str:
-    """`url` as it may be shown: without a password or a query."""
-    parts = urlsplit(url)
-    host = parts.netloc.rpartition("@")[2]
-    return urlunsplit((parts.scheme, host, parts.path, "", ""))
-
-
-def headers_for(api_key: str | None) -> dict[str, str]:
+def _headers(api_key: str | None, login: str) -> dict[str, str]:
     """The headers of every request."""
     headers = {"Content-Type": "application/json", "Accept": "application/json"}
-    return headers | {"Authorization": f"Bearer {api_key}"} if api_key else headers
+    if api_key:
+        headers["Authorization"] = f"Bearer {usable_key(api_key, 'the API key')}"
+    elif login:
+        code = base64.b64encode((login if ":" in login else f"{login}:").encode()).decode()
+        headers["Authorization"] = f"Basic {code}"
+    return headers
+
+
+def usable_key(key: str, what: str, *, where: str | None = None) -> str:
+    """The key. Raises UserError where no header can carry it: `what` says which one it is."""
+    if key.isascii() and key.isprintable():
+        return key
+    odd = next(at for at, letter in enumerate(key) if not (letter.isascii() and letter.isprintable()))
+    kind = "a line break" if key[odd] in "\r\n" else f"U+{ord(key[odd]):04X}"
+    raise UserError(f"{what} holds {kind} (at {odd + 1}), and a key is plain ASCII", where=where, mend="set it again")
 
 
 class Talk:
     """One server, its address and its key."""
 
-    def __init__(self, base_url: str, wire: Wire, *, api_key: str | None = None) -> None:
-        self.shown = shown_url(base_url)
-        self._parts, self._wire, self._key = urlsplit(base_url), wire, api_key
+    def __init__(self, address: Address, wire: Wire) -> None:
+        self.shown = address.shown
+        self._parts, self._wire, self._secrets = urlsplit(address.url), wire, address.secrets
 
     def __repr__(self) -> str:
         return f"Talk({self.shown!r})"
@@ -78,18 +110,27 @@ class Talk:
         try:
             reply = await self._wire.send(method, url, body, timeout)
         except NoReplyError as error:
-            return self._clean(broken(error))
-        if reply.status != 200:
-            return self._clean(refused(reply))
+            return self.clean(broken(error))
+        if not 200 <= reply.status < 300:
+            return self.clean(refused(reply, self.hide))
         try:
-            payload = json.loads(reply.body)
+            payload = loads(reply.body)
         except ValueError:
             payload = None
         if not isinstance(payload, dict):
-            return self._clean(incomplete("broken_json", f"the reply is not a JSON object: {reply.body[:80]!r}"))
+            text = self.hide(reply.body[:_EXCERPT].decode("utf-8", "replace"))
+            return self.clean(incomplete("broken_json", f"the reply is not a JSON object: {shortened(text, 80)!r}"))
         return payload
 
-    def _clean(self, fault: Fault) -> Fault:
-        """The fault as it can be stored and shown: without the key, which some servers repeat where it is wrong."""
-        detail = storable(fault.detail)
-        return replace(fault, detail=detail.replace(self._key, "***") if self._key else detail)
+    def clean(self, found: T | Fault) -> T | Fault:
+        """A fault as it can be stored and shown: without what is secret, which some servers repeat where it is wrong.
+        Anything else as it is."""
+        return replace(found, detail=self.hide(found.detail)) if isinstance(found, Fault) else found
+
+    def hide(self, text: str) -> str:
+        """A server's text as it can be stored and shown."""
+        return self._secrets.hide(storable(text))
+
+    def tells_secret(self, text: str) -> bool:
+        """Whether a model's text repeats a key."""
+        return self._secrets.told_in(text)

@@ -6,7 +6,6 @@ old name would meet what those had computed. So a name and a folder are never us
 
 from __future__ import annotations
 
-import contextlib
 import re
 import shutil
 import uuid
@@ -15,7 +14,7 @@ from pathlib import Path
 from rlaif.errors import RlaifError, UserError
 from rlaif.inference.faults import Fault
 from rlaif.online.line import Line
-from rlaif.online.weights import WeightsSource
+from rlaif.online.weights import OwnFolder, WeightsSource
 
 _KEPT = 2
 """Versions that stay on the server: the newest, and the one before it for whoever still wants to ask it something."""
@@ -26,13 +25,15 @@ _RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 class Adapters:
     """The versions of one training on one server (`--enable-lora`, VLLM_ALLOW_RUNTIME_LORA_UPDATING=True).
 
-    `folder` is this training's own, and the server has to see it too.
+    The server has to see `folder` too.
     """
 
-    def __init__(self, source: WeightsSource, folder: Path, model: str | None) -> None:
-        """`model` is the server's name for what the adapters belong to; None takes its first one."""
+    def __init__(self, source: WeightsSource, folder: Path, model: str | None, *, own: str | None = None) -> None:
+        """`model` is the server's name for what the adapters belong to; None takes its first one. `own` names this
+        training's folder in `folder`; None draws a name.
+        """
         self._source, self._base = source, model
-        self._folder = folder.resolve() / "versions"
+        self._own = OwnFolder(folder, own)
         self._held: list[tuple[str, Path]] = []
 
     async def begin(self, line: Line) -> tuple[str, int | None]:
@@ -44,15 +45,15 @@ class Adapters:
         base = line.base(cards, self._base)
         self._base, context = str(base["id"]), base.get("max_model_len")
         for card in cards:
-            if str(card.get("root")).startswith(f"{self._folder}/"):
+            if str(card.get("root")).startswith(f"{self._own.path}/"):
                 await self._unload(line, str(card.get("id")))
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self._own.make()
         return self._base, context if isinstance(context, int) else None
 
     async def load(self, line: Line, version: int) -> str:
         """Save the adapter and load it; the name under which it answers. Raises UserError where the server will not."""
         tag = f"v{version}-{uuid.uuid4().hex[:8]}"
-        name, path = f"{self._base}-{tag}", self._folder / tag
+        name, path = f"{self._base}-{tag}", self._own.path / tag
         path.mkdir(parents=True)
         self._source(path)
         reply = await line.order("/load_lora_adapter", {"lora_name": name, "lora_path": str(path)})
@@ -69,9 +70,7 @@ class Adapters:
         """Take all versions from the server, if it is still there, and delete them."""
         while self._held:
             await self._drop(line)
-        shutil.rmtree(self._folder, ignore_errors=True)
-        with contextlib.suppress(OSError):
-            self._folder.parent.rmdir()  # where nothing else is in it
+        self._own.leave()
 
     async def _drop(self, line: Line) -> None:
         name, path = self._held.pop(0)

@@ -49,11 +49,14 @@ class HeldOut(Record):
     win_rate: float
     """Mean probability that the policy's answer is better. Principles that see no difference between two answers draw
     it towards one half: it is for comparing steps, and `wins` and `losses` say how often the policy is ahead."""
-    controlled: float
-    """The same where both answers are equally long (see `rlaif.evaluation.winrate`)."""
-    interval: tuple[float, float]
+    win_rate_error: float
+    """Standard error of `win_rate`."""
+    controlled: float | None
+    """The same where both answers are equally long (see `rlaif.evaluation.winrate`); None where the comparisons cannot
+    tell, as of a policy that answers far more briefly than its start, and `note` says why."""
+    interval: tuple[float, float] | None
     """95%, of `controlled`."""
-    error: float
+    error: float | None
     """Standard error of `controlled`."""
     wins: int
     ties: int
@@ -75,7 +78,7 @@ class HeldOut(Record):
     """The same of the start's."""
     judge: str
     note: str = ""
-    """What to know before `controlled` is believed."""
+    """Why there is no `controlled`, or what to know of it."""
 
     def plain(self) -> dict[str, JsonValue]:
         """A line of JSON lines; `HeldOut.model_validate` reads it again."""
@@ -164,6 +167,7 @@ class HeldOutJudge:
         return HeldOut(
             step=step,
             win_rate=rate.raw,
+            win_rate_error=rate.raw_error,
             controlled=rate.controlled,
             interval=rate.interval,
             error=rate.error,

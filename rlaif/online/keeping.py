@@ -19,6 +19,7 @@ from accelerate.utils import gather_object
 from pydantic import JsonValue
 
 from rlaif.errors import ModelError, UserError
+from rlaif.jsontext import loads
 from rlaif.online.loop import Loop, Step
 from rlaif.online.randomness import random_state, restore_random
 from rlaif.store import write_json, write_text
@@ -65,7 +66,7 @@ def load_checkpoint(made: Path, loop: Loop) -> dict[str, Any]:
     from safetensors import SafetensorError
 
     try:
-        state: dict[str, Any] = json.loads((made / _STATE).read_text(encoding="utf-8"))
+        state: dict[str, Any] = loads((made / _STATE).read_text(encoding="utf-8"))
         loop.players.policy.restore(made / _POLICY)
         if loop.players.value is not None:
             loop.players.value.restore(made / _VALUE)
@@ -92,7 +93,7 @@ def _numbered(folder: Path, name: str) -> list[int]:
 
 def _best_of(made: Path) -> int | None:
     with contextlib.suppress(OSError, ValueError):
-        best: int | None = json.loads((made / _STATE).read_text(encoding="utf-8")).get("best")
+        best: int | None = loads((made / _STATE).read_text(encoding="utf-8")).get("best")
         return best
     return None
 
@@ -138,7 +139,7 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
     with path.open(encoding="utf-8") as file:
         for line in file:
             with contextlib.suppress(ValueError):
-                yield json.loads(line)
+                yield loads(line)
 
 
 def add_responses(folder: Path, number: int, found: Step) -> None:

@@ -71,21 +71,24 @@ def estimate(kind: Kind, logps: Tensor, ref_logps: Tensor, clamp: float | None =
         kind: Which estimator; see the module for which one belongs where.
         logps: The policy's log-probabilities of what it sampled, any shape.
         ref_logps: The reference's, of the same tokens; no gradient goes to them.
-        clamp: Estimates are cut to this on either side, so that one strange token does not rule a batch; as a loss,
-            what is cut has no gradient. None leaves them.
+        clamp: So that one strange token does not rule a batch. k1 is cut to this on either side. k2 and k3, which are
+            losses, go on as straight lines: k2 from where it has this value, k3 from where it has this slope (Huber).
+            Cut as values, the farthest tokens would have no gradient, and never be pulled back. None leaves all three.
 
     """
     d = logps - ref_logps.detach()
     match kind:
         case "k1":
-            found = k1(d)
+            return k1(d) if clamp is None else k1(d).clamp(-clamp, clamp)
         case "k2":
-            found = k2(d)
+            reach = math.inf if clamp is None else math.sqrt(2 * clamp)
+            near = d.clamp(-reach, reach)
+            return k2(near) + near.detach() * (d - near)
         case "k3":
-            found = k3(d)
+            near = d.clamp(min=-_FAR if clamp is None else -math.log1p(clamp))
+            return k3(near) - (0.0 if clamp is None else torch.expm1(-near.detach()) * (d - near))
         case _:
             assert_never(kind)
-    return found if clamp is None else found.clamp(-clamp, clamp)
 
 
 @dataclass(frozen=True, slots=True)

@@ -67,7 +67,8 @@ class Line:
             raise ModelError(f"{self.shown}: {reply.detail}; start the server, or set another `rollout.base_url`")
         if isinstance(reply, Fault):
             raise self.failure(reply)
-        return [card for card in reply.get("data") or () if isinstance(card, dict)]
+        cards = reply.get("data")
+        return [card for card in cards if isinstance(card, dict)] if isinstance(cards, list) else []
 
     def base(self, cards: Sequence[dict[str, Any]], name: str | None) -> dict[str, Any]:
         """The card of the model of a name, or of the first that is no adapter. Raises UserError where there is none."""

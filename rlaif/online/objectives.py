@@ -5,7 +5,7 @@
 | ppo         | GAE on a value network, KL in every token's reward | clipped, a token; clipped value loss     |
 | reinforce++ | reward to go, KL in every token's reward           | clipped, a token                         |
 | rloo        | against the mean of the other answers              | clipped, a whole answer                  |
-| grpo        | against the mean of all, over their deviation      | clipped, a token, or an answer (GSPO)    |
+| grpo        | against the mean of all, over their deviation      | clipped, a token or an answer (GSPO); KL |
 | p3o         | against each other answer, in pairs                | clipped, a pair                          |
 | online-dpo  | the best against the worst                         | DPO's                                    |
 """
@@ -72,11 +72,14 @@ def credited(found: Experience, settings: OnlineSettings, beta: float, over: Ove
         return replace(found, advantages=_whitened(credit.advantages, settings, over), returns=credit.returns)
     if settings.algorithm == "reinforce++":
         return replace(found, advantages=_reinforced(found, kl, charged, settings, over))
-    paid = penalised(found.scores, kl, found.lengths, charged)
     if settings.algorithm == "grpo":
-        batch = over(paid, True) if settings.scale == "batch" else None
-        return replace(found, advantages=spread(grpo(paid, found.owners, settings.scale, batch), found.lengths))
+        batch = over(found.scores, True) if settings.scale == "batch" else None
+        gained = grpo(found.scores, found.owners, settings.scale, batch)
+        # The price stays outside of the deviation: where scores are equal, that would blow up the noise of KL.
+        price = penalised(torch.zeros_like(found.scores), kl, found.lengths, charged)
+        return replace(found, advantages=spread(gained + grpo(price, found.owners, "none"), found.lengths))
     if settings.algorithm == "rloo":
+        paid = penalised(found.scores, kl, found.lengths, charged)
         return replace(found, advantages=spread(rloo(paid, found.owners), found.lengths))
     return found  # pairs look at the rewards themselves
 
@@ -97,7 +100,7 @@ def policy_loss(logps: Tensor, part: Experience, whole: Counts, settings: Online
         found = _of_tokens(logps, part, whole, settings)
     if settings.kl.place == "reward" or settings.algorithm == "online-dpo" or not beta:
         return found
-    weights = _token_weights(part, whole, settings)
+    weights = _price_weights(part, whole, settings)
     return found._replace(loss=found.loss + beta * (weights * estimate("k2", logps, part.reference)).sum())
 
 
@@ -154,6 +157,15 @@ def _token_weights(part: Experience, whole: Counts, settings: OnlineSettings) ->
     """[tokens]; those of all parts of a minibatch belong together."""
     limit = settings.rollout.max_tokens
     return loss_weights(part.lengths, settings.per, limit, completions=whole.answers, tokens=whole.tokens)
+
+
+def _price_weights(part: Experience, whole: Counts, settings: OnlineSettings) -> Tensor | float:
+    """What the KL of each token counts in the loss.
+
+    Where the loss is a mean over answers of sums of log-probabilities, so is the price: beta weighs the same in reward
+    and loss, whatever the lengths. GSPO's ratio is by length, and its price by token.
+    """
+    return 1 / whole.answers if settings.algorithm in ("rloo", "p3o") else _token_weights(part, whole, settings)
 
 
 def _answer_weights(part: Experience) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import torch
 
 from rlaif.errors import UserError
+from rlaif.inference.files import ADAPTER, read_json
 from rlaif.inference.folder import load_tokenizer
 from rlaif.inference.source import key_in
 from rlaif.online.adapters import Adapters
@@ -23,6 +23,7 @@ from rlaif.online.sampling import LocalSampler
 from rlaif.online.serving import ServedSampler
 from rlaif.online.settings import OnlineSettings
 from rlaif.online.weights import WholeWeights
+from rlaif.records import content_id
 from rlaif.training.arguments import narrow
 from rlaif.training.defaults import rate_of
 from rlaif.training.forward import Kind, choose_way
@@ -92,15 +93,14 @@ def _rows(start: Start) -> int:
     """Embeddings that a model has: there may be more of them than tokens that its tokenizer knows."""
     from transformers import AutoConfig
 
-    return int(AutoConfig.from_pretrained(start.weights).get_text_config().vocab_size)
+    return int(AutoConfig.from_pretrained(start.weights, trust_remote_code=False).get_text_config().vocab_size)
 
 
 def _has_head(start: Start) -> bool:
     folder = start.adapter or start.weights
     if start.adapter is not None:
-        about = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-        return bool(about.get("task_type") == "SEQ_CLS")
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        return bool(read_json(folder / ADAPTER).get("task_type") == "SEQ_CLS")
+    config = read_json(folder / "config.json")
     return any(name.endswith("ForSequenceClassification") for name in config.get("architectures") or ())
 
 
@@ -126,12 +126,12 @@ def sampler_of(settings: OnlineSettings, policy: Network, tokenizer: Any, start:
             policy.model, tokenizer, max_tokens=rollout.max_tokens, ends=frozenset(ends),
             temperature=rollout.temperature, top_p=rollout.top_p, seed=settings.seed, bf16=narrow(settings),
         )  # fmt: skip
-    carrier = WholeWeights if settings.lora.rank is None else Adapters
+    kind = WholeWeights if settings.lora.rank is None else Adapters
+    carrier = kind(policy.model.save_pretrained, _shared(settings), rollout.served_model, own=_own(settings))
     served = ServedSampler(
-        rollout.base_url, carrier(policy.model.save_pretrained, _shared(settings), rollout.served_model),
-        tokenizer=tokenizer, max_tokens=rollout.max_tokens, ends=frozenset(ends), temperature=rollout.temperature,
-        top_p=rollout.top_p, seed=settings.seed, concurrency=rollout.concurrency, timeout=rollout.timeout,
-        api_key=key_in(rollout.api_key_env),
+        rollout.base_url, carrier, tokenizer=tokenizer, max_tokens=rollout.max_tokens, ends=frozenset(ends),
+        temperature=rollout.temperature, top_p=rollout.top_p, seed=settings.seed, concurrency=rollout.concurrency,
+        timeout=rollout.timeout, api_key=key_in(rollout.api_key_env),
     )  # fmt: skip
     return AheadSampler(served, dealer.of, settings.steps) if rollout.ahead else served
 
@@ -140,6 +140,11 @@ def _shared(settings: OnlineSettings) -> Path:
     """Where the server finds the weights."""
     given = settings.rollout.weights
     return (Path(given).expanduser() if given else settings.folder / "shared").resolve()
+
+
+def _own(settings: OnlineSettings) -> str:
+    """What this training's folder is called there: another one than that of any other output."""
+    return content_id(str(settings.folder.resolve()))[:16]
 
 
 def reward_of(settings: OnlineSettings, tokenizer: Any, note: Callable[[str], None]) -> Reward:

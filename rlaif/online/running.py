@@ -110,7 +110,7 @@ class _Training:
 
         settings = self.settings
         held = settings.held_out.prompts if settings.held_out.every else 0
-        context = positions_of(AutoConfig.from_pretrained(start.weights)) or sys.maxsize
+        context = positions_of(AutoConfig.from_pretrained(start.weights, trust_remote_code=False)) or sys.maxsize
         longest = min(settings.max_prompt, context - 1)  # an answer needs room for a token
         prompts = load_prompts(settings.prompts, tokenizer, held=held, longest=longest, limit=settings.limit)
         for line in prompts.notes:
@@ -153,7 +153,7 @@ class _Training:
             line = {"step": self.done, **found.figures}
             ended = watching.look(self.done, line)
             self._log(line)
-            loop.accelerator.log({name: value for name, value in line.items() if name != "step"}, step=self.done)
+            loop.accelerator.log(_figures([line], self.done), step=self.done)
             add_responses(settings.folder, number, found)
             self.told.progress("train", self.done, {"reward": line["reward"], "kl": line["kl"]})
             asked = loop.any_process(stop.asked)
@@ -211,11 +211,11 @@ class _Training:
 
 
 def _figures(history: Sequence[dict[str, Any]], done: int) -> dict[str, float]:
-    """The last value of everything that was logged up to step `done`."""
-    found: dict[str, float] = {}
+    """The last value of everything that was logged up to step `done`; nothing where the last one is None."""
+    found: dict[str, Any] = {}
     for line in (each for each in history if each["step"] <= done):
-        found |= {name: float(value) for name, value in line.items() if isinstance(value, (int, float))}
-    return {name: value for name, value in found.items() if name != "step"}
+        found |= line
+    return {name: float(value) for name, value in found.items() if isinstance(value, (int, float)) and name != "step"}
 
 
 def _accelerator(settings: OnlineSettings) -> Any:

@@ -11,14 +11,15 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from rlaif.errors import ModelError, UserError
 from rlaif.inference.background import blocking
 from rlaif.inference.faults import Fault
-from rlaif.inference.http import AiohttpWire, HttpxWire
-from rlaif.inference.talk import Talk, headers_for, normal_url
+from rlaif.inference.http import wire_to
+from rlaif.inference.talk import Talk, address_of
 from rlaif.online.line import Line
 from rlaif.online.responses import Asked, Response
 from rlaif.online.weights import Carrier
@@ -37,6 +38,8 @@ _PROBE, _TOP = list(range(1, 9)), 5
 """Tokens that every model has, and how many it tells that could follow them."""
 _NARROW = 0.01
 """A `top_p` that leaves one token."""
+_MOST = 0.1
+"""Of a log-probability: 0 but for rounding."""
 
 
 class ServedSampler:
@@ -73,9 +76,8 @@ class ServedSampler:
         ones: they stay in its ids, not in its text. `concurrency` bounds the prompts under way, `timeout` the seconds
         of one request; `transport` takes the network's place in tests.
         """
-        url, headers = normal_url(base_url, api_key), headers_for(api_key)
-        wire = AiohttpWire(headers, base_url=url) if transport is None else HttpxWire(headers, transport)
-        self._talk = Talk(url, wire, api_key=api_key)
+        address = address_of(base_url, api_key)
+        self._talk = Talk(address, wire_to(address.url, address.headers, transport))
         self._tokenizer, self._ends, self._max_tokens, self._seed = tokenizer, ends, max_tokens, seed
         self._temperature, self._top_p = temperature, top_p
         self._concurrency, self._timeout, self._backoff = concurrency, timeout, backoff
@@ -158,18 +160,23 @@ class ServedSampler:
         reply = await line.post("/completions", body)
         if isinstance(reply, Fault):
             raise self._failure(line, reply, asked)
-        choices = sorted(reply.get("choices") or (), key=lambda choice: int(choice["index"]))
-        if len(choices) != each:
-            raise ModelError(f"{line.shown}: {len(choices)} answers to prompt {asked.id}, not {each}")
+        choices = _in_order(reply.get("choices"))
+        if choices is None or len(choices) != each:
+            many = "answers that are not numbered from 0 on" if choices is None else f"{len(choices)} answers"
+            raise ModelError(f"{line.shown}: {many} to prompt {asked.id}, not {each}")
         found = [self._read(line, asked, choice) for choice in choices]
         return [self._response(asked, index, *answer) for index, answer in enumerate(found)]
 
     def _read(self, line: Line, asked: Asked, choice: Mapping[str, Any]) -> tuple[list[int], list[float]]:
         """Ids and log-probabilities of one answer, checked."""
-        ids, logps = choice.get("token_ids"), (choice.get("logprobs") or {}).get("token_logprobs")
-        if not ids or not logps or len(ids) != len(logps) or None in logps:
+        values = choice.get("logprobs")
+        ids = _numbers(choice.get("token_ids"), int)
+        logps = _numbers(values.get("token_logprobs") if isinstance(values, dict) else None, int | float)
+        if not ids or len(ids) != len(logps):
             what = "gives no token ids with log-probabilities"
             raise UserError(what, where=line.shown, mend="serve the policy with vLLM 0.20 or newer")
+        if min(ids) < 0 or not all(math.isfinite(logp) and logp <= _MOST for logp in logps):
+            raise ModelError(f"{line.shown}: numbers that are no log-probabilities of tokens, to prompt {asked.id}")
         if choice.get("prompt_token_ids") != list(asked.ids):
             raise ModelError(f"{line.shown}: answers another prompt than {asked.id}, which was {len(asked.ids)} tokens")
         reason = choice.get("finish_reason")
@@ -219,10 +226,30 @@ class ServedSampler:
         if isinstance(reply, Fault):
             raise line.failure(reply)
         try:
-            return {token: float(logp) for token, logp in reply["choices"][0]["logprobs"]["top_logprobs"][0].items()}
-        except (KeyError, IndexError, TypeError, AttributeError):
+            listed = reply["choices"][0]["logprobs"]["top_logprobs"][0]
+            found = {str(token): float(logp) for token, logp in listed.items()}
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError):
+            found = {}
+        if not found or not all(map(math.isfinite, found.values())):
             what = "reports no log-probabilities"
-            raise UserError(what, where=line.shown, mend="serve the policy with vLLM") from None
+            raise UserError(what, where=line.shown, mend="serve the policy with vLLM")
+        return found
+
+
+def _in_order(choices: object) -> list[dict[str, Any]] | None:
+    """The choices by their index; None where they are not numbered 0, 1, 2, ...: nobody knows then which is which."""
+    listed = [each for each in choices if isinstance(each, dict)] if isinstance(choices, list) else []
+    numbered = {each["index"]: each for each in listed if _numbers([each.get("index")], int)}
+    if len(numbered) != len(listed) or numbered.keys() != set(range(len(listed))):
+        return None
+    return [numbered[at] for at in range(len(listed))]
+
+
+def _numbers(values: object, kind: Any) -> list[Any]:
+    """A list of numbers of a kind; empty where it is none, or one of the values is another thing (or true or false)."""
+    if not isinstance(values, list):
+        return []
+    return values if all(isinstance(each, kind) and not isinstance(each, bool) for each in values) else []
 
 
 def seed_of(seed: int, step: int, prompt: str) -> int:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator, Mapping
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import Field, JsonValue, model_validator
+from pydantic import Field, JsonValue, field_validator, model_validator
 
+from rlaif.modelsettings import without_secret
 from rlaif.online.watch import WatchLimits
 from rlaif.plainwords import Where, located
 from rlaif.records import Record
@@ -14,6 +16,9 @@ from rlaif.settings import JudgeSettings
 from rlaif.training.settings import CommonSettings
 
 Algorithm = Literal["ppo", "rloo", "grpo", "reinforce++", "p3o", "online-dpo"]
+
+_CLIP_BY_LENGTH = 3e-4
+"""Of GSPO, arXiv:2507.18071, section 5.1."""
 
 COMPARING = frozenset({"rloo", "grpo", "p3o", "online-dpo"})
 """Algorithms that compare the answers to one prompt with each other, and need two of them or more."""
@@ -25,7 +30,8 @@ class KlSettings(Record):
     beta: float = Field(0.05, ge=0)
     """Price of a nat; for online-dpo its beta."""
     place: Literal["reward", "loss"] = "reward"
-    """`reward` takes it off the reward of every token (ppo, reinforce++) or answer; `loss` adds it to the loss."""
+    """`reward` takes it off the reward of every token (ppo, reinforce++) or answer; `loss` adds it to the loss, and is
+    what `grpo` does where nothing is set, as its paper."""
     target: float | None = Field(None, gt=0)
     """Nats an answer that beta is steered to (adaptive, arXiv:1909.08593); none leaves beta as it is."""
     horizon: int = Field(10_000, ge=1)
@@ -80,6 +86,8 @@ class RolloutSettings(Record):
     api_key_env: str | None = None
     """Name of the environment variable that holds the server's API key."""
 
+    _no_secret = field_validator("base_url")(without_secret)
+
 
 class HeldOutSettings(Record):
     """A judge that is not the reward compares the policy with its start, now and then."""
@@ -125,13 +133,13 @@ class OnlineSettings(CommonSettings):
     epochs: int = Field(2, ge=1)
     """Passes over a step's answers."""
     clip: float = Field(0.2, gt=0)
-    """How far a probability may move in a step, as a share, before its gradient is cut."""
+    """How far a probability may move in a step, as a share, before its gradient is cut; with `ratio: sequence` 3e-4."""
     clip_high: float | None = Field(None, gt=0)
     """Another bound for moves upwards (DAPO takes 0.28); none takes `clip`."""
     dual_clip: float | None = Field(None, gt=1)
     """Of an answer worse than expected, nothing pushes a probability that rose above this multiple (for instance 3)."""
     ratio: Literal["token", "sequence"] = "token"
-    """grpo: the ratio of each token, or one of the whole answer by its length (GSPO; its clips are about 3e-4)."""
+    """grpo: the ratio of each token, or one of the whole answer by its length (GSPO)."""
     p3o_clip: Literal["separate", "joint"] = "joint"
     """p3o: clip the two answers' ratios each, or what they come to together."""
     gamma: float = Field(1.0, gt=0, le=1)
@@ -147,7 +155,7 @@ class OnlineSettings(CommonSettings):
     group_baseline: bool = False
     """reinforce++: take the mean reward of the prompt's answers off first."""
     missing_eos_penalty: float = Field(1.0, ge=0)
-    """Taken off the reward of an answer that did not end by itself."""
+    """Taken off the reward of an answer that did not end by itself; 0 beside `overlong_buffer`, which takes 1 off."""
     overlong_buffer: int = Field(0, ge=0)
     """Last tokens before `rollout.max_tokens` over which a penalty for length grows from 0 to 1 (DAPO); 0 has none."""
     reward_clip: float | None = Field(None, gt=0)
@@ -161,14 +169,36 @@ class OnlineSettings(CommonSettings):
     held_out: HeldOutSettings = HeldOutSettings()
     watch: WatchLimits = WatchLimits()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _usual(cls, given: Any) -> Any:
+        """What is not given, and has another usual value here than elsewhere: explicit from here on."""
+        if not isinstance(given, Mapping):
+            return given
+        found: dict[str, Any] = dict(given)
+        if found.get("algorithm") == "grpo":
+            kl = found.get("kl", {})
+            kl = kl.model_dump(exclude_unset=True) if isinstance(kl, KlSettings) else kl
+            found["kl"] = {"place": "loss", **kl} if isinstance(kl, Mapping) else kl
+            if found.get("ratio") == "sequence":  # it moves far less than one of tokens, and 0.2 would never act
+                found.setdefault("clip", _CLIP_BY_LENGTH)
+        if found.get("overlong_buffer"):  # an answer that was cut has lost 1 by it already
+            found.setdefault("missing_eos_penalty", 0.0)
+        return found
+
+    @field_validator("reward")
+    @classmethod
+    def _no_secrets(cls, reward: str) -> str:
+        for each in re.split(r"(?=https?://)", reward):
+            without_secret(each)
+        return reward
+
     @property
     def unread(self) -> dict[str, str]:
         """Settings (`name`, `group.name` or a whole `group`) that do nothing here, and why."""
         why = f"for `algorithm: {self.algorithm}`"
         found = {name: why for name, readers in _READERS.items() if self.algorithm not in readers}
-        if self.kl.place == "loss" and self.algorithm != "online-dpo":
-            found.pop("per", None)  # that part of the loss counts tokens
-        elif self.ratio == "sequence":
+        if self.ratio == "sequence" and self.kl.place == "reward":  # in the loss, KL counts tokens
             found.setdefault("per", "with `ratio: sequence`")
         if self.kl.target is None:
             found["kl.horizon"] = "without `kl.target`"

@@ -9,7 +9,9 @@ What is done about noise, so that a sound training is left in peace:
 - Figures of a step count by the median of the last `recent` steps: one step's spike changes nothing. Variety and
   entropy depend on what a step asks, and take four times as many: by three, 10 of 18 sound tiny runs had an alarm.
 - The start is one batch, so bounds of shares and of the mean length lie three of its standard errors further out.
-- The held-out win rate is compared as the mean of two evaluations with the best such mean before, and by three standard
+- The held-out win rate is that at equal length. Where the last ones could not be told, as answers have become far
+  shorter or longer than the start's, it is the plain one for all evaluations, and the best weights stay what they are.
+- It is compared as the mean of two evaluations with the best such mean before, and by three standard
   errors of the difference: of twenty evaluations of an unchanging policy the lowest lies nearly four below the highest.
   Evaluations are taken to be independent, which is more than is due: prompts
   and the start's answers stay the same (with the shipped models evaluations correlate by one half). Of 2,000 simulated
@@ -150,6 +152,9 @@ class Watch:
         self._start: dict[str, float] = {}
         self._recent: dict[str, list[float]] = {}
         self._evaluations: list[_Evaluation] = []
+        """By the win rate at equal length, where it could be told."""
+        self._plain: list[_Evaluation] = []
+        """All, by the plain win rate."""
         self._given: dict[str, int] = {}
         """Rules whose alarm was given, and for how many looks they have been quiet since."""
 
@@ -165,14 +170,17 @@ class Watch:
         judged |= {bound.rule: self._passed(bound) for bound in _BOUNDS if bound.figure in figures}
         if held_out is not None:
             reward = self._median("reward")
-            self._evaluations.append(_Evaluation(held_out.step, held_out.controlled, held_out.error, reward))
+            self._plain.append(_Evaluation(held_out.step, held_out.win_rate, held_out.win_rate_error, reward))
+            if held_out.controlled is not None and held_out.error is not None:
+                self._evaluations.append(_Evaluation(held_out.step, held_out.controlled, held_out.error, reward))
             judged |= self._about_win_rate()
         return self._news(step, judged)
 
     def best(self) -> int | None:
         """The step whose length-controlled win rate is the highest so far, the earliest of equals; None before any.
 
-        The checkpoint to keep is this step's: the reward cannot tell, as it is what may have been gamed.
+        The checkpoint to keep is this step's: the reward cannot tell, as it is what may have been gamed. Nor can the
+        plain win rate, which padded answers raise.
         """
         found = max(self._evaluations, key=lambda each: each.rate, default=None)
         return None if found is None else found.step
@@ -181,13 +189,21 @@ class Watch:
         """Everything seen so far as plain JSON data; the limits are settings, and not part of it."""
         recent: JsonValue = {name: list(values) for name, values in self._recent.items()}
         seen: JsonValue = [list(each) for each in self._evaluations]
-        return {"start": dict(self._start), "recent": recent, "evaluations": seen, "given": dict(self._given)}
+        plain: JsonValue = [list(each) for each in self._plain]
+        return {
+            "start": dict(self._start),
+            "recent": recent,
+            "evaluations": seen,
+            "plain": plain,
+            "given": dict(self._given),
+        }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on exactly from a `state`. An alarm given before stays given: who resumes after one has decided to."""
         self._start = dict(state["start"])
         self._recent = {name: list(values) for name, values in state["recent"].items()}
         self._evaluations = [_Evaluation(*each) for each in state["evaluations"]]
+        self._plain = [_Evaluation(*each) for each in state.get("plain", [])]  # older checkpoints have none
         self._given = dict(state["given"])
 
     def _take(self, figures: Mapping[str, float]) -> None:
@@ -235,16 +251,24 @@ class Watch:
         return max(0.0, self._start.get("length_p95", start) - start) / 1.645 / math.sqrt(responses)
 
     def _about_win_rate(self) -> dict[Rule, str | None]:
-        found = self._fall()
+        told = {each.step for each in self._evaluations}
+        equal = all(each.step in told for each in self._plain[-_TOGETHER:])
+        seen = self._evaluations if equal else self._plain
+        found = self._fall(seen)
         if found is None:
             return {"win_rate": None, "reward_hacking": None}
         best, fall = found
-        back = f"go back to the weights of step {self.best()}, the best by the held-out judge, which are kept"
-        return {"win_rate": f"the held-out win rate {fall}: {back}", "reward_hacking": self._gamed(best, fall, back)}
+        fall = f"at equal length {fall}" if equal else fall
+        step = self.best()
+        back = "go back to an earlier checkpoint"
+        if step is not None:
+            back = f"go back to the weights of step {step}, the best by the held-out judge, which are kept"
+        gamed = self._gamed(best, seen, fall, back)
+        return {"win_rate": f"the held-out win rate {fall}: {back}", "reward_hacking": gamed}
 
-    def _gamed(self, best: _Evaluation, fall: str, back: str) -> str | None:
+    def _gamed(self, best: _Evaluation, seen: Sequence[_Evaluation], fall: str, back: str) -> str | None:
         """The typical sign: the reward at both last evaluations is above what it was when the win rate was best."""
-        later = [each.reward for each in self._evaluations[-_TOGETHER:]]
+        later = [each.reward for each in seen[-_TOGETHER:]]
         if best.reward is None or any(each is None or each <= best.reward for each in later):
             return None
         rose = f"from {best.reward:.3g} to {later[-1]:.3g}"
@@ -253,9 +277,9 @@ class Watch:
             f"reward's mistakes (reward hacking), so {back}, and mend the reward"
         )
 
-    def _fall(self) -> tuple[_Evaluation, str] | None:
+    def _fall(self, seen: Sequence[_Evaluation]) -> tuple[_Evaluation, str] | None:
         """A fall of the win rate beyond noise: from which evaluation, and in words."""
-        errors, falls, seen = self.limits.win_rate_errors, self.limits.win_rate_falls, self._evaluations
+        errors, falls = self.limits.win_rate_errors, self.limits.win_rate_falls
         if errors is None:
             return None
         if falls is not None and len(seen) > falls:
@@ -263,13 +287,13 @@ class Watch:
             in_a_row = all(later.rate < earlier.rate for earlier, later in itertools.pairwise(row))
             fall = _beyond(row[0], row[-1], errors)
             if in_a_row and fall is not None:
-                return row[0], f"at equal length fell {falls} times in a row, {fall}"
+                return row[0], f"fell {falls} times in a row, {fall}"
         means = [_mean(seen[at : at + _TOGETHER]) for at in range(len(seen) - _TOGETHER + 1)]
         if not means:
             return None
         best = max(means, key=lambda each: each.rate)
         fall = _beyond(best, means[-1], errors)
-        return None if fall is None else (best, f"at equal length, the mean of {_TOGETHER} evaluations, fell {fall}")
+        return None if fall is None else (best, f"fell, in the mean of {_TOGETHER} evaluations, {fall}")
 
     def _news(self, step: int, judged: Mapping[Rule, str | None]) -> list[Alarm]:
         """The alarms that were not given before."""

@@ -68,13 +68,20 @@ class Watching:
             self._start = self._answers()
 
     def look(self, done: int, line: dict[str, Any]) -> bool:
-        """Look at the figures of a step, and add the held-out judge's; returns whether the training is to end."""
+        """Look at the figures of a step, and add the held-out judge's; returns whether the training is to end.
+
+        A win rate at equal length that cannot be told is None, so that no earlier one passes for it.
+        """
         every = self._settings.held_out.every
         found = None
         if every and done % every == 0:
             found = self._compared(done)
             if found is not None:
                 line |= {"held_out/win_rate": found.win_rate, "held_out/controlled": found.controlled}
+                if found.note:
+                    line["held_out/note"] = found.note
+                if found.controlled is None:
+                    self._note(f"step {done}: no held-out win rate at equal length: {found.note}")
         alarms = self._watch.look(done, line, found) if first_process() else []
         for alarm in alarms:
             self._tell(alarm)

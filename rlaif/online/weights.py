@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
@@ -40,6 +41,44 @@ class Carrier(Protocol):
         ...
 
 
+class OwnFolder:
+    """A training's own folder, made new in one that may be anybody's: nothing but what it made itself is ever deleted.
+
+    Two trainings in one folder have two of them. What a training that was killed has left is cleared away by the one
+    that goes on from it, which has the same name.
+    """
+
+    def __init__(self, parent: Path, name: str | None) -> None:
+        """`name` is the training's; none draws one."""
+        self._parent = parent.resolve()
+        self.path = self._parent / f"rlaif-{name or uuid.uuid4().hex}"
+        self._made: list[Path] = []
+        """Folders above it that were not there before."""
+
+    def make(self) -> None:
+        """Make it, empty. Raises UserError where something else is in its place, or nothing can be written there."""
+        self.remove()
+        above = [self._parent, *self._parent.parents]
+        try:
+            self._made += [each for each in above if not each.exists()]
+            self.path.mkdir(parents=True)
+        except OSError as error:
+            what = f"no weights can be laid there for the server: {error.strerror}"
+            raise UserError(what, where=self.path, mend="set another `rollout.weights`") from error
+
+    def remove(self) -> None:
+        """Delete it, if it is there and no link to elsewhere."""
+        if not self.path.is_symlink():
+            shutil.rmtree(self.path, ignore_errors=True)
+
+    def leave(self) -> None:
+        """Delete it, and the folders above it that were made for it and hold nothing else."""
+        self.remove()
+        with contextlib.suppress(OSError):
+            for each in self._made:
+                each.rmdir()
+
+
 class WholeWeights:
     """All weights of a training, in the place of those that a server was started with (VLLM_SERVER_DEV_MODE=1).
 
@@ -47,10 +86,12 @@ class WholeWeights:
     nobody may be asking meanwhile. A training that is killed leaves its weights on the server.
     """
 
-    def __init__(self, source: WeightsSource, folder: Path, model: str | None) -> None:
-        """`model` is the server's name for the model; None takes its first one."""
+    def __init__(self, source: WeightsSource, folder: Path, model: str | None, *, own: str | None = None) -> None:
+        """`model` is the server's name for the model; None takes its first one. `own` names this training's folder in
+        `folder`; None draws a name.
+        """
         self._source, self._name, self._root = source, model, ""
-        self._folder = folder.resolve() / "weights"
+        self._own = OwnFolder(folder, own)
 
     async def begin(self, line: Line) -> tuple[str, int | None]:
         """See `Carrier`."""
@@ -61,13 +102,12 @@ class WholeWeights:
     async def load(self, line: Line, version: int) -> str:  # noqa: ARG002 - a server holds one version
         """See `Carrier`."""
         assert self._name is not None, "`begin` comes first"
-        shutil.rmtree(self._folder, ignore_errors=True)
-        self._folder.mkdir(parents=True)
+        self._own.make()
         try:
-            self._source(self._folder)
-            await self._take(line, str(self._folder))
+            self._source(self._own.path)
+            await self._take(line, str(self._own.path))
         finally:
-            shutil.rmtree(self._folder, ignore_errors=True)
+            self._own.remove()
         return self._name
 
     async def end(self, line: Line) -> None:
@@ -75,8 +115,7 @@ class WholeWeights:
         if self._root:
             with contextlib.suppress(RlaifError):
                 await self._take(line, self._root, tries=1)
-        with contextlib.suppress(OSError):
-            self._folder.parent.rmdir()  # where nothing else is in it
+        self._own.leave()
 
     async def _take(self, line: Line, path: str, *, tries: int = TRIES) -> None:
         """Have the server read the weights at `path`, and forget what it computed with others."""

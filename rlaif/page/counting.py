@@ -13,6 +13,7 @@ from rlaif.errors import RecordError
 from rlaif.page.figures import Data, Histogram, Lengths, Side
 from rlaif.page.reading import Rows, document, key_of, rows
 from rlaif.samples.meetings import drawn_order
+from rlaif.samples.plan import GIVEN
 
 _STATUS = ("labelled", "tie", "flip", "unparsed", "failed")
 _LENGTHS = (0, 25, 50, 100, 200, 400, 800, 1600, 3200, 6400)
@@ -76,16 +77,20 @@ def count_data(folder: Path, *, both: bool = True, drawn: Drawn = every, read: R
     """
     import numpy as np
 
-    plan, prompts = Plan(), set()
+    plan, prompts, with_given = Plan(), set(), set()
     found: dict[str, Any] = {"prompts": 0, "samples": 0, "blank": 0}
     for row in read(folder / "prompts.jsonl"):
         found["prompts"] += 1
         prompts.add(row.get("id"))
         given = row.get("responses") or []
+        if given:
+            with_given.add(row.get("id"))
         found["samples"] += len(given)
         found["blank"] += sum(not str(each.get("text", "")).strip() for each in given)
     own = (
-        row for row in read(folder / "samples.jsonl") if drawn(row) and (not prompts or row.get("prompt") in prompts)
+        row
+        for row in read(folder / "samples.jsonl")
+        if drawn(row) and (not prompts or row.get("prompt") in prompts) and not _is_counted(row, with_given)
     )
     for name, count in _samples(own).items():
         found[name] = found.get(name, 0) + count
@@ -104,6 +109,11 @@ def count_data(folder: Path, *, both: bool = True, drawn: Drawn = every, read: R
         if plan.prompts:
             found["without_pair"] = plan.paired.count(0)
     return Data(**found, **_revisions(folder)), plan
+
+
+def _is_counted(row: Mapping[str, Any], with_given: set[Any]) -> bool:
+    """Whether a sample came with its prompt, where it is counted: the run writes it into samples.jsonl as well."""
+    return row.get("policy") == GIVEN and row.get("prompt") in with_given
 
 
 def _samples(found: Iterable[dict[str, Any]]) -> dict[str, int]:

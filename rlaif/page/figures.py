@@ -111,7 +111,7 @@ class Panel(Record):
     measure: str
     agreement: float | None
     correlation: float | None
-    effective: float | None
+    effective_at_least: float | None
 
 
 class Verdicts(Record):

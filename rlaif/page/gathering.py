@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
+from rlaif.addresses import without_secrets
 from rlaif.errors import UserError
 from rlaif.page.choosing import choose
 from rlaif.page.counting import count_data
@@ -203,7 +204,7 @@ def _provenance(told: Told, trainings: list[Training], hashes: dict[str, str]) -
         versions=versions,
         hashes={name: value for name, value in known.items() if isinstance(value, str) and value},
         changed=tuple(_changed(told, hashes)),
-        settings=told.text,
+        settings=without_secrets(told.text),
         commands=tuple(_commands(told, trainings)),
     )
 

@@ -36,8 +36,8 @@ class Training(Record):
     figures: dict[str, tuple[float | None, float | None]]
     """The last ones by name: in training, and held out."""
     alarms: tuple[str, ...] = ()
-    held_out: tuple[dict[str, float], ...] = ()
-    """The held-out judge's looks: step, win_rate, controlled."""
+    held_out: tuple[dict[str, float | None], ...] = ()
+    """The held-out judge's looks: step, win_rate, controlled, which is None where it could not be told."""
     history: tuple[dict[str, Any], ...] = ()
     command: str = ""
     """To make it again, or to go on with it."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import pydantic_core
 
 from rlaif.errors import RecordError
+from rlaif.jsontext import loads
 
 Rows = Callable[[Path], Iterator[dict[str, Any]]]
 """A way to read a table."""
@@ -55,7 +55,7 @@ def counted(told: Callable[[int], None]) -> Rows:
 def document(path: Path) -> dict[str, Any]:
     """A JSON file as plain data; empty where there is none, or none that can be read."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}

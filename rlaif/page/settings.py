@@ -7,17 +7,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from rlaif.constitution import Constitution, load_constitution
 from rlaif.errors import RlaifError
 from rlaif.page.counting import Drawn, every
 from rlaif.page.figures import Panel, Panelist, Principle, Stage
-from rlaif.page.reading import document, within
+from rlaif.page.manifest import loop_in, manifest_in, revised_in
+from rlaif.page.reading import within
 from rlaif.page.verdicts import Reading, Tally
-from rlaif.samples.plan import is_planned
+from rlaif.samples.plan import GIVEN, is_planned
 from rlaif.settings import PolicySettings
+from rlaif.yamlcore import plain_yaml
 
 TABLES = ("samples.jsonl", "judgements.jsonl", "pairs.jsonl", "rankings.jsonl", "revisions.jsonl", "critiques.jsonl")
 """Any of them says that a run was here."""
@@ -75,15 +76,15 @@ class Told:
 
 def read_told(folder: Path) -> Told:
     """Read manifest, settings and constitution; what is not there, or cannot be read, is empty."""
-    manifest = document(folder / "manifest.json")
+    manifest = manifest_in(folder)
     try:
         text = (folder / "run.yaml").read_text(encoding="utf-8")
-        settings = yaml.safe_load(text)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        settings = plain_yaml(text)
+    except (OSError, ValueError):
         text, settings = "", None
     known = settings if isinstance(settings, dict) else manifest.get("settings")
     told = Told(folder, manifest, text, known if isinstance(known, dict) else {})
-    told.revised, told.loop = document(folder / "revised.json"), document(folder / "loop.json")
+    told.revised, told.loop = revised_in(folder), loop_in(folder)
     if isinstance(told.settings.get("constitution"), str):
         _read_constitution(told)
     return told
@@ -130,12 +131,13 @@ def drawn_by(told: Told) -> Drawn:
         policy = PolicySettings.model_validate(told.settings.get("policy"))
     except ValidationError:
         return every
-    name = told.manifest.get("policy")
+    name, prompts = told.manifest.get("policy"), told.settings.get("prompts")
+    given = isinstance(prompts, dict) and prompts.get("responses") is not None
 
     def drawn(row: Mapping[str, Any]) -> bool:
         how, index = row.get("sampling"), row.get("index")
         if not isinstance(how, dict) or not isinstance(index, int):
-            return True
+            return given or row.get("policy") != GIVEN
         own = name is None or row.get("policy") == name
         return own and is_planned(policy, str(row.get("prompt")), index, how)
 
@@ -193,7 +195,7 @@ def panel_of(told: Told) -> Panel | None:
         measure="Cohen's kappa" if two else "Krippendorff's alpha",
         agreement=found.get("cohen_kappa") if two else found.get("krippendorff_alpha"),
         correlation=found.get("correlation"),
-        effective=found.get("effective_judges"),
+        effective_at_least=found.get("effective_judges_at_least", found.get("effective_judges")),
     )
 
 

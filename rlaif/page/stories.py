@@ -65,6 +65,7 @@ class Gathered:
 def gather(folder: Path, wanted: Iterable[str], verdicts: dict[str, dict[str, Any]], read: Rows = rows) -> Gathered:
     """Read what the tables have about the `wanted` prompts. Raises RecordError on a line that does not say it."""
     chosen, found = frozenset(wanted), Gathered(verdicts=verdicts)
+    told: set[str] = set()
 
     def about(name: str, key: str) -> Iterator[tuple[int, dict[str, Any]]]:
         path = folder / name
@@ -77,6 +78,7 @@ def gather(folder: Path, wanted: Iterable[str], verdicts: dict[str, dict[str, An
         found.prompts[row["id"]] = row
         given = given_samples(_prompt(row, folder / "prompts.jsonl", number))
         found.samples[row["id"]] += [each.model_dump(mode="json") for each in given]
+        told |= {each.id for each in given}
     found.rankings |= {row["id"]: row for _, row in about("rankings.jsonl", "id")}
     for name, table, key in (
         ("samples.jsonl", found.samples, "prompt"),
@@ -85,7 +87,8 @@ def gather(folder: Path, wanted: Iterable[str], verdicts: dict[str, dict[str, An
         ("revisions.jsonl", found.revisions, "prompt"),
     ):
         for _, row in about(name, key):
-            table[row[key]].append(row)
+            if row.get("id") not in told:  # samples.jsonl holds the answers that came with the prompts as well
+                table[row[key]].append(row)
     for _, row in about("chains.jsonl", "prompt"):
         found.uses |= {each["revision"]: each["use"] for each in row["rounds"]}
     for _, row in about("revised_pairs.jsonl", "prompt_id"):

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from pydantic import JsonValue
 
+from rlaif.addresses import without_secrets
 from rlaif.errors import RlaifError
 from rlaif.page.learned import Training
 from rlaif.page.reading import document, rows
@@ -68,7 +69,7 @@ _ORDER = {"sft": 0, "reward": 1, "dpo": 2, "ppo": 3}
 def _training(root: Path, folder: Path, files: Mapping[str, str]) -> Training:
     begun, metrics = document(folder / "train.json"), document(folder / "metrics.json")
     given = begun.get("settings")
-    settings: dict[str, JsonValue] = given if isinstance(given, dict) else {}
+    settings: dict[str, JsonValue] = _shown(given) if isinstance(given, dict) else {}
     method = str(begun.get("method") or "?")
     history = [line for line in _log(folder) if isinstance(line.get("step"), int | float)]
     steps = metrics.get("steps") or max((line["step"] for line in history), default=None)
@@ -133,14 +134,23 @@ def _number(value: object) -> float | None:
     return float(value) if known else None  # type: ignore[arg-type]
 
 
-def _held_out(history: list[dict[str, Any]]) -> Iterator[dict[str, float]]:
+def _held_out(history: list[dict[str, Any]]) -> Iterator[dict[str, float | None]]:
     for line in history:
         if isinstance(line.get("held_out/win_rate"), float):
             yield {
                 "step": float(line["step"]),
                 "win_rate": line["held_out/win_rate"],
-                "controlled": float(line.get("held_out/controlled", math.nan)),
+                "controlled": _number(line.get("held_out/controlled")),
             }
+
+
+def _shown(value: Any) -> Any:
+    """Settings as they can be shown."""
+    if isinstance(value, dict):
+        return {name: _shown(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_shown(inner) for inner in value]
+    return without_secrets(value) if isinstance(value, str) else value
 
 
 def _about_data(root: Path, settings: Mapping[str, JsonValue], data_hash: str, files: Mapping[str, str]) -> str:

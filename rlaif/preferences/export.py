@@ -40,6 +40,8 @@ def _schema() -> Any:
         "margin": number,
         "flip": pa.bool_(),
         "hard": pa.bool_(),
+        "chosen_truncated": pa.bool_(),
+        "rejected_truncated": pa.bool_(),
         "strengths": pa.list_(number),
         "ranks": pa.list_(pa.int64()),
         "principles": pa.list_(text),

@@ -77,6 +77,8 @@ def pairs(
 ) -> list[PreferencePair]:
     """The preference pairs of one prompt: of labelled comparisons only, the judge's winner as `chosen`."""
     labelled = [each for each in standing.comparisons if each.status is Status.LABELLED]
+    if settings.truncated == "rejected":
+        labelled = [each for each in labelled if not _cut_off_wins(standing, each)]
     return [_pair(standing, each, compare, provenance) for each in _selected(standing, labelled, settings)]
 
 
@@ -88,6 +90,12 @@ def _selected(standing: Standing, labelled: list[Comparison], settings: PairSett
     if settings.select == "revised":
         labelled = [each for each in labelled if _is_revision(standing, each)]
     return sorted(labelled, key=lambda each: -abs(each.logit))[: settings.per_prompt]
+
+
+def _cut_off_wins(standing: Standing, comparison: Comparison) -> bool:
+    """Whether a response that was cut off would be chosen over a whole one."""
+    winner, loser = (standing.samples[name] for name in _winner_first(comparison))
+    return winner.truncated and not loser.truncated
 
 
 def _winner_first(comparison: Comparison) -> tuple[str, str]:
@@ -131,4 +139,6 @@ def _pair(
         policies=(chosen.policy, rejected.policy),
         judge=provenance.judge,
         constitution=provenance.constitution,
+        chosen_truncated=chosen.truncated,
+        rejected_truncated=rejected.truncated,
     )

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from rlaif.asking import Judge
+from rlaif.comparisons.thinking import without_thinking
 from rlaif.constitution import Constitution, Principle
 from rlaif.critiques.plan import critique_question
 from rlaif.critiques.questions import Shot, revise_messages
@@ -86,7 +87,7 @@ def chain(
             if critique is None:
                 yield Step(number, principle, reply, asked, None, None, None, None)
                 return
-            notes, critique_id = critique.text.strip() or None, critique.id
+            notes, critique_id = without_thinking(critique.text).strip() or None, critique.id
         question = _revision_question(prompt, sample, reply, principle, notes, critique_id, number, settings, judge)
         revision = known.revision(question.id)
         if revision is None:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import re
 
+from rlaif.comparisons.thinking import without_thinking
+
 _NEW = r"(?:revised|rewritten|reworded|improved|updated|new|kinder|better|(?:more|less) \w+)"
 _REPLY = r"(?:reply|response|answer)"
 _LEADS = (
@@ -36,8 +38,9 @@ _QUOTED = re.compile(r'\A["“]([^"“”]+)["”]\Z')
 
 
 def spoken(text: str) -> str:
-    """The reply in a revision: its lead, an echoed fence, quotes around it all, a next turn and an afterword go."""
-    said = text.strip()
+    """The reply in a revision: its writer's thoughts, its lead, an echoed fence, quotes around it all, a next turn and
+    an afterword go."""
+    said = without_thinking(text).strip()
     for lead in _LEADS:
         found = lead.match(said)
         if found and found.end() < len(said):

@@ -8,7 +8,8 @@ from typing import NamedTuple
 
 from rlaif.errors import UserError, nearest
 from rlaif.records import GivenResponse, Message, Messages
-from rlaif.samples.messages import ROLES, content_of, system_of
+from rlaif.samples.messages import ROLES, UnparsedMessagesError, content_of, messages_in, system_of, uses_tools
+from rlaif.samples.promptparts import OddPromptError, PromptColumns, joined_prompt, parts_of, unread
 from rlaif.samples.transcripts import alternate, cut_dangling, is_transcript, joined, parse_transcript
 
 Note = Callable[[str], None]
@@ -40,13 +41,14 @@ class Form:
     """`chosen` and `rejected` hold answers, or dialogues that end in answers."""
     responses: str | None = None
     """Column of given answers, dots leading through lists and objects."""
+    parts: tuple[str, ...] = ()
+    """Other columns that are part of the prompt."""
 
     def read(self, row: object, note: Note) -> Found:
         """The conversation and the answers of one row. Raises OddRowError where there is none."""
         if self.pair and self.column is None:
             return _pair_of_dialogues(row, note)
-        value = row if self.column is None else _one(row, self.column)
-        turns = _turns(value)
+        turns = _turns(self._prompt(row))
         answers = []
         if turns and turns[-1].role == "assistant":
             if turns[-1].content and self.column == "prompt":
@@ -55,10 +57,30 @@ class Form:
             turns = turns[:-1]
         given: list[object] = [*answers]
         if self.pair:
-            given += [_final_answer(_one(row, name), turns, note) for name in _PAIR]
+            given += [_final_answer(value_at(row, name), turns, note) for name in _PAIR]
         if self.responses is not None:
             given += _responses(row, self.responses, note)
+        self._note_unread(row, turns, given, note)
         return Found(_checked(_after_system(row, turns), note), _given(given, note))
+
+    def _prompt(self, row: object) -> object:
+        if self.column is None:
+            return row
+        if not self.parts or not isinstance(row, dict) or self.column not in row:
+            return value_at(row, self.column)
+        try:
+            return joined_prompt(row, PromptColumns(self.column, self.parts))
+        except OddPromptError:
+            raise OddRowError("row with a column that is part of the prompt and cannot be joined with it") from None
+
+    def _note_unread(self, row: object, turns: Messages, given: Sequence[object], note: Note) -> None:
+        if self.column is None or not isinstance(row, dict) or self.column not in row:
+            return
+        said = [turn.content for turn in turns] + [text for text in given if isinstance(text, str)]
+        read = {self.column, *self.parts, *((self.responses or "").split(".")[:1])}
+        others = {name: value for name, value in row.items() if name not in read}
+        for name in unread(others, None, said):
+            note(f"column `{name}` that looks like a part of the prompt and is not read")
 
 
 def recognise(row: object, where: str, line: int, column: str | None, responses: str | None) -> Form:
@@ -73,11 +95,12 @@ def recognise(row: object, where: str, line: int, column: str | None, responses:
             mend = f"{close} {mend}" if close.startswith("did") else mend
             raise UserError(f"no column `{name}`", where=where, line=line, mend=mend)
     pair = responses is None and all(name in row for name in _PAIR)
+    taken = (*_PAIR, (responses or "").split(".")[0])
     if column is not None:
-        return Form(column, pair and column not in _PAIR, responses)
+        return Form(column, pair and column not in _PAIR, responses, parts_of(names, column, taken))
     for known in _KNOWN:
         if known in row:
-            return Form(known, pair, responses)
+            return Form(known, pair, responses, parts_of(names, known, taken))
     if all(name in row for name in _PAIR):
         return Form(None, pair=True)
     example = names[0] if names else "NAME"
@@ -116,7 +139,8 @@ def _dig(value: object, name: str) -> Iterable[object]:
             yield from _dig(value[key], rest)
 
 
-def _one(row: object, name: str) -> object:
+def value_at(row: object, name: str) -> object:
+    """What stands at a dotted path. Raises OddRowError where that is nothing, or several things."""
     values = list(_dig(row, name))
     if len(values) != 1:
         raise OddRowError(f"row without one `{name}`")
@@ -127,12 +151,22 @@ def _turns(value: object) -> Messages:
     """A text, a dialogue in a text, or a list of messages, as messages."""
     if isinstance(value, str):
         text = _sound(value)
+        if (messages := _written_down(text)) is not None:
+            return tuple(_message(item) for item in messages)
         if not is_transcript(text):
             return (Message(role="user", content=text),)
         return parse_transcript(text)
     if isinstance(value, list) and value:
         return tuple(_message(item) for item in value)
     raise OddRowError("blank prompt" if value is None or value == [] else "prompt that is not text")
+
+
+def _written_down(text: str) -> list[object] | None:
+    """Messages that a table wrote down in a text."""
+    try:
+        return messages_in(text)
+    except UnparsedMessagesError:
+        raise OddRowError("messages written into a text in a form that cannot be read back") from None
 
 
 def _after_system(row: object, turns: Messages) -> Messages:
@@ -146,6 +180,8 @@ def _after_system(row: object, turns: Messages) -> Messages:
 def _message(item: object) -> Message:
     if not isinstance(item, dict):
         raise OddRowError("message that is not an object")
+    if uses_tools(item):
+        raise OddRowError("message that calls a tool, or is what one answered")
     role = ROLES.get(str(item.get("role", item.get("from"))).lower())
     if role is None:
         raise OddRowError("message with a role that is not system, user or assistant")
@@ -183,7 +219,7 @@ def _checked(messages: Messages, note: Note) -> Messages:
 
 def _pair_of_dialogues(row: object, note: Note) -> Found:
     """What two dialogues share up to a turn of the user is the prompt; what each says next is its answer."""
-    dialogues = [_turns(_one(row, name)) for name in _PAIR]
+    dialogues = [_turns(value_at(row, name)) for name in _PAIR]
     shared = min(len(turns) for turns in dialogues) - 1
     shared = next((at for at in range(shared) if dialogues[0][at] != dialogues[1][at]), shared)
     while shared and dialogues[0][shared - 1].role != "user":
@@ -204,7 +240,7 @@ def _rest(turns: Messages, note: Note) -> str | None:
 
 def _final_answer(value: object, prompt: Messages, note: Note) -> str | None:
     """The answer in a `chosen` or `rejected` beside a prompt: plain, or the last turn of the whole dialogue."""
-    if isinstance(value, str) and not is_transcript(value):
+    if isinstance(value, str) and not is_transcript(value) and not _looks_written_down(value):
         return value
     try:
         turns = _turns(value)
@@ -215,6 +251,13 @@ def _final_answer(value: object, prompt: Messages, note: Note) -> str | None:
         return turns[-1].content
     note("answer whose dialogue is not the prompt's (left out)")
     return None
+
+
+def _looks_written_down(text: str) -> bool:
+    try:
+        return messages_in(text) is not None
+    except UnparsedMessagesError:
+        return True
 
 
 def _responses(row: object, name: str, note: Note) -> list[object]:

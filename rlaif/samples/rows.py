@@ -16,6 +16,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 from rlaif.errors import UserError
+from rlaif.jsontext import loads
+from rlaif.samples.jsonlist import JsonList
+from rlaif.samples.parquet import parquet_rows
 
 Rows = Iterator[tuple[int, object]]
 """Line (or row number, in Parquet and on the hub) and what stands there."""
@@ -112,11 +115,11 @@ def _json_lines(file: Path) -> Rows:
 
 def _json(line: str, file: Path, number: int) -> object:
     try:
-        value: object = json.loads(line)
+        value: object = loads(line)
     except json.JSONDecodeError as error:
         what = f"not JSON: {error.msg} (column {error.colno})"
         raise UserError(what, where=file, line=number, mend="one JSON value a line") from None
-    except (RecursionError, ValueError) as error:  # too deep, or a number of thousands of digits
+    except ValueError as error:  # too deep, or a number of thousands of digits
         raise UserError(f"not usable JSON: {error}", where=file, line=number) from None
     return value
 
@@ -124,53 +127,34 @@ def _json(line: str, file: Path, number: int) -> object:
 def _json_rows(file: Path) -> Rows:
     """A JSON list; many a `.json` file is JSON lines in truth, and is read as such."""
     with _open(file) as stream:
-        head = stream.read(4096).removeprefix(codecs.BOM_UTF8).lstrip()
-    if head.startswith(b"["):
+        head = stream.read(4096)
+    if head.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"["):
         return _json_list(file)
     return _json_lines(file)
 
 
 def _json_list(file: Path) -> Rows:
-    """The items of one list, decoded one by one; only the text is in memory as a whole."""
-    text = "".join(line for _, line in _lines(file))
-    decoder, at, line, counted = json.JSONDecoder(), text.index("[") + 1, 1, 0
-    while True:
-        at = _skip(text, at)
-        line, counted = line + text.count("\n", counted, at), at
-        if text[at : at + 1] == "]":
-            break
-        try:
-            value, at = decoder.raw_decode(text, at)
-        except json.JSONDecodeError as error:
-            what = f"not JSON: {error.msg} (column {error.colno})"
-            raise UserError(what, where=file, line=error.lineno) from None
-        except (RecursionError, ValueError) as error:
-            raise UserError(f"not usable JSON: {error}", where=file, line=line) from None
-        yield line, value
-        at = _skip(text, at)
-        if text[at : at + 1] not in (",", "]"):
-            line += text.count("\n", counted, at)
-            raise UserError("not JSON: `,` or `]` is missing after an item", where=file, line=line)
-        at += text[at] == ","
-    if text[at + 1 :].strip():
-        raise UserError("goes on after the end of its list", where=file, line=line)
+    def mistake(what: str, line: int) -> UserError:
+        return UserError(what, where=file, line=line)
 
-
-_SPACE = re.compile(r"[ \t\r\n]*")
-
-
-def _skip(text: str, at: int) -> int:
-    space = _SPACE.match(text, at)
-    return space.end() if space else at
+    with _open(file) as stream:
+        yield from JsonList(stream, mistake, _MAX_LINE).items()
 
 
 def _csv_rows(file: Path) -> Rows:
     csv.field_size_limit(_MAX_LINE)
-    reader = csv.reader((line for _, line in _lines(file)), strict=True)
+    lines = _BoundedLines(file)
+    delimiter = _delimiter(file)
+    reader = csv.reader(lines, strict=True, delimiter=delimiter)
     try:
         header = next(reader)
+        if header and header[0].lower() in ("sep=", f"sep={delimiter}"):  # Excel's first line, which is no row
+            header = next(reader)
+        _require_names(header, file, reader.line_num)
+        lines.new_row()
         start = reader.line_num + 1
         for cells in reader:
+            lines.new_row()
             if len(cells) > len(header):
                 what = f"has {len(cells)} cells, the header {len(header)}"
                 raise UserError(what, where=file, line=start, mend="put a text with commas in quotes")
@@ -179,21 +163,50 @@ def _csv_rows(file: Path) -> Rows:
             start = reader.line_num + 1
     except csv.Error as error:
         raise UserError(f"not CSV: {error}", where=file, line=max(reader.line_num, 1)) from None
+    except StopIteration:
+        raise UserError("holds no header", where=file) from None
+
+
+class _BoundedLines:
+    """The lines of a CSV file for its reader, which joins those of one row: as many as the bound of a row allows."""
+
+    def __init__(self, file: Path) -> None:
+        self._file, self._lines, self._length = file, _lines(file), 0
+
+    def __iter__(self) -> _BoundedLines:
+        return self
+
+    def __next__(self) -> str:
+        number, line = next(self._lines)
+        self._length += len(line)
+        if self._length > _MAX_LINE:
+            what = f"the row that ends here is longer than {_MAX_LINE // 1_000_000} MB"
+            raise UserError(what, where=self._file, line=number, mend="is a quotation mark left open?")
+        return line
+
+    def new_row(self) -> None:
+        """Begin to count again."""
+        self._length = 0
+
+
+def _delimiter(file: Path) -> str:
+    """What stands between the cells: a comma, or a semicolon or a tab where the header holds these and no comma."""
+    _, header = next(_lines(file))
+    if (named := re.fullmatch(r"sep=(.)\s*", header, re.IGNORECASE)) is not None:
+        return named[1]
+    return "," if "," in header else next((mark for mark in ";\t" if mark in header), ",")
+
+
+def _require_names(header: list[str], file: Path, line: int) -> None:
+    """Of two columns of one name only the last would be read."""
+    twice = sorted({name for name in header if name and header.count(name) > 1})
+    if twice:
+        what = f"two columns are called `{twice[0]}`"
+        raise UserError(what, where=file, line=line, mend="give each column its own name")
 
 
 def _parquet_rows(file: Path) -> Rows:
-    import pyarrow
-    from pyarrow import parquet
-
-    try:
-        number = 0
-        with parquet.ParquetFile(file) as table:
-            for batch in table.iter_batches(batch_size=256):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield number, row
-    except pyarrow.ArrowException as error:
-        raise UserError(f"not Parquet: {str(error).splitlines()[0]}", where=file) from None
+    return parquet_rows(file, _MAX_LINE)
 
 
 def _hub(path: str) -> Rows:
@@ -205,10 +218,27 @@ def _hub(path: str) -> Rows:
     name, split = (named["name"], named["split"] or "train") if named else (path, "train")
     try:
         rows = datasets.load_dataset(name, split=split, streaming=True)
-        yield from enumerate(rows, start=1)
+        for number, row in enumerate(rows, start=1):
+            if _exceeds(row, _MAX_LINE):
+                what = f"the row is larger than {_MAX_LINE // 1_000_000} MB"
+                raise UserError(what, where=path, line=number, mend="leave it out")
+            yield number, row
     except (OSError, ValueError, RuntimeError, httpx.HTTPError) as error:
         why = str(error).strip().partition("\n")[0] or type(error).__name__
         raise UserError(f"neither a file nor a dataset that can be loaded ({why})", where=path, mend=_MEANT) from None
+
+
+def _exceeds(value: object, most: int) -> bool:
+    """Whether the texts of a row hold more characters than this; looked at without recursion, however deep it is."""
+    waiting, length = [value], 0
+    while waiting and length <= most:
+        each = waiting.pop()
+        length += len(each) if isinstance(each, (str, bytes)) else 1
+        if isinstance(each, dict):
+            waiting.extend(each.values())
+        elif isinstance(each, (list, tuple)):
+            waiting.extend(each)
+    return length > most
 
 
 _READERS: dict[str, Callable[[Path], Rows]] = {

@@ -8,7 +8,7 @@ from itertools import groupby, pairwise
 from rlaif.records import Message, Messages
 
 _MARK = re.compile(r"\n\n(Human|Assistant):")
-_LOOSE_MARK = re.compile(r"\n+(Human|Assistant):")
+_LOOSE_MARK = re.compile(r"\n(Human|Assistant):")
 
 
 def is_transcript(text: str) -> bool:

@@ -7,7 +7,8 @@ import re
 from collections.abc import Callable, Sequence
 
 from rlaif.asking import Judge
-from rlaif.comparisons.reading import without_thinking
+from rlaif.comparisons.fold import HARD_LOGIT
+from rlaif.comparisons.thinking import without_thinking
 from rlaif.inference.base import Answer, Question
 from rlaif.records import Prompt, Sample, Sampling, Score
 from rlaif.samples.meetings import Criterion
@@ -16,7 +17,8 @@ from rlaif.scores.questions import DIGITS, score_messages
 _ONE_TOKEN = Sampling(max_tokens=1)
 _DRESS = r"[\s*_`\"'()\[\]#>.:]*"
 _SAID = re.compile(
-    rf"{_DRESS}(?:(?:grade|score|answer|rating)\b{_DRESS}(?:is\b)?{_DRESS})?([0-9])(?:\s*/\s*9)?{_DRESS}", re.IGNORECASE
+    rf"{_DRESS}(?:(?:grade|score|answer|rating)\b{_DRESS}(?:is\b{_DRESS})?)?(?<!\.)([0-9])(?:\s*/\s*9)?{_DRESS}",
+    re.IGNORECASE,
 )
 
 
@@ -84,11 +86,11 @@ def grade_logit(left: Score, right: Score, *, most: float = 30.0) -> float:
     """Log-odds that the left sample has the higher grade, if each grade is drawn from the judge's own distribution.
 
     Equal grades count half for either side, so two samples with the same distribution are at even odds. For grades in
-    words, which have no distribution, it is 0.99 for the higher one.
+    words, which have no distribution, the higher one counts as much as a verdict in words.
     """
     if left.logprobs is None or right.logprobs is None:
         gap = (left.value or 0.0) - (right.value or 0.0)
-        return math.copysign(math.log(99), gap) if gap else 0.0
+        return math.copysign(HARD_LOGIT, gap) if gap else 0.0
     ours, theirs = (_normalised(score.logprobs or ()) for score in (left, right))
     win = math.fsum(a * b for at, a in enumerate(ours) for b in theirs[:at])
     lose = math.fsum(a * b for at, b in enumerate(theirs) for a in ours[:at])

@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterable, Sequence
 
 from rlaif.asking import Judge
-from rlaif.comparisons.reading import without_thinking
+from rlaif.comparisons.thinking import without_thinking
 from rlaif.inference.base import Answer, Question
 from rlaif.records import Order, Prompt, Sample, Sampling
 from rlaif.samples.meetings import Criterion
@@ -24,7 +24,7 @@ MOST = len(LETTERS)
 
 _LIST = re.compile(r"(?<!\w)([A-J])(?!\w)")
 _TALK = re.compile(r"[A-Za-z]{2,}")
-_BEST_FIRST = re.compile(r"\W*(?:(?:final )?(?:ranking|order)\W+)?(?:from )?best to worst\b", re.IGNORECASE)
+_BEST_FIRST = re.compile(r"(?:(?:final )?(?:ranking|order)\W{1,20})?(?:from )?best to worst\b", re.IGNORECASE)
 _CUES = {"ranking", "order", "answer", "final", "the", "is", "reply", "replies", "and"}
 
 

@@ -11,19 +11,19 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
 from pydantic import JsonValue
 
 from rlaif import __version__
 from rlaif.data.shapes import recognise
 from rlaif.errors import RlaifError
+from rlaif.jsontext import loads
 from rlaif.samples.rows import read_rows
 from rlaif.store import write_text
 from rlaif.training.preparing import Prepared
 from rlaif.training.rows import DEMONSTRATION_FILES, PAIR_FILES, file_of
 from rlaif.training.settings import CommonSettings, DpoSettings, Method, TrainSettings
 from rlaif.training.use import centred, is_adapter, name_of, use
-from rlaif.yamlcore import dump_yaml
+from rlaif.yamlcore import dump_yaml, plain_yaml
 
 _WHAT = {
     "sft": "A language model, fine-tuned on demonstrations",
@@ -113,8 +113,8 @@ def base_model(model: str) -> str:
     """What a model was made from at first: a trained folder's card names it, for the folder is nowhere on the hub."""
     if not Path(model).expanduser().is_dir():
         return model
-    with contextlib.suppress(OSError, IndexError, yaml.YAMLError):
-        head = yaml.safe_load((Path(model).expanduser() / "README.md").read_text(encoding="utf-8").split("---")[1])
+    with contextlib.suppress(OSError, IndexError, ValueError):
+        head = plain_yaml((Path(model).expanduser() / "README.md").read_text(encoding="utf-8").split("---")[1])
         if isinstance(head, dict) and isinstance(head.get("base_model"), str):
             return str(head["base_model"])
     return name_of(model)
@@ -152,7 +152,7 @@ def _manifest(path: str | Path, data_hash: str) -> dict[str, Any]:
     """What the run's manifest says, where the data are the very file that it tells the hash of."""
     file = Path(path).expanduser()
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
-        manifest = json.loads((file.parent / "manifest.json").read_text(encoding="utf-8"))
+        manifest = loads((file.parent / "manifest.json").read_text(encoding="utf-8"))
         if manifest["files"][file.name] == data_hash:
             about = manifest["constitution"]
             judge, policy = manifest["judge"], manifest["policy"]

@@ -41,7 +41,8 @@ class DpoObjective:
     def losses(self, values: Tensor, batch: Batch, groups: Sequence[Group]) -> tuple[Tensor, Metrics]:
         """The loss of every pair from summed log-probabilities [2 * pairs], chosen and rejected in turn.
 
-        Rewards, margin, accuracy and Brier score are those of what the loss compares (`losses.compared`).
+        Rewards, margin, accuracy and Brier score are those of what the loss compares (`losses.compared`); without a
+        Brier score where its margins stand for no label (`losses.preferred`).
         """
         assert self.settings.loss != "kto"
         logps = self._logps(values, batch, groups)
@@ -51,15 +52,17 @@ class DpoObjective:
             losses = losses + self.settings.sft_weight * nll(logps.chosen, logps.chosen_tokens)
         chosen, rejected = (each.detach() for each in compared(self.settings.loss, logps, self.numbers.beta))
         likely = preferred(self.settings.loss, chosen - rejected)
-        return losses, {
+        found = {
             "accuracy": (chosen > rejected).float(),
             "margin": chosen - rejected,
             "rewards/chosen": chosen,
             "rewards/rejected": rejected,
             "logps/chosen": logps.chosen,
             "logps/rejected": logps.rejected,
-            "brier": (likely - column(groups, "probability", 1.0).to(values)).square(),
         }
+        if likely is not None:
+            found["brier"] = (likely - column(groups, "probability", 1.0).to(values)).square()
+        return losses, found
 
     def _logps(self, values: Tensor, batch: Batch, groups: Sequence[Group]) -> PairLogps:
         ref_chosen, ref_rejected = (column(groups, REFERENCE.format(at), 0.0).to(values) for at in (0, 1))

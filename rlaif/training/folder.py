@@ -20,6 +20,7 @@ from pydantic import JsonValue, ValidationError
 
 from rlaif import __version__
 from rlaif.errors import UserError
+from rlaif.jsontext import loads
 from rlaif.records import Record
 from rlaif.store import lock_folder, write_json, write_text
 
@@ -131,7 +132,7 @@ def _require_readable(checkpoint: Path) -> None:
         try:
             match path.suffix:
                 case ".json":
-                    json.loads(path.read_text(encoding="utf-8"))
+                    loads(path.read_text(encoding="utf-8"))
                 case ".safetensors":
                     safe_open(path, "np")
                 case ".pt" | ".pth":
@@ -205,7 +206,7 @@ def is_finished(folder: Path) -> bool:
 def stopped(folder: Path) -> bool:
     """Whether an alarm stopped the training here, and left checkpoints to go on from with other settings."""
     with contextlib.suppress(OSError, ValueError, AttributeError):
-        return bool(json.loads((folder / _DONE).read_text(encoding="utf-8")).get("stopped"))
+        return bool(loads((folder / _DONE).read_text(encoding="utf-8")).get("stopped"))
     return False
 
 
@@ -243,7 +244,7 @@ def keep_seconds(checkpoint: Path, seconds: float) -> None:
 def seconds_of(checkpoint: Path | None) -> float:
     """How long a training took up to a checkpoint; 0 where nobody wrote it down."""
     with contextlib.suppress(OSError, ValueError, TypeError):
-        return float(json.loads((checkpoint / _SECONDS).read_text(encoding="utf-8"))) if checkpoint else 0.0
+        return float(loads((checkpoint / _SECONDS).read_text(encoding="utf-8"))) if checkpoint else 0.0
     return 0.0
 
 

@@ -51,7 +51,7 @@ def compute(model: Any, batch: Batch, way: Way, kind: Kind) -> Tensor:
     """Log-probabilities of the completion tokens, [tokens], or rewards of the completions, [completions]; float32.
 
     `values` are what a reward model's head says before every completion token, [tokens]: of the state in which the
-    token is chosen.
+    token is chosen, less the mean that the model was centred on, as they are to foretell rewards without it.
     """
     if kind == "logps":
         return (_fast_logps if way.fast else _plain_logps)(model, batch, way.temperature)
@@ -97,7 +97,7 @@ def _values(model: Any, batch: Batch, fast: bool) -> Tensor:
         hidden = _hidden(inner, batch)
     else:
         hidden = inner.base_model(**_plain_inputs(batch), use_cache=False).last_hidden_state.flatten(0, 1)
-    return _scored(inner, hidden.index_select(0, batch.sources))
+    return _scored(inner, hidden.index_select(0, batch.sources)) - mean_of(inner)  # as the reward itself, see `scoring`
 
 
 def _plain_logps(model: Any, batch: Batch, temperature: float) -> Tensor:
@@ -122,6 +122,11 @@ def _own_forward(model: Any, inputs: dict[str, Tensor], **options: bool) -> Tens
     inner = bare(model)
     logits: Tensor = type(inner).forward(inner, **inputs, **options).logits
     return logits
+
+
+def mean_of(model: Any) -> float:
+    """The mean that a reward model was centred on (see `centering`); 0 where it was not."""
+    return float(getattr(bare(model).config, "reward_mean", None) or 0.0)
 
 
 def bare(model: Any) -> Any:

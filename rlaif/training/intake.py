@@ -17,6 +17,7 @@ _MOST_LINES = 5
 
 _WHY = {
     "undesirable": "labelled as bad: nothing to imitate",
+    "cut-off": "a response was cut off at `max_tokens`: to learn where it stops would be wrong",
     "repeated": "the same reply to the same prompt stood in a pair before",
     "template": "the chat template refuses the conversation",
     "no-start": "an empty prompt, and the tokenizer has no beginning-of-sequence token to start from",

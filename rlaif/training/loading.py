@@ -7,10 +7,8 @@ bfloat16 where the training computes in it: half the memory.
 from __future__ import annotations
 
 import contextlib
-import json
 import math
-import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +16,12 @@ import torch
 from torch import nn
 
 from rlaif.errors import UserError
-from rlaif.inference.quiet import quiet
+from rlaif.inference import merging
+from rlaif.inference.files import read_json
+from rlaif.inference.opening import open_model, untie
 from rlaif.training.arguments import narrow
-from rlaif.training.mishaps import first_line, out_of_memory
-from rlaif.training.saving import cast, type_of
+from rlaif.training.rewardmodel import figures_of
+from rlaif.training.saving import type_of
 from rlaif.training.settings import CommonSettings, LoraSettings
 from rlaif.training.starts import Start, find_start, lasting_name
 
@@ -51,12 +51,14 @@ def weights_type(settings: CommonSettings) -> torch.dtype:
 
 
 def _causal(settings: CommonSettings, dtype: torch.dtype) -> Any:
-    from transformers import AutoModelForCausalLM
-
     start = find_start(settings.model)
-    model, missing = _load(AutoModelForCausalLM, settings, start, dtype, {})
-    _require_none(missing, settings, "a language model")
-    return _with_start(model, settings, start, dtype)
+    model, _ = open_model(start.parts, "language", dtype, where=settings.model, options=_options(settings, start))
+    return _trainable(model, start)
+
+
+def _trainable(model: Any, start: Start) -> Any:
+    """The model after PEFT, which froze all of it, has added an adapter to its weights."""
+    return model.requires_grad_(True) if start.adapter is not None else model
 
 
 def load_reward_model(settings: CommonSettings, pad: int) -> Any:
@@ -66,24 +68,25 @@ def load_reward_model(settings: CommonSettings, pad: int) -> Any:
     with a spread near 1 (Stiennon et al. 2020, arXiv:2009.01325; Huang et al. 2024, arXiv:2403.17031, detail 12). The
     head is float32 whatever the rest is.
     """
-    from transformers import AutoModelForSequenceClassification
-
     _require_trainable(settings)
     start, dtype = find_start(settings.model), weights_type(settings)
     _require_one_output(start.weights)
     with _fixed_seed(settings.seed):
-        model, missing = _load(AutoModelForSequenceClassification, settings, start, dtype, {"num_labels": 1})
-        _require_none([name for name in missing if not name.startswith("score.")], settings, "a reward model")
+        model, fresh = open_model(
+            start.parts, "reward", dtype, where=settings.model, new_head=True, options=_options(settings, start)
+        )
         head = getattr(model, "score", None)
         if isinstance(head, nn.Linear):
             head.float()
-            if missing:
+            if fresh:  # whatever its class makes of one
                 nn.init.normal_(head.weight, std=1 / math.sqrt(head.in_features + 1))
-            elif (kept := _kept_head(start.weights)) is not None:
+            elif start.adapter is None and (kept := _kept_head(start.weights)) is not None:
                 head.weight.data.copy_(kept)
-    model.config.get_text_config().pad_token_id = pad
-    model.config.id2label, model.config.label2id = {0: "reward"}, {"reward": 0}
-    return _ready(_with_start(model, settings, start, dtype), settings, "SEQ_CLS")
+    config = model.config
+    config.get_text_config().pad_token_id = pad
+    config.id2label, config.label2id = {0: "reward"}, {"reward": 0}
+    config.update(figures_of(start.parts))
+    return _ready(_trainable(model, start), settings, "SEQ_CLS")
 
 
 def _require_trainable(settings: CommonSettings) -> None:
@@ -91,16 +94,8 @@ def _require_trainable(settings: CommonSettings) -> None:
         raise UserError("4-bit weights cannot be trained themselves", mend="set `lora.rank`, for instance 16")
 
 
-def _require_none(missing: list[str], settings: CommonSettings, kind: str) -> None:
-    """Weights that are missing would be random numbers."""
-    if missing:
-        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-        what = f"lacks weights of {kind}: {', '.join(missing[:3])}{more}"
-        raise UserError(what, where=settings.model, mend="name a model that was saved whole")
-
-
 def _require_one_output(folder: Path) -> None:
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = read_json(folder / "config.json")
     (kind, *_) = config.get("architectures") or [""]
     labels = len(config.get("id2label") or ()) or config.get("num_labels", 2)
     if kind.endswith("ForSequenceClassification") and labels != 1:
@@ -119,51 +114,17 @@ def _kept_head(folder: Path) -> torch.Tensor | None:
     return None
 
 
-def _load(
-    kind: Any, settings: CommonSettings, start: Start, dtype: torch.dtype, options: dict[str, Any]
-) -> tuple[Any, list[str]]:
-    """The model in a start's folder, its adapter apart, and the names of weights that the folder does not hold."""
-    from safetensors import SafetensorError
-
+def _options(settings: CommonSettings, start: Start) -> dict[str, Any]:
+    """How the weights are loaded."""
+    options: dict[str, Any] = {}
     if settings.attention != "auto":
-        options = options | {"attn_implementation": settings.attention}
-    if settings.four_bit:
-        options = options | {"quantization_config": _four_bit()}
-    if start.adapter is not None:
-        dtype = torch.float32  # what comes out of adding the adapter is rounded once, afterwards
-    try:
-        with quiet():
-            model, found = kind.from_pretrained(start.weights, dtype=dtype, output_loading_info=True, **options)
-    except (OSError, ValueError, KeyError, ImportError, SafetensorError, RuntimeError) as error:
-        if out_of_memory(error):
-            raise
-        what = f"cannot be loaded: {first_line(error)}"
-        raise UserError(what, where=settings.model, mend="name another model") from error
-    return model, sorted(found["missing_keys"])
-
-
-def _with_start(model: Any, settings: CommonSettings, start: Start, dtype: torch.dtype) -> Any:
-    """The model with the adapter that it starts from added to its weights."""
-    if start.adapter is None:
-        return model
-    from peft import PeftConfig, PeftModel
-
-    if settings.four_bit:
+        options["attn_implementation"] = settings.attention
+    if settings.four_bit and start.adapter is not None:
         mend = "save it with `lora.merge: true`, or leave `four_bit` out"
         raise UserError("is an adapter, which 4-bit weights cannot take up", where=settings.model, mend=mend)
-    about = PeftConfig.from_pretrained(str(start.adapter))
-    if about.task_type == "SEQ_CLS" and not hasattr(model, "score"):
-        raise UserError("is an adapter of a reward model", where=settings.model, mend="name a language model")
-    about.task_type = None  # one of a language model is added to a reward model as well: the layers are the same
-    try:
-        with warnings.catch_warnings(), quiet():
-            warnings.filterwarnings("error", message="Found missing adapter keys")
-            model = PeftModel.from_pretrained(model, str(start.adapter), config=about).merge_and_unload()
-    except (OSError, ValueError, KeyError, AttributeError, RuntimeError, UserWarning) as error:
-        what = f"the adapter cannot be added to {start.weights.name}: {first_line(error)}"
-        raise UserError(what, where=settings.model, mend="name another model") from error
-    cast(model, dtype)
-    return model.requires_grad_(True)
+    if settings.four_bit:
+        options["quantization_config"] = _four_bit()
+    return options
 
 
 def _four_bit() -> Any:
@@ -215,6 +176,8 @@ def with_adapter(model: Any, lora: LoraSettings, task: str) -> Any:
     from peft import LoraConfig, get_peft_model
 
     assert lora.rank is not None
+    if lora.targets and any(_is_target(model, table, lora.targets) for table in ("input", "output")):
+        untie(model)  # or what is added to the one were added to both when they are merged
     kind: Any = LoraConfig  # its alpha may be a fraction, whatever its type says
     config = kind(
         r=lora.rank,
@@ -231,9 +194,18 @@ def with_adapter(model: Any, lora: LoraSettings, task: str) -> Any:
         raise UserError(f"no adapter fits: {what}", where="lora.targets", mend="name layers of the model") from error
 
 
+def _is_target(model: Any, table: str, targets: Sequence[str]) -> bool:
+    """Whether a model's embeddings, or its head, are among the layers that get an adapter."""
+    wanted = getattr(model, f"get_{table}_embeddings")()
+    name = next((name for name, each in model.named_modules() if each is wanted), "")
+    return any(name == target or name.endswith(f".{target}") for target in targets)
+
+
 def merged(model: Any) -> Any:
-    """The whole model with its adapter added to the weights."""
-    return model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
+    """The whole model with its adapter added to the weights. Raises UserError where that makes another model of it."""
+    if not hasattr(model, "merge_and_unload"):
+        return model
+    return merging.merged(model, "lora.merge", mend="leave it out: the adapter is saved as it is")
 
 
 @contextlib.contextmanager

@@ -7,7 +7,6 @@ and plain texts. A row that cannot be scored stays in its place, without a rewar
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +14,13 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import ValidationError
 
-from rlaif.data.shapes import Shape, recognise
+from rlaif.data.opening import first_known, settled
+from rlaif.data.shapes import Shape, recognise, usual
 from rlaif.data.turns import UnreadableValueError
 from rlaif.errors import RecordError, UserError, nearest
 from rlaif.records import Prompt, Sample
-from rlaif.samples.rows import Rows, read_rows
+from rlaif.samples.promptparts import OddPromptError, PromptColumns, joined_prompt, parts_of
+from rlaif.samples.rows import Rows
 from rlaif.store import read_records
 from rlaif.training.intake import Intake
 from rlaif.training.rows import PAIR_FILES, file_of
@@ -35,7 +36,6 @@ _TEXTS = ("response", "text", "content", "completion", "output", "generated_text
 """Where a response stands in an object of a list of them."""
 _SAMPLE = frozenset({"prompt", "text", "policy", "index"})
 """Columns that tell a record of samples.jsonl."""
-_TRIED = 20
 _ALONE = Shape("unpaired", {"prompt": "prompt", "completion": "completion", "label": "label"})
 
 
@@ -78,6 +78,8 @@ class _Form(NamedTuple):
     prompt: str = "prompt"
     reply: str = ""
     shape: Shape | None = None
+    parts: tuple[str, ...] = ()
+    """Other columns that are part of the prompt."""
 
 
 def responses(
@@ -88,15 +90,12 @@ def responses(
 ) -> Iterator[Answered]:
     """The rows of a file, a run's folder or a `datasets` name. Raises UserError where there are no responses in it."""
     path, intake = file_of(path, FILES), intake or Intake()
-    rows = read_rows(path)
-    tried = list(itertools.islice(rows, _TRIED))
-    if not tried:
-        raise UserError("holds no rows", where=path)
-    found = (form for _, row in tried if (form := _form(row, columns)) is not None)
-    form = next(found, None)
+    form, rows = first_known(path, lambda row: _form(row, columns))
     if form is None:
-        raise _unknown(path, tried[0][1], columns)
-    rows = itertools.chain(tried, rows)
+        _, first = next(rows, (0, None))
+        raise UserError("holds no rows", where=path) if first is None else _unknown(path, first, columns)
+    if form.shape is not None:
+        form = form._replace(shape=settled(form.shape, path))
     if form.kind == "sample":
         rows, form = _joined(rows, path), _Form("replies", "prompt", "response")
     for line, row in rows:
@@ -113,13 +112,13 @@ def _form(row: object, columns: Columns) -> _Form | None:
         )
     if row.keys() >= _SAMPLE:
         return _Form("sample")
-    sided = "chosen" in row and "rejected" in row
+    shape = recognise(row)
+    sided = ("chosen" in row and "rejected" in row) or (shape is not None and shape.sided is not None)
     if not sided and (found := _replies(row, _PROMPTS, _REPLIES)) is not None:
         return found
     talk = next((name for name in _TALKS if isinstance(row.get(name), (list, str))), None)
     if not sided and talk is not None:
         return _Form("messages", reply=talk)
-    shape = recognise(row)
     if shape is not None and shape.kind in ("preference", "dialogues"):
         return _Form("pair", shape.columns.get("prompt", ""), shape=shape)
     return _Form("text", reply="text") if "text" in row else None
@@ -128,7 +127,11 @@ def _form(row: object, columns: Columns) -> _Form | None:
 def _replies(row: Row, prompts: Sequence[str], replies: Sequence[str]) -> _Form | None:
     prompt = next((name for name in prompts if name in row), None)
     reply = next((name for name in replies if name in row and name != prompt), None)
-    return None if prompt is None or reply is None else _Form("replies", prompt, reply)
+    return (
+        None
+        if prompt is None or reply is None
+        else _Form("replies", prompt, reply, parts=parts_of(map(str, row), prompt, (reply,)))
+    )
 
 
 def _unknown(path: str | Path, row: object, columns: Columns) -> UserError:
@@ -171,19 +174,28 @@ def _answered(row: object, form: _Form, template: Template, intake: Intake, name
         if form.kind != "replies":
             return _whole(row, form, template, name, line)
         given = _items(row.get(form.reply))
+        prompt = _prompt(row, form)
     except UnreadableValueError as odd:
         intake.leave_out(str(odd), line)
         prompt = row.get(form.prompt) if isinstance(row, dict) else None
         blank = (Reply(None, None),) * (2 if form.kind == "pair" else 1)
         return Answered(name, line, prompt, blank, form.kind == "pair")
-    prompt = row.get(form.prompt)
     replies = tuple(_reply(prompt, each, template, intake, line) for each in given)
     return Answered(name, line, prompt, replies, paired=False)
 
 
+def _prompt(row: Row, form: _Form) -> Any:
+    if form.prompt not in row:
+        return None
+    try:
+        return joined_prompt(row, PromptColumns(form.prompt, form.parts))
+    except OddPromptError:
+        raise UnreadableValueError("prompt-part") from None
+
+
 def _pair(row: Row, form: _Form, template: Template, name: str, line: int) -> Answered:
     assert form.shape is not None
-    found = sides(row, form.shape, template)
+    found, row = sides(row, form.shape, template), usual(row, form.shape)
     given = [row[form.shape.columns[side]] for side in ("chosen", "rejected")]
     texts = (found.chosen or "", found.rejected or "")
     replies = (Reply(*each) for each in zip(given, (_example(found, text, line) for text in texts), strict=True))

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
 from rlaif.errors import UserError
-from rlaif.inference.folder import load_tokenizer, model_folder
-from rlaif.inference.quiet import quiet
-from rlaif.training.forward import bare
+from rlaif.inference.files import ADAPTER, read_json, require_ends
+from rlaif.inference.folder import Parts, load_tokenizer, model_folder, parts_of
+from rlaif.inference.opening import open_model, require_parts
+from rlaif.jsontext import loads
 from rlaif.training.texts import Template
-from rlaif.training.tokens import end_ids, pad_id
+from rlaif.training.tokens import pad_id
 
 ADAPTER_FILE = "reward.json"
 """Of an adapter, what a whole model's config.json says about its rewards."""
@@ -39,14 +39,13 @@ def load(name: str, device: str = "auto") -> Loaded:
 
     Raises UserError for a model that is none.
     """
-    folder = _adapter(name) or model_folder(name)
-    tokenizer = load_tokenizer(folder)
-    try:
-        with quiet():
-            model = _adapted(folder) if (folder / "adapter_config.json").is_file() else _whole(folder)
-    except (OSError, ValueError, KeyError) as error:
-        first = str(error).strip().partition("\n")[0]
-        raise UserError(f"cannot be loaded: {first}", where=name, mend="name a reward model") from error
+    folder = model_folder(name)
+    parts = parts_of(folder, rewards=True)
+    require_parts(parts, name)
+    _require_reward(parts)
+    tokenizer = load_tokenizer(parts.tokenizer)
+    model, _ = open_model(parts, "reward", torch.float32, where=name)
+    model.config.update(figures_of(parts))
     config = model.config.get_text_config()
     if config.pad_token_id is None:
         config.pad_token_id = pad_id(tokenizer)
@@ -59,42 +58,31 @@ def load(name: str, device: str = "auto") -> Loaded:
     return Loaded(model.to("cuda" if with_gpu else "cpu").eval(), tokenizer, ends, template, longest, narrow)
 
 
-def _adapter(name: str) -> Path | None:
-    folder = Path(name).expanduser()
-    return folder if (folder / "adapter_config.json").is_file() else None
+def figures_of(parts: Parts) -> dict[str, float]:
+    """Of a reward model's adapter, what a whole model's config.json says about its rewards."""
+    path = None if parts.adapter is None else parts.adapter / ADAPTER_FILE
+    if path is None or not path.is_file():
+        return {}
+    found = read_json(path)
+    if not all(isinstance(each, (int, float)) for each in found.values()):
+        raise UserError("holds other things than numbers", where=path, mend="copy it from the training again")
+    return found
 
 
-def _whole(folder: Path) -> Any:
-    from transformers import AutoConfig, AutoModelForSequenceClassification
-
-    config = AutoConfig.from_pretrained(folder)
-    kind = next(iter(config.architectures or ()), "")
-    if kind.endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")):
-        raise _no_reward_model(folder, f"is a {kind}: its reward head would be a new one, with random weights")
-    if config.num_labels != 1:
-        raise _no_reward_model(folder, f"has {config.num_labels} outputs, not one reward")
-    kinds = AutoModelForSequenceClassification
-    model, found = kinds.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
-    if found["missing_keys"]:
-        missing = ", ".join(sorted(found["missing_keys"])[:3])
-        raise _no_reward_model(folder, f"lacks weights of a reward model ({missing})")
-    return model
-
-
-def _adapted(folder: Path) -> Any:
-    """An adapter added to the weights that it was trained on."""
-    from peft import PeftConfig, PeftModel
-    from transformers import AutoConfig, AutoModelForSequenceClassification
-
-    about = PeftConfig.from_pretrained(str(folder))
-    if about.task_type != "SEQ_CLS":
-        raise _no_reward_model(folder, f"is an adapter of the type {about.task_type}, without a reward head")
-    base = model_folder(str(about.base_model_name_or_path))
-    config = AutoConfig.from_pretrained(base, num_labels=1)
-    with contextlib.suppress(FileNotFoundError):
-        config.update(json.loads((folder / ADAPTER_FILE).read_text(encoding="utf-8")))
-    model = AutoModelForSequenceClassification.from_pretrained(base, config=config, dtype=torch.float32)
-    return PeftModel.from_pretrained(model, folder).merge_and_unload()
+def _require_reward(parts: Parts) -> None:
+    """Raise UserError for a model without a head for rewards: a new one would have random weights."""
+    if parts.adapter is not None:
+        kind = read_json(parts.adapter / ADAPTER).get("task_type")
+        if kind != "SEQ_CLS":
+            raise _no_reward_model(parts.adapter, f"is an adapter of the type {kind}, without a reward head")
+        return
+    config = read_json(parts.weights / "config.json")
+    (kind, *_) = config.get("architectures") or [""]
+    if str(kind).endswith(("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")):
+        raise _no_reward_model(parts.weights, f"is a {kind}: its reward head would be a new one, with random weights")
+    labels = len(config.get("id2label") or ()) or config.get("num_labels", 2)
+    if labels != 1:
+        raise _no_reward_model(parts.weights, f"has {labels} outputs, not one reward")
 
 
 def _no_reward_model(folder: Path, what: str) -> UserError:
@@ -104,20 +92,11 @@ def _no_reward_model(folder: Path, what: str) -> UserError:
 def _trained_with(folder: Path) -> dict[str, Any]:
     """The settings of the training that made a model, where it was ours."""
     with contextlib.suppress(OSError, ValueError, KeyError, AttributeError):
-        settings: dict[str, Any] = json.loads((folder / "train.json").read_text(encoding="utf-8"))["settings"]
+        settings: dict[str, Any] = loads((folder / "train.json").read_text(encoding="utf-8"))["settings"]
         return {name: settings[name] for name in ("template", "max_length", "dtype") if name in settings}
     return {}
 
 
 def ends_of(folder: Path) -> frozenset[int]:
     """The tokens that end a reply, of the generation config in a folder, if there is one."""
-    from transformers import GenerationConfig
-
-    with contextlib.suppress(OSError):
-        return end_ids(GenerationConfig.from_pretrained(folder))
-    return frozenset()
-
-
-def mean_of(model: Any) -> float:
-    """The mean that a model was centred on (see `centering`); 0 where it was not."""
-    return float(getattr(bare(model).config, "reward_mean", None) or 0.0)
+    return require_ends(folder)

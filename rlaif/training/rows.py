@@ -11,20 +11,21 @@ A row that no trainer can use is left out and counted by the rule of the doctor 
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from rlaif.data.columns import name_findings
+from rlaif.data.columns import name_findings, notes_of, quoted
+from rlaif.data.opening import first_known
 from rlaif.data.repeats import hashed
-from rlaif.data.shapes import Shape, recognise
+from rlaif.data.shapes import Shape, column_of, is_known, recognise
 from rlaif.data.turns import UnreadableValueError
 from rlaif.errors import UserError, nearest
-from rlaif.samples.rows import Rows, read_rows
+from rlaif.samples.promptparts import PromptColumns, parts_of
+from rlaif.samples.rows import Rows
 from rlaif.training.intake import Intake
-from rlaif.training.texts import Alone, Example, Row, Sides, Template, demonstrated, sides, values
+from rlaif.training.texts import Alone, Example, Row, Sides, Template, decided, demonstrated, sides, values
 
 F = TypeVar("F")
 
@@ -32,8 +33,6 @@ PAIR_FILES = ("pairs.jsonl", "pairs.parquet", "train.parquet", "train.jsonl")
 """What is read of a folder: of a run's, and of one that `rlaif data export` wrote."""
 DEMONSTRATION_FILES = ("sft.jsonl", *PAIR_FILES)
 
-_TRIED = 20
-"""Rows that the shape of a file is looked for in, for the first may lack a value."""
 _LABELS: Mapping[bool, Mapping[str, float]] = {True: {"label": 1.0}, False: {"label": 0.0}}
 
 
@@ -49,8 +48,11 @@ def pairs(path: str | Path, template: Template = "auto", intake: Intake | None =
         raise UserError("the rows are single replies, not pairs", where=path, mend=mend)
     for line, row, found in _sound(rows, partial(sides, shape=shape, template=template), intake, path):
         assert found.chosen is not None and found.rejected is not None  # every shape of pairs has both
+        if _cut_off(row, "chosen") or _cut_off(row, "rejected"):
+            intake.leave_out("cut-off", line)
+            continue
         replies = (found.chosen, found.rejected)
-        yield Example(_name(row, path, line), found.prompt, replies, values(row, path, line), line)
+        yield Example(_name(row, path, line), found.prompt, replies, values(row, shape, path, line), line)
 
 
 def judged(path: str | Path, template: Template = "auto", intake: Intake | None = None) -> Iterator[Example]:
@@ -61,10 +63,13 @@ def judged(path: str | Path, template: Template = "auto", intake: Intake | None 
     intake, path, seen = intake or Intake(), file_of(path, PAIR_FILES), set[int]()
     shape, rows = _shaped(path, recognise, _unknown_pairs, intake)
     paired = shape.kind != "unpaired"
-    for line, row, found in _sound(rows, partial(sides, shape=shape, template=template), intake, path):
+    for line, row, found in _sound(rows, partial(decided, shape=shape, template=template), intake, path):
         name = _name(row, path, line)
         for text, good, side in ((found.chosen, True, "chosen"), (found.rejected, False, "rejected")):
             if text is None:
+                continue
+            if _cut_off(row, side if paired else None):
+                intake.leave_out("cut-off", line)
                 continue
             if paired and not _new(seen, found.prompt, text, good):
                 intake.leave_out("repeated", line)
@@ -83,12 +88,14 @@ def demonstrations(path: str | Path, template: Template = "auto", intake: Intake
     form: Shape | Alone
     form, rows = _shaped(path, _demonstration, _unknown_demonstration, intake)
     if isinstance(form, Shape):
-        shown = partial(sides, shape=form, template=template)
+        shown = partial(decided, shape=form, template=template)
     else:
         shown = partial(demonstrated, form=form, template=template)
     for line, row, found in _sound(rows, shown, intake, path):
         if found.chosen is None:
             intake.leave_out("undesirable", line)
+        elif _cut_off(row, "chosen" if isinstance(form, Shape) and form.kind != "unpaired" else None):
+            intake.leave_out("cut-off", line)
         elif isinstance(form, Shape) and not _new(seen, found.prompt, found.chosen):
             intake.leave_out("repeated", line)
         else:
@@ -114,36 +121,63 @@ def _shaped(
     intake: Intake,
 ) -> tuple[F, Rows]:
     """The form of a file's rows by one of the first, and all of them. Raises UserError where it has no known form."""
-    rows = read_rows(path)
-    tried: list[tuple[int, object]] = []
-    for line, row in itertools.islice(rows, _TRIED):
-        tried.append((line, row))
-        form = known(row)
-        if form is not None:
-            if isinstance(form, Shape):
-                for name, wanted in form.misnamed.items():
-                    intake.note(f"the column `{name}` is read as `{wanted}`")
-            return form, itertools.chain(tried, rows)
-    if not tried:
-        raise UserError("holds no rows", where=path)
-    first = tried[0][1]
-    what, mend = unknown(tuple(map(str, first)) if isinstance(first, dict) else ())
-    raise UserError(what, where=path, mend=mend)
+    form, rows = first_known(path, known)
+    if form is None:
+        _, first = next(rows, (0, None))
+        if first is None:
+            raise UserError("holds no rows", where=path)
+        what, mend = unknown(tuple(map(str, first)) if isinstance(first, dict) else ())
+        raise UserError(what, where=path, mend=mend)
+    if isinstance(form, Shape):
+        for name, wanted in form.misnamed.items():
+            intake.note(f"the column `{name}` is read as `{wanted}`")
+        for note in notes_of(form):
+            intake.note(note)
+    if isinstance(form, Alone):
+        if form.prompt.parts:
+            intake.note(f"the prompt is {quoted((form.prompt.main, *form.prompt.parts))} together")
+        if form.unused:
+            intake.note(f"columns not used: {quoted(form.unused)}")
+    return form, rows
 
 
 def _demonstration(row: object) -> Shape | Alone | None:
     """How demonstrations are read, from one row of a file."""
     if not isinstance(row, dict):
         return None
-    if "chosen" not in row and "label" not in row and "prompt" in row:
-        reply = next((name for name in ("completion", "response") if name in row), None)
+    shape, names = recognise(row), list(map(str, row))
+    if shape is not None and (shape.sided is not None or shape.kind == "unpaired"):
+        return shape
+    if "chosen" not in row and (form := _alone(row)) is not None:
+        return form
+    if shape is not None or "text" not in row or "role" in row:  # a role: the text is one message of a conversation
+        return shape
+    return Alone("text", "text", label=column_of("label", names), unused=_unused(row, "text"))
+
+
+def _alone(row: Row) -> Alone | None:
+    names = list(map(str, row))
+    main = next((name for name in ("prompt", "instruction", "question", "query") if name in row), None)
+    if main is not None:
+        reply = next((name for name in ("completion", "response", *_LESS_USUAL[main != "prompt"]) if name in row), None)
         if reply is not None:
-            return Alone("reply", reply)
-    if "chosen" not in row:
-        for name in ("messages", "conversations"):
-            if isinstance(row.get(name), (list, str)):
-                return Alone("messages", name)
-    return recognise(row) or (Alone("text", "text") if "text" in row else None)
+            prompt = PromptColumns(main, parts_of(names, main, (reply,)))
+            return Alone("reply", reply, prompt, unused=_unused(row, reply, main, *prompt.parts))
+    talk = next((name for name in ("messages", "conversations") if isinstance(row.get(name), (list, str))), None)
+    return None if talk is None else Alone("messages", talk, unused=_unused(row, talk))
+
+
+def _unused(row: Row, *read: str) -> tuple[str, ...]:
+    """Columns that may carry meaning, as a rating does, and are not read."""
+    return tuple(name for name in map(str, row) if name not in read and not is_known(name) and _says(row[name]))
+
+
+def _says(value: object) -> bool:
+    return value is not None and value != "" and value != []
+
+
+_LESS_USUAL: tuple[tuple[str, ...], tuple[str, ...]] = ((), ("output", "answer"))
+"""What stands beside an instruction or a question (Alpaca's form)."""
 
 
 def _unknown_pairs(columns: tuple[str, ...]) -> tuple[str, str]:
@@ -178,6 +212,12 @@ def _sound(
         yield line, row, found
     if not kept:
         raise intake.nothing(path)
+
+
+def _cut_off(row: Row, side: str | None) -> bool:
+    """Whether a row says that its response, or that of one side of its pair, was cut off before its end."""
+    cut = row.get(f"{side}_truncated" if side else "truncated")
+    return cut is True or row.get(f"{side}_finish_reason" if side else "finish_reason") == "length"
 
 
 def _name(row: Row, path: str | Path, line: int) -> str:

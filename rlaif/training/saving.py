@@ -6,12 +6,12 @@ bfloat16 model a bfloat16 model, its config saying so. The head of a reward mode
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from rlaif.jsontext import loads
 from rlaif.store import draft_of, write_json
 
 _HEAD = "score."
@@ -20,18 +20,11 @@ _HEAD = "score."
 
 def type_of(folder: Path) -> torch.dtype:
     """The type that a saved model's config tells; float32 where it tells none, or one that nobody trains in."""
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = loads((folder / "config.json").read_text(encoding="utf-8"))
     text = config.get("text_config") if isinstance(config.get("text_config"), dict) else {}
     told = next((at[key] for at in (config, text) for key in ("dtype", "torch_dtype") if at.get(key)), "float32")
     found = getattr(torch, str(told).removeprefix("torch."), None)
     return found if found in (torch.bfloat16, torch.float16) else torch.float32
-
-
-def cast(model: Any, dtype: torch.dtype) -> None:
-    """Bring a model's weights into a type, a reward model's head apart; its buffers stay as they are."""
-    for name, each in model.named_parameters():
-        if each.is_floating_point() and not name.startswith(_HEAD):
-            each.data = each.data.to(dtype)
 
 
 def round_to(model: Any, dtype: torch.dtype) -> None:
@@ -53,11 +46,11 @@ def cast_files(folder: Path, dtype: torch.dtype) -> None:
         size += sum(each.nbytes for each in narrow.values())
         with draft_of(path) as draft:
             save_file(narrow, draft, metadata={"format": "pt"})
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = loads((folder / "config.json").read_text(encoding="utf-8"))
     write_json(folder / "config.json", _named(config, str(dtype).removeprefix("torch.")))
     index = folder / "model.safetensors.index.json"
     if index.exists():
-        listed = json.loads(index.read_text(encoding="utf-8"))
+        listed = loads(index.read_text(encoding="utf-8"))
         listed.setdefault("metadata", {})["total_size"] = size
         write_json(index, listed)
 

@@ -18,12 +18,12 @@ import torch
 from rlaif.errors import ModelError, UserError
 from rlaif.store import draft_of
 from rlaif.training.batches import lay_out, split
-from rlaif.training.forward import Way, choose_way, compute
+from rlaif.training.forward import Way, choose_way, compute, mean_of
 from rlaif.training.groups import Group
 from rlaif.training.intake import Intake
 from rlaif.training.responses import USUAL, Answered, Columns, responses
 from rlaif.training.rewardfigures import Figures, Scored, Tally
-from rlaif.training.rewardmodel import Loaded, load, mean_of
+from rlaif.training.rewardmodel import Loaded, load
 from rlaif.training.texts import Template
 from rlaif.training.tokens import Tokens
 

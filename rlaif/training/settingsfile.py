@@ -8,11 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar, get_origin
 
-import yaml
-
 from rlaif.errors import UserError, nearest
 from rlaif.runfile import Flags, Setting, Value, absolute, settable
 from rlaif.training.settings import CommonSettings
+from rlaif.yamlcore import plain_yaml
 from rlaif.yamlfile import Source, find_problems, read_yaml
 
 _PATHS = (
@@ -101,8 +100,8 @@ def _pair(text: str, known: Mapping[str, tuple[str, ...]]) -> tuple[tuple[str, .
 def _with(source: Source, setting: Setting, value: str, where: str) -> Source:
     """A text from outside, read as YAML where that gives a list; a list may also be written with commas alone."""
     try:
-        parsed = yaml.safe_load(value)
-    except yaml.YAMLError:
+        parsed = plain_yaml(value)
+    except ValueError:
         parsed = value
     if not isinstance(parsed, list | dict):
         listed = get_origin(setting.field.annotation) is tuple

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from rlaif.data.export import LEFT_OUT
-from rlaif.data.shapes import Reading, Shape, read
+from rlaif.data.shapes import Reading, Shape, read, truth, usual
 from rlaif.data.texts import check_texts
 from rlaif.data.turns import CUE, Turns, UnreadableValueError, transcript, turns_of
 from rlaif.errors import UserError
 from rlaif.samples.messages import system_of
+from rlaif.samples.promptparts import PromptColumns
 
 Template = Literal["auto", "chat", "plain"]
 """`auto`: messages through the chat template, strings as raw text, unless a `system` stands beside them; `chat`: all
@@ -53,7 +54,27 @@ class Alone(NamedTuple):
 
     kind: Literal["messages", "reply", "text"]
     column: str
-    """Of the conversation, of the reply to `prompt`, or of the text."""
+    """Of the conversation, of the reply to a prompt, or of the text."""
+    prompt: PromptColumns = PromptColumns("prompt")
+    """Of a reply."""
+    label: str | None = None
+    """Column that says whether the text is good."""
+    unused: tuple[str, ...] = ()
+    """Columns that may carry meaning and are not read."""
+
+
+def decided(row: Row, shape: Shape, template: Template) -> Sides:
+    """As `sides`, with what the soft label calls better on the chosen side, for trainers that read no soft labels.
+
+    Raises UnreadableValueError as `sides` does, and where the label says that neither is better.
+    """
+    found = sides(row, shape, template)
+    probability = _number(usual(row, shape).get("probability"))
+    if probability is None or shape.kind in ("rated", "unpaired") or not 0 <= probability <= 0.5:
+        return found
+    if probability == 0.5:
+        raise UnreadableValueError("label-half")
+    return Sides(found.prompt, found.rejected, found.chosen)
 
 
 def sides(row: Row, shape: Shape, template: Template) -> Sides:
@@ -61,7 +82,7 @@ def sides(row: Row, shape: Shape, template: Template) -> Sides:
 
     Raises UnreadableValueError, with the rule of the doctor that the row breaks, where it is of no use.
     """
-    reading = _checked(read(row, shape))
+    reading, row = _checked(read(row, shape)), usual(row, shape)
     values = {name: row[column] for name, column in shape.columns.items() if name != "label"}
     spoken = shape.kind == "rated" or not all(isinstance(value, str) for value in values.values()) or system_of(row)
     if template == "chat" or spoken or "messages-as-text" in reading.odd:
@@ -78,9 +99,11 @@ def demonstrated(row: Row, form: Alone, template: Template) -> Sides:
     if form.column not in row:
         raise UnreadableValueError("missing")
     value = row[form.column]
+    if form.label is not None and not truth(row.get(form.label)):
+        raise UnreadableValueError("undesirable")
     if form.kind == "reply":
-        shape = Shape("unpaired", {"prompt": "prompt", "completion": form.column, "label": "label"})
-        return sides({**row, "label": True}, shape, template)
+        columns = {"prompt": form.prompt.main, "completion": form.column, "label": "label"}
+        return sides({**row, "label": True}, Shape("unpaired", columns, prompt=form.prompt), template)
     reading = Reading((), None, None)
     turns = turns_of(value, "assistant", reading.odd.add)
     if form.kind == "text" and (template != "chat" or len(turns) == 1):
@@ -91,12 +114,13 @@ def demonstrated(row: Row, form: Alone, template: Template) -> Sides:
     return _spoken(_checked(reading), template)
 
 
-def values(row: Row, path: str | Path, line: int) -> Mapping[str, float]:
-    """The numbers of a pair. Raises UserError where they are none.
+def values(row: Row, shape: Shape, path: str | Path, line: int) -> Mapping[str, float]:
+    """The numbers of a pair, of a row that `sides` took. Raises UserError where they are none.
 
     A `margin` is passed on as reward trainers use it: by how much the rewards should differ. Not so in our own pairs,
     where the column of that name is the probability minus one half, which is on another scale.
     """
+    row = usual(row, shape)
     probability, margin = row.get("probability"), row.get("margin")
     soft = 1.0 if probability in (None, "") else _number(probability)
     if soft is None or not 0 <= soft <= 1:

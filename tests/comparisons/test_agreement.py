@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 
 import pytest
 
@@ -69,7 +70,7 @@ def test_two_judges_by_hand() -> None:
     assert found.alpha is None
     # sum(xy) = 2 + 2 + 2 - 2, sum(xx) = 4, sum(yy) = 16
     assert found.correlation == pytest.approx(4 / 8)
-    assert found.effective == pytest.approx(2 / 1.5)
+    assert found.effective_at_least == pytest.approx(2 / 1.5)
     assert found.comparisons == 4
 
 
@@ -89,10 +90,11 @@ def test_nothing_depends_on_which_reply_is_called_left() -> None:
 def test_alpha_of_three_judges_by_hand() -> None:
     """Two comparisons: left left right, and left left (the third is silent). Mirrored, there are four units.
 
-    o_LR + o_RL is 2 in the first and in its mirror, so 4; n_L = n_R = 5, n = 10: alpha = 1 - 9 * 4 / 50.
+    o_LR + o_RL is 2 in the first and in its mirror, so 4 of 10; n_L = n_R = 5, so that chance disagrees in 1/2:
+    alpha = 1 - 0.4 / 0.5.
     """
     found = counted(3, (1.0, 1.0, -1.0), (1.0, 1.0, None)).result()
-    assert found.alpha == pytest.approx(1 - 9 * 4 / 50)
+    assert found.alpha == pytest.approx(0.2)
     assert found.kappa is None
     assert found.comparisons == 2
     # the correlations are 1, -1 (one comparison each with the third) and -1
@@ -113,4 +115,33 @@ def test_a_judge_beside_the_panel() -> None:
 
 def test_without_answers_there_is_no_agreement() -> None:
     found = counted(3, (None, None, 1.0)).result()
-    assert (found.comparisons, found.alpha, found.correlation, found.effective) == (0, None, None, None)
+    assert (found.comparisons, found.alpha, found.correlation, found.effective_at_least) == (0, None, None, None)
+
+
+@pytest.mark.finding(12)
+@pytest.mark.parametrize("comparisons", [10, 30, 300])
+def test_alpha_is_the_same_of_few_comparisons(comparisons: int) -> None:
+    """Three judges, each right in 0.848 of all comparisons: two agree in 0.848^2 + 0.152^2 = 0.742, chance in one half.
+
+    So alpha is 2 * 0.742 - 1 = 0.484, on average over panels however few the comparisons; with n - 1 of mirrored
+    counts it is 0.493 for ten.
+    """
+    rng, found = random.Random(3), []
+    for _ in range(120_000 // comparisons):
+        truths = [rng.choice((1.0, -1.0)) for _ in range(comparisons)]
+        rows = [tuple(truth if rng.random() < 0.848 else -truth for _ in range(3)) for truth in truths]
+        found.append(counted(3, *rows).result().alpha or 0.0)
+    assert sum(found) / len(found) == pytest.approx(0.4844, abs=0.006)
+
+
+@pytest.mark.finding(5)
+@pytest.mark.parametrize(("skill", "most"), [(1.0, 1.75), (2.0, 1.3)])
+def test_what_judges_are_worth_is_no_more_than_a_lower_bound(skill: float, most: float) -> None:
+    """Five judges whose errors are independent by construction are worth five; accuracy 0.84 gives about 1.65, and
+    accuracy 0.977 even less, as good judges agree more."""
+    rng, counting = random.Random(4), Counting([f"judge {at}" for at in range(5)])
+    for _ in range(4000):
+        truth = rng.choice((1.0, -1.0))
+        counting.add(own(2.0), [own(truth * skill + rng.gauss(0, 1)) for _ in range(5)])
+    found = counting.result()
+    assert found.effective_at_least is not None and 1.0 < found.effective_at_least < most

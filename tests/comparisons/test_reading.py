@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlaif.comparisons.reading import parse_verdict, without_thinking
+from rlaif.comparisons.reading import parse_verdict
+from rlaif.comparisons.thinking import without_thinking
 from rlaif.records import Verdict
 
 A, B, TIE, NONE = Verdict.FIRST, Verdict.SECOND, Verdict.TIE, Verdict.UNPARSED

@@ -72,12 +72,17 @@ PLANTED: list[tuple[int, Callable[[list[Row], Row], None], tuple[str, ...]]] = [
     (240, value("prompt", [user("First of all."), user("And then, how?")]), ("role-order",)),
     (280, value("prompt", [user("A question?"), assistant("An answer.")]), ("role-order",)),
     (320, value("prompt", [user("Hm."), {"role": "system", "content": "Be kind."}, user("So?")]), ("role-order",)),
-    (360, value("prompt", [{"role": "tool", "content": "42"}, user("So what?")]), ("unknown-role", "role-order")),
+    (360, value("prompt", [{"role": "critic", "content": "42"}, user("So what?")]), ("unknown-role", "role-order")),
+    (380, value("prompt", [user("Hm?"), {"role": "tool", "content": "42"}, user("So what?")]), ("tool-calls",)),
     (400, drop("rejected"), ("missing",)),
     (440, value("chosen", None), ("missing",)),
     (480, value("chosen", 7), ("type", "mixed-types")),
     (520, reply("chosen", lambda row: f"{said(row, 'chosen')}\n\nHuman: And now?"), ("next-turn",)),
-    (560, reply("rejected", lambda _: "No.<|im_end|>\n<|im_start|>user\nWhy?"), ("next-turn",)),
+    (560, reply("rejected", lambda _: "No.<|im_end|>\n<|im_start|>user\nWhy?"), ("next-turn", "special-token")),
+    (570, reply("rejected", lambda row: f"{said(row, 'rejected')}<|eot_id|>\n"), ("end-token",)),
+    (580, value("context", "What it is about, beside messages."), ("prompt-column",)),
+    (590, value("chosen", "[{'role': 'assistant', 'content': 'Yes.'} {'role': 'user', 'content': 'No?'}]"),
+     ("unparsed-messages", "mixed-types")),
     (600, reply("chosen", lambda row: f"{said(row, 'prompt')} {said(row, 'chosen')}"), ("prompt-in-reply",)),
     (640, reply("rejected", lambda row: f"You asked: {said(row, 'prompt')} Well."), ("prompt-in-reply",)),
     (680, like(150, "prompt", "chosen", "rejected"), ("duplicate-row", "repeated-prompt")),
@@ -146,7 +151,8 @@ def test_clean_rows_give_nothing(tmp_path: Path) -> None:
 
 def test_every_rule_about_rows_has_a_planted_row() -> None:
     """Those that only other shapes can break are tested with the shapes."""
-    shaped = {"no-shared-prompt", "label-type", "unrated", "tied-ratings"}
+    shaped = {"no-shared-prompt", "label-type", "unrated", "tied-ratings", "tie", "winner", "prompt-part",
+                  "ratings-disagree"}  # fmt: skip
     assert {rule for _, _, rules in PLANTED for rule in rules} | shaped == set(RULES)
 
 
@@ -289,7 +295,6 @@ def test_exit_codes_and_json(tmp_path: Path) -> None:
     [
         (["missing.jsonl"], "missing.jsonl: no such file"),
         (["torn.jsonl"], "torn.jsonl:2: not JSON"),
-        (["good.jsonl", "--tokenizer", "demo-judge"], "--tokenizer counts nothing by itself; give --max-length too"),
         (["good.jsonl", "--tokenizer", "./nowhere", "--max-length", "9"], "no tokenizer that can be loaded"),
         (["good.jsonl", "--against", "missing.jsonl"], "missing.jsonl: no such file"),
     ],

@@ -22,13 +22,13 @@ from tests.data.made import write_jsonl
 
 
 def test_effect_size_of_pairs_by_hand() -> None:
-    """Lengths 1, 3 and 7 against 0: log(1 + length) differs by ln 2, 2 ln 2, 3 ln 2; mean 2 ln 2, deviation ln 2."""
+    """Logs ln 2, 2 ln 2, 3 ln 2 against 0: means 2 ln 2 and 0, variances (ln 2)^2 and 0, pooled half of that."""
     sums = LengthSums()
     for length in (1, 3, 7):
         sums.add(length, 0)
     lengths = sums.result()
     assert lengths is not None
-    assert lengths.effect_size == pytest.approx(2.0)
+    assert lengths.effect_size == pytest.approx(2 * math.sqrt(2))
     assert (lengths.pairs, lengths.chosen_longer, lengths.rejected_longer) == (3, 1.0, 0.0)
     assert (lengths.median_chosen, lengths.median_rejected, lengths.auc) == (3, 0, 1.0)
 
@@ -42,6 +42,25 @@ def test_effect_size_of_unpaired_replies_by_hand() -> None:
     assert lengths is not None
     assert lengths.effect_size == pytest.approx(1 / math.sqrt(2))
     assert (lengths.pairs, lengths.chosen_longer) == (0, None)
+
+
+@pytest.mark.finding(9)
+@pytest.mark.parametrize("correlation", [0.0, 0.8])
+def test_the_effect_size_is_one_whether_lengths_go_together_or_not(correlation: float) -> None:
+    """Log lengths of deviation 0.5 whose means lie 0.39 deviations apart: d is 0.39. Over the deviation of the
+    differences within pairs it would be 0.28 without a correlation, and 0.62 with one of 0.8."""
+    rng, paired, apart = random.Random(1), LengthSums(), LengthSums()
+    for _ in range(20_000):
+        one = rng.gauss(0, 1)
+        other = correlation * one + math.sqrt(1 - correlation**2) * rng.gauss(0, 1)
+        chosen, rejected = round(math.exp(7 + 0.5 * (one + 0.39))), round(math.exp(7 + 0.5 * other))
+        paired.add(chosen, rejected)
+        apart.add(chosen, None)
+        apart.add(None, rejected)
+    found, unpaired = paired.result(), apart.result()
+    assert found is not None and unpaired is not None
+    assert found.effect_size == pytest.approx(0.39, abs=0.02)
+    assert found.effect_size == pytest.approx(unpaired.effect_size)
 
 
 def test_equal_differences_have_no_effect_size() -> None:
@@ -66,8 +85,9 @@ def test_figures_agree_with_the_plain_way() -> None:
         sums.add(chosen, rejected)
     lengths = sums.result()
     assert lengths is not None
-    differences = [math.log1p(chosen) - math.log1p(rejected) for chosen, rejected in pairs]
-    assert lengths.effect_size == pytest.approx(statistics.mean(differences) / statistics.stdev(differences))
+    logs = [[math.log1p(pair[side]) for pair in pairs] for side in (0, 1)]
+    pooled = math.sqrt((statistics.variance(logs[0]) + statistics.variance(logs[1])) / 2)
+    assert lengths.effect_size == pytest.approx((statistics.mean(logs[0]) - statistics.mean(logs[1])) / pooled)
     meetings = [(c > r) + (c == r) / 2 for c, _ in pairs for _, r in pairs]
     assert lengths.auc == pytest.approx(statistics.mean(meetings))
     assert median(Counter(c for c, _ in pairs)) == statistics.median_low(c for c, _ in pairs)

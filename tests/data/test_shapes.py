@@ -37,7 +37,7 @@ SAME: list[tuple[str, dict[str, Any], set[str]]] = [
                     "rejected": [{"role": "assistant", "content": [{"type": "text", "text": B}]}]}, set()),
     ("dialogues", {"chosen": [user(Q), assistant(A)], "rejected": [user(Q), assistant(B)]}, set()),
     ("dialogues", {"chosen": f"\n\nHuman: {Q}\n\nAssistant: {A}", "rejected": f"\n\nHuman: {Q}\n\nAssistant: {B}",
-                   "question": "unused"}, set()),
+                   "question": "unused"}, {"prompt-column"}),
     ("rated", {"instruction": Q, "completions": [
         {"response": "Maybe.", "overall_score": 5}, {"response": B, "overall_score": 1.5},
         {"response": A, "overall_score": "8"}, {"response": "None.", "overall_score": "N/A"}]}, set()),

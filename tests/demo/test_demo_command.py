@@ -40,6 +40,7 @@ def test_it_shows_what_it_promises(demo: tuple[Path, Any]) -> None:
         "better",
         "worse",
         "win rate",
+        "preference",
         "  at equal length",
         "faulty (oracle)",
         "faulty (judge)",

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+import random
 
 import pytest
 
 from rlaif.evaluation.judged import JudgedPair
 from rlaif.evaluation.measures import calibration_of, length_of, measure, slot_of, temperature_of
+from rlaif.evaluation.metrics import calibration_by_chance, fit_temperature, log_loss
 from rlaif.evaluation.report import Cost, Measures
+from rlaif.records import content_id
 from rlaif.settings import PairSettings
 from tests.evaluation.judges import pair
 
@@ -130,7 +133,7 @@ def test_the_temperature_is_fitted_on_one_half_and_measured_on_the_other() -> No
     judged = []
     for key in range(2000):
         each = pair(key, nine, nine)
-        half = int(each.id, 16) % 2
+        half = int(each.prompt, 16) % 2
         if halves[half] < 100:
             halves[half] += 1
             judged.append(each if halves[half] > 25 else pair(key, -nine, -nine))
@@ -146,12 +149,56 @@ def test_the_temperature_is_fitted_on_one_half_and_measured_on_the_other() -> No
 def test_halves_that_disagree_are_seen() -> None:
     """One half is always right and the other always wrong: each half's temperature is the worst one for the other."""
     keys = range(200)
-    judged = [pair(key, *([1.0, 1.0] if int(pair(key).id, 16) % 2 else [-1.0, -1.0])) for key in keys]
+    judged = [pair(key, *([1.0, 1.0] if int(pair(key).prompt, 16) % 2 else [-1.0, -1.0])) for key in keys]
     found = temperature_of(judged)
     assert found is not None
     assert found.log_loss_after > found.log_loss_before
     assert not found.helps
     assert temperature_of([]) is None
+
+
+@pytest.mark.finding(15)
+def test_pairs_of_one_prompt_are_in_one_half() -> None:
+    """40 prompts of 30 pairs, each right in all of them or in none, at random: nothing can be learned of one prompt
+    from another. A temperature that met a prompt's other pairs would be measured on what it was fitted to."""
+    rng, judged = random.Random(5), []
+    for prompt in range(40):
+        sign = rng.choice((1, -1))
+        keys = [(prompt, at) for at in range(30)]
+        judged += [pair(key, 2.0 * sign, prompt=content_id("prompt", prompt)) for key in keys]
+    found = temperature_of(judged)
+    by_half = {half: [each for each in judged if int(each.prompt, 16) % 2 == half] for half in (0, 1)}
+    fits = [fit_temperature([each.logit or 0.0 for each in by_half[half]]) for half in (0, 1)]
+    assert found is not None and fits[0] != pytest.approx(fits[1], rel=1e-3)
+    cooled = [(each.logit or 0.0) / fits[1 - half] for half in (0, 1) for each in by_half[half]]
+    assert found.log_loss_after == pytest.approx(log_loss(cooled))
+
+
+@pytest.mark.finding(8)
+@pytest.mark.parametrize(("pairs", "by_chance"), [(100, 0.072), (200, 0.072), (500, 0.046), (2000, 0.023)])
+def test_the_calibration_error_of_a_calibrated_judge_is_what_chance_is_said_to_give(
+    pairs: int, by_chance: float
+) -> None:
+    """Confidences spread evenly from one half to 1, each as often right as it says: the true error is 0."""
+    rng, errors, chances = random.Random(6), [], []
+    for _ in range(40):
+        said = [rng.uniform(0.5, 0.999) for _ in range(pairs)]
+        found = calibration_of([math.log(p / (1 - p)) * (1 if rng.random() < p else -1) for p in said])
+        assert found is not None and found.chance is not None and found.chance_high is not None
+        errors.append(found.error)
+        chances.append(found.chance)
+        assert found.chance < found.chance_high
+    assert sum(errors) / 40 == pytest.approx(by_chance, abs=0.012)
+    assert sum(chances) / 40 == pytest.approx(sum(errors) / 40, rel=0.15)
+
+
+@pytest.mark.finding(8)
+def test_few_pairs_are_no_doubt_where_chance_gives_as_much() -> None:
+    said = [0.7] * 24
+    by_chance = calibration_by_chance(said, 1)
+    assert by_chance.high > 0.15, "the standard error of 24 is 0.094, and 1.96 of it 0.18"
+    assert by_chance.mean == pytest.approx(0.094 * math.sqrt(2 / math.pi), abs=0.01)
+    assert calibration_by_chance([1.0] * 50) == (0.0, 0.0) == calibration_by_chance([0.5] * 50)
 
 
 def test_a_temperature_without_a_bound_is_no_setting() -> None:

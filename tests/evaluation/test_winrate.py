@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import gzip
 import math
 import random
 from collections.abc import Callable
@@ -12,6 +14,7 @@ import pytest
 
 from rlaif.comparisons.fold import sigmoid
 from rlaif.evaluation.winrate import RIDGE, LengthControlled, _newton, length_controlled
+from tests.support import DATA
 
 
 def drawn(
@@ -29,12 +32,14 @@ def drawn(
 def test_two_lengths_by_hand() -> None:
     """600 comparisons at +d with a mean of 0.9, 600 at -d with one of 0.3; the deviation is d, so tanh is +-0.7616.
 
-    The line goes through both: theta = (logit 0.9 + logit 0.3) / 2 = (2.1972 - 0.8473) / 2 = 0.6750, and sigmoid of
-    that is 0.6626; phi = (2.1972 + 0.8473) / (2 * 0.7616) = 1.9988. Raw it is 0.6.
+    The line goes through both: theta = (logit 0.9 + logit 0.3) / 2 = (2.1972 - 0.8473) / 2 = 0.6750, and
+    phi = (2.1972 + 0.8473) / (2 * 0.7616) = 1.9988. Half of what that is above 1 is difficulty, 0.4994, which makes
+    0.4994 * 0.7616 = 0.3803 of log-odds: (sigmoid(1.0553) + sigmoid(0.2947)) / 2 = (0.7418 + 0.5731) / 2 = 0.6575.
+    Raw it is 0.6.
     """
     found = length_controlled([1.0] * 540 + [0.0] * 60 + [0.3] * 600, [50.0] * 600 + [-50.0] * 600)
     assert found.raw == pytest.approx(0.6)
-    assert found.controlled == pytest.approx(0.6626, abs=1e-3)
+    assert found.controlled == pytest.approx(0.6575, abs=1e-3)
     assert found.slope == pytest.approx(1.9988, abs=5e-3)
     assert (found.wins, found.ties, found.losses) == (540, 0, 660)
     assert found.note == ""
@@ -49,69 +54,63 @@ def test_unit_of_length_does_not_matter() -> None:
 
 @pytest.mark.parametrize("soft", [False, True])
 def test_a_planted_strength_is_found_again(soft: bool) -> None:
-    """Longer by a deviation and a half, a judge that adds 2 for length: raw 89%, at equal length sigmoid(0.8) = 69%."""
-    said, gaps = drawn(2, 20_000, 0.8, 2.0, lean=1.5, soft=soft)
+    """Longer by 0.45 deviations, a judge that adds 1 for length: raw 74%, at equal length sigmoid(0.8) = 69%."""
+    said, gaps = drawn(2, 20_000, 0.8, 1.0, lean=0.45, soft=soft)
     found = length_controlled(said, gaps, resamples=50)
-    assert found.raw > 0.86
-    assert found.controlled == pytest.approx(0.690, abs=0.025 if not soft else 2e-3)
-    assert found.slope == pytest.approx(2.0, abs=0.15)
+    assert found.raw > 0.73
+    assert found.controlled == pytest.approx(0.690, abs=0.015 if not soft else 2e-3)
+    assert found.slope == pytest.approx(1.0, abs=0.1)
 
 
 def test_a_judge_of_length_alone_finds_nobody_better() -> None:
-    """It gives the longer answer 0.95; the policy's is longer in seven of eight."""
+    """It gives the longer answer 0.95; the policy's is longer in two of three."""
     rng = random.Random(4)
-    gaps = [rng.gauss(60, 50) for _ in range(400)]
+    gaps = [rng.gauss(20, 50) for _ in range(400)]
     found = length_controlled([0.95 if gap > 0 else 0.05 for gap in gaps], gaps)
-    assert found.raw_interval[0] > 0.75
-    assert found.interval[0] < 0.5 < found.interval[1]
+    assert found.raw_interval[0] > 0.55
+    assert found.interval and found.interval[0] < 0.5 < found.interval[1]
     assert found.controlled == pytest.approx(0.5, abs=0.08)
 
 
 def test_a_better_policy_stays_better() -> None:
-    said, gaps = drawn(5, 400, 1.2, 1.0, lean=0.5)
+    said, gaps = drawn(5, 400, 1.2, 1.0, lean=0.4)
     found = length_controlled(said, gaps)
-    assert found.interval[0] > 0.65
+    assert found.interval and found.interval[0] > 0.65
     assert found.interval[0] < sigmoid(1.2) < found.interval[1]
 
 
 def test_a_better_policy_that_is_terse_gains() -> None:
     """What a judge holds against short answers is given back."""
-    said, gaps = drawn(6, 600, 0.5, 1.5, lean=-1.0)
+    said, gaps = drawn(6, 2000, 0.25, 1.5, lean=-0.45)
     found = length_controlled(said, gaps)
-    assert found.raw < 0.5 < found.interval[0]
+    assert found.controlled is not None and found.raw < 0.5 < found.controlled
 
 
-@pytest.mark.parametrize("gap", [0.0, 25.0])
-def test_equal_lengths_leave_the_raw_rate(gap: float) -> None:
-    said = [0.9, 0.2, 0.7, 0.4, 0.8]
-    found = length_controlled(said, [gap] * 5)
+def test_equal_lengths_leave_the_raw_rate() -> None:
+    found = length_controlled([0.9, 0.2, 0.7, 0.4, 0.8], [0.0] * 5)
     assert found.controlled == found.raw == pytest.approx(0.6)
-    assert found.interval == found.raw_interval
-    assert ("cannot be told apart" in found.note) == (gap > 0), found.note
+    assert (found.interval, found.error, found.note) == (found.raw_interval, found.raw_error, "")
 
 
 def test_preferences_that_do_not_differ_leave_the_raw_rate() -> None:
     """Nothing but identical answers; or all 20 won: the score interval for 20 of 20 begins at 84%."""
     same = length_controlled([0.5] * 8, [0.0] * 8)
     assert (same.controlled, same.interval, same.error, same.note) == (0.5, (0.5, 0.5), 0.0, "")
-    won = length_controlled([1.0] * 20, [float(at) for at in range(20)])
+    won = length_controlled([1.0] * 20, [float(at) for at in range(-10, 10)])
     assert (won.raw, won.controlled, won.wins) == (1, 1, 20)
-    assert won.interval[0] == pytest.approx(20 / 23.8415, abs=1e-4)
-    assert won.error > 0.03, "a clean sweep is in doubt, too"
+    assert won.interval and won.interval[0] == pytest.approx(20 / 23.8415, abs=1e-4)
+    assert won.error and won.error > 0.03, "a clean sweep is in doubt, too"
 
 
-def test_separation_is_told_and_stays_finite() -> None:
-    """Every longer answer wins for certain: without a ridge the slope is infinite."""
+def test_where_length_alone_decides_nothing_is_told_of_equal_length() -> None:
+    """Every longer answer wins for certain: no slope is steep enough."""
     gaps = [float(gap) for gap in range(-50, 51) if gap]
     found = length_controlled([float(gap > 0) for gap in gaps], gaps)
-    assert "length alone decides" in found.note
-    assert found.controlled == pytest.approx(0.5)
-    assert math.isfinite(found.slope) and found.slope > 5
+    assert "length alone decides" in found.note and found.controlled is None
     other = length_controlled([float(gap < 0) for gap in gaps], gaps)
-    assert "length alone decides" in other.note and other.slope == pytest.approx(-found.slope)
-    sweep = length_controlled([1.0] * 40 + [0.9995] * 10, [float(at) for at in range(50)])
-    assert "wins every comparison" in sweep.note
-    assert 0.95 < sweep.controlled < 1
+    assert "length alone decides" in other.note and other.slope is None
+    sweep = length_controlled([1.0] * 40 + [0.9995] * 10, [float(at) for at in range(-25, 25)])
+    assert sweep.controlled == sweep.raw and "all preferences are equal" in sweep.note
 
 
 def test_the_fit_is_at_its_minimum_where_it_is_hard() -> None:
@@ -136,18 +135,21 @@ def test_a_single_doubt_is_no_separation() -> None:
 
 
 def test_extrapolation_is_told() -> None:
-    found = length_controlled([0.9, 0.4, 0.8, 0.6], [10.0, 20.0, 30.0, 40.0])
-    assert "every answer is longer" in found.note
-    assert "every answer is shorter" in length_controlled([0.9, 0.4, 0.8, 0.6], [-10.0, -20.0, -30.0, -40.0]).note
+    said = [0.9, 0.4, 0.8, 0.6]
+    assert "100% of the answers are longer" in length_controlled(said, [10.0, 20.0, 30.0, 40.0]).note
+    found = length_controlled(said, [-10.0, -20.0, -30.0, -40.0])
+    assert "100% of the answers are shorter than the baseline's, on average by 25, so" in found.note
+    assert (found.controlled, found.interval, found.error, found.slope) == (None, None, None, None)
+    assert length_controlled(said, [25.0] * 4).controlled is None, "no two lengths to compare"
 
 
 def test_intervals_hold_the_truth_about_as_often_as_they_say() -> None:
     """100 times 150 comparisons: 95% is the aim, and fewer than 88 would be a chance of 1 in 200."""
     inside = 0
     for seed in range(100):
-        said, gaps = drawn(100 + seed, 150, 0.6, 1.2, lean=0.7)
-        low, high = length_controlled(said, gaps, resamples=400).interval
-        inside += low < sigmoid(0.6) < high
+        said, gaps = drawn(100 + seed, 150, 0.6, 1.2, lean=0.2)
+        interval = length_controlled(said, gaps, resamples=400).interval
+        inside += interval is None or interval[0] < sigmoid(0.6) < interval[1]
     assert inside >= 88
 
 
@@ -158,7 +160,7 @@ def test_comparisons_of_one_prompt_are_drawn_together() -> None:
     one = length_controlled(said, gaps, names)
     copies = length_controlled(said * 10, gaps * 10, names * 10)
     blind = length_controlled(said * 10, gaps * 10)
-    assert copies.error == pytest.approx(one.error, rel=0.15)
+    assert one.error and blind.error and copies.error == pytest.approx(one.error, rel=0.15)
     assert blind.error < 0.5 * one.error
     assert _width(copies.raw_interval) == pytest.approx(_width(one.raw_interval), rel=0.01)
 
@@ -222,3 +224,86 @@ def test_how_many_resamples_fit_into_memory_changes_nothing(monkeypatch: pytest.
     assert max(largest) == 7
     assert (parts.raw_interval, parts.note) == (pytest.approx(whole.raw_interval, abs=1e-12), whole.note)
     assert parts.interval == pytest.approx(whole.interval, abs=1e-8)
+
+
+def alpaca() -> dict[str, tuple[list[float], list[float], float]]:
+    """By model of AlpacaEval 2's leaderboard: 805 preferences, length differences, the published figure."""
+    with (DATA / "alpacaeval/alpacaeval2-lc.csv").open() as file:
+        published = {row["model"]: float(row["lc_alpacaeval"] or "nan") / 100 for row in csv.DictReader(file)}
+    found: dict[str, tuple[list[float], list[float], float]] = {}
+    with gzip.open(DATA / "alpacaeval/alpacaeval2-numbers.csv.gz", "rt") as file:
+        for row in csv.DictReader(file):
+            said, gaps, _ = found.setdefault(row["model"], ([], [], published[row["model"]]))
+            said.append(float(row["preference"]))
+            gaps.append(float(row["length_model"]) - float(row["length_baseline"]))
+    return found
+
+
+@pytest.mark.finding(3)
+@pytest.mark.skipif(not DATA.is_dir(), reason="needs the shared data")
+def test_beside_the_published_figures_of_alpaca_eval() -> None:
+    """Within 1.5 points on average, and the published figure in the interval; or withheld, as of an answer of 69
+    characters that was made to game the measure: raw 3.7, published 12.2, and 36.0 by the plain fit."""
+    off, withheld = [], set()
+    for model, (said, gaps, published) in alpaca().items():
+        found = length_controlled(said, gaps, resamples=200)
+        if found.controlled is None or found.interval is None:
+            assert "would be extrapolated" in found.note
+            withheld.add(model)
+            continue
+        off.append(abs(found.controlled - published))
+        assert found.interval[0] < published < found.interval[1], model
+    assert len(off) == 5 and sum(off) / len(off) < 0.005
+    assert {"gpt4_gamed", "NullModel", "alpaca-7b", "gpt-3.5-turbo-1106_concise"} <= withheld and len(withheld) == 8
+
+
+def confounded(seed: int, count: int, centre: float, taste: float) -> tuple[list[float], list[float]]:
+    """Preferences where the policy does better at prompts that make its answers longer: 0.75 of log-odds a deviation
+    of length, and as much again of its own; the win rate where answers are equally long is 34.2%, wherever their
+    lengths lie."""
+    rng = np.random.default_rng(seed)
+    spread = rng.normal(size=count)
+    gaps = centre + spread
+    ease = 0.75 * spread + math.sqrt(1 - 0.75**2) * rng.normal(size=count)
+    chances = 1 / (1 + np.exp(-(-0.8 + taste * np.tanh(gaps / gaps.std()) + ease)))
+    return [float(each) for each in rng.random(count) < chances], [float(100 * gap) for gap in gaps]
+
+
+def test_the_truth_of_the_simulation() -> None:
+    ease = np.random.default_rng(0).normal(size=1_000_000)
+    assert (1 / (1 + np.exp(0.8 - ease))).mean() == pytest.approx(0.340, abs=0.002)
+
+
+@pytest.mark.finding(3)
+@pytest.mark.parametrize(("centre", "taste"), [(0.0, 1.0), (0.25, 1.0), (-0.4, 1.0), (-0.4, 0.3), (0.25, 1.7)])
+def test_intervals_hold_the_truth_where_difficulty_goes_with_length(centre: float, taste: float) -> None:
+    """Of 60 evaluations of 400 prompts; 95% are 57. The plain fit held it in 55 to 80 of 100."""
+    told, inside = 0, 0
+    for seed in range(60):
+        interval = length_controlled(*confounded(seed, 400, centre, taste), resamples=200).interval
+        told += interval is not None
+        inside += interval is not None and interval[0] < 0.340 < interval[1]
+    assert told >= 50 and inside >= 0.88 * told, (told, inside)
+
+
+@pytest.mark.finding(3)
+@pytest.mark.parametrize("seed", range(5))
+def test_far_from_equal_length_nothing_is_told(seed: int) -> None:
+    """One and a half deviations shorter: the plain fit says 49% where 34% is right, and is sure of it."""
+    found = length_controlled(*confounded(seed, 400, -1.5, 1.0))
+    assert found.controlled is None and "would be extrapolated" in found.note
+
+
+@pytest.mark.sibling("identical-answers-are-no-extrapolation")
+def test_answers_that_are_mostly_the_same_are_compared_at_equal_length() -> None:
+    """80 of 100 the same text, 10 shorter, 10 longer: equal length is where most of the comparisons are."""
+    found = length_controlled([0.5] * 80 + [0.8] * 10 + [0.4] * 10, [0.0] * 80 + [30.0] * 10 + [-30.0] * 10)
+    assert found.controlled is not None and 0.5 < found.controlled < 0.53
+
+
+@pytest.mark.sibling("one-long-answer-hides-a-collapse")
+def test_one_endless_answer_of_the_baseline_hides_no_collapse() -> None:
+    """It makes the deviation so large that the mean gap looks small; 99 of 100 answers are shorter all the same."""
+    gaps = [-float(90 + at % 20) for at in range(99)] + [-100_000.0]
+    assert abs(sum(gaps) / 100) < 0.5 * float(np.std(gaps))
+    assert length_controlled([0.1 + at % 2 * 0.2 for at in range(100)], gaps).controlled is None

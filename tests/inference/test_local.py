@@ -181,7 +181,7 @@ def test_what_is_missing_is_told_in_one_line(tiny_model: Path, tmp_path: Path, m
     broken = shutil.copytree(tiny_model, tmp_path / "broken")
     (broken / "model.safetensors").write_bytes(b"nothing")
     (problem,) = asyncio.run(Local(str(broken)).probe())
-    assert problem.startswith(f"{broken}: the model cannot be loaded") and "\n" not in problem
+    assert problem.startswith(f"{broken}: model.safetensors is no file of safetensors") and "\n" not in problem
     (problem,) = asyncio.run(Local(str(tiny_model), device="cuda:77").probe())
     assert problem.startswith("device `cuda:77` cannot be used: ") and "\n" not in problem
 

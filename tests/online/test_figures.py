@@ -8,6 +8,7 @@ import random
 import pytest
 
 from rlaif.evaluation.variety import commonest_opening, words_of
+from rlaif.online import running
 from rlaif.online.figures import FIGURES, GIVEN, figures_of
 from rlaif.online.responses import Asked, Response
 from rlaif.records import Message
@@ -105,3 +106,14 @@ def test_the_trainer_adds_figures_of_its_own() -> None:
 def test_nothing_has_no_figures() -> None:
     with pytest.raises(ValueError, match="no responses"):
         figures_of([])
+
+
+@pytest.mark.sibling("a-withheld-figure-is-no-earlier-one")
+def test_a_figure_that_was_withheld_at_the_last_look_is_no_earlier_one() -> None:
+    history = [
+        {"step": 1, "kl": 1.0, "held_out/win_rate": 0.6, "held_out/controlled": 0.55},
+        {"step": 2, "kl": 2.0, "held_out/win_rate": 0.2, "held_out/controlled": None, "held_out/note": "extrapolated"},
+        {"step": 3, "kl": 3.0},
+    ]
+    assert running._figures(history, 3) == {"kl": 3.0, "held_out/win_rate": 0.2}
+    assert running._figures(history, 1) == {"kl": 1.0, "held_out/win_rate": 0.6, "held_out/controlled": 0.55}

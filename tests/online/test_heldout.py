@@ -103,16 +103,17 @@ def test_one_question_for_the_whole_constitution(tmp_path: Path) -> None:
 
 
 def test_length_is_told_from_quality(tmp_path: Path) -> None:
-    """A judge of length alone, and a policy that is longer on 120 prompts in 160: half of the win rate is left."""
+    """A judge of length alone, and a policy that is longer on 100 prompts in 160: little of its lead is left."""
     rng = random.Random(1)
     prompts = asked(*(f"Prompt {at}" for at in range(160)))
     start = ["x" * rng.randint(60, 140) for _ in prompts]
-    policy = ["y" * (len(text) + (1 if at % 4 else -1) * rng.randint(1, 60)) for at, text in enumerate(start)]
+    policy = ["y" * (len(text) + (1 if at % 8 < 5 else -1) * rng.randint(1, 60)) for at, text in enumerate(start)]
     with held_out(Judge(longer_wins), tmp_path) as held:
         found = held.look(20, prompts, start, policy)
-    assert found.win_rate == pytest.approx(0.75 * 0.9526 + 0.25 * 0.0474, abs=1e-3)
-    assert (found.wins, found.losses, found.compared, found.identical) == (120, 40, 160, 0)
-    assert found.interval[0] < 0.5 < found.interval[1]
+    assert found.win_rate == pytest.approx(0.625 * 0.9526 + 0.375 * 0.0474, abs=1e-3)
+    assert (found.wins, found.losses, found.compared, found.identical) == (100, 60, 160, 0)
+    assert found.controlled is not None and found.interval is not None
+    assert found.controlled < found.win_rate - 0.02 and found.interval[0] < 0.52
     assert found.length > found.start_length == pytest.approx(sum(map(len, start)) / 160)
     assert found.judge == "synthetic"
 
@@ -120,7 +121,7 @@ def test_length_is_told_from_quality(tmp_path: Path) -> None:
 def test_the_difference_is_the_policys_length_less_the_starts(tmp_path: Path) -> None:
     with held_out(Judge(lambda first, second: 1.0 if first > second else -1.0), tmp_path) as held:
         found = held.look(1, asked("a", "b", "c"), ["p", "q", "r"], ["zz", "bbb", "cccc"])
-    assert "every answer is longer" in found.note
+    assert "100% of the answers are longer" in found.note and found.controlled is None
 
 
 def test_silent_prompts_are_counted_and_never_a_label(tmp_path: Path) -> None:

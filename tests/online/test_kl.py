@@ -61,14 +61,14 @@ def test_by_hand(kind: Kind, d: float, value: float) -> None:
     [
         ("k1", 20.0, 10.0, 20.0),
         ("k1", -20.0, -10.0, -20.0),
-        ("k2", 20.0, 10.0, 200.0),
-        ("k3", 20.0, 10.0, 19.0),  # e^-20 - 1 + 20
-        ("k3", -5.0, 10.0, 142.413159),  # e^5 = 148.413159, less 6
+        ("k2", 20.0, 79.442719, 200.0),  # 10, and sqrt(20) = 4.472136 for each of 15.527864 nats more
+        ("k3", 20.0, 19.0, 19.0),  # e^-20 - 1 + 20: its slope is never above 1 here
+        ("k3", -5.0, 33.623147, 142.413159),  # 10 - ln 11 = 7.602105, and 10 for each of 2.602105 nats; e^5 - 6
     ],
 )
 def test_far_tokens_are_cut(kind: Kind, d: float, cut: float, whole: float) -> None:
     logps, refs = torch.tensor([d]), torch.zeros(1)
-    assert estimate(kind, logps, refs).item() == cut
+    assert estimate(kind, logps, refs).item() == pytest.approx(cut, rel=1e-6)
     assert estimate(kind, logps, refs, clamp=None).item() == pytest.approx(whole, rel=1e-6)
 
 
@@ -77,7 +77,28 @@ def test_far_tokens_are_cut(kind: Kind, d: float, cut: float, whole: float) -> N
 def test_the_farthest_tokens_have_a_finite_gradient(kind: Kind, d: float) -> None:
     """e^1000 is infinite, and 0 · infinity would be no number."""
     logps = torch.tensor([d], requires_grad=True)
-    assert slope(estimate(kind, logps, torch.zeros(1)), logps) == [0.0]
+    (found,) = slope(estimate(kind, logps, torch.zeros(1)), logps)
+    far = {"k1": 0.0, "k2": math.copysign(math.sqrt(20), d), "k3": 1.0 if d > 0 else -10.0}
+    assert found == pytest.approx(far[kind], rel=1e-6)
+
+
+@pytest.mark.finding(7)
+@pytest.mark.parametrize("d", [0.5, 4.4, 4.5, 6.0, 30.0])
+def test_the_farthest_tokens_are_pulled_back_the_hardest(d: float) -> None:
+    """The pull of d²/2 is d; from sqrt(20) = 4.472136 nats on it grows no more, and never ends."""
+    for sign in (1, -1):
+        logps = exact(sign * d).requires_grad_()
+        assert slope(estimate("k2", logps, exact(0.0)), logps) == pytest.approx([sign * min(d, 4.472136)], rel=1e-6)
+
+
+@pytest.mark.sibling("k3-cut-has-no-gradient")
+@pytest.mark.parametrize(
+    ("d", "pull"), [(0.5, 0.393469), (12.0, 0.999994), (-2.0, -6.389056), (-2.5, -10.0), (-9.0, -10.0)]
+)
+def test_the_other_estimator_for_a_loss_pulls_as_well(d: float, pull: float) -> None:
+    """1 - e^-d; 10 at most, which it is at d = -ln 11 = -2.397895."""
+    logps = exact(d).requires_grad_()
+    assert slope(estimate("k3", logps, exact(0.0)), logps) == pytest.approx([pull], abs=1e-6)
 
 
 @settings(deadline=None)

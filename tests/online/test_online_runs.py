@@ -552,7 +552,10 @@ def test_a_policy_that_is_not_its_sampler_is_caught(
         ({"algorithm": "rloo", "gamma": 0.5}, "`gamma` does nothing for `algorithm: rloo`: leave it out"),
         ({"algorithm": "rloo", "value": {"clip": 0.5}}, "`value.clip` does nothing for `algorithm: rloo`"),
         ({"algorithm": "rloo", "per": "sequence"}, "`per` does nothing for `algorithm: rloo`"),
-        ({"algorithm": "grpo", "ratio": "sequence", "per": "token"}, "`per` does nothing with `ratio: sequence`"),
+        (
+            {"algorithm": "grpo", "ratio": "sequence", "per": "token", "kl": {"place": "reward"}},
+            "`per` does nothing with `ratio: sequence`",
+        ),
         ({"algorithm": "ppo", "scale": "none"}, "`scale` does nothing for `algorithm: ppo`"),
         ({"algorithm": "p3o", "clip_high": 0.28}, "`clip_high` does nothing for `algorithm: p3o`"),
         ({"algorithm": "online-dpo", "clip": 0.1}, "`clip` does nothing for `algorithm: online-dpo`"),
@@ -573,7 +576,8 @@ def test_settings_that_do_not_fit_together(more: dict[str, Any], told: str, tmp_
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_settings_are_read_again(algorithm: str, tmp_path: Path) -> None:
     """Defaults are fine for all; what is written down holds no word that would be refused."""
-    for more in ({}, {"kl": {"place": "loss"}, "per": "constant"} if algorithm != "online-dpo" else {}):
+    priced = {} if algorithm == "online-dpo" else {"kl": {"place": "loss"}}
+    for more in ({}, priced, {"overlong_buffer": 4}, {"per": "constant"} if algorithm in ("ppo", "grpo") else {}):
         made = OnlineSettings.model_validate(given(tmp_path, algorithm=algorithm, **more))
         assert OnlineSettings.model_validate(made.plain()) == made
 

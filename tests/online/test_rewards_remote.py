@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import gzip
 import json
 import threading
 from collections.abc import Callable, Iterator
@@ -233,6 +235,52 @@ def test_passwords_are_not_shown(server: Misbehaving) -> None:
     assert "secret" not in str(raised.value)
     assert server.bodies[0]["path"] == "/get_reward?key=secret"
     reward.close()
+
+
+@pytest.mark.sibling("secrets-of-a-reward-server")
+def test_secrets_that_a_reward_server_repeats_are_masked(server: Misbehaving, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At whatever place the message is cut, and in a reply with status 200 too."""
+    monkeypatch.setenv("REWARD_PASS", "s3cret/word-12345")
+    monkeypatch.setenv("REWARD_KEY", "query-key-67890")
+    url = server.url.replace("127.", "me:${REWARD_PASS}@127.") + "?key=${REWARD_KEY}"
+    reward = RemoteReward(url, retries=0)
+    for status in (200, 401):
+        for before in range(120, 200, 9):
+            server.acts = [says(b"x" * before + b" s3cret/word-12345 query-key-67890 s3cret%2Fword-12345", status)]
+            with pytest.raises(ModelError) as raised:
+                ask(reward)
+            assert not any(part in str(raised.value) for part in ("s3cret", "query-k", "12345"))
+    assert server.bodies[0]["path"] == "/get_reward?key=query-key-67890"
+    reward.close()
+
+
+@pytest.mark.sibling("endless-and-packed-rewards")
+def test_endless_and_packed_rewards(server: Misbehaving, reward: RemoteReward, monkeypatch: pytest.MonkeyPatch) -> None:
+    def endless(handler: _Handler) -> None:
+        handler.send_response(200)
+        handler.end_headers()
+        with contextlib.suppress(OSError):
+            while True:
+                handler.wfile.write(b" " * 65536)
+
+    good, bomb = gzip.compress(b'{"rewards": [0.5, -2.0]}'), gzip.compress(b" " * 2**22)
+    server.acts = [gives_packed(good, "gzip")]
+    assert ask(reward) == [0.5, -2.0]
+    for where in ("rlaif.inference.http", "rlaif.online.rewards.remote"):
+        monkeypatch.setattr(f"{where}.MOST_BYTES", 2**21)
+    for act, what in (
+        (endless, "more than 2 MiB"),
+        (gives_packed(bomb, "gzip"), "more than 2 MiB"),
+        (gives_packed(good, "br"), "packed as `br`"),
+        (says(b'{"rewards":' + b"[" * 99_999 + b"]" * 99_999 + b"}"), "is not JSON"),
+    ):
+        server.acts = [act]
+        with pytest.raises(ModelError, match=what):
+            ask(reward)
+
+
+def gives_packed(body: bytes, name: str) -> Act:
+    return lambda handler: handler.send(200, body, content_encoding=name)
 
 
 def test_server_may_ask_for_a_pause(server: Misbehaving, reward: RemoteReward, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -70,8 +70,8 @@ def saved(folder: Path) -> None:
 
 def served(fake: FakeServer, folder: Path, **options: Any) -> ServedSampler:
     settings = {"max_tokens": 8, "ends": frozenset({6}), "backoff": 0.001, "tokenizer": letters()} | options
-    transport = httpx.MockTransport(fake)
-    return ServedSampler("http://policy.test/v1", Adapters(saved, folder, "policy"), transport=transport, **settings)
+    transport, carrier = httpx.MockTransport(fake), Adapters(saved, folder, "policy", own="mine")
+    return ServedSampler("http://policy.test/v1", carrier, transport=transport, **settings)
 
 
 def test_answers_keep_their_prompt_their_order_and_their_tokens(tmp_path: Path) -> None:
@@ -110,7 +110,7 @@ def test_the_key_of_a_server_comes_from_the_environment(tmp_path: Path, monkeypa
     nobody: Any = MagicMock()
     monkeypatch.setenv("POLICY_KEY", "secret")
     sampler = sampler_of(settings, nobody, letters(), find_start(settings.model), nobody)
-    assert isinstance(sampler, ServedSampler) and sampler._talk._key == "secret"
+    assert isinstance(sampler, ServedSampler) and sampler._talk.hide("my secret") == "my ***"
     monkeypatch.delenv("POLICY_KEY")
     with pytest.raises(UserError, match="the environment variable `POLICY_KEY` is not set"):
         sampler_of(settings, nobody, letters(), find_start(settings.model), nobody)
@@ -127,18 +127,18 @@ def test_every_update_has_a_name_and_a_folder_of_its_own(tmp_path: Path) -> None
     assert len(set(names)) == 4
     assert [name.rpartition("-")[0] for name in names] == ["policy-v0", "policy-v1", "policy-v1", "policy-v2"]
     assert list(fake.loaded) == names[-2:]
-    assert {str(path) for path in (tmp_path / "versions").iterdir()} == set(fake.loaded.values())
+    assert {str(path) for path in (tmp_path / "rlaif-mine").iterdir()} == set(fake.loaded.values())
     assert all((Path(path) / "adapter_model.safetensors").is_file() for path in fake.loaded.values())
     sampler.close()
-    assert fake.loaded == {} and not (tmp_path / "versions").exists()
+    assert fake.loaded == {} and not (tmp_path / "rlaif-mine").exists()
 
 
 def test_what_a_killed_training_left_is_cleared_away(tmp_path: Path) -> None:
     fake = FakeServer()
-    fake.loaded = {"other": "/elsewhere/versions/v1-0"}
+    fake.loaded = {"other": "/elsewhere/rlaif-mine/v1-0"}
     served(fake, tmp_path / "a").update(5)
     assert len(fake.loaded) == 2
-    (left,) = (tmp_path / "a" / "versions").iterdir()
+    (left,) = (tmp_path / "a" / "rlaif-mine").iterdir()
     served(fake, tmp_path / "a").update(6)
     assert not left.exists() and str(left) not in fake.loaded.values()
     assert "other" in fake.loaded and len(fake.loaded) == 2
@@ -169,7 +169,7 @@ def test_a_server_that_takes_no_adapter_is_told_how_to(reply: httpx.Response, me
     fake = FakeServer(load=lambda _: reply)
     with pytest.raises(UserError, match=f"^http://policy.test/v1: .*{message}"):
         served(fake, tmp_path).update(0)
-    assert fake.tries == 1 and list((tmp_path / "versions").iterdir()) == []
+    assert fake.tries == 1 and list((tmp_path / "rlaif-mine").iterdir()) == []
 
 
 def test_a_lost_reply_to_a_load_is_no_refusal(tmp_path: Path) -> None:
@@ -224,6 +224,44 @@ def test_what_is_no_answer_is_told(
     with pytest.raises(kind, match=message):
         served(fake, tmp_path).sample(ASKED[:1], 2, 0)
     assert len(fake.bodies) == tries
+
+
+def numbered(*indices: object) -> Reply:
+    return lambda _, body: httpx.Response(200, json={"choices": [choice(body, 0) | {"index": at} for at in indices]})
+
+
+def written(values: str) -> Reply:
+    """JSON of which Python writes another one: NaN, and numbers beyond all floats."""
+
+    def reply(_: FakeServer, body: dict[str, Any]) -> httpx.Response:
+        text = json.dumps({"choices": [choice(body, 0), choice(body, 1)]}).replace("-2.0", values)
+        return httpx.Response(200, content=text.encode())
+
+    return reply
+
+
+@pytest.mark.sibling("odd-rollouts")
+@pytest.mark.parametrize(
+    ("reply", "message"),
+    [
+        (numbered(0, 0), "not numbered from 0 on"),
+        (numbered(1, 2), "not numbered from 0 on"),
+        (numbered(0, None), "not numbered from 0 on"),
+        (numbered(0, [1]), "not numbered from 0 on"),
+        (numbered(0, 1, 2), "3 answers to prompt one, not 2"),
+        (always(httpx.Response(200, json={"choices": {"0": 1}})), "0 answers to prompt one, not 2"),
+        (written("NaN"), "no log-probabilities of tokens"),
+        (written("-1e999"), "no log-probabilities of tokens"),
+        (written("3.5"), "no log-probabilities of tokens"),
+        (written('"-2"'), "gives no token ids with log-probabilities"),
+        (instead(token_ids=[3, -1, 6]), "no log-probabilities of tokens"),
+        (instead(token_ids=[3, True, 6]), "gives no token ids with log-probabilities"),
+        (instead(logprobs=[]), "gives no token ids with log-probabilities"),
+    ],
+)
+def test_odd_rollouts_are_never_learned_from(reply: Reply, message: str, tmp_path: Path) -> None:
+    with pytest.raises(RlaifError, match=message):
+        served(FakeServer(reply), tmp_path).sample(ASKED[:1], 2, 0)
 
 
 def test_one_error_is_raised_for_many_questions(tmp_path: Path) -> None:
@@ -360,7 +398,7 @@ def test_after_every_update_the_servers_numbers_are_the_trainers(vllm_with_adapt
         assert [each.version for each in found] == [version] * 9
         assert max(map(apart, found, own)) < 10 * DIGITS
         assert all(sum(each.ids.count(end) for end in (END, 50, 60, 70)) == each.finished for each in found)
-    assert len(list((tmp_path / "versions").iterdir())) == 2
+    assert len(list((tmp_path / "rlaif-mine").iterdir())) == 2
     sampler.close()
 
 
@@ -465,7 +503,7 @@ def test_adapters_that_the_server_does_not_take(vllm_with_adapters: Served, tmp_
     with pytest.raises(UserError, match="takes no adapter of rank 16; start it with --max-lora-rank 16"):
         on(vllm_with_adapters, big, tmp_path).update(0)
     big.save = lambda folder: None  # type: ignore[method-assign]
-    with pytest.raises(UserError, match=r"does not find .*/versions/v0-[0-9a-f]*; run it on this machine"):
+    with pytest.raises(UserError, match=r"does not find .*/rlaif-[0-9a-z]*/v0-[0-9a-f]*; run it on this machine"):
         on(vllm_with_adapters, big, tmp_path).update(0)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,16 @@ import pytest
 import torch
 
 from rlaif.errors import ModelError, UserError
+from rlaif.online.adapters import Adapters
 from rlaif.online.experience import check_in_step
+from rlaif.online.line import Line
+from rlaif.online.players import _own
 from rlaif.online.responses import Asked, Response
 from rlaif.online.serving import ServedSampler
+from rlaif.online.settings import OnlineSettings
 from rlaif.online.weights import WholeWeights
 from tests.conftest import Served
+from tests.online.runs import given
 from tests.online.test_serving import apart, choice, refused, saved
 from tests.training.small import letters
 
@@ -50,8 +56,8 @@ class FakeServer:
 
 def served(fake: FakeServer, folder: Path) -> ServedSampler:
     return ServedSampler(
-        "http://policy.test/v1", WholeWeights(saved, folder / "shared", "policy"), tokenizer=letters(), max_tokens=8,
-        ends=frozenset({6}), backoff=0.001, transport=httpx.MockTransport(fake),
+        "http://policy.test/v1", WholeWeights(saved, folder / "shared", "policy", own="mine"),
+        tokenizer=letters(), max_tokens=8, ends=frozenset({6}), backoff=0.001, transport=httpx.MockTransport(fake),
     )  # fmt: skip
 
 
@@ -62,7 +68,7 @@ def test_every_update_is_read_and_what_older_ones_computed_forgotten(tmp_path: P
         sampler.update(version)
         assert sampler.sample(ASKED[:1], 1, 0)[0].version == version
     sampler.close()
-    read = {"method": "reload_weights", "kwargs": {"weights_path": str(tmp_path / "shared/weights")}}
+    read = {"method": "reload_weights", "kwargs": {"weights_path": str(tmp_path / "shared/rlaif-mine")}}
     back = {"method": "reload_weights", "kwargs": {"weights_path": "/start"}}
     steps = [("collective_rpc", read), ("reset_prefix_cache", {}), ("v1_completions", None)]
     found = [(route, None if route == "v1_completions" else body) for route, body in fake.told]
@@ -84,6 +90,99 @@ def test_a_server_that_does_not_take_them(instead: dict[str, httpx.Response], me
     with pytest.raises(UserError, match=f"^http://policy.test/v1: .*{message}"):
         served(FakeServer(**instead), tmp_path).update(0)
     assert list((tmp_path / "shared").iterdir()) == []
+
+
+def with_work_of_years(folder: Path) -> dict[str, bytes]:
+    """A folder with things in it that no training has made, under the names that come to mind."""
+    files = (
+        "weights/model.safetensors",
+        "versions/v0-1/adapter.bin",
+        "rlaif-notes/notes.txt",
+        "shared/me",
+        "thesis.tex",
+    )
+    for name in files:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(f"years of {name}")
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+class Saying(Line):
+    """A server that does what it is told, and remembers where the weights lay."""
+
+    def __init__(self) -> None:
+        self.shown, self.paths = "server", []
+
+    async def models(self) -> list[dict[str, Any]]:
+        return [{"id": "policy", "root": "/start"}]
+
+    async def order(self, route: str, body: Any, **_: Any) -> dict[str, Any]:
+        found = body.get("lora_path") or body.get("kwargs", {}).get("weights_path", "")
+        if found and found != "/start":
+            self.paths.append(Path(found))
+            assert any(Path(found).iterdir()), route
+        return {"success": True}
+
+
+async def one_after_another(*carriers: Any) -> list[list[Path]]:
+    """Every training loads two versions while the others do, then all of them end."""
+    lines = [Saying() for _ in carriers]
+    for carrier, line in zip(carriers, lines, strict=True):
+        await carrier.begin(line)
+    for version in range(2):
+        for carrier, line in zip(carriers, lines, strict=True):
+            await carrier.load(line, version)
+    for carrier, line in zip(carriers, lines, strict=True):
+        await carrier.end(line)
+    return [line.paths for line in lines]
+
+
+@pytest.mark.case("sec-17-rollout-weights-folder")
+@pytest.mark.parametrize("kind", [WholeWeights, Adapters])
+@pytest.mark.parametrize("own", [None, "mine"])
+def test_a_folder_of_the_users_keeps_all_that_is_theirs(kind: Any, own: str | None, tmp_path: Path) -> None:
+    before = with_work_of_years(tmp_path)
+    (paths,) = asyncio.run(one_after_another(kind(saved, tmp_path, None, own=own)))
+    assert all(tmp_path in path.parents and not path.exists() for path in paths)
+    assert {str(path): path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.sibling("two-trainings-one-weights-folder")
+@pytest.mark.parametrize("kind", [WholeWeights, Adapters])
+def test_two_trainings_in_one_folder_have_each_their_own(kind: Any, tmp_path: Path) -> None:
+    trainings = [kind(saved, tmp_path, None, own=own) for own in ("one", "two", None, None)]
+    paths = asyncio.run(one_after_another(*trainings))
+    each = [{path.parent if kind is Adapters else path for path in some} for some in paths]
+    assert all(len(some) == 1 for some in each) and len(set.union(*each)) == 4
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.sibling("weights-folder-is-a-link")
+@pytest.mark.parametrize("kind", [WholeWeights, Adapters])
+def test_a_link_in_place_of_its_folder_is_not_followed(kind: Any, tmp_path: Path) -> None:
+    """/dev/shm is everybody's, and the name of a training's folder in it can be known beforehand."""
+    before = with_work_of_years(tmp_path / "elsewhere")
+    (tmp_path / "shm").mkdir()
+    (tmp_path / "shm" / "rlaif-mine").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="no weights can be laid there for the server: File exists"):
+        asyncio.run(one_after_another(kind(saved, tmp_path / "shm", None, own="mine")))
+    assert {str(path): path.read_bytes() for path in (tmp_path / "elsewhere").rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.sibling("empty-weights-folder-stays")
+def test_an_empty_folder_of_the_users_stays_and_a_new_one_goes(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    asyncio.run(one_after_another(WholeWeights(saved, tmp_path / "empty", None)))
+    asyncio.run(one_after_another(Adapters(saved, tmp_path / "new" / "deep", None)))
+    assert [path.name for path in tmp_path.iterdir()] == ["empty"]
+
+
+def test_each_output_has_a_name_of_its_own(tmp_path: Path) -> None:
+    """What a killed training left is found by the one that goes on, wherever the command is given."""
+    names = {
+        _own(OnlineSettings.model_validate(given(tmp_path, output=str(tmp_path / at)))) for at in ("a", "b", "a/../a")
+    }
+    assert len(names) == 2
 
 
 def test_older_servers_reply_to_a_reset_without_a_word(tmp_path: Path) -> None:

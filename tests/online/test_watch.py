@@ -29,7 +29,8 @@ Look = tuple[int, Mapping[str, float], HeldOut | None]
 
 def held_out(step: int, rate: float, error: float = 0.03) -> HeldOut:
     return HeldOut(
-        step=step, win_rate=rate, controlled=rate, interval=(rate - 2 * error, rate + 2 * error), error=error,
+        step=step, win_rate=rate, win_rate_error=error,
+        controlled=rate, interval=(rate - 2 * error, rate + 2 * error), error=error,
         wins=0, ties=0, losses=0, compared=100, identical=0, failed=0, unreadable=0, flips=0.0, length=100.0,
         start_length=100.0, judge="judge",
     )  # fmt: skip
@@ -156,7 +157,7 @@ def test_the_win_rate_lies_below_its_best() -> None:
     """The mean of two has an error of 0.0212, the difference 0.03, three of them 0.09: from 70% to 60.5% is more."""
     (alarm,) = looked(Watch(WatchLimits()), rates(0.5, 0.7, 0.7, 0.60, 0.61, 0.6))
     assert (alarm.rule, alarm.step) == ("win_rate", 49)
-    assert "the mean of 2 evaluations, fell from 70.0% to 60.5% (bound 9.0%)" in alarm.message
+    assert "fell, in the mean of 2 evaluations, from 70.0% to 60.5% (bound 9.0%)" in alarm.message
     assert looked(Watch(WatchLimits()), rates(0.5, 0.7, 0.7, 0.62, 0.63, 0.62)) == []
     assert looked(Watch(WatchLimits()), rates(0.5, 0.7, 0.7, 0.55, 0.7)) == [], "one bad evaluation counts by half"
     assert looked(Watch(WatchLimits(win_rate_errors=None)), rates(0.5, 0.7, 0.7, 0.2, 0.1)) == []
@@ -267,7 +268,9 @@ class Training:
             said.append(sigmoid(3 * (self.rng.gauss(gain, 1) - merit) + 0.01 * gap))
             gaps.append(gap)
         found = length_controlled(said, gaps, resamples=200)
-        return held_out(step, found.controlled, found.error)
+        return held_out(step, found.raw, found.raw_error).model_copy(
+            update={"controlled": found.controlled, "interval": found.interval, "error": found.error}
+        )
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -321,3 +324,52 @@ def test_a_state_is_a_copy() -> None:
     other.restore(state)
     looked(other, rates(0.6, 0.7))
     assert json.dumps(watch.state()) == json.dumps(state) == kept
+
+
+def withheld(step: int, rate: float, error: float = 0.03) -> HeldOut:
+    return held_out(step, rate, error).model_copy(
+        update={"controlled": None, "interval": None, "error": None, "note": "would be extrapolated"}
+    )
+
+
+@pytest.mark.finding(3)
+def test_a_policy_of_collapsed_answers_is_never_the_best() -> None:
+    """Its answers shrink to a tenth, and a judge that likes length gives them little. Read off far from where the data
+    are, that is a win rate at equal length above all earlier ones; it is withheld, and the plain one alarms."""
+    rng, watch = random.Random(2), Watch(WatchLimits())
+    start = [max(20.0, rng.gauss(200, 60)) for _ in range(128)]
+
+    def look(step: int, factor: float, merit: float) -> list[Alarm]:
+        gaps = [factor * rng.gauss(200, 60) - length for length in start]
+        ease = [rng.gauss(0, 1) for _ in gaps]
+        said = [sigmoid(merit + 0.02 * gap + each) for gap, each in zip(gaps, ease, strict=True)]
+        found = length_controlled(said, gaps, resamples=100)
+        assert (found.controlled is None) == (factor < 0.5)
+        held = held_out(step, found.raw, found.raw_error).model_copy(
+            update={"controlled": found.controlled, "interval": found.interval, "error": found.error}
+        )
+        return watch.look(step, SOUND, held)
+
+    assert look(9, 1.0, 0.3) == look(19, 1.0, 0.8) == look(29, 1.0, 0.8) == []
+    best = watch.best()
+    alarms = look(39, 0.1, 0.8) + look(49, 0.1, 0.8)
+    assert watch.best() == best and best in (19, 29)
+    assert [alarm.rule for alarm in alarms] == ["win_rate"]
+    assert "at equal length" not in alarms[0].message and f"the weights of step {best}" in alarms[0].message
+
+
+@pytest.mark.sibling("no-best-where-nothing-is-told-of-equal-length")
+def test_without_any_figure_at_equal_length_there_is_no_best() -> None:
+    watch = Watch(WatchLimits())
+    looks: list[Look] = [
+        (step, SOUND, withheld(step, rate)) for step, rate in ((9, 0.7), (19, 0.7), (29, 0.4), (39, 0.4))
+    ]
+    (alarm,) = looked(watch, looks)
+    assert watch.best() is None
+    assert alarm.message == (
+        "the held-out win rate fell, in the mean of 2 evaluations, from 70.0% to 55.0% (bound 9.0%): "
+        "go back to an earlier checkpoint"
+    )
+    again = Watch(WatchLimits())
+    again.restore(json.loads(json.dumps(watch.state())))
+    assert again.state() == watch.state()

@@ -281,12 +281,12 @@ def test_a_broken_line_is_named(run: Path, name: str) -> None:
 
 
 def test_logits_are_those_of_the_fold() -> None:
-    """Cut at 30, hard verdicts at ln 99, and no label under the least mass."""
+    """Cut at 30, hard verdicts at ln 99 over 1.6, and no label under the least mass."""
     row = {"verdict": "first", "label_mass": 0.9, "logprobs": [-0.1, -50.0]}
     assert told_logit(row, 0.5) == 30
     assert told_logit(row | {"logprobs": [None, -0.1]}, 0.5) == -30
     assert math.isnan(told_logit(row, 0.95))
-    assert told_logit({"verdict": "second", "logprobs": None}, 0.5) == pytest.approx(-math.log(99))
+    assert told_logit({"verdict": "second", "logprobs": None}, 0.5) == pytest.approx(-math.log(99) / 1.6)
     assert told_logit({"verdict": "tie", "logprobs": None}, 0.5) == 0
     assert math.isnan(told_logit({"verdict": "unparsed", "logprobs": None}, 0.5))
 
@@ -295,7 +295,8 @@ def test_a_stated_tie_stays_one_whatever_is_taken_off_the_slot(run: Path) -> Non
     """As in the labels: the slot's 0.8 is in no tie that was said in words."""
     how = {"temperature": 2.0, "slot": 0.8}
     assert told_logit({"verdict": "tie", "logprobs": None}, 0.5, **how) == 0
-    assert told_logit({"verdict": "first", "logprobs": None}, 0.5, **how) == pytest.approx((math.log(99) - 0.8) / 2)
+    hard = math.log(99) / 1.6
+    assert told_logit({"verdict": "first", "logprobs": None}, 0.5, **how) == pytest.approx((hard - 0.8) / 2)
     manifest = json.loads((run / "manifest.json").read_text())
     (run / "manifest.json").write_text(json.dumps(manifest | {"slot_bias": {JUDGE: {"removed": 0.8}}}))
     said: dict[str, Any] = {"verdict": "tie", "logprobs": None, "label_mass": None}

@@ -13,6 +13,7 @@ from rlaif.page.counting import count_data
 from rlaif.page.gathering import figures_of
 from rlaif.page.reading import rows
 from rlaif.page.settings import read_told, reading_of
+from rlaif.page.stories import gather
 from rlaif.page.verdicts import _Columns, _forward, _joined, _parts
 from rlaif.pipeline import generate
 from rlaif.records import Judgement, PreferencePair
@@ -120,3 +121,23 @@ def test_a_tiny_run_with_revisions(tmp_path: Path) -> None:
         if row["id"] in ranked and not {row["first"], row["second"]} <= named
     ]  # fmt: skip
     assert strangers
+
+
+@pytest.mark.sibling("given-responses-in-the-report")
+@pytest.mark.parametrize("drawn", [True, False])
+def test_given_answers_are_counted_once(tmp_path: Path, drawn: bool) -> None:
+    """They stand with their prompts and, once the run has begun, among the samples: three given, two drawn."""
+    prompts = tmp_path / "given.jsonl"
+    texts = [("Who is it?", ["It is I.", "Nobody at all."]), ("Why?", ["Because it is so, as you can see."])]
+    prompts.write_text("".join(json.dumps({"prompt": text, "given": said}) + "\n" for text, said in texts))
+    with bench(tmp_path, Taste()) as (path, _):
+        settings = load_run(path)
+        policy = settings.policy.model_copy(update={"samples": 2}) if drawn and settings.policy else None
+        given = PromptSettings(path=str(prompts), responses="given")
+        generate(settings.model_copy(update={"policy": policy, "prompts": given}))
+    page = figures_of(tmp_path / "run")
+    assert page.data is not None
+    assert page.data.samples == json.loads((tmp_path / "run/manifest.json").read_text())["counts"]["samples"]
+    assert page.data.samples == (7 if drawn else 3)
+    found = gather(tmp_path / "run", [row["id"] for row in rows(tmp_path / "run" / "prompts.jsonl")], {})
+    assert sorted(map(len, found.samples.values())) == ([3, 4] if drawn else [1, 2])

@@ -52,7 +52,7 @@ def test_grades_in_words() -> None:
     question = score_question(PROMPT, SAMPLE, Criterion("kind", 1.0, "Kinder?", None), Judge("j"), max_chars=1000)
     high, low, none = (score_record(question, Answer(text=text)) for text in ("8", "Grade: 3", "fine"))
     assert (high.value, low.value, none.value) == (8.0, 3.0, None)
-    assert grade_logit(high, low) == pytest.approx(math.log(99))
+    assert grade_logit(high, low) == pytest.approx(math.log(99) / 1.6)
     assert grade_logit(low, low) == 0.0
     assert not readable(none, min_mass=0.0)
 

@@ -12,8 +12,9 @@ import pytest
 from rlaif.errors import UserError
 from rlaif.inference.folder import load_tokenizer
 from rlaif.training.centering import center, check_center, complete
+from rlaif.training.forward import mean_of
 from rlaif.training.loading import load_reward_model
-from rlaif.training.rewardmodel import load, mean_of
+from rlaif.training.rewardmodel import load
 from rlaif.training.scoring import score
 from rlaif.training.settings import LoraSettings, RewardSettings
 from tests.support import lines

@@ -140,8 +140,42 @@ def test_what_each_loss_compares_by_hand() -> None:
 def test_the_label_at_which_a_loss_is_least_is_the_one_that_its_margin_stands_for() -> None:
     """IPO's is linear in the margin; the others' is logistic."""
     margins = torch.tensor([-3.0, -0.25, 0.0, 0.3, 3.0])
-    assert losses.preferred("ipo", margins).tolist() == pytest.approx([0, 0.25, 0.5, 0.8, 1])
-    assert losses.preferred("sigmoid", margins).tolist() == pytest.approx(margins.sigmoid().tolist())
+    ipo, sigmoid = losses.preferred("ipo", margins), losses.preferred("sigmoid", margins)
+    assert ipo is not None and sigmoid is not None
+    assert ipo.tolist() == pytest.approx([0, 0.25, 0.5, 0.8, 1])
+    assert sigmoid.tolist() == pytest.approx(margins.sigmoid().tolist())
+
+
+def _fitted(name: losses.PairLoss, q: float) -> float:
+    """The margin at which the loss of a pair of this label is least, by a search over the chosen sum; 4 tokens each."""
+    chosen = torch.linspace(-20, -0.001, 400_001, dtype=torch.float64)
+    four, zero = torch.full_like(chosen, 4.0), torch.zeros_like(chosen)
+    logps = losses.PairLogps(chosen, zero - 8, zero - 8, zero - 8, four, four)
+    values = losses.pair_loss(name, logps, torch.full_like(chosen, q), losses.LossSettings(beta=2.0))
+    good, bad = losses.compared(name, logps, 2.0)
+    return float((good - bad)[int(values.argmin())])
+
+
+@pytest.mark.finding(13)
+@pytest.mark.parametrize(("q", "sigma"), [(0.6, 0.675), (0.7, 0.807), (0.9, 0.957)])
+def test_simpo_has_no_brier_score_as_it_fits_beyond_the_label(q: float, sigma: float) -> None:
+    assert 1 / (1 + math.exp(-_fitted("simpo", q))) == pytest.approx(sigma, abs=0.01)
+    assert losses.preferred("simpo", torch.zeros(1)) is None
+
+
+@pytest.mark.sibling("no-brier-score-of-hinge-and-gdpo")
+@pytest.mark.parametrize("name", ["hinge", "gdpo"])
+def test_a_loss_whose_margin_is_no_label_has_no_brier_score(name: losses.PairLoss) -> None:
+    """A label of 0.7 is fitted at sigma(1) = 0.73 by the hinge loss, as is 0.9; without end by gdpo."""
+    found = [_fitted(name, q) for q in (0.7, 0.9)]
+    assert found[0] == pytest.approx(found[1], abs=1e-3)
+    assert losses.preferred(name, torch.zeros(1)) is None
+
+
+@pytest.mark.parametrize("name", ["sigmoid", "robust", "sigmoid_norm"])
+def test_the_label_is_fitted_at_the_margin_that_stands_for_it(name: losses.PairLoss) -> None:
+    likely = losses.preferred(name, torch.tensor([_fitted(name, 0.7)]))
+    assert likely is not None and likely.item() == pytest.approx(0.7, abs=1e-3)
 
 
 def test_nll_and_rewards_by_hand() -> None:

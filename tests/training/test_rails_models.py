@@ -74,7 +74,7 @@ def test_models_that_cannot_be_loaded(folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder / "model", tmp_path / "torn")
     torn = tmp_path / "torn" / "model.safetensors"
     torn.write_bytes(torn.read_bytes()[:-100])
-    with pytest.raises(UserError, match=r"torn: cannot be loaded: .*; name another model") as caught:
+    with pytest.raises(UserError, match=r"torn: model\.safetensors is damaged: 100 bytes are missing") as caught:
         run("sft", folder, model=str(tmp_path / "torn"), output=str(tmp_path / "out"))
     assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()
     from transformers import AutoModelForSequenceClassification
@@ -166,7 +166,9 @@ def test_adapters_that_are_no_start(folder: Path, adapter: Path, tmp_path: Path)
     shutil.copytree(adapter, tmp_path / "strange")
     file = tmp_path / "strange" / "adapter_model.safetensors"
     save_file({f"x.{name}": each for name, each in load_file(file).items()}, file)
-    with pytest.raises(UserError, match="the adapter cannot be added to model: Found missing adapter keys"):
+    with pytest.raises(
+        UserError, match=r"the adapter lacks weights: model\.layers\.0.*and 27 more \(its file has x\.b"
+    ):
         load_policy(settings_for("sft", folder, model=str(tmp_path / "strange")))
 
 

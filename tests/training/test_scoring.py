@@ -235,9 +235,10 @@ def test_reward_that_is_no_number_stops(tmp_path: Path) -> None:
 
     broken = save_scorer(tmp_path / "broken")
     model = AutoModelForSequenceClassification.from_pretrained(broken)
-    model.score.weight.data.fill_(float("nan"))
+    for weight in (model.model.norm.weight, model.score.weight):
+        weight.data.fill_(1e20)  # a product of two is more than a float32 holds
     model.save_pretrained(broken)
-    with pytest.raises(ModelError, match=r"the reward of `rows\.jsonl:1` \(line 1\) is nan"):
+    with pytest.raises(ModelError, match=r"the reward of `rows\.jsonl:1` \(line 1\) is (nan|-?inf)"):
         _rewards(broken, [{"prompt": _turn("Hi"), "response": "No."}])
     assert not (tmp_path / "rewards.jsonl").exists()
 

@@ -57,7 +57,9 @@ def save_model(model: Any, tokenizer: Tokenizer, folder: Path) -> None:
 
 def load_model(folder: Path) -> Any:
     """The saved model, computing in float32."""
-    model: Any = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa")
+    model: Any = LlamaForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="sdpa", trust_remote_code=False
+    )
     return model.eval()
 
 

@@ -55,7 +55,7 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
 
 def load_tokenizer(folder: Path) -> Any:
     """The saved tokenizer, as a user of transformers loads it."""
-    return AutoTokenizer.from_pretrained(folder)
+    return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 
 
 def write_json(path: Path, content: Any, *, indent: int | None = 2) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import NamedTuple
 
+from rlaif.addresses import SECRET_IN_URL, secret_in, shown_url
 from rlaif.errors import UserError
 from rlaif.inference.folder import model_folder
 from rlaif.settings import ModelSettings
@@ -66,6 +67,8 @@ def contestants(
     Raises UserError where two have one name or a path is not there.
     """
     parsed = [_parsed(text) for text in given]
+    for each in parsed:
+        _require_no_secret(each.thing)
     tails = _tails([each.thing for each in parsed if each.name is None])
     names = [each.name if each.name is not None else tails[each.thing] for each in parsed]
     for at, name in enumerate(names):
@@ -81,6 +84,12 @@ def _parsed(text: str) -> _Given:
     if match is None or Path(text).expanduser().exists():
         return _Given(None, text)
     return _Given(match["name"], match["thing"])
+
+
+def _require_no_secret(thing: str) -> None:
+    """A policy's address is written into its evaluation."""
+    if thing.startswith(("http://", "https://")) and (secret := secret_in(thing)) is not None:
+        raise UserError(f"holds {secret}", where=shown_url(thing), mend=SECRET_IN_URL)
 
 
 def _contestant(name: str, thing: str, api_key_env: str | None, served: Served | None) -> Contestant:
@@ -131,6 +140,6 @@ def _tails(things: Sequence[str]) -> dict[str, str]:
 def _parts(thing: str) -> tuple[str, ...]:
     if thing.startswith(("http://", "https://")):
         url, _, model = thing.partition("#")
-        place = url.partition("://")[2].partition("/")[0]
+        place = shown_url(url).partition("://")[2].partition("/")[0]
         return (place, *PurePath(model).parts[-1:]) if model else (place,)
     return tuple(part for part in Path(thing).expanduser().parts if part not in ("/", "."))

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
 from pydantic import JsonValue
 
 from rlaif.errors import RlaifError
 from rlaif.inference.base import name_without
+from rlaif.jsontext import loads
 from rlaif.resources import shipped_model
 from rlaif.samples.inputs import read_prompts
 from rlaif.samples.rows import read_rows
+from rlaif.yamlcore import plain_yaml
 
 _DEEPEST = 5
 """Trainings on trainings that are followed."""
@@ -65,7 +65,7 @@ def _lineage(model: str, depth: int) -> Lineage:
 
 def _settings(folder: Path) -> Mapping[str, Any]:
     with contextlib.suppress(OSError, ValueError):
-        begun = json.loads((folder / "train.json").read_text(encoding="utf-8"))
+        begun = loads((folder / "train.json").read_text(encoding="utf-8"))
         if isinstance(begun, dict) and isinstance(begun.get("settings"), dict):
             return dict(begun["settings"])
     return {}
@@ -117,15 +117,15 @@ def _card_judges(folder: Path) -> Iterator[str]:
         if len(cells) == 2 and cells[0] == "judge" and cells[1].startswith("`"):
             name = cells[1].split("`")[1]
             with contextlib.suppress(ValueError):
-                listed = json.loads(name)
+                listed = loads(name)
                 yield from (each for each in (listed if isinstance(listed, list) else []) if isinstance(each, str))
                 continue
             yield name
 
 
 def _card_bases(folder: Path) -> Iterator[str]:
-    with contextlib.suppress(IndexError, yaml.YAMLError):
-        head = yaml.safe_load(_card(folder).split("---")[1])
+    with contextlib.suppress(IndexError, ValueError):
+        head = plain_yaml(_card(folder).split("---")[1])
         base = head.get("base_model") if isinstance(head, dict) else None
         yield from (each for each in (base if isinstance(base, list) else [base]) if isinstance(each, str))
 

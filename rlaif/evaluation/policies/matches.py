@@ -2,7 +2,8 @@
 
 A comparison is won, tied or lost by its probability and the margin, and the win rate counts ties half. In the tiny
 world that agrees with what the oracle counts; the mean probability does not, as it is drawn to one half by every
-principle that sees no difference.
+principle that sees no difference. What length does to a judge is told from the probabilities, as AlpacaEval does: the
+value at equal length stands beside the mean preference, not the win rate.
 """
 
 from __future__ import annotations
@@ -37,9 +38,9 @@ class _Labelled(NamedTuple):
 
 
 class _AtEqualLength(NamedTuple):
-    rate: Estimate | None
+    preference: Estimate | None
     note: str
-    slope: float
+    slope: float | None
 
 
 def outcome(probability: float, margin: float) -> float:
@@ -56,7 +57,7 @@ def match_of(
     """
     known = _Labelled.of(rows, margin)
     ends, prompts = known.ends, known.prompts
-    controlled = _controlled(known, margin)
+    controlled = _controlled(known)
     judged = [row for row in known.rows if row.status != "identical"]
     statuses: Counter[str] = Counter(row.status for row in rows)
     return Match(
@@ -70,7 +71,7 @@ def match_of(
         losses=share_of([float(each == 0) for each in ends], prompts),
         win_rate=share_of(ends, prompts),
         preference=share_of(known.said, prompts),
-        controlled=controlled.rate,
+        controlled=controlled.preference,
         controlled_note=controlled.note,
         length_slope=controlled.slope,
         length_ratio=_ratio(rows),
@@ -80,22 +81,19 @@ def match_of(
     )
 
 
-def _controlled(known: _Labelled, margin: float) -> _AtEqualLength:
-    """The win rate at equal length; the plain one where length cannot be told apart from the rest."""
+def _controlled(known: _Labelled) -> _AtEqualLength:
+    """The mean preference at equal length; none, with the reason, where the comparisons cannot tell it."""
     if not known.said:
-        return _AtEqualLength(None, "nothing was compared", 0.0)
+        return _AtEqualLength(None, "nothing was compared", None)
     gaps = [float(row.lengths[0] - row.lengths[1]) if row.lengths else 0.0 for row in known.rows]
-    found = length_controlled(known.ends, gaps, known.prompts, margin=margin)
-    if found.slope == 0.0:  # nothing was fitted, and the note says why
-        return _AtEqualLength(share(known.ends, known.prompts), found.note, 0.0)
-    if found.separated == "side":  # no error can be seen: that of the plain rate stands in
-        return _AtEqualLength(share(known.ends, known.prompts), found.note, found.slope)
-    if found.separated == "length":
-        untold = Estimate(value=found.controlled, low=0.0, high=1.0, pairs=len(known.ends))
-        return _AtEqualLength(untold, found.note, found.slope)
-    plain = share(known.ends, known.prompts)
-    rate = fitted(found.controlled, found.error, len(set(known.prompts)), plain)
-    return _AtEqualLength(rate, found.note, found.slope)
+    found = length_controlled(known.said, gaps, known.prompts)
+    plain = share(known.said, known.prompts)
+    if found.controlled is None or found.error is None:
+        return _AtEqualLength(None, found.note, None)
+    if found.slope is None:  # length makes no difference
+        return _AtEqualLength(plain, found.note, None)
+    controlled = fitted(found.controlled, found.error, len(set(known.prompts)), plain)
+    return _AtEqualLength(controlled, found.note, found.slope)
 
 
 def _ratio(rows: Sequence[Compared]) -> float | None:

@@ -36,20 +36,21 @@ def figures(report: PolicyReport) -> Iterator[tuple[str, Figure]]:
 
 
 def winrate_figure(matches: Sequence[Match], baseline: str) -> Figure:
-    """Win rate against the baseline, as it is and at equal length, a row a policy."""
+    """Win rate and preference against the baseline, that as it is and at equal length, a row a policy."""
     figure = new_figure(6.4, 1.7 + 0.5 * len(matches))
     axes = figure.subplots()
     rows = list(range(len(matches)))
     series = {
-        "as it is": [match.win_rate for match in matches],
-        "at equal length": [match.controlled for match in matches],
+        "win rate": [match.win_rate for match in matches],
+        "preference": [match.preference for match in matches],
+        "preference at equal length": [match.controlled for match in matches],
     }
     _rows(axes, rows, series)
     axes.axvline(0.5, color=GREY, linestyle="--", linewidth=1)
     axes.set_yticks(rows, [f"{short(match.policy)}  ({match.compared:,})" for match in matches])
     axes.set_ylim(len(rows) - 0.4, -0.6)
     _shares(axes)
-    axes.set_xlabel(f"win rate against {short(baseline)} (comparisons), 95% intervals")
+    axes.set_xlabel(f"against {short(baseline)} (comparisons), 95% intervals")
     legend_below(figure)
     return figure
 

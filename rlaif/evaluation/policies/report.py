@@ -92,15 +92,16 @@ class Match(Record):
     losses: Estimate | None
     win_rate: Estimate | None
     """Share of the comparisons that are won, ties counting half."""
-    controlled: Estimate | None
-    """The same where both answers are equally long (`rlaif.evaluation.winrate`)."""
     preference: Estimate | None = None
     """Mean probability that the policy's answer is better. Principles that see no difference draw each probability to
     one half, so with many of them it lies nearer to one half than the win rate, and says as much."""
+    controlled: Estimate | None
+    """`preference` where both answers are equally long (`rlaif.evaluation.winrate`); None where it cannot be told."""
     controlled_note: str
     """Why it could not be told, or what to know before it is believed; empty where there is nothing."""
-    length_slope: float
-    """What length adds to the log-odds at most: above 0 the judge likes the longer answer."""
+    length_slope: float | None
+    """What length adds to the log-odds at most: above 0 the judge likes the longer answer. Difficulty that goes with
+    length is part of it. None where it was not fitted."""
     length_ratio: float | None
     """Mean length of the policy's answers over that of the baseline's, in characters; None where those are blank."""
     flips: float | None

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from rlaif.evaluation.policies.distance import Likelihood
 from rlaif.inference.ask import Tally
+from rlaif.jsontext import loads
 from rlaif.records import Failure, Judgement, Prompt, Sample, Score
 from rlaif.store import Table, lock_folder, write_json
 
@@ -58,6 +58,6 @@ def timed(folder: Path, stem: str, tallies: Sequence[Tally]) -> Iterator[None]:
 def seconds_of(folder: Path) -> dict[str, float]:
     """Time with models by evaluation, as far as it is known."""
     with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):
-        found = json.loads((folder / _SECONDS).read_text(encoding="utf-8"))
+        found = loads((folder / _SECONDS).read_text(encoding="utf-8"))
         return {name: float(value) for name, value in found.items()}
     return {}

@@ -140,11 +140,17 @@ def _opened(folder: Path, model: RewardModel, watch: Watch) -> Iterator[_Open]:
 
 
 def _read_gold(gold: OnGold | None, oddities: Oddities, watch: Watch) -> list[GoldPair]:
-    """The pairs; mistakes in the file are told before anything is scored."""
+    """The pairs, but for ties, which no reward gets right; mistakes in the file are told before anything is scored."""
     if gold is None:
         return []
     watch.note(f"reading {gold.path}")
-    return list(read_gold(gold.path, column=gold.column, limit=gold.limit, oddities=oddities))
+    found = []
+    for pair in read_gold(gold.path, column=gold.column, limit=gold.limit, oddities=oddities):
+        if pair.tie:
+            oddities.add("tie (left out)", int(pair.source.rpartition(":")[2]))
+        else:
+            found.append(pair)
+    return found
 
 
 async def _scored(pairs: Sequence[GoldPair], opened: _Open) -> list[ScoredPair]:

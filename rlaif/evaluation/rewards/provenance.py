@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from rlaif.errors import RlaifError, UserError
 from rlaif.evaluation.gold import GoldPair, read_gold
+from rlaif.jsontext import loads
 from rlaif.records import content_id
 from rlaif.samples.inputs import prompt_id
 from rlaif.store import sha256_of
@@ -32,7 +32,7 @@ def trained_on(folder: str, *, keys: bool = True) -> TrainedOn | None:
     None where the folder does not tell.
     """
     try:
-        begun: Any = json.loads((Path(folder).expanduser() / "train.json").read_text(encoding="utf-8"))
+        begun: Any = loads((Path(folder).expanduser() / "train.json").read_text(encoding="utf-8"))
         settings, sha256 = begun["settings"], str(begun["data_hash"])
         file, template = _file(str(settings["data"])), settings.get("template", "auto")
         alone = settings.get("held_data") is None

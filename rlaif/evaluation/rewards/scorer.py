@@ -6,7 +6,6 @@ training: by the chat template, or, for one trained on dialogues as text, as suc
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from rlaif.data.turns import Turn, transcript
 from rlaif.errors import ModelError, UserError
 from rlaif.inference.folder import identity
+from rlaif.jsontext import loads
 from rlaif.records import Messages, content_id
 
 if TYPE_CHECKING:
@@ -156,7 +156,7 @@ class RewardModel:
 def _trained_template(name: str) -> str:
     """What the training of the model says, where it was ours."""
     try:
-        begun: Any = json.loads((Path(name).expanduser() / "train.json").read_text(encoding="utf-8"))
+        begun: Any = loads((Path(name).expanduser() / "train.json").read_text(encoding="utf-8"))
         return str(begun["settings"]["template"])
     except (OSError, ValueError, KeyError, TypeError):
         return "auto"

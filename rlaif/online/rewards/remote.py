@@ -15,24 +15,27 @@ import json
 import math
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from rlaif.addresses import expanded, shown_url, written_secrets
 from rlaif.data.turns import Turn, transcript
 from rlaif.errors import ModelError, UserError
-from rlaif.inference.faults import error_message, retry_after
-from rlaif.inference.http import proxy_for
-from rlaif.inference.talk import shown_url
+from rlaif.inference.faults import error_message, retry_after, shortened, storable
+from rlaif.inference.http import MOST_BYTES, NoReplyError, oversized, proxy_for, unpacked
+from rlaif.inference.secrets import Secrets
+from rlaif.jsontext import loads
 from rlaif.online.responses import Reward, Scores
 from rlaif.records import Messages
+
+if TYPE_CHECKING:
+    import httpx
 
 _LONGEST_PAUSE = 8.0
 _LONGEST_WAIT = 60.0
 """Seconds that a Retry-After can hold us back."""
-_MOST_BYTES = 64 * 2**20
-"""Of a reply: a server that never stops sending is at fault too."""
-_SHOWN = 200
-"""Characters of a reply that a message repeats."""
+_LOOKED_AT, _SHOWN = 10_000, 200
+"""Characters of a reply that are looked at for what a message repeats, and of what it says in the end."""
 
 
 class _BadReplyError(Exception):
@@ -75,12 +78,15 @@ class RemoteReward(Reward):
         """
         import httpx
 
-        if not _is_url(url):
-            raise UserError(f"no URL of a reward server: {url}", mend="write it like http://127.0.0.1:5000/get_reward")
-        self._url, self._shown = url, shown_url(url)
+        self._shown = shown_url(url)
+        whole, values = expanded(url)
+        if not _is_url(whole):
+            mend = "write it like http://127.0.0.1:5000/get_reward"
+            raise UserError(f"no URL of a reward server: {self._shown}", mend=mend)
+        self._url, self._secrets = whole, Secrets([*values, *written_secrets(whole)])
         self._timeout, self._retries, self._render, self._backoff = timeout, retries, render, backoff
         # A transport of our own, as the environment's proxy must not stand between us and this machine.
-        self._client = httpx.Client(timeout=timeout, transport=httpx.HTTPTransport(proxy=proxy_for(url)))
+        self._client = httpx.Client(timeout=timeout, transport=httpx.HTTPTransport(proxy=proxy_for(whole)))
 
     def __call__(self, prompts: Sequence[Messages], responses: Sequence[str]) -> Scores:
         """One reward a response; the one part is called `remote`.
@@ -102,7 +108,8 @@ class RemoteReward(Reward):
             except _BadReplyError as error:
                 if attempt == self._retries:
                     tries = f"{attempt + 1} tries" if attempt else "one try"
-                    raise ModelError(f"no rewards from {self._shown} in {tries}: {error}") from None
+                    why = shortened(self._secrets.hide(storable(str(error))), _SHOWN)
+                    raise ModelError(f"no rewards from {self._shown} in {tries}: {why}") from None
                 pause = min(_LONGEST_PAUSE, self._backoff * 2**attempt)
                 time.sleep(max(pause, min(_LONGEST_WAIT, error.wait or 0.0)))
         raise AssertionError("the last try returns or raises")
@@ -111,27 +118,31 @@ class RemoteReward(Reward):
         """One request and its reply. The client's own timeout is for each read: a reply that drips has this one."""
         import httpx
 
-        until = time.monotonic() + self._timeout
-        headers = {"Content-Type": "application/json", "Accept": "application/json"}
-        found = bytearray()
+        headers = {"Content-Type": "application/json", "Accept": "application/json", "Accept-Encoding": "identity"}
         try:
             with self._client.stream("POST", self._url, content=body, headers=headers) as response:
-                for chunk in response.iter_bytes():
-                    found += chunk
-                    if len(found) > _MOST_BYTES:
-                        raise _BadReplyError(f"a reply of more than {_MOST_BYTES >> 20} MiB")
-                    if time.monotonic() > until:
-                        raise _BadReplyError(f"no whole reply within {self._timeout:g} s")
+                found = unpacked(self._body(response), response.headers.get("content-encoding", ""))
         except httpx.TimeoutException:
             raise _BadReplyError(f"no reply within {self._timeout:g} s") from None
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise _BadReplyError(str(error)[:_SHOWN] or type(error).__name__) from None
+        except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:
+            raise _BadReplyError(str(error) or type(error).__name__) from None
+        except NoReplyError as error:
+            raise _BadReplyError(error.detail) from None
         if not response.is_success:
-            why = (
-                error_message(bytes(found))[1][:_SHOWN] or response.headers.get("location", "no reason given")[:_SHOWN]
-            )
+            said = error_message(found, self._secrets.hide)[1] or response.headers.get("location") or "no reason given"
             wait = retry_after(response.headers.get("retry-after"))
-            raise _BadReplyError(f"HTTP {response.status_code}: {why}", wait)
+            raise _BadReplyError(f"HTTP {response.status_code}: {said}", wait)
+        return found
+
+    def _body(self, response: httpx.Response) -> bytes:
+        until = time.monotonic() + self._timeout
+        found = bytearray()
+        for chunk in response.iter_raw():
+            found += chunk
+            if len(found) > MOST_BYTES:
+                raise oversized()
+            if time.monotonic() > until:
+                raise _BadReplyError(f"no whole reply within {self._timeout:g} s")
         return bytes(found)
 
     def close(self) -> None:
@@ -150,18 +161,18 @@ def _is_url(url: str) -> bool:
 def _read(body: bytes, count: int) -> list[float | None]:
     """The rewards of a reply, one for each of `count` queries. Raises _BadReplyError where they are not there."""
     try:
-        payload: Any = json.loads(body)
-    except (ValueError, RecursionError):
-        raise _BadReplyError(f"the reply is not JSON: {body[:_SHOWN].decode('utf-8', 'replace')}") from None
+        payload: Any = loads(body)
+    except ValueError:
+        raise _BadReplyError(f"the reply is not JSON: {body[:_LOOKED_AT].decode('utf-8', 'replace')}") from None
     rewards = payload.get("rewards") if isinstance(payload, dict) else None
     if not isinstance(rewards, list):
-        raise _BadReplyError(f"the reply has no list `rewards`: {json.dumps(payload)[:_SHOWN]}")
+        raise _BadReplyError(f"the reply has no list `rewards`: {json.dumps(payload)[:_LOOKED_AT]}")
     if len(rewards) != count:
         raise _BadReplyError(f"{len(rewards)} rewards for {count} responses")
     for at, reward in enumerate(rewards):
         number = isinstance(reward, (int, float)) and not isinstance(reward, bool) and _is_finite(reward)
         if reward is not None and not number:
-            raise _BadReplyError(f"reward {at + 1} is not a number: {json.dumps(reward)[:_SHOWN]}")
+            raise _BadReplyError(f"reward {at + 1} is not a number: {json.dumps(reward)[:_LOOKED_AT]}")
     return [None if reward is None else float(reward) for reward in rewards]
 
 

@@ -110,9 +110,17 @@ def compared(name: PairLoss, logps: PairLogps, beta: float) -> tuple[Tensor, Ten
             return implicit_rewards(logps, beta)
 
 
-def preferred(name: PairLoss, margin: Tensor) -> Tensor:
+def preferred(name: PairLoss, margin: Tensor) -> Tensor | None:
     """The probability, [B], that the chosen completion is better, by the margin of what the loss compares.
 
-    σ(margin); of `ipo`, which knows no σ, margin + 1/2 within 0 and 1: its loss draws a pair of the label q there.
+    It is the label q of a pair that the loss draws to this margin: σ(margin); of `ipo`, which knows no σ, margin + 1/2
+    within 0 and 1. None where margins stand for no label: `simpo` draws a pair of 0.7 beyond logit(0.7) by its lead,
+    `hinge` every pair to 1 or -1, and `gdpo` as far as it can.
     """
-    return (margin + 0.5).clamp(0, 1) if name == "ipo" else margin.sigmoid()
+    match name:
+        case "ipo":
+            return (margin + 0.5).clamp(0, 1)
+        case "simpo" | "hinge" | "gdpo":
+            return None
+        case _:
+            return margin.sigmoid()

@@ -154,7 +154,7 @@ def test_filler_wins_with_a_judge_that_likes_length_but_not_at_equal_length(tmp_
     rng = random.Random(3)
     prompts = write_prompts(tmp_path / "prompts.jsonl", 120)
     plain = {at: f"Answer {at} " + "x" * rng.randint(20, 60) for at in range(120)}
-    filled = {at: f"Answer {at} " + "x" * rng.randint(30, 120) for at in range(120)}
+    filled = {at: f"Answer {at} " + "x" * rng.randint(20, 80) for at in range(120)}
     a, b = write_answers(tmp_path / "a.jsonl", filled), write_answers(tmp_path / "b.jsonl", plain)
     noise = {at: rng.gauss(0, 1) for at in range(120)}
 
@@ -166,9 +166,9 @@ def test_filler_wins_with_a_judge_that_likes_length_but_not_at_equal_length(tmp_
     done = evaluated(Judge(opinion), prompts, {"a": a, "b": b}, tmp_path / "out")
     (match,) = done.report.matches
     assert match.win_rate and match.controlled
-    assert match.win_rate.low > 0.6
+    assert match.win_rate.low > 0.5
     assert match.controlled.low < 0.5 < match.controlled.high
-    assert match.length_slope > 0.5 and match.length_ratio and match.length_ratio > 1.3
+    assert match.length_slope and match.length_slope > 0.5 and match.length_ratio and match.length_ratio > 1.1
 
 
 def test_changing_places_mirrors_the_report(tmp_path: Path) -> None:

@@ -79,31 +79,43 @@ def test_length_is_taken_out() -> None:
     """Preferences that follow the length difference and chance: at equal length there is no winner."""
     rng = random.Random(5)
     rows = []
-    for at in range(200):
-        longer = rng.choice((40, 40, 40, -40)) + rng.randint(-5, 5)
+    for at in range(300):
+        longer = rng.choice((40, 40, 40, -40, -40)) + rng.randint(-5, 5)
         liked = longer > 0 if rng.random() < 0.8 else longer <= 0
         rows.append(compared(f"p{at}", 0.8 if liked else 0.2, lengths=(100 + longer, 100)))
     found = match(*rows)
-    assert found.win_rate and found.controlled
-    assert found.win_rate.low > 0.55
+    assert found.preference and found.controlled
+    assert found.preference.low > 0.5
     assert found.controlled.low < 0.5 < found.controlled.high
-    assert found.length_slope > 1
+    assert found.length_slope and found.length_slope > 0.8
 
 
 def test_where_length_alone_decides_nothing_is_told_of_equal_length() -> None:
-    rows = [compared(f"p{at}", 0.9 if at % 4 else 0.1, lengths=(140 if at % 4 else 60, 100)) for at in range(40)]
+    rows = [compared(f"p{at}", 1.0 if at % 2 else 0.0, lengths=(140 if at % 2 else 60, 100)) for at in range(40)]
     found = match(*rows)
-    assert found.controlled and (found.controlled.low, found.controlled.high) == (0.0, 1.0)
+    assert (found.controlled, found.length_slope) == (None, None)
     assert "length alone decides every comparison" in found.controlled_note
 
 
 def test_where_one_side_wins_all_the_interval_is_that_of_the_wins() -> None:
-    found = match(*(compared(f"p{at}", 0.9, lengths=(100 + at, 100)) for at in range(40)))
-    assert found.controlled == found.win_rate and found.win_rate and 0.85 < found.win_rate.low < 0.95
+    found = match(*(compared(f"p{at}", 1.0, lengths=(80 + at, 100)) for at in range(40)))
+    assert found.controlled == found.preference == found.win_rate
+    assert found.win_rate and 0.85 < found.win_rate.low < 0.95
     assert "equal" in found.controlled_note
+
+
+@pytest.mark.finding(11)
+def test_at_equal_length_probabilities_count_and_not_outcomes() -> None:
+    """100 pairs of 0.6 and 0.45 at either length, all wins and ties by the margin: 0.525 is what both lengths have."""
+    rows = [compared(f"p{at}", (0.6, 0.45)[at // 2 % 2], lengths=((90, 110)[at % 2], 100)) for at in range(100)]
+    found = match(*rows)
+    assert found.win_rate and found.preference and found.controlled
+    assert found.win_rate.value == pytest.approx((1 + 0.5) / 2)
+    assert found.preference.value == pytest.approx(0.525)
+    assert found.controlled.value == pytest.approx(0.525, abs=0.005)
 
 
 def test_where_length_cannot_be_told_apart() -> None:
     found = match(compared("p", 0.9), compared("q", 0.6), compared("r", 0.7))
-    assert found.controlled == found.win_rate
+    assert found.controlled == found.preference
     assert found.controlled_note == "" or "as long" in found.controlled_note
