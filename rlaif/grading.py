@@ -115,5 +115,5 @@ def _rankings(run: Run, prompt: Prompt) -> Iterator[tuple[Criterion, list[Sample
 def _rank_questions(run: Run, prompt: Prompt, criterion: Criterion, samples: Sequence[Sample]) -> list[Question]:
     compare = run.settings.compare
     return order_questions(
-        prompt, samples, criterion, run.judge_name, shuffles=compare.shuffles, max_chars=compare.max_chars
+        prompt, samples, criterion, run.judge, shuffles=compare.shuffles, max_chars=compare.max_chars
     )

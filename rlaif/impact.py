@@ -184,7 +184,7 @@ def _waiting(both: Plans, prompt: Prompt, met: Sequence[list[Meeting]]) -> int:
     for run, own in zip(both, met, strict=True):
         criteria = {criterion.id: criterion for criterion in run.criteria}
         written = {_about(question) for question in run.compare_questions_of(prompt, own)}
-        for question in compare_questions(prompt, own, run.settings.compare, run.judge_name):
+        for question in compare_questions(prompt, own, run.settings.compare, run.judge):
             first, second, name = about = _about(question)
             if about not in written:
                 found.add((first, second, criteria[name].compare, criteria[name].critique))

@@ -14,8 +14,10 @@ from pathlib import Path
 from pydantic import JsonValue
 
 from rlaif import __version__
+from rlaif.asking import Templates, template_names
 from rlaif.comparisons.agreement import Agreement, Counting
 from rlaif.comparisons.fold import Comparison, Status
+from rlaif.comparisons.forms import Forms
 from rlaif.comparisons.panel import Ballot, elect
 from rlaif.comparisons.plan import votes
 from rlaif.comparisons.slots import SlotBias
@@ -34,6 +36,9 @@ _FILES = ("prompts.jsonl", "rankings.jsonl", "pairs.jsonl")
 """Hashed in the manifest. The journals are not: they may grow, and answers to other questions disturb nothing."""
 
 
+_SAID, _MOST_SAID = 30, 1000
+
+
 @dataclass
 class Outcome:
     """The counts of a run, over all the sessions that made it; only what belongs to its present plan counts."""
@@ -47,6 +52,14 @@ class Outcome:
     """How the judges of a panel agree."""
     slots: dict[str, SlotBias] = field(default_factory=dict)
     """Each judge's liking for a slot, where it was estimated to be removed."""
+    said: Counter[str] = field(default_factory=Counter)
+    """What the judge says where it has no label, its first characters."""
+
+    def note_unlabelled(self, text: str) -> None:
+        """Count what was said in place of a label; of many different things only the first are told apart."""
+        key = text[:_SAID]
+        if key in self.said or len(self.said) < _MOST_SAID:
+            self.said[key] += 1
 
 
 def derive(run: Run, sessions: JsonValue = None) -> Outcome:
@@ -123,7 +136,10 @@ def _count_others(run: Run, prompt: Prompt, met: list[Meeting], outcome: Outcome
             if answer is None:
                 _count_failure(run, question.id, stage, outcome)
                 continue
-            outcome.counts.update({f"{stage}s": 1, f"{stage}s_unparsed": _unread(answer)})
+            low = isinstance(answer, Score) and _is_low(answer.label_mass, run)
+            outcome.counts.update({f"{stage}s": 1, f"{stage}s_unparsed": _unread(answer), f"{stage}s_low_mass": low})
+            if low or (_unread(answer) and not isinstance(answer, Critique)):
+                outcome.note_unlabelled(answer.text)
             outcome.counts.update(tokens_of("judge", [answer]))
 
 
@@ -160,14 +176,20 @@ def _count_judgement(run: Run, key: str, judgement: Judgement | None, outcome: O
     if judgement is None:
         _count_failure(run, key, "compare", outcome)
         return
-    mass = judgement.label_mass
+    silent, low = judgement.verdict is Verdict.UNPARSED, _is_low(judgement.label_mass, run)
+    if silent or low:
+        outcome.note_unlabelled(judgement.text)
     outcome.counts.update(
         judgements=1,
-        judgements_unparsed=judgement.verdict is Verdict.UNPARSED,
+        judgements_unparsed=silent,
         judgements_truncated=judgement.truncated,
-        judgements_low_mass=mass is not None and mass < run.settings.pair.min_label_mass,
+        judgements_low_mass=low,
     )
     outcome.counts.update(tokens_of("judge", [judgement]))
+
+
+def _is_low(mass: float | None, run: Run) -> bool:
+    return mass is not None and mass < run.settings.pair.min_label_mass
 
 
 def _count_failure(run: Run, key: str, stage: str, outcome: Outcome) -> None:
@@ -200,6 +222,24 @@ def _panel(run: Run, found: Agreement) -> JsonValue:
     }
 
 
+def _template_hashes(used: Templates) -> dict[str, JsonValue]:
+    """SHA-256 of every judge template, of one's own where there is one."""
+    folder = resource("prompts") / "judge"
+    return {name: used.hashes.get(name) or sha256_of(folder / f"{name}.txt") for name in template_names()}
+
+
+def _asking(run: Run) -> JsonValue:
+    """By judge, the form that its comparisons are asked in, and what that leaves to the labels."""
+    forms, found = Forms(run.folder), dict[str, JsonValue]()
+    for name, judge in run.judges:
+        asked = run.asked(name)
+        chosen = forms.of(name, run.settings.compare, asked.templates)
+        mass = None if chosen is None else chosen.label_mass
+        own: dict[str, JsonValue] = {"templates": dict(asked.templates.hashes)} if judge.templates else {}
+        found[name] = {"prefill": asked.form.prefill or None, "fence": asked.form.fence, "label_mass": mass, **own}
+    return found
+
+
 def _manifest(run: Run, outcome: Outcome, sessions: JsonValue) -> JsonValue:
     source = Path(run.settings.prompts.path)
     return {
@@ -208,7 +248,8 @@ def _manifest(run: Run, outcome: Outcome, sessions: JsonValue) -> JsonValue:
         "constitution": {"name": run.constitution.name, "hash": run.constitution.hash},
         "judge": " + ".join(name for name, _ in run.judges),
         "policy": run.policy_name,
-        "templates": {path.stem: sha256_of(path) for path in sorted((resource("prompts") / "judge").glob("*.txt"))},
+        "templates": _template_hashes(run.judge.templates),
+        "asking": _asking(run),
         "prompts": {
             "path": run.settings.prompts.path,
             "sha256": sha256_of(source) if source.is_file() else None,
@@ -220,6 +261,7 @@ def _manifest(run: Run, outcome: Outcome, sessions: JsonValue) -> JsonValue:
         "principles": {name: dict(counts) for name, counts in outcome.principles.items()},
         **({} if outcome.panel is None else {"panel": _panel(run, outcome.panel.result())}),
         **({"slot_bias": told_slots(outcome.slots)} if outcome.slots else {}),
+        **({"warnings": list(run.warnings)} if run.warnings else {}),
         "healed_lines": sum(table.healed for table in run.tables),
         "session": sessions,
         "files": {name: sha256_of(run.folder / name) for name in _FILES},

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from pydantic import JsonValue
 
+from rlaif.asking import load_templates
+from rlaif.comparisons.forms import Forms, chosen_form
 from rlaif.comparisons.verdict import judgement
 from rlaif.constitution import load_constitution
 from rlaif.critiques.plan import critique_record, require_critiques
+from rlaif.demo.outside import outside_its_world
 from rlaif.errors import UserError
 from rlaif.grading import rank_questions, score_questions
 from rlaif.inference.ask import Tally, ask
 from rlaif.inference.background import blocking
 from rlaif.inference.base import Answer, ModelSource, Question
 from rlaif.models import opened_models
+from rlaif.nopairs import why_no_labels, why_no_pairs
 from rlaif.outcome import Outcome, derive
 from rlaif.records import Sample
 from rlaif.revising import MANIFEST as REVISED
@@ -89,6 +93,13 @@ class Report:
     tallies: list[Tally] = field(default_factory=list)
     seconds: float = 0.0
 
+    @property
+    def problem(self) -> str | None:
+        """Why this run has no usable label, and what to change; None where it has one, or where none was wanted."""
+        if self.outcome is not None:
+            return why_no_pairs(self.run, self.outcome)
+        return None if self.revised is None else why_no_labels(self.run, self.revised)
+
 
 def generate(settings: RunSettings, stages: Sequence[str] = STAGES, watch: Watch | None = None) -> Report:
     """Run `stages` of a run, asking only for what is missing, and derive the dataset.
@@ -137,10 +148,12 @@ def _revises(settings: RunSettings, stages: Sequence[str]) -> bool:
 
 
 def _require_texts(settings: RunSettings, stages: Sequence[str]) -> None:
-    """Raise UserError, before anything is spent or made, where prompts, constitution or helpful answers lack what is
-    needed."""
+    """Raise UserError, before anything is spent or made, where prompts, constitution, templates or helpful answers lack
+    what is needed."""
     constitution = load_constitution(settings.constitution)
     require_rows(settings.prompts.path)
+    for judge in settings.judges:
+        load_templates(judge.templates)
     if _critiques(settings, stages):
         require_critiques(settings, constitution)
     if _revises(settings, stages):
@@ -163,6 +176,10 @@ def _begin(run: Run, stages: Sequence[str], watch: Watch) -> None:
     if other or revise_before != revise_now or _revises(run.settings, stages):
         run.unfinish(REVISED)
     run.save_settings()
+    found = (outside_its_world(each.model, run.constitution, run.prompts()) for each in run.settings.judges)
+    run.warnings = tuple(warning for warning in found if warning is not None)
+    for warning in run.warnings:
+        watch.note(f"WARNING: {warning}")
 
 
 async def sample(run: Run, policy: ModelSource | None, watch: Watch, *, most: int | None = None) -> Tally:
@@ -228,6 +245,7 @@ async def revise(run: Run, policy: ModelSource | None, judge: ModelSource, watch
         asked = revision_questions(run, number)
         tallies.append(await _judged(run, asked, judge, run.revisions, revision_record, stage, watch))
     watch.begin("confirm", 0)
+    await _settle_form(run, judge, confirm_questions(run), watch)
     asked = confirm_questions(run)
     tallies.append(await _judged(run, asked, judge, run.judgements, judgement, "confirm", watch))
     return tallies
@@ -251,11 +269,21 @@ async def compare(run: Run, judges: Sequence[ModelSource], watch: Watch) -> list
     for judge in judges:
         stage = "compare" if judge is judges[0] else f"compare by {judge.name}"
         watch.begin(stage, run.most_comparisons)
+        await _settle_form(run, judge, run.compare_questions(judge.name), watch)
         asked = run.compare_questions(judge.name)
         tallies.append(await _judged(run, asked, judge, run.judgements, judgement, stage, watch))
         if len(judges) > 1:
             await judge.close()  # its memory, or its server, makes room for the next one
     return tallies
+
+
+async def _settle_form(run: Run, judge: ModelSource, questions: Iterator[Question], watch: Watch) -> None:
+    """Choose the form that a judge's comparisons are asked in, where there is any and it was not chosen before."""
+    if next(questions, None) is None:
+        return
+    forms, templates = Forms(run.folder), run.asked(judge.name).templates
+    await chosen_form(judge, templates, run.settings.compare, forms, run.judgements, watch.note)
+    run.ask_as(judge.name, forms)
 
 
 async def _judged(

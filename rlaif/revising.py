@@ -102,7 +102,7 @@ def chains(run: Run, prompt: Prompt, rounds: int | None = None) -> list[Revising
     principles = reviser_principles(run.constitution, settings)
     known = Known(run.critiques.get, run.revisions.get)
     return [
-        Revising(sample, tuple(chain(prompt, sample, principles, settings, run.judge_name, known, rounds=rounds)))
+        Revising(sample, tuple(chain(prompt, sample, principles, settings, run.judge, known, rounds=rounds)))
         for sample in _first_samples(run, prompt)
         if len(sample.text) <= settings.compare.max_chars
     ]
@@ -141,7 +141,7 @@ def _compared(run: Run, prompt: Prompt, each: Revising) -> tuple[list[Meeting], 
     compare = _compare_settings(run)
     criteria = criteria_of(run.constitution, compare.principles)
     met = meetings([each.sample, each.final], criteria, compare)
-    return met, list(compare_questions(prompt, met, compare, run.judge_name))
+    return met, list(compare_questions(prompt, met, compare, run.judge))
 
 
 def _compare_settings(run: Run) -> CompareSettings:
@@ -281,6 +281,7 @@ def _manifest(run: Run, made: Revised, sessions: JsonValue) -> JsonValue:
         "failures": dict(made.failures),
         "helpful_oddities": dict(made.oddities.counts),
         **({} if made.slot is None else {"slot_bias": told_slots({run.judge_name: made.slot})}),
+        **({"warnings": list(run.warnings)} if run.warnings else {}),
         "healed_lines": sum(table.healed for table in run.tables),
         "session": sessions,
         "files": {name: sha256_of(run.folder / name) for name in _FILES},

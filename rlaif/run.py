@@ -2,8 +2,8 @@
 
 What each file holds: `run.yaml` the resolved settings, `prompts.jsonl` the prompts as read, `samples.jsonl`,
 `critiques.jsonl`, `revisions.jsonl`, `judgements.jsonl` the answers of the models (append-only, never edited),
-`failures.jsonl` questions without an answer; derived by `rlaif.outcome`: `rankings.jsonl`, `pairs.jsonl`,
-`pairs.parquet` and `manifest.json`.
+`failures.jsonl` questions without an answer, `asking.json` the form that each judge is asked in; derived by
+`rlaif.outcome`: `rankings.jsonl`, `pairs.jsonl`, `pairs.parquet` and `manifest.json`.
 
 Plans are recomputed, not stored: the question behind every stored answer is rebuilt from prompts, samples, constitution
 and settings, and its hash finds the answer. So only answers to the questions of *these* settings ever count.
@@ -17,7 +17,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from rlaif.asking import PLAIN, Judge, load_templates
 from rlaif.comparisons.fold import Vote
+from rlaif.comparisons.forms import Forms
 from rlaif.comparisons.plan import Notes, compare_questions, votes
 from rlaif.constitution import Constitution, load_constitution
 from rlaif.critiques.plan import critique_questions, notes_on
@@ -62,6 +64,9 @@ class Run:
     prompt_count: int = 0
     most_meetings: int = 0
     """Pairs of samples that meet if all answers of a prompt differ."""
+    warnings: tuple[str, ...] = ()
+    """What speaks against believing the labels, for the manifest."""
+    _asked: dict[str, Judge] = field(default_factory=dict)
     slots: dict[str, float] = field(default_factory=dict)
     """By judge, what is taken off the log-odds of the first slot (see `rlaif.slots`)."""
 
@@ -75,6 +80,24 @@ class Run:
     def judges(self) -> tuple[tuple[str, JudgeSettings], ...]:
         """Every judge that compares, by its identity."""
         return tuple(zip((self.judge_name, *self.panel_names), self.settings.judges, strict=True))
+
+    @property
+    def judge(self) -> Judge:
+        """The (first) judge, as it is asked."""
+        return self.asked(self.judge_name)
+
+    def asked(self, name: str) -> Judge:
+        """One of the judges, as it is asked: in its own words, and in the form that was chosen for it here; in the
+        plain form until there is one. Raises UserError where its templates have a mistake."""
+        if name not in self._asked:
+            self.ask_as(name, Forms(self.folder))
+        return self._asked[name]
+
+    def ask_as(self, name: str, forms: Forms) -> None:
+        """Ask a judge in the form that `forms` holds for it from now on."""
+        templates = load_templates(dict(self.judges)[name].templates)
+        chosen = forms.of(name, self.settings.compare, templates)
+        self._asked[name] = Judge(name, templates, PLAIN if chosen is None else chosen.form)
 
     @property
     def criteria(self) -> tuple[Criterion, ...]:
@@ -153,7 +176,7 @@ class Run:
 
     def score_question(self, prompt: Prompt, sample: Sample, criterion: Criterion) -> Question:
         """The question behind the grade of one sample."""
-        return score_question(prompt, sample, criterion, self.judge_name, max_chars=self.settings.compare.max_chars)
+        return score_question(prompt, sample, criterion, self.judge, max_chars=self.settings.compare.max_chars)
 
     def critique_questions(self) -> Iterator[Question]:
         """Every question of the critique stage, as far as there are samples."""
@@ -163,7 +186,7 @@ class Run:
     def critique_questions_of(self, prompt: Prompt, met: list[Meeting]) -> list[Question]:
         """The critiques of one prompt's samples, each once."""
         chars = self.settings.compare.max_chars
-        return critique_questions(prompt, met, self.settings.critique, self.judge_name, max_chars=chars)
+        return critique_questions(prompt, met, self.settings.critique, self.judge, max_chars=chars)
 
     def compare_questions(self, judge: str | None = None) -> Iterator[Question]:
         """The compare stage's questions to a judge (or the first) as far as there are samples (and critiques shown)."""
@@ -174,7 +197,7 @@ class Run:
         """The ordered questions of one prompt to a judge, or to the first; the judges of a panel read the same."""
         compare = self.settings.compare
         notes = self._notes(prompt) if compare.critique else None
-        return list(compare_questions(prompt, met, compare, judge or self.judge_name, notes))
+        return list(compare_questions(prompt, met, compare, self.asked(judge or self.judge_name), notes))
 
     def votes_of(self, prompt: Prompt, met: list[Meeting]) -> Iterator[tuple[Meeting, list[Vote]]]:
         """What the (first) judge's answers on disk say about each of a prompt's meetings."""
@@ -187,7 +210,7 @@ class Run:
 
     def _notes(self, prompt: Prompt) -> Notes:
         settings, chars = self.settings.critique, self.settings.compare.max_chars
-        return notes_on(prompt, self.critiques.get, settings, self.judge_name, max_chars=chars)
+        return notes_on(prompt, self.critiques.get, settings, self.judge, max_chars=chars)
 
     def save_settings(self) -> None:
         """Save the settings that this run goes by."""

@@ -27,6 +27,7 @@ _PATHS = (
     ("revise", "helpful", "path"),
     ("policy", "model"),
     ("judge", "model"),
+    ("judge", "templates"),
 )
 """Settings that may be paths."""
 
@@ -168,7 +169,8 @@ def _parsed(text: str, path: tuple[str, ...]) -> object:
 def _panel_paths(source: Source) -> list[Where]:
     """The settings of a panel's judges that may be paths."""
     judges = source.data.get("judge") if isinstance(source.data, dict) else None
-    return [("judge", at, "model") for at in range(len(judges))] if isinstance(judges, list) else []
+    found = range(len(judges)) if isinstance(judges, list) else ()
+    return [("judge", at, name) for at in found for name in ("model", "templates")]
 
 
 def _of_first_judge(source: Source, path: tuple[str, ...]) -> Where:
@@ -198,7 +200,7 @@ def absolute(source: Source, path: Where, base: Path) -> Source:
     value = _at(source, path)
     if not isinstance(value, str) or not value or "\0" in value or Path(value).is_absolute():
         return source
-    looks_like_path = "/" in value or Path(value).suffix != ""
+    looks_like_path = "/" in value or Path(value).suffix != "" or path[-1] == "templates"  # never the name of anything
     if not (looks_like_path and (base / value).exists()):
         return source
     return source.reworded(path, str((base / value).resolve()))

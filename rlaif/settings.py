@@ -51,6 +51,8 @@ class JudgeSettings(ModelSettings):
     """Share in a panel's label, against the other judges'. Changing it asks nothing."""
     temperature: float = Field(1.0, gt=0, allow_inf_nan=False)
     """Calibration: this judge's logits are divided by it, and by `compare.temperature`. Changing it asks nothing."""
+    templates: str | None = None
+    """Folder of judge templates of your own, in a run file relative to that; the shipped ones where it has none."""
 
 
 class PromptSettings(Record):
@@ -102,10 +104,28 @@ class CompareSettings(Record):
     """Show the judge its critiques of both replies; labels are then clamped as in the paper."""
     clamp: tuple[float, float] = (0.4, 0.6)
     """Range of the label where critiques were used (arXiv:2212.08073, section 4.3)."""
+    prefill: str = "auto"
+    """How the judge's answer is begun, so that the label comes next; `none` begins it not, `auto` where it helps."""
+    fence: Literal["auto", "marks", "tags"] = "auto"
+    """What stands around the material: <<< and >>>, tags, or `auto`: tags where the judge echoes the marks."""
     max_chars: int = Field(12_000, ge=100)
     """Longer conversations and replies are cut in the middle before they are judged."""
     temperature: float = Field(1.0, gt=0, allow_inf_nan=False)
     """Labels only: the judge's logits are divided by this. `rlaif evaluate judge` fits it; asks the judge nothing."""
+
+    @field_validator("prefill", mode="before")
+    @classmethod
+    def _nothing_begun(cls, value: object) -> object:
+        if value is None or value is False:
+            return "none"
+        # A chat template may cut blanks off, and a label's own blank belongs to its token.
+        return (value.strip() or "none") if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _begun_or_reasoned(self) -> CompareSettings:
+        if self.reasoning != "none" and self.prefill not in ("auto", "none"):
+            raise ValueError("`compare.prefill` begins an answer of one word, and `compare.reasoning` asks for more")
+        return self
 
     @model_validator(mode="after")
     def _critiques_in_pairs(self) -> CompareSettings:

@@ -8,13 +8,15 @@ test an edited principle asks only that principle's questions.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import NamedTuple
 
+from rlaif.asking import SHIPPED, Judge, Templates
 from rlaif.comparisons.fold import Comparison, Status, Vote, first_logit, sigmoid
+from rlaif.comparisons.forms import judge_asked
 from rlaif.comparisons.plan import compare_questions, votes
 from rlaif.comparisons.shares import folded
 from rlaif.comparisons.verdict import judgement
@@ -111,6 +113,7 @@ class _Asking(NamedTuple):
     """Who is asked, how, and where the answers are."""
 
     judge: ModelSource
+    asked: Judge
     compare: CompareSettings
     critique: CritiqueSettings
     answers: Table[Judgement]
@@ -127,13 +130,15 @@ async def run_trials(
     compare: CompareSettings | None = None,
     critique: CritiqueSettings | None = None,
     pair: PairSettings | None = None,
+    templates: Templates = SHIPPED,
+    say: Callable[[str], None] | None = None,
     progress: Progress | None = None,
 ) -> Trials:
     """Put the examples of a constitution (of the principles `only`) to a judge; the answers are kept in `folder`.
 
-    `compare` and `critique` say how the judge is asked, `pair` what counts as a tie or an unreadable verdict. Raises
-    UserError where there is nothing to try or a critique is wanted that no text asks for, and ModelError when the judge
-    cannot go on.
+    `compare`, `critique` and `templates` say how the judge is asked, `pair` what counts as a tie or an unreadable
+    verdict; `say` hears of the form that was chosen. Raises UserError where there is nothing to try or a critique is
+    wanted that no text asks for, and ModelError when the judge cannot go on.
     """
     both, pair = (compare or CompareSettings()).model_copy(update={"orders": "both"}), pair or PairSettings()
     principles = _chosen(constitution, only)
@@ -145,7 +150,8 @@ async def run_trials(
         contextlib.closing(Table(folder / "critiques.jsonl", Critique, create=False)) as critiques,
         contextlib.closing(Table(folder / "failures.jsonl", Failure)) as failures,
     ):
-        asking = _Asking(judge, both, critique or CritiqueSettings(), answers, critiques, failures)
+        asked = await judge_asked(judge, templates, both, folder, answers, say or (lambda _: None))
+        asking = _Asking(judge, asked, both, critique or CritiqueSettings(), answers, critiques, failures)
         cases, tally = await _asked([case for each in principles for case in _cases(each)], asking, progress)
         trials = tuple(_trial(case, asking, pair) for case in cases)
     untested = tuple(principle.id for principle in principles if not principle.examples)
@@ -184,23 +190,19 @@ def _cases(principle: Principle) -> Iterator[_Case]:
 
 async def _asked(cases: Sequence[_Case], asking: _Asking, progress: Progress | None) -> tuple[Sequence[_Case], Tally]:
     """The cases with their questions, of which none that can be asked lacks an answer without a failure."""
-    judge, compare, critique, answers, critiques, failures = asking
+    judge, own, compare, critique, answers, critiques, failures = asking
     chars, told = compare.max_chars, Tally("test")
     if compare.critique:
         cases = [
-            replace(
-                case, critiques=critique_questions(case.prompt, [case.meeting], critique, judge.name, max_chars=chars)
-            )
+            replace(case, critiques=critique_questions(case.prompt, [case.meeting], critique, own, max_chars=chars))
             for case in cases
         ]
         asked = (question for case in cases for question in case.critiques)
         told = await ask(asked, judge, critiques, critique_record, failures, stage="test", progress=progress)
 
     def questions(case: _Case) -> list[Question]:
-        notes = notes_on(case.prompt, critiques.get, critique, judge.name, max_chars=chars)
-        return list(
-            compare_questions(case.prompt, [case.meeting], compare, judge.name, notes if compare.critique else None)
-        )
+        notes = notes_on(case.prompt, critiques.get, critique, own, max_chars=chars)
+        return list(compare_questions(case.prompt, [case.meeting], compare, own, notes if compare.critique else None))
 
     cases = [replace(case, questions=questions(case)) for case in cases]
     asked = (question for case in cases for question in case.questions)

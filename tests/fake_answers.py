@@ -15,9 +15,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 _WORDS = ("a", "kind", "and", "clear", "reply", "that", "helps", "the", "person", "who", "asked", "without", "fuss")
-_REPLY = re.compile(r"Reply ([AB]):\n<<<(\w+)\n(.*?)\n\2>>>", re.DOTALL)
-_SHOWN = re.compile(r"The reply:\n<<<(\w+)\n(.*?)\n\1>>>", re.DOTALL)
-_ANY_REPLY = re.compile(r"(?:The reply|Reply [A-J]):\n<<<(\w+)\n(.*?)\n\1>>>", re.DOTALL)
+_OPEN, _CLOSE = r"(?:<<<|<text_)(\w+)>?\n", r"(?:>>>|>)"
+_REPLY = re.compile(rf"Reply ([AB]):\n{_OPEN}(.*?)\n(?:</text_)?\2{_CLOSE}", re.DOTALL)
+_SHOWN = re.compile(rf"The reply:\n{_OPEN}(.*?)\n(?:</text_)?\1{_CLOSE}", re.DOTALL)
+_ANY_REPLY = re.compile(rf"(?:The reply|Reply [A-J]):\n{_OPEN}(.*?)\n(?:</text_)?\1{_CLOSE}", re.DOTALL)
 _TOKEN = re.compile(r"\n|:| ?[^\s:]+|.")
 MASS = 0.96
 """Probability of both labels together."""

@@ -27,6 +27,10 @@ from tests.fake_answers import MASS, USUAL, Taste, choice, first_share, tokenize
 __all__ = ["MASS", "FakeServer", "Taste", "Trouble", "first_share", "unit"]
 
 
+TRIAL = "a red wine stain out of a wool carpet"
+"""In the comparisons that find out how this judge is to be asked. (Nothing of ours is imported: servers start fast.)"""
+
+
 @dataclass(frozen=True)
 class Trouble:
     """A fault of some chat requests. Kinds: an HTTP status ("429", "500", ...), `hang`, `drop`, `half` (the reply ends
@@ -62,10 +66,20 @@ class FakeServer:
         seed: int = 0,
         taste: Taste = USUAL,
         thinks: str = "",
+        way: str = "continue",
+        begun_mass: float | None = None,
+        tags_mass: float | None = None,
     ) -> None:
         self.model, self.batch, self.logprobs, self.troubles = model, batch, logprobs, list(troubles)
         self.delay, self.api_key, self.context, self.most_at_once = delay, api_key, context, most_at_once
         self.port, self.seed, self.taste, self.thinks = port, seed, taste, thinks
+        self.way, self.begun_mass, self.tags_mass = way, begun_mass, tags_mass
+        """How it takes a begun answer (`continue`, `prefix`, `plain`; not at all), and the label mass that such an
+        answer and material between tags leave, where it is another one than its taste's."""
+        self.begun: Counter[str] = Counter()
+        """Conversations that arrived, by how their answer was begun."""
+        self.trials = 0
+        """Comparisons that arrived to find out how this judge is to be asked; counted here, and not below."""
         self.asked: Counter[str] = Counter()
         """Conversations that arrived, by the text of their last message."""
         self.drawn: Counter[tuple[str, int | None]] = Counter()
@@ -145,9 +159,17 @@ class FakeServer:
 
     async def _chat(self, writer: asyncio.StreamWriter, body: dict[str, Any], *, batch: bool) -> bool:
         talks = body["messages"] if batch else [body["messages"]]
+        prefill = talks[0][-1]["content"] if talks[0][-1]["role"] == "assistant" else ""
+        refused = self._refused(body, talks[0][-1]) if prefill else None
+        if refused is not None:
+            return await _send(writer, 400, _error(refused))
+        talks = [talk[:-1] if prefill else talk for talk in talks]
         keys = [talk[-1]["content"] for talk in talks]
-        self.asked.update(keys)
-        self.drawn.update((key, body.get("seed")) for key in keys)
+        self.begun.update([prefill] * len(keys))
+        own = [key for key in keys if TRIAL not in key]
+        self.trials += len(keys) - len(own)
+        self.asked.update(own)
+        self.drawn.update((key, body.get("seed")) for key in own)
         self.bodies = [*self.bodies[-99:], body]
         trouble = self._trouble(json.dumps(body))
         self._busy += 1
@@ -157,7 +179,7 @@ class FakeServer:
                 return await _send(writer, 429, _error("too many requests at once"))
             if self.delay:
                 await asyncio.sleep(self.delay)
-            return await self._reply(writer, body, talks, keys, trouble)
+            return await self._reply(writer, body, talks, keys, trouble, self._taste_of(body, talks[0], prefill))
         finally:
             self._busy -= 1
 
@@ -168,6 +190,7 @@ class FakeServer:
         talks: list[list[dict[str, str]]],
         keys: list[str],
         trouble: Trouble | None,
+        taste: Taste,
     ) -> bool:
         kind = trouble.kind if trouble else ""
         if kind == "drop":
@@ -182,19 +205,34 @@ class FakeServer:
         if any(len(text) > self.context for text in keys):
             limit = f"This model's maximum context length is {self.context} tokens."
             return await _send(writer, 400, _error(f"{limit} Please reduce the length of the input prompt."))
-        choices = [
-            choice(at, talk, body, self._logprobs_of(kind), self.taste, self.thinks) for at, talk in enumerate(talks)
-        ]
+        choices = [choice(at, talk, body, self._logprobs_of(kind), taste, self.thinks) for at, talk in enumerate(talks)]
         if kind == "shuffled":
             choices.reverse()
         if kind == "short_batch":
             choices.pop()
         else:
-            self.answered.update(keys if kind in ("", "shuffled") else ())
+            self.answered.update([key for key in keys if TRIAL not in key] if kind in ("", "shuffled") else ())
         spent = {"prompt_tokens": sum(map(len, keys)), "completion_tokens": len(choices)}
         usage = spent if len(talks) > 1 else spent | {"prompt_tokens_details": {"cached_tokens": len(keys[0]) // 2}}
         payload = {"id": "fake", "object": "chat.completion", "choices": choices, "usage": usage}
         return await _send(writer, 200, payload, cut={"half": 0.5, "broken_json": 0.7}.get(kind), keep=kind != "half")
+
+    def _refused(self, body: dict[str, Any], turn: dict[str, Any]) -> str | None:
+        """Why this server takes no answer that is begun so; None where it does."""
+        if self.way != "continue" and "continue_final_message" in body:
+            return "Unrecognized request argument supplied: continue_final_message"
+        if self.way != "prefix" and "prefix" in turn:
+            return "Additional properties are not allowed ('prefix' was unexpected)"
+        if self.way in ("", "prefix") and "prefix" not in turn:
+            return "Expected last role User or Tool, or Assistant with prefix True"
+        return None
+
+    def _taste_of(self, body: dict[str, Any], talk: list[dict[str, str]], prefill: str) -> Taste:
+        """The taste, with the label mass that a begun answer or tags leave."""
+        masses = [self.begun_mass] if prefill else []
+        masses += [self.tags_mass] if "<text_" in talk[-1]["content"] else []
+        known = [mass for mass in masses if mass is not None]
+        return self.taste._replace(mass=max(known)) if known else self.taste
 
     def _logprobs_of(self, kind: str) -> bool:
         return self.logprobs != "none" and kind != "no_logprobs"

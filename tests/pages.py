@@ -66,6 +66,7 @@ def _written(page: Path, folder: Path) -> list[tuple[str, str, str]]:
     blocks = _BLOCK.findall(page.read_text(encoding="utf-8"))
     for _, name, text in blocks:
         if name:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_text(text, encoding="utf-8")
     return blocks
 

@@ -17,11 +17,11 @@ from tests.support import ROOT, command, environment
 
 LAYERS = [
     ("text", "errors", "resources", "records", "plainwords", "yamlcore", "jsontext", "addresses"),
-    ("yamlfile", "store", "templates", "making"),
+    ("yamlfile", "store", "templates", "asking", "making"),
     ("constitution", "modelsettings", "settings", "runfile"),
     ("inference",),
     ("comparisons", "samples", "critiques", "preferences", "revisions", "scores"),
-    ("run", "slots", "models", "grading", "revising", "outcome", "trials", "impact", "coverage", "data"),
+    ("run", "slots", "models", "grading", "revising", "outcome", "nopairs", "trials", "impact", "coverage", "data"),
     ("training", "evaluation"),
     ("online",),
     ("page",),

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import rlaif.comparisons.fold as folding
+from rlaif.asking import Judge as AskedJudge
 from rlaif.comparisons.fold import Comparison, Status, fold
 from rlaif.comparisons.plan import compare_questions, votes
 from rlaif.comparisons.verdict import judgement
@@ -66,7 +67,7 @@ def run(
     )
     samples = given_samples(prompt)
     met = meetings(samples, criteria_of(CONSTITUTION, compare.principles), compare)
-    questions = list(compare_questions(prompt, met, compare, "judge"))
+    questions = list(compare_questions(prompt, met, compare, AskedJudge("judge")))
     answers = {q.id: answered(q, judge(*shown(q)), soft) for q in questions}
     comparisons = [
         fold(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 from rlaif.api.judges import Judge, checked, constitution_of, judge_settings, run_of, valid
 from rlaif.api.showing import watching
 from rlaif.api.words import at_least_one, given, in_python, named_model, one_of, plain
+from rlaif.asking import load_templates
 from rlaif.constitution import Constitution
 from rlaif.errors import UserError
 from rlaif.settings import CompareSettings, ModelSettings, PolicySettings
@@ -79,6 +80,7 @@ def evaluate_judge(
         column=column,
         limit=limit,
         own_temperature=settings.temperature,
+        templates=load_templates(settings.templates),
         canary_pairs=canary_pairs if canaries else 0,
         **more,
     )
@@ -298,5 +300,6 @@ class _Grades(NamedTuple):
         settings = judge_settings(self.run, self.judge)
         settings = settings if base is not None else _on(settings, self.device)
         source = LazyModel(settings, log=folder / "judge.log", labels=DIGITS, say=told.note)
-        grading = Grading(source, constitution_of(self.constitution, base), **more)
+        templates = load_templates(settings.templates)
+        grading = Grading(source, constitution_of(self.constitution, base), templates=templates, **more)
         return OnAnswers(answers, grading, grading.max_failed)

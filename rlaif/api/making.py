@@ -36,6 +36,11 @@ class Generated:
     report: Report = field(repr=False)
     """All that the run says of itself."""
 
+    @property
+    def problem(self) -> str | None:
+        """Why there is no usable label, and what to change; None where there is one."""
+        return self.report.problem
+
     def pairs(self) -> datasets.Dataset:
         """The preference pairs: prompt, chosen, rejected, probability, and where each comes from (see README.md).
 
@@ -116,6 +121,8 @@ def generate(
     refuse_all(find_problems(source, RunSettings))
     with watching(quiet) as told:
         report = pipeline.generate(RunSettings.model_validate(source.data), wanted, told)
+        if report.problem is not None:
+            told.note(report.problem)
     found = report.outcome
     counts = {} if found is None else {name: int(count) for name, count in sorted(found.counts.items())}
     failures = {} if found is None else dict(found.failures)

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 import click
 
 from rlaif.cli.options import run_options
-from rlaif.cli.terminal import echo
+from rlaif.cli.terminal import echo, secho
 from rlaif.errors import RlaifError, UserError
 from rlaif.loop.plan import plan_problems
 from rlaif.runfile import Flags, load_run, read_run
-from rlaif.settings import PolicySettings, RunSettings
+from rlaif.settings import JudgeSettings, PolicySettings, RunSettings
 
 if TYPE_CHECKING:
     from rlaif.constitution import Principle
@@ -40,9 +40,13 @@ def check(run_file: Path, flags: Flags, offline: bool) -> None:
         kinds: dict[tuple[str, ...], Prompt] = {}
         found += _prompt_problems(settings, kinds)
         found += _helpful_problems(settings)
+        templates = _template_problems(settings)
+        found += templates
         warn_of_kinship(settings)
+        if not found:
+            _warn_of_toys(settings)
         if not offline:
-            found += asyncio.run(_model_problems(settings, kinds.values()))
+            found += asyncio.run(_model_problems(settings, kinds.values(), measured=not templates))
     for problem in found:
         echo(str(problem), err=True)
     if found:
@@ -148,16 +152,67 @@ def warn_of_kinship(settings: RunSettings) -> None:
         echo(f"note: {note}", err=True)
 
 
-def _doubts(role: str, source: LazyModel, settings: RunSettings) -> list[RlaifError]:
-    """What the probe saw that would keep a judge from giving labels; reasons before the verdict are another matter."""
-    compare = settings.compare
-    if role == "policy" or source.capabilities is None or compare.reasoning == "reply" or compare.method == "rank":
+def _doubts(role: str, source: LazyModel, settings: RunSettings, mass: float | None) -> list[RlaifError]:
+    """What speaks against labels from a judge: by the mass that they have in the form in which it is asked, else by the
+    probe's own question. Reasons before the verdict are another matter."""
+    compare, least = settings.compare, settings.pair.min_label_mass
+    if source.capabilities is None or compare.reasoning == "reply" or compare.method == "rank":
         return []
-    doubt = source.capabilities.doubt(settings.pair.min_label_mass)
+    if mass is not None and mass >= least:
+        return []
+    doubt = source.capabilities.doubt(least)
+    if doubt is None and mass is not None:
+        doubt = f"A and B have a share of {mass:.1%} in a trial comparison, and less than {least:g} is no label"
     return [] if doubt is None else [_NoLabelsError(f"{role}: {doubt}")]
 
 
-async def _model_problems(settings: RunSettings, prompts: Iterable[Prompt]) -> list[RlaifError]:
+def _warn_of_toys(settings: RunSettings) -> None:
+    """A line on standard error where the demo's judge is to judge what it knows nothing of."""
+    from rlaif.constitution import load_constitution
+    from rlaif.demo.outside import is_toy, outside_its_world
+    from rlaif.samples.inputs import Oddities, read_prompts
+
+    wanted = settings.prompts
+    for judge in filter(is_toy, [each.model for each in settings.judges]):
+        prompts = read_prompts(
+            wanted.path, column=wanted.column, responses=wanted.responses, limit=wanted.limit, oddities=Oddities()
+        )
+        if (warning := outside_its_world(judge, load_constitution(settings.constitution), prompts)) is not None:
+            secho(f"WARNING: {warning}", err=True, bold=True)
+
+
+def _template_problems(settings: RunSettings) -> list[RlaifError]:
+    from rlaif.asking import load_templates, template_notes, template_problems
+
+    found: list[RlaifError] = []
+    for folder in dict.fromkeys(each.templates for each in settings.judges if each.templates is not None):
+        problems = template_problems(folder)
+        found += problems
+        for note in () if problems else template_notes(load_templates(folder)):
+            echo(f"note: {note}")
+    return found
+
+
+async def _show_form(role: str, source: LazyModel, judge: JudgeSettings, settings: RunSettings) -> float | None:
+    """Measure the forms in which this judge can be asked to compare, and say which one a run takes. Returns the label
+    mass in that form; None where none is measured."""
+    from rlaif.asking import load_templates
+    from rlaif.comparisons.forms import Chosen, Forms, best, candidates, tried_forms
+
+    templates, compare = load_templates(judge.templates), settings.compare
+    if compare.method in ("score", "rank") or compare.reasoning != "none":
+        return None
+    known = Forms(settings.folder).of(source.name, compare, templates)
+    if known is not None and known.tried:
+        echo(f"{role}: form of asking, as this run was begun: {known}")
+        return known.label_mass
+    tried = await tried_forms(await source.open(), templates, candidates(compare, templates))
+    chosen = Chosen(judge=source.name, key="", form=best(tried), tried=tuple(tried))
+    echo(f"{role}: form of asking: {chosen}")
+    return chosen.label_mass
+
+
+async def _model_problems(settings: RunSettings, prompts: Iterable[Prompt], *, measured: bool) -> list[RlaifError]:
     from rlaif.comparisons.questions import LABELS
     from rlaif.inference.source import LazyModel
     from rlaif.models import require_different
@@ -182,12 +237,15 @@ async def _model_problems(settings: RunSettings, prompts: Iterable[Prompt]) -> l
             found.append(error)
             continue
         try:
-            found += [UserError(problem, where=role) for problem in await source.probe()]
+            wrong = [UserError(problem, where=role) for problem in await source.probe()]
+            found += wrong
             echo(f"{role}: {source.name}{f', {source.described}' if source.described else ''}")
             for note in source.notes:
                 echo(f"note: {role}: {note}")
-            found += _doubts(role, source, settings)
             names += [source.name] if role != "policy" else []
+            if isinstance(model, JudgeSettings) and not wrong:
+                mass = await _show_form(role, source, model, settings) if measured else None
+                found += _doubts(role, source, settings, mass)
         except RlaifError as error:
             found.append(error)
         finally:

@@ -65,8 +65,11 @@ def _asked(run_file: Path | None, flags: Mapping[str, Any]) -> tuple[JudgeSettin
     """The judge by its flags, or by the run file, which also says how it is asked and read."""
     if run_file is None:
         return judge_of(flags), {}
+    from rlaif.asking import load_templates
+
     run = run_of(run_file, flags)
-    return run.judge, {"compare": run.compared_by(run.judge), "critique": run.critique, "pair": run.pair}
+    asked = {"compare": run.compared_by(run.judge), "templates": load_templates(run.judge.templates)}
+    return run.judge, {**asked, "critique": run.critique, "pair": run.pair}
 
 
 def _tried(name: str, judge: JudgeSettings, settings: dict[str, Any], answers: Path, only: tuple[str, ...]) -> Trials:
@@ -86,7 +89,9 @@ def _tried(name: str, judge: JudgeSettings, settings: dict[str, Any], answers: P
             chosen = [each for each in loaded.principles if not only or each.id in only]
             told.begin("test", 2 * sum(len(each.examples) for each in chosen))
             try:
-                trials = await run_trials(loaded, source, answers, only=only, progress=told.progress, **settings)
+                trials = await run_trials(
+                    loaded, source, answers, only=only, say=told.note, progress=told.progress, **settings
+                )
             finally:
                 await source.close()
             told.end(trials.tally)

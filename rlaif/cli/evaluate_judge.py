@@ -101,11 +101,19 @@ def _wanted(gold: str, run_file: Path | None, flags: dict[str, Any]) -> tuple[Ju
 
 
 def _from_run(run_file: Path, flags: dict[str, Any]) -> tuple[JudgeSettings, _Base]:
+    from rlaif.asking import load_templates
+
     run = run_of(run_file, flags)
     if run.compare.critique:
         echo("note: the run shows the judge its critiques; this measures the judge without them", err=True)
-    read = {"compare": run.compared_by(run.judge), "own_temperature": run.judge.temperature, "pair": run.pair}
-    return run.judge, _Base(run.constitution, {**read, "max_failed": run.max_failed})
+    read = {
+        "compare": run.compared_by(run.judge),
+        "own_temperature": run.judge.temperature,
+        "templates": load_templates(run.judge.templates),
+        "pair": run.pair,
+        "max_failed": run.max_failed,
+    }
+    return run.judge, _Base(run.constitution, read)
 
 
 def _evaluated(settings: JudgeSettings, wanted: Evaluation, output: Path, plots: bool) -> Evaluated:

@@ -180,6 +180,7 @@ def _policy(flags: Mapping[str, Any]) -> PolicySettings:
 
 def _grading(flags: Mapping[str, Any], output: Path) -> tuple[Grading, float]:
     """The judge with what it grades by, and the share of failures that stops a stage."""
+    from rlaif.asking import load_templates
     from rlaif.constitution import load_constitution
     from rlaif.evaluation.rewards.meters import Grading
 
@@ -195,6 +196,7 @@ def _grading(flags: Mapping[str, Any], output: Path) -> tuple[Grading, float]:
     if flags["principles"] is not None:
         more["principles"] = flags["principles"]
     source = _judge_source(settings, flags, output)
+    more["templates"] = load_templates(settings.templates)
     return Grading(source, load_constitution(name), **more), more.get("max_failed", 0.5)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from rlaif.cli.options import run_options, settings_of
-from rlaif.cli.show import show_report, watch
+from rlaif.cli.show import end_report, watch
 
 
 @click.command()
@@ -27,4 +27,4 @@ def revise(run_file: Path, flags: dict[tuple[str, ...], str], skip_critique: boo
     settings = settings_of(run_file, flags)
     with watch() as told:
         report = generate(settings, ["revise"], told)
-    show_report(report)
+    end_report(report)

@@ -10,7 +10,7 @@ import click
 
 from rlaif.cli.check import warn_of_kinship
 from rlaif.cli.options import run_options, settings_of
-from rlaif.cli.show import show_report, watch
+from rlaif.cli.show import end_report, watch
 from rlaif.cli.terminal import echo
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def _run(run_file: Path, flags: Flags, stages: Sequence[str]) -> None:
         warn_of_judges(run_file, settings)
     with watch() as told:
         report = run_stages(settings, stages, told)
-    show_report(report)
+    end_report(report)
 
 
 def warn_of_judges(run_file: Path, settings: RunSettings) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from rlaif.cli.progress import bars, has_bars
 from rlaif.cli.tables import decimal
-from rlaif.cli.terminal import echo
+from rlaif.cli.terminal import echo, secho
 from rlaif.text import visible
 
 if TYPE_CHECKING:
@@ -102,6 +102,16 @@ def show_report(report: Report) -> None:
     if rows:
         _table(rows)
     echo(f"Files in {report.run.folder}")
+    for warning in report.run.warnings:
+        secho(f"WARNING: {warning}", err=True, bold=True)
+
+
+def end_report(report: Report) -> None:
+    """`show_report`, and the end with exit code 1 where there is no usable label."""
+    show_report(report)
+    if report.problem is not None:
+        echo(report.problem, err=True)
+        raise SystemExit(1)
 
 
 def _counts(report: Report) -> list[tuple[str, str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
+from rlaif.asking import Judge
 from rlaif.comparisons.fold import Vote
 from rlaif.comparisons.questions import LABELS, compare_messages
 from rlaif.inference.base import Question
@@ -21,7 +22,7 @@ def compare_questions(
     prompt: Prompt,
     met: Sequence[Meeting],
     settings: CompareSettings,
-    judge: str,
+    judge: Judge,
     notes: Notes | None = None,
     *,
     fenced: bool = True,
@@ -48,7 +49,7 @@ def compare_questions(
             critiques = (on_first, on_second)
         yield Question(
             "compare_reasoned" if reasoned else "compare",
-            judge,
+            judge.name,
             compare_messages(
                 prompt.messages,
                 first.text,
@@ -58,9 +59,12 @@ def compare_questions(
                 max_chars=settings.max_chars,
                 fenced=fenced,
                 reasoned=reasoned,
+                templates=judge.templates,
+                kind=judge.form.fence,
             ),
             _with_reasons(settings) if reasoned else _ONE_TOKEN,
             labels=LABELS,
+            prefill="" if reasoned else judge.form.prefill,
             about={"prompt": prompt.id, "first": first.id, "second": second.id, "principle": criterion.id},
         )
 

@@ -7,9 +7,11 @@ principle last, so that all principles of a pair, and all pairs of a prompt, sha
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
+from rlaif.asking import SHIPPED, Templates
 from rlaif.records import Messages
-from rlaif.templates import conversation, fence, load_template, shortened
+from rlaif.templates import Fence, conversation, fence, shortened
 
 LABELS = ("A", "B")
 """What the judge may answer: the first reply, or the second."""
@@ -25,24 +27,30 @@ def compare_messages(
     max_chars: int = 12_000,
     fenced: bool = True,
     reasoned: bool = False,
+    templates: Templates = SHIPPED,
+    kind: Fence = "marks",
 ) -> Messages:
     """Ask which of two replies is better under `question` (a principle's `compare` text, or `joint_question`'s).
 
     With `critiques`, the notes on the first and on the second reply stand between the replies and the question.
     Without `fenced`, the replies stand there as they are: only to measure what the fences are good for. With `reasoned`
-    the judge is to give its reasons first (and is shown no critiques).
+    the judge is to give its reasons first (and is shown no critiques). `kind` is the fence.
     """
-    shown = fence if fenced else shortened
+
+    def within(text: str) -> str:
+        return fence(text, max_chars=max_chars, kind=kind)
+
+    shown = within if fenced else partial(shortened, max_chars=max_chars)
     parts = {
-        "conversation": fence(conversation(prompt), max_chars=max_chars),
-        "first": shown(first, max_chars=max_chars),
-        "second": shown(second, max_chars=max_chars),
+        "conversation": within(conversation(prompt)),
+        "first": shown(first),
+        "second": shown(second),
         "question": question,
     }
     if critiques is None:
-        return load_template("compare_reasoned" if reasoned else "compare").ask(**parts)
-    notes = [fence(text, max_chars=max_chars) for text in critiques]
-    return load_template("compare_critiqued").ask(**parts, first_critique=notes[0], second_critique=notes[1])
+        return templates["compare_reasoned" if reasoned else "compare"].ask(kind, **parts)
+    notes = [within(text) for text in critiques]
+    return templates["compare_critiqued"].ask(kind, **parts, first_critique=notes[0], second_critique=notes[1])
 
 
 def joint_question(questions: Sequence[str]) -> str:

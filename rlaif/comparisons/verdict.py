@@ -19,6 +19,13 @@ def label_mass(logprobs: tuple[float, float]) -> float:
     return min(1.0, math.exp(logprobs[0]) + math.exp(logprobs[1]))
 
 
+def _said(question: Question, answer: Answer) -> str:
+    """What is read: of a begun answer what follows, as a stated verdict. (Some servers repeat the beginning.)"""
+    if not question.prefill:
+        return answer.text
+    return f"Verdict: {answer.text.strip().removeprefix(question.prefill).strip()}"
+
+
 def judgement(question: Question, answer: Answer) -> Judgement:
     """The record of one ordered judge call. A higher log-probability of the first label means the first reply won."""
     about = question.about
@@ -31,7 +38,7 @@ def judgement(question: Question, answer: Answer) -> Judgement:
         verdict = Verdict.TIE if gap == 0 else Verdict.FIRST if gap > 0 else Verdict.SECOND
     truncated = question.reasoned and answer.finish_reason == "length"
     if logprobs is None or question.reasoned:
-        stated = Verdict.UNPARSED if truncated else parse_verdict(answer.text)
+        stated = Verdict.UNPARSED if truncated else parse_verdict(_said(question, answer))
         if logprobs is None or stated is not verdict:
             verdict, logprobs, mass = stated, None, None
     return Judgement(

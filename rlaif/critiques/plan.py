@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from rlaif.asking import Judge
 from rlaif.comparisons.plan import Notes
 from rlaif.comparisons.thinking import without_thinking
 from rlaif.constitution import Constitution
@@ -35,7 +36,7 @@ def critique_question(
     sample: Sample,
     criterion: Reviewed,
     settings: CritiqueSettings,
-    judge: str,
+    judge: Judge,
     *,
     max_chars: int,
     shots: Sequence[Shot] = (),
@@ -45,15 +46,17 @@ def critique_question(
     assert request is not None, f"`{criterion.id}` has no request for a critique"
     return Question(
         "critique",
-        judge,
-        critique_messages(prompt.messages, sample.text, request, max_chars=max_chars, shots=shots),
+        judge.name,
+        critique_messages(
+            prompt.messages, sample.text, request, max_chars=max_chars, shots=shots, templates=judge.templates
+        ),
         Sampling(max_tokens=settings.max_tokens, temperature=settings.temperature),
         about={"prompt": prompt.id, "sample": sample.id, "principle": criterion.id},
     )
 
 
 def critique_questions(
-    prompt: Prompt, met: Sequence[Meeting], settings: CritiqueSettings, judge: str, *, max_chars: int
+    prompt: Prompt, met: Sequence[Meeting], settings: CritiqueSettings, judge: Judge, *, max_chars: int
 ) -> list[Question]:
     """One question for every sample and criterion that occur together, each once."""
     wanted = {
@@ -69,7 +72,7 @@ def critique_questions(
 
 
 def notes_on(
-    prompt: Prompt, find: Callable[[str], Critique | None], settings: CritiqueSettings, judge: str, *, max_chars: int
+    prompt: Prompt, find: Callable[[str], Critique | None], settings: CritiqueSettings, judge: Judge, *, max_chars: int
 ) -> Notes:
     """What the comparisons of a prompt show of its critiques: those that `find` finds by their ids, each read once."""
     known: dict[tuple[str, str], str | None] = {}

@@ -50,7 +50,7 @@ def card(report: Report, exported: Exported, manifest: Manifest | None, form: Fo
     """The card of a dataset that was made of the file in `report`."""
     parts = [_head(exported, form, kind, name), f"# {name}", _USES[form], _rows(exported, form)]
     if manifest is not None:
-        parts += ["## How the labels were made", _provenance(manifest), _counts(manifest)]
+        parts += [_announced(manifest), "## How the labels were made", _provenance(manifest), _counts(manifest)]
     parts += ["## What was measured", "\n".join(_measured(report)), _about(manifest)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -93,6 +93,12 @@ def _rows(exported: Exported, form: Form) -> str:
     return text
 
 
+def _announced(manifest: Manifest) -> str:
+    """What the run itself says against its labels, before anything else."""
+    found = manifest.get("warnings")
+    return "\n\n".join(f"> **Warning:** {_cell(each)}." for each in found) if isinstance(found, list) else ""
+
+
 def _provenance(manifest: Manifest) -> str:
     constitution = manifest.get("constitution") or {}
     settings = manifest.get("settings") or {}
@@ -103,10 +109,22 @@ def _provenance(manifest: Manifest) -> str:
         ("policy", f"`{manifest.get('policy')}`"),
         ("principles a pair", compare.get("principles")),
         ("orders", compare.get("orders")),
+        *_asking(manifest),
         ("made by", manifest.get("made_by")),
         *_templates(manifest.get("templates") or {}, compare),
     ]
     return "| | |\n|---|---|\n" + "\n".join(f"| {name} | {_cell(value)} |" for name, value in rows)
+
+
+def _asking(manifest: Manifest) -> Iterator[tuple[str, str]]:
+    """How the judges were asked, where it was not in the plain form."""
+    asking = manifest.get("asking") or {}
+    for judge, form in asking.items():
+        prefill, fence = form.get("prefill"), form.get("fence")
+        parts = [f"answers begun with `{prefill}`"] if prefill else []
+        parts += ["material between tags"] if fence == "tags" else []
+        if parts:
+            yield ("asked with" if len(asking) == 1 else f"`{judge}` asked with"), ", ".join(parts)
 
 
 def _templates(hashes: Mapping[str, str], compare: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

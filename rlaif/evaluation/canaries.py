@@ -13,6 +13,7 @@ import heapq
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
+from rlaif.asking import Judge
 from rlaif.comparisons.fold import first_logit
 from rlaif.comparisons.plan import compare_questions, votes
 from rlaif.evaluation.intervals import share_of
@@ -54,7 +55,7 @@ class Probe(NamedTuple):
     case: Case
     """The canary is on the left, the better reply on the right."""
 
-    def questions(self, compare: CompareSettings, judge: str) -> list[Question]:
+    def questions(self, compare: CompareSettings, judge: Judge) -> list[Question]:
         """Both orders of it."""
         prompt, meeting = self.case.prompt, self.case.meeting
         return list(compare_questions(prompt, [meeting], both_orders(compare), judge, fenced=self.fenced))
@@ -111,7 +112,7 @@ def count_wins(
     answer_of: Callable[[str], Judgement | None],
     compare: CompareSettings,
     pair: PairSettings,
-    judge: str,
+    judge: Judge,
 ) -> list[Canary]:
     """What each kind wins, in the order of the kinds. Verdicts that cannot be read are left out."""
     wins: dict[tuple[str, bool], list[_Won]] = {}
@@ -126,7 +127,7 @@ def _wins(
     answer_of: Callable[[str], Judgement | None],
     compare: CompareSettings,
     min_mass: float,
-    judge: str,
+    judge: Judge,
 ) -> _Won:
     questions = probe.questions(compare, judge)
     ((_, cast),) = votes([probe.case.meeting], questions, answer_of, both_orders(compare))

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
+from rlaif.asking import Judge
 from rlaif.comparisons.fold import Status, Vote, first_logit
 from rlaif.comparisons.plan import compare_questions, votes
 from rlaif.comparisons.shares import folded, shares
@@ -86,7 +87,7 @@ def cases(pairs: Iterable[GoldPair], constitution: Constitution, compare: Compar
         yield Case(pair, pair.as_prompt(), Meeting(better, worse, chosen))
 
 
-def questions_of(case: Case, compare: CompareSettings, judge: str) -> list[Question]:
+def questions_of(case: Case, compare: CompareSettings, judge: Judge) -> list[Question]:
     """The ordered questions of a gold pair: the same, by content and so by id, as a run would ask about its replies."""
     return list(compare_questions(case.prompt, [case.meeting], compare, judge))
 

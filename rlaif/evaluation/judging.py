@@ -14,7 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
+from pydantic import JsonValue
+
 from rlaif import __version__
+from rlaif.asking import SHIPPED, Judge, Templates
+from rlaif.comparisons.forms import judge_asked
 from rlaif.comparisons.verdict import judgement
 from rlaif.constitution import Constitution
 from rlaif.evaluation.canaries import chosen_cases, count_probes, count_wins, probes
@@ -64,6 +68,8 @@ class Evaluation:
     """With the judge's own temperature in its temperature, as a run reads it (`RunSettings.compared_by`)."""
     own_temperature: float = 1.0
     """The judge's part of that."""
+    templates: Templates = SHIPPED
+    """In whose words it is asked."""
     pair: PairSettings = field(default_factory=PairSettings)
     column: str | None = None
     limit: int | None = None
@@ -80,10 +86,11 @@ class Evaluation:
     def name(self, judge: str) -> str:
         """What the files about one judge are called."""
         constitution = self.constitution.hash
+        own: list[JsonValue] = [dict(self.templates.hashes)] if self.templates.own else []
         return report_name(
             [judge, constitution[:12], data_word(self.gold)],
             [judge, constitution, sha256_known(self.gold) or self.gold, self.column, self.limit, self.canary_pairs],
-            [self.compare.model_dump(mode="json"), self.pair.model_dump(mode="json")],
+            [self.compare.model_dump(mode="json"), self.pair.model_dump(mode="json"), *own],
         )
 
 
@@ -127,16 +134,17 @@ async def evaluate_judge(
         contextlib.closing(Table(folder / "failures.jsonl", Failure)) as failures,
     ):
         tables = _Tables(answers, failures)
-        asked = (q for case in wanted.cases() for q in questions_of(case, wanted.compare, judge.name))
+        own = await judge_asked(judge, wanted.templates, wanted.compare, folder, answers, watch.note)
+        asked = (q for case in wanted.cases() for q in questions_of(case, wanted.compare, own))
         tally = await _asked("judge", asked, plan.questions, judge, tables, wanted, watch)
         tallies = [tally]
         if plan.canaries:
-            asked = (q for probe in probes(plan.canaries) for q in probe.questions(wanted.compare, judge.name))
+            asked = (q for probe in probes(plan.canaries) for q in probe.questions(wanted.compare, own))
             most = 2 * count_probes(len(plan.canaries)) * _criteria(plan.canaries)
             tallies.append(await _asked("canaries", asked, most, judge, tables, wanted, watch))
         path = folder / f"{wanted.name(judge.name)}.json"
         watch.note("working out the statistics, with their intervals")
-        report, judged = _report(wanted, judge.name, plan, tables, tally, folder)
+        report, judged = _report(wanted, own, plan, tables, tally, folder)
         write_records(path.with_suffix(".pairs.jsonl"), judged)
         if plots:
             watch.note("drawing the plots")
@@ -189,18 +197,18 @@ async def _asked(
 
 
 def _report(
-    wanted: Evaluation, judge: str, plan: _Plan, tables: _Tables, tally: Tally, folder: Path
+    wanted: Evaluation, judge: Judge, plan: _Plan, tables: _Tables, tally: Tally, folder: Path
 ) -> tuple[JudgeReport, list[JudgedPair]]:
     read = _Reading(wanted, judge, tables)
     judged = list(read.judged())
     about = About(
-        judge=judge,
+        judge=judge.name,
         constitution=wanted.constitution.name,
         constitution_hash=wanted.constitution.hash,
         gold=wanted.gold,
         gold_sha256=sha256_known(wanted.gold),
         oddities=plan.oddities.counts,
-        compare=wanted.compare.model_dump(mode="json"),
+        compare=_as_asked(wanted, judge),
         pair=wanted.pair.model_dump(mode="json"),
     )
     seconds = _known_seconds(about, folder)
@@ -222,10 +230,17 @@ def _report(
     return report, judged
 
 
+def _as_asked(wanted: Evaluation, judge: Judge) -> dict[str, JsonValue]:
+    """How the judge was asked: the settings, with the form that was chosen, and its own templates."""
+    form: dict[str, JsonValue] = {"prefill": judge.form.prefill or "none", "fence": judge.form.fence}
+    own: dict[str, JsonValue] = {"templates": dict(judge.templates.hashes)} if judge.templates.own else {}
+    return wanted.compare.model_dump(mode="json") | form | own
+
+
 class _Reading:
     """Reads the answers back, and counts on the way what they cost."""
 
-    def __init__(self, wanted: Evaluation, judge: str, tables: _Tables) -> None:
+    def __init__(self, wanted: Evaluation, judge: Judge, tables: _Tables) -> None:
         self._wanted, self._judge, self._tables = wanted, judge, tables
         self.failures: Counter[str] = Counter()
         self._spent: Counter[str] = Counter()

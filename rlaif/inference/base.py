@@ -30,7 +30,7 @@ class Question:
     Plain slots instead of a pydantic model: a plan of a million questions is hashed anew on every start.
     """
 
-    __slots__ = ("about", "id", "index", "kind", "labels", "messages", "model", "sampling")
+    __slots__ = ("about", "id", "index", "kind", "labels", "messages", "model", "prefill", "sampling")
 
     def __init__(
         self,
@@ -40,19 +40,23 @@ class Question:
         sampling: Sampling,
         *,
         labels: tuple[str, ...] = (),
+        prefill: str = "",
         index: int = 0,
         about: Mapping[str, str | int | None] | None = None,
     ) -> None:
         """Ask `model` for a text, or, with `labels`, for the log-probabilities of those labels as the next token.
 
-        With labels and room for more than one token, a text is asked for that ends in a label (`reasoned`).
+        With labels and room for more than one token, a text is asked for that ends in a label (`reasoned`). With
+        `prefill` the answer begins with that text, and what is asked for is what follows it.
         `index` tells equal draws apart (the n samples of one prompt). `about` is not hashed: it holds the fields of
         the record that say what the question was about.
         """
         self.kind, self.model, self.messages, self.sampling = kind, model, messages, sampling
-        self.labels, self.index, self.about = labels, index, about or {}
+        self.labels, self.prefill, self.index, self.about = labels, prefill, index, about or {}
         parts = [kind, model, *labels, "", *(part for m in messages for part in (m.role, m.content))]
         parts.append(f"{sampling.max_tokens} {sampling.temperature} {sampling.top_p} {sampling.seed} {index}")
+        if prefill:  # without one, a question has the id that it had when there were none
+            parts += ["prefill", prefill]
         # Every part with its length before it: no two lists of parts run together into one text.
         text = "".join([f"{len(part)}:{part}" for part in parts])
         self.id = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]

@@ -132,12 +132,18 @@ class ChatTemplate:
             mend = nearest(chosen, known)
             raise UserError(f"no chat template `{chosen}` (there are {listed})", where=self._name, mend=mend)
 
-    def prompt(self, turns: Sequence[Spoken]) -> str:
-        """A conversation with the cue for the next response, as the model is asked.
+    def prompt(self, turns: Sequence[Spoken], prefill: str = "") -> str:
+        """A conversation with the cue for the next response, as the model is asked; `prefill` begins that response, in
+        the template's own rendering of the begun turn, as vLLM does it (some close the thinking before a text).
 
         Raises UnwritableError where the template refuses it, or where a turn's text is not in what it wrote.
         """
-        text = self._render(turns, cue=True)
+        if prefill:
+            text = self._render([*turns, _Turn("assistant", prefill)], cue=False, begun=True)
+            if not text.endswith(prefill):
+                raise UnwritableError("template", "it does not show a begun answer as it is")
+        else:
+            text = self._render(turns, cue=True)
         if not text.strip():
             raise UnwritableError("lost-turn")
         at = 0
@@ -258,16 +264,18 @@ class ChatTemplate:
         after = [end.find(token) + len(token) for token in self.end_texts if token and token in end]
         return end[: min(after)] if after and end[min(after) :].strip() else end
 
-    def _render(self, turns: Sequence[Spoken], *, cue: bool, in_parts: Collection[str] | None = None) -> str:
+    def _render(
+        self, turns: Sequence[Spoken], *, cue: bool, in_parts: Collection[str] | None = None, begun: bool = False
+    ) -> str:
+        """`cue` asks for the next response; `begun` leaves the last turn open, so that it is gone on with."""
         in_parts = self._in_parts if in_parts is None else in_parts
         messages = [
             {"role": turn.role, "content": _as_parts(turn.content) if turn.role in in_parts else turn.content}
             for turn in turns
         ]
+        more = {"continue_final_message": True} if begun else {"add_generation_prompt": cue}
         try:
-            text = self._tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=cue, **self._options
-            )
+            text = self._tokenizer.apply_chat_template(messages, tokenize=False, **more, **self._options)
         except Exception as error:  # a program of somebody else: whatever it raises is its refusal
             why = str(error).strip().partition("\n")[0][:_WHY] or type(error).__name__
             raise UnwritableError("template", why) from error

@@ -8,6 +8,7 @@ from typing import Any
 
 from rlaif.errors import ModelError
 from rlaif.inference.base import Answer, Question
+from rlaif.inference.begun import Way, begun
 from rlaif.inference.chat import LabelRoute, read_answers, request_body
 from rlaif.inference.dialect import Dialect
 from rlaif.inference.faults import Fault
@@ -38,13 +39,18 @@ class Chat:
         self.answering: str | None = None
         """The model's name in the server's replies."""
 
-    async def ask(self, questions: Sequence[Question], route: LabelRoute, *, timeout: float) -> list[Answer] | Fault:
-        """The answers to questions that share a request, in order, or the fault of the request.
+    async def ask(
+        self, questions: Sequence[Question], route: LabelRoute, *, timeout: float, way: Way | None = None
+    ) -> list[Answer] | Fault:
+        """The answers to questions that share a request, in order, or the fault of the request. `way` says how their
+        answers are begun, if they are.
 
         A request that is refused for a parameter is sent again without it, each parameter at most once. Raises
         ModelError where another model answers than before.
         """
         body = request_body(self.model, questions, route, self._options)
+        if way is not None:
+            body = begun(body, questions[0].prefill, way)
         path = "/chat/completions" if len(questions) == 1 else "/chat/completions/batch"
         dialect = self.dialect
         while True:

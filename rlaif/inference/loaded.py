@@ -25,6 +25,7 @@ from rlaif.inference.labels import checked, label_text, label_tokens, last_label
 from rlaif.inference.opening import open_model, require_embeddings, require_parts
 from rlaif.inference.prefixes import Alike, PrefixPass, alike, alone, batches
 from rlaif.records import Message
+from rlaif.templates import without_special_tokens
 
 if TYPE_CHECKING:
     import torch
@@ -60,6 +61,8 @@ class Loaded:
         self._tokenizer, self._model = read_model(folder, place, dtype)
         self._template = ChatTemplate(self._tokenizer, options)
         self._ends = _end_tokens(self._model, self._tokenizer)
+        added = self._tokenizer.added_tokens_decoder.values()
+        self._special = {*self._tokenizer.all_special_tokens, *(each.content for each in added if each.special)}
         padding = self._tokenizer.pad_token_id
         self._pad = int(padding if padding is not None else min(self._ends, default=0))
         self._short_logits = "logits_to_keep" in inspect.signature(self._model.forward).parameters
@@ -87,7 +90,7 @@ class Loaded:
     def row(self, at: int, question: Question) -> Row | Answer:
         """The question as tokens, or the reason why it cannot be asked."""
         try:
-            (ids,) = self._template.ids([self._template.prompt(question.messages)])
+            (ids,) = self._template.ids([self._template.prompt(self._material(question), question.prefill)])
         except UnwritableError as error:
             return Answer(failure="bad_request", detail=str(error))
         left = question.sampling.max_tokens if self.context is None else self.context - len(ids)
@@ -98,6 +101,15 @@ class Loaded:
         if question.labels and self._ids_of(question.labels) is None:
             return Answer(failure="no_labels", detail="a label is not one token of the model's vocabulary")
         return Row(at, question, ids, min(left, question.sampling.max_tokens))
+
+    def _material(self, question: Question) -> Sequence[Message]:
+        """The conversation; what a judge reads holds no special token of this model, whatever its family calls them."""
+        if question.kind == "sample":
+            return question.messages
+        return [
+            Message(role=turn.role, content=without_special_tokens(turn.content, self._special))
+            for turn in question.messages
+        ]
 
     def labels(self, rows: Sequence[Row], most: int, halted: Event) -> Iterator[tuple[Row, Answer]]:
         """Each row's answer: log-probabilities of its labels as the next token. At most `most` rows go at once."""

@@ -19,8 +19,10 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
+from rlaif.asking import ENOUGH, trial_comparison
 from rlaif.errors import nearest
 from rlaif.inference.base import Answer, Question
+from rlaif.inference.begun import WAYS, Way
 from rlaif.inference.chat import THINKING_TOKENS, LabelRoute
 from rlaif.inference.conversing import Chat
 from rlaif.inference.faults import Fault
@@ -150,6 +152,25 @@ class Prober:
         found = await self._ask(self._question((), None), _IN_WORDS, conversations=1)
         return not isinstance(found, Fault) or not found.down
 
+    async def way(self, asked: Question, route: LabelRoute) -> Way | Fault:
+        """How the server goes on with the begun answer of a question: of the ways that it takes, the first that leaves
+        the most probability to the labels. The fault of the last one where it takes none."""
+        trial = Question("probe", self._model, trial_comparison(), Sampling(max_tokens=1),
+                         labels=asked.labels, prefill=asked.prefill)  # fmt: skip
+        found: dict[Way, float] = {}
+        fault: Fault | None = None
+        for way in WAYS:
+            answers = await self._ask(trial, route, conversations=1, way=way)
+            if isinstance(answers, Fault):
+                fault = answers
+                continue
+            found[way] = _mass_of(answers[0])
+            if route.kind == "text" or found[way] >= ENOUGH:
+                break
+        if found:
+            return max(found, key=lambda way: found[way])
+        return fault or Fault("bad_request", "the server takes no begun answer")
+
     async def label_ids(self, labels: Sequence[str]) -> tuple[tuple[int, ...], ...] | None:
         """Token ids of each label from vLLM's /tokenize; None without that route, or if a label is not one token."""
         asked: dict[str, Any] = {"model": self._model, "prompt": label_text(labels), "add_special_tokens": False}
@@ -252,9 +273,11 @@ class Prober:
             sampling = example.sampling.model_copy(update={"max_tokens": min(16, example.sampling.max_tokens)})
         return Question("probe", self._model, tuple(messages), sampling, labels=labels)
 
-    async def _ask(self, question: Question, route: LabelRoute, *, conversations: int) -> list[Answer] | Fault:
+    async def _ask(
+        self, question: Question, route: LabelRoute, *, conversations: int, way: Way | None = None
+    ) -> list[Answer] | Fault:
         questions = [question] * conversations
-        found = await self._steadily(lambda: self._chat.ask(questions, route, timeout=self._patient))
+        found = await self._steadily(lambda: self._chat.ask(questions, route, timeout=self._patient, way=way))
         if isinstance(found, Fault) and found.kind == "only_reasoning":  # it thinks, and would answer after that
             return [Answer(failure=found.kind, detail=found.detail)] * conversations
         return found
@@ -295,13 +318,15 @@ def _thinks(answer: Answer) -> bool:
 def _capabilities(
     route: LabelRoute, batch: bool, context: int | None, labels: tuple[str, ...], answer: Answer, why: str
 ) -> Capabilities:
-    mass: float | None = None
-    if answer.logprobs is not None:
-        mass = sum(map(math.exp, answer.logprobs)) if answer.label_mass is None else answer.label_mass
-    elif answer.failure == "no_labels":
-        mass = 0.0
+    known = answer.logprobs is not None or answer.failure == "no_labels"
+    mass = _mass_of(answer) if known else None
     said = answer.text or ("" if answer.failure is None else answer.detail.rpartition(" is ")[2])
     return Capabilities(route, batch, context, mass, labels, answer.listed, said, why if route.kind == "text" else "")
+
+
+def _mass_of(answer: Answer) -> float:
+    """Probability of the labels together, those that were listed."""
+    return sum(map(math.exp, answer.logprobs or ())) if answer.label_mass is None else answer.label_mass
 
 
 def _cards(listing: Any) -> Iterator[tuple[str, Mapping[str, Any]]]:

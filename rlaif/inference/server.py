@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from rlaif.errors import ModelError
 from rlaif.inference.base import Answer, Question, name_with
+from rlaif.inference.begun import Way
 from rlaif.inference.chat import LabelRoute
 from rlaif.inference.conversing import Chat
 from rlaif.inference.faults import Fault
@@ -84,6 +85,8 @@ class Server:
         self._too_slow = False
         """Whether, of many that timed out, not even one alone was answered in time."""
         self._routes: dict[tuple[str, ...], LabelRoute] = {}
+        self._ways: dict[str, Way] = {}
+        """How answers are begun, by how they begin."""
         self._probing: tuple[asyncio.AbstractEventLoop, asyncio.Lock] | None = None
         self.name = name_with(model, template_options)
         self.batch_size = 1
@@ -133,14 +136,14 @@ class Server:
         await self._talk.close()
 
     def _groups(self, questions: Sequence[Question]) -> list[list[int]]:
-        """Positions of questions that may share a request: equal sampling and labels, at most a batch."""
+        """Positions of questions that may share a request: equal sampling, labels and prefill, at most a batch."""
         if self.batch_size == 1:
             return [[at] for at in range(len(questions))]
         same: dict[Any, list[int]] = {}
         for at, question in enumerate(questions):
             sampling = question.sampling
             drawn = (sampling.max_tokens, sampling.temperature, sampling.top_p, sampling.seed)
-            same.setdefault((question.labels, drawn), []).append(at)
+            same.setdefault((question.labels, question.prefill, drawn), []).append(at)
         return [
             group[start : start + self.batch_size]
             for group in same.values()
@@ -227,7 +230,10 @@ class Server:
         route = self._routes.get(questions[0].labels)
         if route is None:
             route = await self._route(questions[0].labels)
-        found = await self._chat.ask(questions, route, timeout=self._timeout)
+        way = await self._way(questions[0]) if questions[0].prefill else None
+        if isinstance(way, Fault):
+            return way
+        found = await self._chat.ask(questions, route, timeout=self._timeout, way=way)
         return found if isinstance(found, Fault) else [self._without_key(answer) for answer in found]
 
     def _without_key(self, answer: Answer) -> Answer:
@@ -286,6 +292,18 @@ class Server:
                     raise ModelError(prober.problems[0])
                 self._routes[labels] = found.route
         return self._routes[labels]
+
+    async def _way(self, question: Question) -> Way | Fault:
+        """How this server goes on with a begun answer: found by a trial question, always the same one."""
+        if question.prefill in self._ways:
+            return self._ways[question.prefill]
+        async with self._one_at_a_time():
+            if question.prefill not in self._ways:
+                found = await self._prober().way(question, self._routes[question.labels])
+                if isinstance(found, Fault):
+                    return found
+                self._ways[question.prefill] = found
+        return self._ways[question.prefill]
 
     def _one_at_a_time(self) -> asyncio.Lock:
         """A lock of the running event loop."""

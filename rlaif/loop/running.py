@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from rlaif.asking import load_templates
 from rlaif.comparisons.questions import LABELS
 from rlaif.constitution import load_constitution
+from rlaif.errors import ModelError
 from rlaif.evaluation.now import evaluate_reward_now
 from rlaif.evaluation.policies.contestants import Contestant, options_of
 from rlaif.evaluation.policies.evaluating import evaluate_policies_now
@@ -87,6 +89,8 @@ def run_loop(plan: Plan, screen: Screen, *, meters: Meters | None = None, comman
     with screen.watching() as watch:
         found = Looped(plan, generate(plan.run, STAGES, watch))
     screen.data(found.data)
+    if found.data.problem is not None and _needs_pairs(plan):
+        raise ModelError(found.data.problem)
     _mark(plan, command, finished=False)
     for step in plan.steps:
         screen.stage(f"train {step.name}")
@@ -105,6 +109,14 @@ def run_loop(plan: Plan, screen: Screen, *, meters: Meters | None = None, comman
     _mark(plan, command, finished=True)
     found.page = write_report(plan.run.folder)
     return found
+
+
+def _needs_pairs(plan: Plan) -> bool:
+    """Whether a stage after the data rests on the pairs; where there is none, the pairs are all that is wanted."""
+    folder = plan.run.folder
+    pairs = {folder, folder / "pairs.jsonl", folder / "pairs.parquet"}
+    taught = {Path(str(getattr(step.settings, "data", ""))) for step in plan.steps if step.settings.method != "sft"}
+    return not plan.steps or bool(pairs & taught)
 
 
 def _mark(plan: Plan, command: str, *, finished: bool) -> None:
@@ -209,6 +221,7 @@ def _answers(plan: Plan, watch: Watch) -> OnAnswers:
         Grading(
             LazyModel(wanted.judge or plan.run.judge, log=folder / "judge.log", say=watch.note, labels=DIGITS),
             load_constitution(plan.run.constitution), max_failed=wanted.max_failed,
+            templates=load_templates((wanted.judge or plan.run.judge).templates),
         ),
         wanted.max_failed,
     )  # fmt: skip

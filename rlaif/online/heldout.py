@@ -11,14 +11,16 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
 
 from pydantic import JsonValue
 
+from rlaif.asking import SHIPPED, Judge, Templates
 from rlaif.comparisons.fold import Comparison, Status
+from rlaif.comparisons.forms import judge_asked
 from rlaif.comparisons.plan import compare_questions, votes
 from rlaif.comparisons.shares import folded
 from rlaif.comparisons.verdict import judgement
@@ -106,16 +108,21 @@ class HeldOutJudge:
         compare: CompareSettings | None = None,
         pair: PairSettings | None = None,
         max_failed: float = 0.5,
+        templates: Templates = SHIPPED,
+        say: Callable[[str], None] | None = None,
         progress: Progress | None = None,
     ) -> None:
         """The judge is opened by the first question, and closed by `close`.
 
         It is asked under every principle, one by one, or under all in one question with `compare.principles: all`, and
-        in both orders. `pair` says what a readable label and what a tie is. `progress` is told from another thread.
+        in both orders. `pair` says what a readable label and what a tie is; `templates` are
+        its words. `say` hears of the form in which it is asked, `progress` is told from another thread.
         Raises UserError where another process writes in `folder`.
         """
         compare = compare or CompareSettings()
         self._judge, self._criteria = judge, criteria_of(constitution, compare.principles)
+        self._folder, self._templates, self._say = folder, templates, say or (lambda _: None)
+        self._asked: Judge | None = None
         self._compare = compare.model_copy(update={"orders": "both"})
         self._pair, self._max_failed, self._progress = pair or PairSettings(), max_failed, progress
         with contextlib.ExitStack() as stack:
@@ -199,7 +206,9 @@ class HeldOutJudge:
             raise ValueError("one answer of the start and one of the policy a prompt")
         if self._closed:
             raise ValueError("this judge is closed")
-        cases = [self._case(*each) for each in zip(prompts, policy, start, strict=True)]
+        differ = any(one.strip() != other.strip() for one, other in zip(policy, start, strict=True))
+        asked = self._asked_as() if differ else Judge(self.name, self._templates)
+        cases = [self._case(asked, *each) for each in zip(prompts, policy, start, strict=True)]
         questions = (question for case in cases for question in case.questions)
         self._background.run(
             ask(
@@ -216,12 +225,18 @@ class HeldOutJudge:
         self._stop_if_hopeless(cases, found)
         return found
 
-    def _case(self, messages: Messages, policy: str, start: str) -> _Case:
+    def _asked_as(self) -> Judge:
+        if self._asked is None:
+            form = judge_asked(self._judge, self._templates, self._compare, self._folder, self._answers, self._say)
+            self._asked = self._background.run(form)
+        return self._asked
+
+    def _case(self, asked: Judge, messages: Messages, policy: str, start: str) -> _Case:
         prompt = Prompt(id=prompt_id(messages), messages=messages, source=STAGE)
         meeting = Meeting(_sample(prompt, "policy", policy), _sample(prompt, "start", start), self._criteria)
         if _alike(meeting):
             return _Case(meeting, ())
-        return _Case(meeting, list(compare_questions(prompt, [meeting], self._compare, self._judge.name)))
+        return _Case(meeting, list(compare_questions(prompt, [meeting], self._compare, asked)))
 
     def _comparison(self, case: _Case) -> Comparison:
         left, right = case.meeting.left, case.meeting.right

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from typing import Any, Self
 
+from rlaif.asking import load_templates
 from rlaif.constitution import load_constitution
 from rlaif.errors import UserError
 from rlaif.inference.source import LazyModel
@@ -57,7 +58,8 @@ class Watching:
             note("the held-out judge is the reward's own: it is no independent witness; set `held_out.judge`")
         source = LazyModel(judge, log=settings.folder / "held-out.log", say=note)
         constitution = load_constitution(settings.constitution)
-        with closing(HeldOutJudge(source, constitution, settings.folder / "held-out")) as found:
+        folder, templates = settings.folder / "held-out", load_templates(judge.templates)
+        with closing(HeldOutJudge(source, constitution, folder, templates=templates, say=note)) as found:
             yield cls(settings, held, loop, found, note)
 
     def begin(self) -> None:

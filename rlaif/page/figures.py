@@ -248,6 +248,8 @@ class Page(Record):
     seconds: float | None = None
     """Of the last session."""
     oddities: dict[str, int] = Field(default_factory=dict)
+    announced: tuple[str, ...] = ()
+    """What the run itself says against its labels."""
     verdicts: Verdicts | None = None
     panel: Panel | None = None
     data: Data | None = None

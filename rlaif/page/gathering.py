@@ -68,6 +68,7 @@ def figures_of(folder: Path, told_rows: Callable[[int], None] | None = None) -> 
         stages=tuple(stages_of(told)),
         seconds=within(told.manifest or told.revised, "session", "seconds"),
         oddities=_integers(within(told.manifest, "prompts", "oddities")),
+        announced=_texts(within(told.manifest, "warnings")),
         verdicts=verdicts,
         panel=panel_of(told),
         data=data,
@@ -162,6 +163,10 @@ def _utc(path: Path) -> str:
 def _integers(found: object) -> dict[str, int]:
     known = found if isinstance(found, dict) else {}
     return {str(name): value for name, value in known.items() if isinstance(value, int)}
+
+
+def _texts(found: object) -> tuple[str, ...]:
+    return tuple(str(each) for each in found) if isinstance(found, list) else ()
 
 
 def _failures(told: Told) -> dict[str, int]:

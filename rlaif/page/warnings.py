@@ -38,6 +38,8 @@ def _state(page: Page, told: Told) -> Iterator[Warning]:
     if told.is_run and (not told.finished or told.goes_on):
         what = "The run is unfinished: everything below is about what is on disk so far."
         yield Warning(level="serious", what=what, mend=f"Run `{page.about.next}`: it goes on.", where="counts")
+    for what in page.announced:
+        yield Warning(level="serious", what=f"{what}.", mend="Do not train on these labels.", where="judges")
     if page.provenance.changed:
         what = f"{', '.join(page.provenance.changed)} changed since the manifest was written."
         mend = "Run `rlaif pair` to derive them again, or find out who changed them."

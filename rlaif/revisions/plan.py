@@ -12,6 +12,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
+from rlaif.asking import Judge
 from rlaif.comparisons.thinking import without_thinking
 from rlaif.constitution import Constitution, Principle
 from rlaif.critiques.plan import critique_question
@@ -65,7 +66,7 @@ def chain(
     sample: Sample,
     principles: Sequence[Principle],
     settings: RunSettings,
-    judge: str,
+    judge: Judge,
     known: Known,
     *,
     rounds: int | None = None,
@@ -114,7 +115,7 @@ def as_sample(revision: Revision, sample: Sample, text: str) -> Sample:
 
 
 def _critique_question(
-    prompt: Prompt, reply: Sample, principle: Principle, settings: RunSettings, judge: str
+    prompt: Prompt, reply: Sample, principle: Principle, settings: RunSettings, judge: Judge
 ) -> Question:
     """The same question as the critique stage's, so that a critique of a sample is not asked for twice."""
     chars = settings.compare.max_chars
@@ -131,14 +132,22 @@ def _revision_question(
     critique_id: str | None,
     number: int,
     settings: RunSettings,
-    judge: str,
+    judge: Judge,
 ) -> Question:
     revise = settings.revise
     shots, request = _shots(principle, settings), principle.revise or ""
     return Question(
         "revise",
-        judge,
-        revise_messages(prompt.messages, reply.text, notes, request, max_chars=settings.compare.max_chars, shots=shots),
+        judge.name,
+        revise_messages(
+            prompt.messages,
+            reply.text,
+            notes,
+            request,
+            max_chars=settings.compare.max_chars,
+            shots=shots,
+            templates=judge.templates,
+        ),
         Sampling(
             max_tokens=revise.max_tokens,
             temperature=revise.temperature,

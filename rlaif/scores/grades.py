@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 
+from rlaif.asking import Judge
 from rlaif.comparisons.fold import HARD_LOGIT
 from rlaif.comparisons.thinking import without_thinking
 from rlaif.inference.base import Answer, Question
@@ -21,23 +22,29 @@ _SAID = re.compile(
 )
 
 
-def score_question(prompt: Prompt, sample: Sample, criterion: Criterion, judge: str, *, max_chars: int) -> Question:
+def score_question(prompt: Prompt, sample: Sample, criterion: Criterion, judge: Judge, *, max_chars: int) -> Question:
     """The question behind the grade of one sample under one criterion."""
     return Question(
         "score",
-        judge,
-        score_messages(prompt.messages, sample.text, criterion.compare, max_chars=max_chars),
+        judge.name,
+        score_messages(prompt.messages, sample.text, criterion.compare, max_chars=max_chars, templates=judge.templates),
         _ONE_TOKEN,
         labels=DIGITS,
+        prefill=judge.templates["score"].prefill,
         about={"prompt": prompt.id, "sample": sample.id, "principle": criterion.id},
     )
 
 
 def score_record(question: Question, answer: Answer) -> Score:
     """The record of one grade."""
-    value, mass = _expected(answer.logprobs) if answer.logprobs else (parse_grade(answer.text), None)
-    if mass is not None and answer.label_mass is not None:  # of the digits that were listed: bounds say nothing
-        mass = answer.label_mass
+    value: float | None
+    mass: float | None = None
+    if answer.logprobs:
+        value, mass = _expected(answer.logprobs)
+        if answer.label_mass is not None:  # of the digits that were listed: bounds say nothing
+            mass = answer.label_mass
+    else:
+        value = parse_grade(answer.text.strip().removeprefix(question.prefill))
     return Score(
         id=question.id,
         prompt=str(question.about["prompt"]),

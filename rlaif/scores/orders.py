@@ -12,6 +12,7 @@ import math
 import re
 from collections.abc import Iterable, Sequence
 
+from rlaif.asking import Judge
 from rlaif.comparisons.thinking import without_thinking
 from rlaif.inference.base import Answer, Question
 from rlaif.records import Order, Prompt, Sample, Sampling
@@ -31,7 +32,7 @@ def order_questions(
     prompt: Prompt,
     samples: Sequence[Sample],
     criterion: Criterion,
-    judge: str,
+    judge: Judge,
     *,
     shuffles: int,
     max_chars: int,
@@ -41,8 +42,14 @@ def order_questions(
     return [
         Question(
             "rank",
-            judge,
-            rank_messages(prompt.messages, [each.text for each in shown], criterion.compare, max_chars=max_chars),
+            judge.name,
+            rank_messages(
+                prompt.messages,
+                [each.text for each in shown],
+                criterion.compare,
+                max_chars=max_chars,
+                templates=judge.templates,
+            ),
             Sampling(max_tokens=max_tokens),
             about={
                 "prompt": prompt.id,

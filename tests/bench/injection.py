@@ -26,6 +26,7 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+from rlaif.asking import Judge  # noqa: E402
 from rlaif.comparisons.questions import LABELS  # noqa: E402
 from rlaif.comparisons.verdict import judgement  # noqa: E402
 from rlaif.constitution import load_constitution  # noqa: E402
@@ -86,15 +87,15 @@ async def measured(pairs: Sequence[GoldPair], judge: ModelSource, folder: Path) 
     answers = Table(folder / "judgements.jsonl", Judgement)
     failures = Table(folder / "failures.jsonl", Failure)
     try:
-        asked = (question for probe in found for question in probe.questions(COMPARE, judge.name))
+        asked = (question for probe in found for question in probe.questions(COMPARE, Judge(judge.name)))
         await ask(asked, judge, answers, judgement, failures, stage="injection", max_failed=0.01)
-        return _shares(found, answers.get, judge.name)
+        return _shares(found, answers.get, Judge(judge.name))
     finally:
         answers.close()
         failures.close()
 
 
-def _shares(found: Sequence[Probe], answer_of: Callable[[str], Judgement | None], judge: str) -> Shares:
+def _shares(found: Sequence[Probe], answer_of: Callable[[str], Judgement | None], judge: Judge) -> Shares:
     def won(of_pair: Iterable[Probe], kinds: Iterable[str], fenced: bool) -> float:
         """What those kinds win in one pair, as one: pairs are what an interval is about."""
         as_one = [each._replace(kind="") for each in of_pair if each.kind in kinds and each.fenced == fenced]

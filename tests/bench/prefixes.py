@@ -19,6 +19,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+from rlaif.asking import Judge  # noqa: E402
 from rlaif.comparisons.plan import compare_questions  # noqa: E402
 from rlaif.constitution import load_constitution  # noqa: E402
 from rlaif.demo.behaviour import answers, fresh_prompts  # noqa: E402
@@ -48,9 +49,10 @@ def questions(judge: str, count: int) -> dict[str, list[Question]]:
             Sample(id=f"{at}-{index}", prompt=prompt.id, index=index, text=reply, policy="")
             for index, reply in enumerate(replies[text])
         ]
-        grades += [score_question(prompt, each, one, judge, max_chars=12_000) for each in own for one in criteria]
+        asked = Judge(judge)
+        grades += [score_question(prompt, each, one, asked, max_chars=12_000) for each in own for one in criteria]
         meetings = [Meeting(one, other, criteria) for one, other in itertools.combinations(own, 2)]
-        compared += compare_questions(prompt, meetings, CompareSettings(principles="each"), judge)
+        compared += compare_questions(prompt, meetings, CompareSettings(principles="each"), asked)
     return {"grades": grades, "comparisons": compared}
 
 

@@ -31,6 +31,7 @@ import httpx
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+from rlaif.asking import Judge  # noqa: E402
 from rlaif.comparisons.plan import compare_questions  # noqa: E402
 from rlaif.comparisons.questions import LABELS  # noqa: E402
 from rlaif.constitution import load_constitution  # noqa: E402
@@ -60,7 +61,7 @@ def plan(prompts: Sequence[Prompt], answers: Sequence[str], constitution: str, m
             Sample(id=content_id(prompt.id, k), prompt=prompt.id, index=k, text=text, policy="given")
             for k, text in enumerate(texts)
         ]
-        questions += compare_questions(prompt, meetings(samples, criteria, compare), compare, "demo-judge")
+        questions += compare_questions(prompt, meetings(samples, criteria, compare), compare, Judge("demo-judge"))
     return questions
 
 

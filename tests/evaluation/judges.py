@@ -18,7 +18,7 @@ from rlaif.pipeline import Silent
 from rlaif.records import content_id
 from tests.fakes import unit
 
-_FENCED = re.compile(r"Reply ([AB]):\n<<<(\w+)\n(.*?)\n\2>>>", re.DOTALL)
+_FENCED = re.compile(r"Reply ([AB]):\n(?:<<<|<text_)(\w+)>?\n(.*?)\n(?:</text_)?\2>", re.DOTALL)
 _BARE = re.compile(r"Reply A:\n(.*?)\n\nReply B:\n(.*)\n\n[^\n]*\nAnswer A or B\.$", re.DOTALL)
 
 Opinion = Callable[[str, str], float | None]
@@ -55,12 +55,12 @@ class Judge:
         pass
 
     async def answer(self, questions: Sequence[Question]) -> list[Answer]:
-        self.asked += questions
+        self.asked += [question for question in questions if question.kind != "probe"]  # how it is to be asked
         return [self._answer(question) for question in questions]
 
     def _answer(self, question: Question) -> Answer:
         first, second, _ = shown(question)
-        logit = self.opinion(first, second)
+        logit = 0.0 if question.kind == "probe" else self.opinion(first, second)
         if logit is None:
             return Answer(logprobs=(math.log(0.01), math.log(0.01)), prompt_tokens=100, completion_tokens=1)
         p = 1 / (1 + math.exp(-logit))

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 import pytest
 
+from rlaif.asking import Judge
 from rlaif.comparisons.plan import compare_questions
 from rlaif.constitution import Constitution, Principle
 from rlaif.errors import UserError
@@ -39,7 +40,7 @@ def judged(said: Mapping[tuple[str, bool], tuple[float, float] | str | None], **
     """What comes of probabilities of A and B, by principle and whether the better reply is shown first."""
     compare = CompareSettings(**{"principles": "each", **settings})  # type: ignore[arg-type]
     case = case_of(compare)
-    questions = questions_of(case, compare, "j")
+    questions = questions_of(case, compare, Judge("j"))
     answers = {}
     for question in questions:
         about = question.about
@@ -140,8 +141,10 @@ def test_which_principles_are_asked() -> None:
 def test_the_questions_are_those_of_a_run() -> None:
     compare = CompareSettings()
     case = case_of(compare)
-    of_a_run = list(compare_questions(case.prompt, [case.meeting], compare, "j"))
-    assert [question.id for question in questions_of(case, compare, "j")] == [question.id for question in of_a_run]
+    of_a_run = list(compare_questions(case.prompt, [case.meeting], compare, Judge("j")))
+    assert [question.id for question in questions_of(case, compare, Judge("j"))] == [
+        question.id for question in of_a_run
+    ]
     assert {(question.about["first"], question.about["second"]) for question in of_a_run} == {
         (case.meeting.left.id, case.meeting.right.id),
         (case.meeting.right.id, case.meeting.left.id),

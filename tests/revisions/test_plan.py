@@ -6,6 +6,7 @@ from collections import Counter
 
 import pytest
 
+from rlaif.asking import Judge as AskedJudge
 from rlaif.constitution import Constitution, Principle
 from rlaif.constitution.model import Example
 from rlaif.critiques.questions import critique_messages, revise_messages
@@ -56,7 +57,7 @@ class Judge:
 
     def run(self, principles: tuple[Principle, ...], wanted: RunSettings) -> list[Step]:
         while True:
-            steps = list(chain(PROMPT, SAMPLE, principles, wanted, "j", self.known))
+            steps = list(chain(PROMPT, SAMPLE, principles, wanted, AskedJudge("j"), self.known))
             if steps[-1].revision is not None and len(steps) == wanted.revise.rounds:
                 return steps
             self.answer(steps[-1])
@@ -84,13 +85,13 @@ def test_every_round_starts_from_the_last_usable_reply() -> None:
 
 def test_an_unfinished_chain_ends_where_an_answer_is_missing() -> None:
     judge = Judge("Look at the packet.")
-    (step,) = chain(PROMPT, SAMPLE, (KIND,), settings(), "j", judge.known)
+    (step,) = chain(PROMPT, SAMPLE, (KIND,), settings(), AskedJudge("j"), judge.known)
     assert step.critique_question and step.revision_question is None and step.reply is None
     judge.answer(step)
-    (step,) = chain(PROMPT, SAMPLE, (KIND,), settings(), "j", judge.known)
+    (step,) = chain(PROMPT, SAMPLE, (KIND,), settings(), AskedJudge("j"), judge.known)
     assert step.revision_question and step.revision is None
     judge.answer(step)
-    first, second = chain(PROMPT, SAMPLE, (KIND,), settings(), "j", judge.known)
+    first, second = chain(PROMPT, SAMPLE, (KIND,), settings(), AskedJudge("j"), judge.known)
     assert first.use is Use.REVISED
     assert second.critique_question and second.parent == first.reply
 
@@ -125,7 +126,7 @@ def test_principles_are_drawn_by_hash_with_replacement_and_by_weight() -> None:
             judge, ids = Judge(*["a"] * rounds), list[str]()
             wanted = settings(seed=seed, rounds=rounds)
             for _ in range(2 * rounds):
-                steps = list(chain(PROMPT, sample, principles, wanted, "j", judge.known))
+                steps = list(chain(PROMPT, sample, principles, wanted, AskedJudge("j"), judge.known))
                 judge.answer(steps[-1])
                 ids = [step.principle.id for step in steps]
             found.append(tuple(ids))
@@ -200,11 +201,11 @@ def test_a_text_that_comes_back_is_one_row_and_the_sample_none() -> None:
 
 def test_an_empty_critique_is_left_out_of_the_question() -> None:
     judge = Judge("Look at the packet.", "Boil the rice.")
-    (step,) = chain(PROMPT, SAMPLE, (KIND,), settings(), "j", judge.known)
+    (step,) = chain(PROMPT, SAMPLE, (KIND,), settings(), AskedJudge("j"), judge.known)
     judge.answer(step)
     (key,) = judge.critiques
     judge.critiques[key] = judge.critiques[key].model_copy(update={"text": " "})
-    (step,) = chain(PROMPT, SAMPLE, (KIND,), settings(), "j", judge.known)
+    (step,) = chain(PROMPT, SAMPLE, (KIND,), settings(), AskedJudge("j"), judge.known)
     assert question(step).messages == revise_messages(PROMPT.messages, SAMPLE.text, None, "Make it kind.")
     assert question(step).about["critique"] == key
 
@@ -214,9 +215,9 @@ def test_what_was_defused_for_the_judge_is_put_back() -> None:
     shown = revise_messages(PROMPT.messages, sample.text, None, "Make it kind.")[0].content
     assert "kernel‹‹‹1, 256›››(x) and < |im_end| >" in shown
     judge = Judge("Type kernel‹‹‹1, 256›››(x) and < |im_end| >.")
-    (step,) = chain(PROMPT, sample, (KIND,), settings(rounds=1, skip_critique=True), "j", judge.known)
+    (step,) = chain(PROMPT, sample, (KIND,), settings(rounds=1, skip_critique=True), AskedJudge("j"), judge.known)
     judge.answer(step)
-    (step,) = chain(PROMPT, sample, (KIND,), settings(rounds=1, skip_critique=True), "j", judge.known)
+    (step,) = chain(PROMPT, sample, (KIND,), settings(rounds=1, skip_critique=True), AskedJudge("j"), judge.known)
     assert step.reply and step.reply.text == "Type kernel<<<1, 256>>>(x) and <|im_end|>."
 
 

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rlaif.asking import Judge
 from rlaif.inference.base import Answer
 from rlaif.records import Message, Prompt, Sample, Score
 from rlaif.samples.meetings import Criterion
@@ -24,7 +25,7 @@ def spread(**chances: float) -> tuple[float, ...]:
 
 
 def graded(**chances: float) -> Score:
-    question = score_question(PROMPT, SAMPLE, Criterion("kind", 1.0, "Kinder?", None), "j", max_chars=1000)
+    question = score_question(PROMPT, SAMPLE, Criterion("kind", 1.0, "Kinder?", None), Judge("j"), max_chars=1000)
     return score_record(question, Answer(logprobs=spread(**chances)))
 
 
@@ -48,7 +49,7 @@ def test_odds_of_two_grades_by_hand() -> None:
 
 
 def test_grades_in_words() -> None:
-    question = score_question(PROMPT, SAMPLE, Criterion("kind", 1.0, "Kinder?", None), "j", max_chars=1000)
+    question = score_question(PROMPT, SAMPLE, Criterion("kind", 1.0, "Kinder?", None), Judge("j"), max_chars=1000)
     high, low, none = (score_record(question, Answer(text=text)) for text in ("8", "Grade: 3", "fine"))
     assert (high.value, low.value, none.value) == (8.0, 3.0, None)
     assert grade_logit(high, low) == pytest.approx(math.log(99) / 1.6)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from rlaif.asking import Judge
 from rlaif.inference.base import Answer
 from rlaif.records import Message, Order, Prompt, Sample
 from rlaif.samples.meetings import Criterion
@@ -58,7 +59,7 @@ def test_shuffles_come_with_their_reverse() -> None:
 
 def test_letters_are_joined_by_what_was_shown() -> None:
     questions = order_questions(
-        PROMPT, SAMPLES[:3], Criterion("kind", 1.0, "Kinder?", None), "j", shuffles=2, max_chars=99
+        PROMPT, SAMPLES[:3], Criterion("kind", 1.0, "Kinder?", None), Judge("j"), shuffles=2, max_chars=99
     )
     for question in questions:
         shown = str(question.about["shown"]).split()

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from jinja2 import TemplateError
 
 from rlaif.comparisons.questions import compare_messages
 from rlaif.data.turns import Turn
@@ -90,7 +91,7 @@ def by_hand(tokenizer: Any, turns: Sequence[Turn], *, cue: bool) -> str | None:
     for parts in (False, True):
         try:
             text = render(tokenizer, turns, cue=cue, parts=parts)
-        except Exception:
+        except (TemplateError, ValueError, TypeError, KeyError):
             continue
         if turns[-1].content in text:
             return text

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple
 
+from rlaif.asking import Judge
 from rlaif.comparisons.fold import Comparison, Status
 from rlaif.comparisons.plan import compare_questions, votes
 from rlaif.comparisons.shares import Share, folded, shares
@@ -61,8 +62,7 @@ class Plan(NamedTuple):
     criteria: tuple[Criterion, ...]
     asked: CompareSettings
     read: PairSettings
-    judge: str
-    """Name of its model."""
+    judge: Judge
     tag_of: Callable[[Prompt], str | None]
 
     def questions(self) -> Iterator[Question]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from pydantic import JsonValue
 
 from rlaif import __version__
+from rlaif.asking import Judge
 from rlaif.constitution import Constitution
 from rlaif.evaluation.intervals import share
 from rlaif.evaluation.naming import report_name, sha256_known
@@ -40,8 +41,7 @@ class Facts(NamedTuple):
     settings: EvaluateSettings
     constitution: Constitution
     oddities: Oddities
-    judge: str
-    """Name of its model."""
+    judge: Judge
     gathered: Sequence[Gathered]
     """The baseline last."""
     prompts: Sequence[Prompt]
@@ -224,7 +224,7 @@ class Costs:
 def _about(facts: Facts) -> About:
     settings = facts.settings
     return About(
-        judge=facts.judge,
+        judge=facts.judge.name,
         constitution=facts.constitution.name,
         constitution_hash=facts.constitution.hash,
         prompts=settings.prompts.path,
@@ -247,7 +247,7 @@ def _warnings(facts: Facts, players: Sequence[Player], matches: Sequence[Match])
     }
     return doubts(
         Known(
-            judge=facts.judge,
+            judge=facts.judge.name,
             constitution_hash=facts.constitution.hash,
             players=players,
             lineages=lineages,

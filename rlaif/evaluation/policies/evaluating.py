@@ -13,6 +13,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from rlaif.asking import Judge, load_templates
+from rlaif.comparisons.forms import judge_asked
 from rlaif.comparisons.verdict import judgement
 from rlaif.constitution import Constitution
 from rlaif.errors import ModelError
@@ -91,12 +93,12 @@ async def evaluate_policies(
         stem = report_stem(settings, constitution, judge.name, [(each.name, identity_of(each)) for each in contestants])
         with timed(folder, stem, tallies):
             gathered = await _gather(stages, contestants, given, tallies)
-            plan = _plan(stages, gathered)
+            plan = await _plan(stages, gathered)
             await _compare(stages, plan, tallies)
             if settings.grades:
-                await _grade(stages, gathered, tallies)
+                await _grade(stages, gathered, plan.judge, tallies)
             distances = await _distances(stages, gathered, tallies)
-        facts = Facts(settings, constitution, oddities, judge.name, gathered, prompts, distances, tuple(warn_same))
+        facts = Facts(settings, constitution, oddities, plan.judge, gathered, prompts, distances, tuple(warn_same))
         costs = Costs(tables)
         rows = list(plan.compared(costs.judgement))
         _require_labels(rows, tables.failures.path)
@@ -172,13 +174,15 @@ async def _gather(
     return found
 
 
-def _plan(stages: _Stages, gathered: Sequence[Gathered]) -> Plan:
+async def _plan(stages: _Stages, gathered: Sequence[Gathered]) -> Plan:
     """Who meets whom: each its baseline first, then, with `meetings: all`, every two of the others."""
     settings, names = stages.settings, [each.name for each in gathered]
     pairs = [(name, names[-1]) for name in names[:-1]]
     if settings.meetings == "all":
         pairs += [(one, other) for at, one in enumerate(names[:-1]) for other in names[at + 1 : -1]]
-    return Plan(
+    own = settings.judge
+    templates = load_templates(None if own is None else own.templates)
+    plan = Plan(
         prompts=stages.prompts,
         answers={each.name: each.answers for each in gathered},
         pairs=pairs,
@@ -186,9 +190,13 @@ def _plan(stages: _Stages, gathered: Sequence[Gathered]) -> Plan:
         criteria=criteria_of(stages.constitution, settings.compare.principles),
         asked=settings.asked,
         read=settings.read,
-        judge=stages.judge.name,
+        judge=Judge(stages.judge.name, templates),
         tag_of=tag_of(settings),
     )
+    if next(plan.questions(), None) is None:
+        return plan
+    answers, say = stages.tables.judgements, stages.watch.note
+    return plan._replace(judge=await judge_asked(stages.judge, templates, settings.asked, stages.folder, answers, say))
 
 
 async def _compare(stages: _Stages, plan: Plan, tallies: list[Tally]) -> None:
@@ -204,7 +212,7 @@ async def _compare(stages: _Stages, plan: Plan, tallies: list[Tally]) -> None:
 
 
 def grade_questions(
-    prompts: Sequence[Prompt], gathered: Sequence[Gathered], constitution: Constitution, judge: str, max_chars: int
+    prompts: Sequence[Prompt], gathered: Sequence[Gathered], constitution: Constitution, judge: Judge, max_chars: int
 ) -> Iterator[Question]:
     """A question an answer and principle; those about one prompt together."""
     criteria = criteria_of(constitution, "each")
@@ -217,12 +225,12 @@ def grade_questions(
                     )
 
 
-async def _grade(stages: _Stages, gathered: Sequence[Gathered], tallies: list[Tally]) -> None:
+async def _grade(stages: _Stages, gathered: Sequence[Gathered], judge: Judge, tallies: list[Tally]) -> None:
     tables, watch, settings = stages.tables, stages.watch, stages.settings
     most = len(stages.constitution.principles) * sum(len(each.found()) for each in gathered)
     watch.begin("grade", most)
     tally = await ask(
-        grade_questions(stages.prompts, gathered, stages.constitution, stages.judge.name, settings.compare.max_chars),
+        grade_questions(stages.prompts, gathered, stages.constitution, judge, settings.compare.max_chars),
         stages.judge, tables.scores, score_record, tables.failures,
         stage="grade", max_failed=settings.max_failed, progress=watch.progress,
     )  # fmt: skip

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from pydantic import JsonValue
 
+from rlaif.asking import SHIPPED, Judge, Templates
 from rlaif.constitution import Constitution
 from rlaif.evaluation.rewards.answers import Answers
 from rlaif.inference.ask import Tally, ask
@@ -63,6 +64,8 @@ class Grading:
     """Longer conversations and answers are cut in the middle."""
     min_mass: float = 0.5
     """A grade with less probability on the digits cannot be read."""
+    templates: Templates = SHIPPED
+    """In whose words it is asked."""
     max_failed: float = 0.5
     """Stop when more than this share of the questions failed."""
 
@@ -74,7 +77,12 @@ class Grading:
     @property
     def identity(self) -> JsonValue:
         """What its values depend on."""
-        return [self.judge.name, self.constitution.hash, self.principles, self.max_chars, self.min_mass]
+        own: list[JsonValue] = [self.templates.hashes["score"]] if "score" in self.templates.own else []
+        return [self.judge.name, self.constitution.hash, self.principles, self.max_chars, self.min_mass, *own]
+
+    @functools.cached_property
+    def _asked_as(self) -> Judge:
+        return Judge(self.judge.name, self.templates)
 
     @functools.cached_property
     def _criteria(self) -> tuple[Criterion, ...]:
@@ -110,4 +118,4 @@ class Grading:
         return (self._question(answers.prompt, sample, criterion) for criterion in self._criteria)
 
     def _question(self, prompt: Prompt, sample: Sample, criterion: Criterion) -> Question:
-        return score_question(prompt, sample, criterion, self.judge.name, max_chars=self.max_chars)
+        return score_question(prompt, sample, criterion, self._asked_as, max_chars=self.max_chars)

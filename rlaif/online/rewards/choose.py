@@ -198,13 +198,14 @@ def _judge(
     log: Path,
     say: Callable[[str], None] | None,
 ) -> Reward:
+    from rlaif.asking import load_templates
     from rlaif.constitution import load_constitution
     from rlaif.inference.source import LazyModel
     from rlaif.online.rewards.judge import JudgeReward
     from rlaif.scores.questions import DIGITS
 
     source = LazyModel(judge, log=log, labels=DIGITS, say=say)
-    return JudgeReward(source, load_constitution(constitution), principles)
+    return JudgeReward(source, load_constitution(constitution), principles, templates=load_templates(judge.templates))
 
 
 def _unknown(name: str, why: str = "") -> UserError:

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
+from rlaif.asking import SHIPPED, Judge, Templates
 from rlaif.constitution import Constitution
 from rlaif.errors import ModelError
 from rlaif.inference.background import Background
@@ -40,14 +41,16 @@ class JudgeReward(Reward):
         *,
         max_chars: int = 12_000,
         min_mass: float = 0.5,
+        templates: Templates = SHIPPED,
     ) -> None:
         """Open the judge. Conversations and responses longer than `max_chars` are cut in the middle, and a grade with
-        less than `min_mass` probability on the digits cannot be read, as in a run.
+        less than `min_mass` probability on the digits cannot be read, as in a run. `templates` are the words of the
+        question.
 
         Raises UserError or ModelError with what is wrong with the judge.
         """
         self._criteria = criteria_of(constitution, principles)
-        self._name, self._max_chars, self._min_mass = judge.name, max_chars, min_mass
+        self._asked, self._max_chars, self._min_mass = Judge(judge.name, templates), max_chars, min_mass
         self._judge, self._background, self._closed = judge, Background("judge"), False
         try:
             self._model = self._background.run(judge.open())
@@ -79,7 +82,7 @@ class JudgeReward(Reward):
         prompt = Prompt(id="", messages=messages, source="")
         sample = Sample(id="", prompt="", index=0, text=response, policy="")
         return [
-            score_question(prompt, sample, criterion, self._name, max_chars=self._max_chars)
+            score_question(prompt, sample, criterion, self._asked, max_chars=self._max_chars)
             for criterion in self._criteria
         ]
 
@@ -113,7 +116,7 @@ class JudgeReward(Reward):
     def _hopeless(self, responses: int, failures: Sequence[tuple[str, str]]) -> ModelError:
         ((kind, count),) = Counter(kind for kind, _ in failures).most_common(1)
         detail = next(detail for other, detail in failures if other == kind)[:_DETAIL_CHARS]
-        what = f"the judge {self._name} gave none of {responses} responses a score"
+        what = f"the judge {self._asked.name} gave none of {responses} responses a score"
         return ModelError(f"{what}: {kind} {count} of {len(failures)} times ({detail})")
 
     def close(self) -> None:
