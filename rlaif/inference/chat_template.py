@@ -31,6 +31,12 @@ _BEGUN = re.compile(
     r"(?:<(?:think|thinking|thought|reasoning|seed:think)>|\[THINK\]|<\|START_THINKING\|>)\s*\Z", re.IGNORECASE
 )
 """A thought that a cue begins."""
+_CLOSED = re.compile(
+    r"(?:</(?:think|thinking|thought|reasoning|seed:think)>|\[/THINK\]|<\|END_THINKING\|>)\s*\Z", re.IGNORECASE
+)
+"""A cue behind which no thought is to come."""
+_TAIL = 200
+"""Characters at the end of a prompt in which its cue stands."""
 _WHY = 120
 
 
@@ -53,7 +59,7 @@ class _Turn(NamedTuple):
     content: str
 
 
-Fault = Literal["template", "lost-system", "lost-turn", "lost-reply"]
+Fault = Literal["template", "lost-system", "lost-turn", "lost-reply", "closed-thought"]
 """Why a conversation cannot be written: the template refuses it, or leaves out a text of it."""
 
 FAULTS: Mapping[Fault, str] = {
@@ -61,6 +67,7 @@ FAULTS: Mapping[Fault, str] = {
     "lost-system": "the chat template leaves out the system prompt",
     "lost-turn": "the chat template leaves out a turn of the conversation",
     "lost-reply": "the chat template leaves out the response",
+    "closed-thought": "the chat template's cue has closed the thinking, and the response thinks",
 }
 """Each fault as a line for people."""
 
@@ -160,11 +167,15 @@ class ChatTemplate:
 
         Raises UnwritableError where the template refuses it, or does not write what the response says.
         """
+        if _THOUGHT.match(response.lstrip()) and _CLOSED.search(prompt[-_TAIL:]):
+            raise UnwritableError("closed-thought")
         whole = self._render([*turns, _Turn("assistant", response)], cue=False)
         parts = _parts(response)
         if whole.startswith(prompt):
             rest = whole[len(prompt) :]
-            if _stand(parts, rest):
+            # Some write an empty thought of their own before one that the response brings.
+            thoughts = len(_THOUGHT.findall(response))
+            if _stand(parts, rest) and not 0 < thoughts < len(_THOUGHT.findall(rest)):
                 return Completion(self._closed(rest, parts))
         else:
             rest = whole[max(0, _shared(prompt, whole) - len(self.frame.opening)) :]

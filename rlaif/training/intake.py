@@ -24,6 +24,7 @@ _WHY = {
     "lost-system": "the chat template leaves out the system prompt",
     "lost-turn": "the chat template leaves out a turn of the prompt",
     "lost-reply": "the chat template leaves out what the reply says",
+    "closed-thought": "a reply thinks behind a cue that has closed the thinking",
     "special-token": "a special token of the model, or the end of a reply in another chat format, stands in a reply",
     "no-form": "the model was trained on single prompts as text, and this is a conversation of several turns",
     "same-tokens": "chosen and rejected are the same tokens",
@@ -37,6 +38,7 @@ _MENDS = {
     "lost-system": "put the system prompt into the first turn of the user, or change the chat template",
     "lost-turn": "change the chat template, or set `template: plain`",
     "lost-reply": "change the chat template, or set `template: plain`",
+    "closed-thought": "set `template_options: {enable_thinking: true}`, or take the thoughts out of the replies",
 }
 """What helps where nothing is left, most likely first."""
 

@@ -1,10 +1,11 @@
 """From texts to token ids, the same ones that TRL's trainers make.
 
 Prompt and completion are tokenized together, as one text, and the prompt is what this shares with the prompt alone: a
-tokenizer may merge the end of a prompt with the beginning of a completion. What of the prompt is lost like that is
-counted. A conversation's prompt is the text that the model is asked with, its cue included, and the completion is what
-the chat template adds to it (see `rlaif.inference.chat_template`); TRL differs where the template writes the prompt
-otherwise once a response follows.
+tokenizer may merge the end of a raw prompt with the beginning of a completion. What of the prompt is lost like that is
+counted. A conversation's prompt is all that the model is asked with, its cue included, and the completion is what the
+chat template adds to it (see `rlaif.inference.chat_template`), tokenized by itself where both would merge, as a
+response that begins with a blank does with a cue that ends in a line break: a model that samples has read the whole
+cue. TRL differs there, and where the template writes the prompt otherwise once a response follows.
 
 Every completion ends with an end-of-sequence token, or a model would not learn to stop. Raw text gets the tokenizer's.
 Chat templates bring their own; what a template writes after it (ChatML a line break) stays, as in TRL, so that the ids
@@ -34,8 +35,6 @@ _CHUNK = 2_000
 """Examples whose texts are tokenized at once: a fast tokenizer shares them out among the cores."""
 _TAIL = 4
 """Tokens at the end of a completion among which its end token is looked for."""
-_MERGED = 2
-"""Tokens that a chat template's prompt may lose to a merge with what follows."""
 _UNUSED = ("pad", "reserved", "unused", "extra_id", "dummy", "placeholder")
 
 
@@ -175,7 +174,9 @@ class Tokens:
         shared = min(_common(prompt, ids) for ids in joint)
         head, tails = prompt[:shared], [ids[shared:] for ids in joint]
         merged = shared < len(prompt)
-        if len(prompt) - shared > _MERGED and not isinstance(example.prompt, str):
+        if merged and not isinstance(
+            example.prompt, str
+        ):  # the model is asked with the whole cue, and goes on behind it
             head, tails, merged = prompt, self.template.ids(texts.completions), False
             intake.separate += 1
         if not head:
