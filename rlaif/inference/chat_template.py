@@ -182,7 +182,10 @@ class ChatTemplate:
         if not _stand(parts[-1:], rest) or not whole.endswith(self.frame.end):
             raise UnwritableError("lost-reply")
         said = response if response in rest else response.strip()
-        text = _continued(said, self.frame.opening if prompt.endswith(self.frame.opening) else "")
+        opening = self.frame.opening if prompt.endswith(self.frame.opening) else ""
+        if not opening and (begun := _BEGUN.search(prompt)):
+            opening = begun[0]
+        text = _continued(said, opening)
         if not _stand(parts, rest):
             return Completion(text + self.frame.closing, "thought")
         thoughtless = _BEGUN.search(prompt) and not _THOUGHT.search(response)
