@@ -159,7 +159,7 @@ def test_a_killed_evaluation_goes_on(tmp_path: Path) -> None:
         assert process.wait() == -9
         known = len((tmp_path / "runs/judges/judgements.jsonl").read_bytes().splitlines())
         assert 0 < known < 120
-        assert not list((tmp_path / "runs/judges").glob("*.json"))
+        assert [path.name for path in (tmp_path / "runs/judges").glob("*.json")] in ([], ["asking.json"])
         done = rlaif(*flags, cwd=tmp_path)
     assert done.returncode == 3, done.stderr
     left = int(done.stderr.partition("judge: ")[2].partition("judge: ")[2].split()[0])
