@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from rlaif.cli.terminal import echo, secho
+from rlaif.cli.terminal import Styled, echo, secho
 
 if TYPE_CHECKING:
     from rlaif.constitution import Constitution
@@ -152,16 +152,18 @@ def _show_wording(wording: Wording) -> None:
 
     pieces = list(words(wording.old or "", wording.new or ""))
     if wording.old is not None:
-        old = "".join(piece.old if piece.same else _marked(piece.old, "[-{}-]", "red") for piece in pieces)
-        echo(f"  - {wording.part}: {old if wording.new is not None else wording.old}")
+        old = [part for piece in pieces for part in _marked(piece.old, piece.same, "[-{}-]", "red")]
+        echo(f"  - {wording.part}: ", *(old if wording.new is not None else [wording.old]))
     if wording.new is not None:
-        new = "".join(piece.new if piece.same else _marked(piece.new, "{{+{}+}}", "green") for piece in pieces)
-        echo(f"  + {wording.part}: {new if wording.old is not None else wording.new}")
+        new = [part for piece in pieces for part in _marked(piece.new, piece.same, "{{+{}+}}", "green")]
+        echo(f"  + {wording.part}: ", *(new if wording.old is not None else [wording.new]))
 
 
-def _marked(text: str, form: str, colour: str) -> str:
+def _marked(text: str, same: bool, form: str, colour: str) -> list[str | Styled]:
+    if same:
+        return [text]
     inside = text.rstrip()
-    return click.style(form.format(inside), fg=colour) + text[len(inside) :] if inside else ""
+    return [Styled(form.format(inside), fg=colour), text[len(inside) :]] if inside else []
 
 
 def _changes_document(changed: Changes) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from rlaif.cli.terminal import echo, emit
+from rlaif.cli.terminal import Styled, echo, emit
 
 if TYPE_CHECKING:
     from rlaif.constitution import Constitution, Principle
@@ -64,7 +64,8 @@ def show(constitution: str, full: bool, as_json: bool) -> None:
     echo(f"{loaded.name}{f': {loaded.description}' if loaded.description else ''}")
     echo(f"{_count(len(loaded.principles), 'principle')}, hash {loaded.hash}\n")
     if full:
-        echo("\n\n".join(_told(principle) for principle in loaded.principles))
+        for at, principle in enumerate(loaded.principles):
+            echo("\n" if at else "", *_paragraph(principle))
     else:
         _table(loaded)
 
@@ -87,17 +88,17 @@ def _table(constitution: Constitution) -> None:
     print_table(columns, rows, right=("weight", "examples"), folded=("compare",))
 
 
-def _told(principle: Principle) -> str:
-    """All of a principle as a paragraph of indented texts."""
+def _paragraph(principle: Principle) -> tuple[Styled, str]:
+    """All of a principle: its name, and below it the indented texts."""
     tags = f"; {', '.join(principle.tags)}" if principle.tags else ""
-    lines = [click.style(f"{principle.id}  (weight {principle.weight:g}{tags})", bold=True)]
+    lines = [""]
     for key in ("compare", "critique", "revise"):
         lines += _wrapped(key, getattr(principle, key), indent="  ")
     for number, example in enumerate(principle.examples, start=1):
         lines.append(f"  example {number}")
         for key in ("prompt", "better", "worse", "why"):
             lines += _wrapped(key, getattr(example, key), indent="    ")
-    return "\n".join(lines)
+    return Styled(f"{principle.id}  (weight {principle.weight:g}{tags})", bold=True), "\n".join(lines)
 
 
 def _wrapped(key: str, text: str | None, indent: str) -> list[str]:

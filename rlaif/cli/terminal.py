@@ -6,15 +6,30 @@ Every command writes through these two functions, and hands rich texts that went
 from __future__ import annotations
 
 import sys
+from typing import NamedTuple
 
 import click
 
 from rlaif.text import visible
 
 
-def echo(text: object = "", *, err: bool = False, nl: bool = True) -> None:
-    """Write a line, control characters shown as marks."""
-    click.echo(visible(str(text)), err=err, nl=nl)
+class Styled(NamedTuple):
+    """A part of a line in a style of its own."""
+
+    text: str
+    fg: str | None = None
+    bold: bool = False
+
+
+def echo(*parts: object, err: bool = False, nl: bool = True) -> None:
+    """Write a line of these parts, control characters shown as marks."""
+    click.echo("".join(map(_shown, parts)), err=err, nl=nl)
+
+
+def _shown(part: object) -> str:
+    if isinstance(part, Styled):
+        return click.style(visible(part.text), fg=part.fg, bold=part.bold or None)
+    return visible(str(part))
 
 
 def secho(text: str, *, err: bool = False, bold: bool = False, fg: str | None = None) -> None:
