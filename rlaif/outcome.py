@@ -258,7 +258,9 @@ def _manifest(run: Run, outcome: Outcome, sessions: JsonValue) -> JsonValue:
         "settings": run.settings.plain(),
         "counts": dict(sorted((name, int(count)) for name, count in outcome.counts.items())),
         "failures": dict(outcome.failures),
-        "principles": {name: dict(counts) for name, counts in outcome.principles.items()},
+        "principles": {
+            name: {kind: int(count) for kind, count in counts.items()} for name, counts in outcome.principles.items()
+        },
         **({} if outcome.panel is None else {"panel": _panel(run, outcome.panel.result())}),
         **({"slot_bias": told_slots(outcome.slots)} if outcome.slots else {}),
         **({"warnings": list(run.warnings)} if run.warnings else {}),

@@ -12,6 +12,7 @@ from rlaif.errors import ModelError, RecordError, UserError
 from rlaif.text import one_line, visible
 from tests.support import ROOT, rlaif
 
+_DIRECT = ("click.echo", "click.secho", "click.style", "print", "sys.stdout.write")
 EVIL = "\x1b[2J\x1b]0;title\x07\x1b]52;c;aGk=\x07\x9b5n\u202egnirts\u2066\x7f\r"
 MARKS = "\\x1b[2J\\x1b]0;title\\x07\\x1b]52;c;aGk=\\x07\\u009b5n\\u202egnirts\\u2066\\u007f\\x0d"
 

@@ -495,7 +495,7 @@ def test_prompts_that_cannot_be_answered_are_left_out(folder: Path, tmp_path: Pa
         heard=heard,
     )  # fmt: skip
     assert out.finished
-    assert "1 prompts are left out, as the chat template refuses them: not this" in heard.notes
+    assert "1 prompts are left out: the chat template refuses the conversation: not this" in heard.notes
     assert "1 prompts of more than 255 tokens are left out" in heard.notes and "4 prompts to train on" in heard.notes
 
 
