@@ -136,7 +136,7 @@ def test_the_hash_is_that_of_the_content(tmp_path: Path) -> None:
 
 def test_the_hash_of_what_is_no_file_is_that_of_its_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     held = {"one/a": rows_of(3), "one/b": rows_of(3), "one/c": rows_of(3)[::-1]}
-    monkeypatch.setattr("rlaif.training.rows.read_rows", lambda path: iter(enumerate(held[path], 1)))
+    monkeypatch.setattr("rlaif.data.opening.read_rows", lambda path: iter(enumerate(held[path], 1)))
     first, second, third = (prepare(name, TOKENS).data_hash for name in held)
     assert first == second != third
 
@@ -157,8 +157,8 @@ def test_progress_is_told(tmp_path: Path) -> None:
 def test_judged_replies_get_one_of_another_prompt(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "rows.jsonl", rows_of(10))
     made = prepare(path, TOKENS, "judged", seed=3)
-    assert len(made.train) == 60
-    assert Counter(group.values["label"] for group in made.train) == {1.0: 30, 0.0: 30}
+    assert len(made.train) == 40, "a pair of which neither is better has no good reply, and no bad one"
+    assert Counter(group.values["label"] for group in made.train) == {1.0: 20, 0.0: 20}
     for group in made.train:
         prompt, side = group.id.partition("-")[0], group.id.partition(":")[2]
         own = said(group, 0).split()
