@@ -119,7 +119,8 @@ def test_in_process_the_answer_goes_on_from_the_begun_text(tiny_model: Path) -> 
 
 def test_a_template_that_changes_a_begun_answer_is_refused(tmp_path: Path) -> None:
     """One that writes an assistant's text in capitals cannot begin it."""
-    shouting = TEMPLATE.replace("m['content'] + '</s>'", "m['content'] | upper + '</s>'")
+    upper = "(m['content'] | upper if m['role'] == 'assistant' else m['content'])"
+    shouting = TEMPLATE.replace("m['content'] + '</s>'", f"{upper} + '</s>'")
     assert shouting != TEMPLATE
     model = Local(str(make_tiny_model(tmp_path / "shouting", template=shouting)))
     plain, found = asyncio.run(model.answer([asked(prefill=""), asked(prefill="Reply")]))
@@ -310,7 +311,8 @@ def test_check_tells_the_form(tmp_path: Path) -> None:
     assert "; plain: label mass 0.06" in result.stdout
     with FakeServer(taste=ECHOING) as fake:
         result = rlaif("check", write_run(tmp_path, fake.url))
-    assert "less than 0.5 on the labels is no label" in result.stderr
+    assert result.returncode == 1
+    assert "judge: A and B had a share of " in result.stderr and "take another judge" in result.stderr
 
 
 def test_a_panel_has_a_form_a_judge(tmp_path: Path) -> None:
