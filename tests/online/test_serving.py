@@ -381,7 +381,9 @@ class Policy:
 def on(served: Served, policy: Policy, folder: Path, **options: Any) -> ServedSampler:
     settings: dict[str, Any] = {"max_tokens": 24, "ends": frozenset({END, 50, 60, 70}), "temperature": HEAT}
     settings |= options
-    return ServedSampler(served.base_url, Adapters(policy.save, folder, None, own="mine"), tokenizer=policy.tokenizer, **settings)
+    return ServedSampler(
+        served.base_url, Adapters(policy.save, folder, None, own="mine"), tokenizer=policy.tokenizer, **settings
+    )
 
 
 @pytest.mark.server

@@ -287,6 +287,8 @@ def test_what_the_server_does_not_take(vllm_with_adapters: Served, vllm: Served,
         on(vllm, policy, tmp_path).update(0)
     policy.model.save_pretrained = lambda folder: None
     sampler = on(vllm_with_adapters, policy, tmp_path)
-    with pytest.raises(UserError, match=r"refuses the weights: .*; does it serve this model, and see .*/rlaif-[0-9a-f]+\?"):
+    with pytest.raises(
+        UserError, match=r"refuses the weights: .*; does it serve this model, and see .*/rlaif-[0-9a-f]+\?"
+    ):
         sampler.update(0)
     sampler.close()
