@@ -29,7 +29,7 @@ _PREFILLED = frozenset({"compare", "compare_critiqued", "score"})
 _BESIDE_MATERIAL = frozenset({"question", "request"})
 """Slots that hold the constitution's words; all others hold what somebody wrote, and have no place in a system
 message."""
-_COMPARED = re.compile(r"\bA\b.*\bB\b", re.DOTALL)
+_FIRST, _SECOND = re.compile(r"\bA\b"), re.compile(r"\bB\b")
 
 
 ENOUGH = 0.9 - 1e-9
@@ -178,8 +178,14 @@ def _problems(path: Path) -> Iterator[UserError]:
     if template.prefill and path.stem not in _PREFILLED:
         mend = f"remove the line; only {', '.join(sorted(_PREFILLED))} can have it"
         yield UserError("the answer to this template is a text, and is not begun", where=path, line=2, mend=mend)
-    if path.stem.startswith("compare") and not _COMPARED.search(_words(template)):
+    if path.stem.startswith("compare") and not _names_both(_words(template)):
         yield UserError("does not ask for A or B", where=path, mend="end it with a line such as `Answer A or B.`")
+
+
+def _names_both(words: str) -> bool:
+    """Whether a template names A, and B behind it."""
+    first = _FIRST.search(words)
+    return first is not None and _SECOND.search(words, first.end()) is not None
 
 
 def _line_of(path: Path, slot: str) -> int:

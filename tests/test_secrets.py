@@ -78,7 +78,7 @@ def test_a_key_in_a_reply_is_in_no_file_of_the_run(tmp_path: Path) -> None:
         path = given(tmp_path, server.url, judge={"api_key_env": "JUDGE_KEY"})
         result = rlaif("generate", path, JUDGE_KEY=key)
         check = rlaif("check", path, JUDGE_KEY=key)
-    assert result.returncode == 1 and "Traceback" not in result.stderr and check.returncode == 0
+    assert result.returncode == 1 and "Traceback" not in result.stderr and check.returncode in (0, 2)
     assert key not in result.stdout + result.stderr + check.stdout + check.stderr
     assert holds(tmp_path / "run", key, key[:12]) == []
 
@@ -90,7 +90,7 @@ def test_one_prompt_of_which_the_connection_breaks_costs_its_own_labels(tmp_path
 
     with RawServer(act) as server:
         result = rlaif("generate", given(tmp_path, server.url))
-    assert result.returncode == 0, result.stderr
+    assert "compare: 10 answered, 0 on disk already, 2 failed" in result.stderr, result.stderr
     failures = lines(tmp_path / "run/failures.jsonl")
     assert len(failures) == 2 and {row["reason"] for row in failures} == {"dropped"}
     assert len(lines(tmp_path / "run/judgements.jsonl")) == 10
@@ -101,7 +101,7 @@ def test_a_server_too_slow_for_all_ends_a_run_in_one_line(tmp_path: Path) -> Non
     with RawServer(lambda _: server.wait(60)) as server:
         start = time.monotonic()
         result = rlaif("generate", given(tmp_path, server.url, judge={"timeout": 0.5}))
-    assert result.returncode == 1 and time.monotonic() - start < 40
+    assert result.returncode == 1 and time.monotonic() - start < 150  # every question in turn would take longer
     (line,) = [line for line in result.stderr.splitlines() if line.startswith("Error:")]
     assert "answers a small question" in line and "raise `timeout`" in line
     assert "questions at once from here on" in result.stderr

@@ -37,7 +37,7 @@ _WORDS = {
 """The status behind the name of an error."""
 
 _WAITS = ("retry_after", "retry_after_seconds", "retryafter", "retry-after", "retrydelay")
-_SECONDS = re.compile(r"\s*(\d{1,16}(?:\.\d{1,16})?)\s*(ms|s)?\s*")
+_SECONDS = re.compile(r"(\d{1,16}(?:\.\d{1,16})?)\s{0,9}(ms|s)?")
 _RESET = re.compile(r"x-ratelimit-reset(?:-requests|-tokens)?")
 _EPOCH = 1e9
 """A reset after this is a time, and before it a number of seconds."""
@@ -162,10 +162,10 @@ def _number(value: Any) -> float | None:
     """A number, also one that is written as text."""
     if isinstance(value, bool) or not isinstance(value, (int, float, str)):
         return None
-    match = _SECONDS.fullmatch(str(value))
+    match = _SECONDS.fullmatch(str(value).strip())
     return float(match[1]) if match and not match[2] else None
 
 
 def _seconds(value: Any) -> float | None:
-    match = _SECONDS.fullmatch(str(value))
+    match = _SECONDS.fullmatch(str(value).strip())
     return float(match[1]) / (1000 if match[2] == "ms" else 1) if match else None

@@ -32,7 +32,7 @@ _TOOL_PARTS = frozenset({"tool_use", "tool_result", "tool_call", "function_call"
 SYSTEM_COLUMNS = ("system", "system_prompt", "system_message")
 """Columns that hold the system prompt of a row whose prompt stands in another one (OpenOrca's form)."""
 
-_WRITTEN = re.compile(r"""\s*(?:array\(\s*)?\[?\s*\{\s*['"]\w+['"]\s*:""")
+_WRITTEN = re.compile(r"""(?:array\(\s{0,9})?\[?\s{0,99}\{\s{0,99}['"]\w{1,99}['"]\s{0,9}:""")
 _ROLE = re.compile(r"""['"](?:role|from)['"]\s*:""")
 _CONTENT = re.compile(r"""['"](?:content|value|tool_calls|function_call)['"]\s*:""")
 _MOST_PYTHON = 1_000_000
@@ -69,7 +69,7 @@ def messages_in(text: str) -> list[object] | None:
 
     Raises UnparsedMessagesError where it looks like messages and cannot be read back: cut off, or as arrays print.
     """
-    if text[:1] not in "[{ \n\ta" or _WRITTEN.match(text) is None or text.rstrip()[-1] not in "]})":
+    if text[:1] not in "[{ \n\ta" or _WRITTEN.match(text.lstrip()) is None or text.rstrip()[-1] not in "]})":
         return None
     if _ROLE.search(text) is None or _CONTENT.search(text) is None:
         return None

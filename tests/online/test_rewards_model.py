@@ -130,7 +130,7 @@ def test_reward_that_is_no_number_stops(tmp_path: Path) -> None:
     model: Any = AutoModelForSequenceClassification.from_pretrained(broken)
     model.score.weight.data.fill_(float("nan"))
     model.save_pretrained(broken)
-    with pytest.raises(ModelError, match=r"broken: the reward of response 2 is nan: the model is broken"):
+    with pytest.raises(UserError, match=r"broken: has weights that are no numbers: score\.weight"):
         ModelReward(broken, "cpu")([HI, HI], ["", "No."])
 
 
