@@ -22,7 +22,6 @@ from rlaif.comparisons.fold import Comparison, Status
 from rlaif.comparisons.plan import compare_questions, votes
 from rlaif.comparisons.shares import folded
 from rlaif.comparisons.slots import SlotBias, slot_bias
-from rlaif.comparisons.thinking import without_thinking
 from rlaif.errors import UserError
 from rlaif.inference.base import Question
 from rlaif.preferences.export import write_parquet
@@ -37,6 +36,7 @@ from rlaif.samples.meetings import Meeting, criteria_of, distinct_samples, meeti
 from rlaif.settings import CompareSettings, RunSettings
 from rlaif.slots import removes_bias, told_slots
 from rlaif.store import record_writer, sha256_of, write_json
+from rlaif.thinking import without_thinking
 
 _FILES = ("prompts.jsonl", "chains.jsonl", "sft.jsonl", "revised_pairs.jsonl")
 MANIFEST = "revised.json"

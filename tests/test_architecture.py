@@ -16,7 +16,7 @@ from rlaif.cli.lazy import LazyGroup
 from tests.support import ROOT, command, environment
 
 LAYERS = [
-    ("text", "errors", "resources", "records", "plainwords", "yamlcore", "jsontext", "addresses"),
+    ("text", "errors", "resources", "records", "plainwords", "yamlcore", "jsontext", "addresses", "thinking"),
     ("yamlfile", "store", "templates", "asking", "making"),
     ("constitution", "modelsettings", "settings", "runfile"),
     ("inference",),

@@ -22,11 +22,11 @@ def _mapping(ctx: click.Context, parameter: click.Parameter, value: str | None) 
 
 def mapping(value: str) -> dict[str, Any]:
     """A mapping from the command line. Raises click.BadParameter for what is none."""
-    import yaml
+    from rlaif.yamlcore import plain_yaml
 
     try:
-        found = yaml.safe_load(value)
-    except yaml.YAMLError:
+        found = plain_yaml(value)
+    except ValueError:
         found = None
     if not isinstance(found, dict) or not all(isinstance(key, str) for key in found):
         raise click.BadParameter(f"{value!r} is no mapping: write it like '{{enable_thinking: false}}'")

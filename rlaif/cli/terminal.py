@@ -1,6 +1,6 @@
 """The way to the terminal: nothing that people, models or servers wrote is obeyed there.
 
-Every command writes through these two functions, and hands rich texts that went through `visible`.
+Every command writes through these functions, and hands rich only texts that went through `visible`.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ def _shown(part: object) -> str:
 
 
 def secho(text: str, *, err: bool = False, bold: bool = False, fg: str | None = None) -> None:
-    """The same with a style."""
-    click.secho(visible(text), err=err, bold=bold, fg=fg)
+    """A whole line in one style."""
+    echo(Styled(text, fg, bold), err=err)
 
 
 def emit(document: str) -> None:

@@ -24,8 +24,8 @@ from typing import NamedTuple
 
 from rlaif.comparisons.conclusions import NOUN, concluded, first_decided, is_foreign
 from rlaif.comparisons.questions import LABELS
-from rlaif.comparisons.thinking import without_thinking
 from rlaif.records import Verdict
+from rlaif.thinking import without_thinking
 
 _FIRST, _SECOND = LABELS
 _WORDS = {_FIRST: Verdict.FIRST, _SECOND: Verdict.SECOND, "TIE": Verdict.TIE, "A TIE": Verdict.TIE}

@@ -7,7 +7,6 @@ from typing import Protocol
 
 from rlaif.asking import Judge
 from rlaif.comparisons.plan import Notes
-from rlaif.comparisons.thinking import without_thinking
 from rlaif.constitution import Constitution
 from rlaif.critiques.questions import Shot, critique_messages
 from rlaif.errors import UserError
@@ -15,6 +14,7 @@ from rlaif.inference.base import Answer, Question
 from rlaif.records import Critique, Prompt, Sample, Sampling
 from rlaif.samples.meetings import Criterion, Meeting
 from rlaif.settings import CritiqueSettings, RunSettings
+from rlaif.thinking import without_thinking
 
 
 class Reviewed(Protocol):

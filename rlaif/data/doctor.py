@@ -20,7 +20,7 @@ from rlaif.data.rules import Tally, about_file, in_order
 from rlaif.data.shapes import Reading, Shape, read
 from rlaif.data.special import check_special
 from rlaif.data.texts import check_texts
-from rlaif.data.tokens import Limit, special_tokens, truncation_finding
+from rlaif.data.tokens import Limit, special_tokens_of, truncation_finding
 from rlaif.data.turns import UnreadableValueError
 from rlaif.errors import UserError
 
@@ -47,7 +47,7 @@ def examine(
     """
     cut = None if max_length is None else Limit(max_length, tokenizer)
     opened = open_rows(path)
-    visit = _Visit(opened.shape, cut, [EvaluationSet(each) for each in against], special_tokens(tokenizer))
+    visit = _Visit(opened.shape, cut, [EvaluationSet(each) for each in against], special_tokens_of(tokenizer))
     for line, row in opened.rows:
         visit.see(line, row)
         if told is not None and visit.rows % _STEP == 0:

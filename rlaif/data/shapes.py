@@ -326,7 +326,7 @@ def _read_rated(reading: Reading, completions: object) -> None:
     if isinstance(completions, str) and completions[:1] == "[":  # as tables write a list into a cell
         try:
             completions = loads(completions)
-        except (ValueError, RecursionError):
+        except ValueError:
             raise UnreadableValueError("type") from None
     found = best_and_worst(completions)
     reading.chosen, reading.rejected, reading.scores = found.best, found.worst, found.scores

@@ -11,6 +11,7 @@ from rlaif.data.rules import about_file
 from rlaif.data.shapes import Reading
 from rlaif.data.turns import Turn
 from rlaif.errors import UserError
+from rlaif.inference.chat_template import special_tokens
 from rlaif.resources import shipped_model
 
 _CHARACTERS = 4
@@ -86,13 +87,11 @@ def _tokenizer(name: str) -> Any:
         raise UserError(f"no tokenizer that can be loaded ({why})", where=name, mend=mend) from None
 
 
-def special_tokens(name: str | None) -> frozenset[str]:
+def special_tokens_of(name: str | None) -> frozenset[str]:
     """The special tokens of a model, as texts; those that are words by themselves mean nothing in a reply."""
     if name is None:
         return frozenset()
-    tokenizer = _tokenizer(name)
-    added = (token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
-    texts = {*map(str, tokenizer.all_special_tokens), *added}
+    texts = special_tokens(_tokenizer(name))
     return frozenset(text for text in texts if len(text) > 2 and not text.isalnum())
 
 

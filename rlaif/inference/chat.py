@@ -158,20 +158,18 @@ def _labelled(answer: Answer, listed: Sequence[Listed], labels: Sequence[str], r
         return incomplete("no_logprobs", "the reply lacks the label log-probabilities")
     if (wrong := wrong_listing(listed)) is not None:
         return Answer(failure="bad_logprobs", detail=wrong)
-    if is_collapsed(listed, part=route.kind == "exact"):
-        # They say which token was drawn and nothing more: what it says is read as a word, as without any values.
-        return replace(answer, text=answer.text or max(listed, key=lambda each: each.value or 0.0).text)
     exact = route.kind == "exact"
-    if not answer.text:  # a special token, which no text shows
-        drawn = max(listed, key=lambda each: -math.inf if each.value is None else each.value)
-        answer = replace(answer, text=drawn.text)
+    likeliest = max(listed, key=lambda each: -math.inf if each.value is None else each.value).text
+    answer = replace(answer, text=answer.text or likeliest)  # without a text: a special token, which none shows
+    if is_collapsed(listed, part=exact):
+        # They say which token was drawn and nothing more: what it says is read as a word, as without any values.
+        return answer
     values = read_exact(listed, route.names) if exact else read_top(listed, labels)
     known = [each.value for each in listed if each.value is not None]
     if values is None and exact:
         return incomplete("no_logprobs", "the reply lacks the label log-probabilities")
     if values is None:
-        first = max(listed, key=lambda each: -math.inf if each.value is None else each.value).text
-        what = f"no label is among the {len(listed)} most probable tokens; the most probable is {first[:40]!r}"
+        what = f"no label is among the {len(listed)} most probable tokens; the most probable is {likeliest[:40]!r}"
         return Answer(failure="no_labels", detail=what)
     mass = None if exact else listed_mass(listed, labels)
     return checked(

@@ -9,12 +9,12 @@ in another way that says so (see `Completion`).
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from typing import Any, Literal, NamedTuple, Protocol
 
 from rlaif.errors import UserError, nearest
+from rlaif.thinking import CLOSED_AT_END, OPEN_AT_END, TAG
 
 _OURS = frozenset(
     {
@@ -23,18 +23,6 @@ _OURS = frozenset(
     }
 )  # fmt: skip
 """Arguments of transformers' `apply_chat_template` that are not the template's."""
-_THOUGHT = re.compile(
-    r"</?(?:think|thinking|thought|reasoning|seed:think)>|\[/?THINK\]|<\|(?:START|END)_THINKING\|>", re.IGNORECASE
-)
-"""Where a thought begins or ends in a response."""
-_BEGUN = re.compile(
-    r"(?:<(?:think|thinking|thought|reasoning|seed:think)>|\[THINK\]|<\|START_THINKING\|>)\s*\Z", re.IGNORECASE
-)
-"""A thought that a cue begins."""
-_CLOSED = re.compile(
-    r"(?:</(?:think|thinking|thought|reasoning|seed:think)>|\[/THINK\]|<\|END_THINKING\|>)\s*\Z", re.IGNORECASE
-)
-"""A cue behind which no thought is to come."""
 _TAIL = 200
 """Characters at the end of a prompt in which its cue stands."""
 _WHY = 120
@@ -167,15 +155,15 @@ class ChatTemplate:
 
         Raises UnwritableError where the template refuses it, or does not write what the response says.
         """
-        if _THOUGHT.match(response.lstrip()) and _CLOSED.search(prompt[-_TAIL:]):
+        if TAG.match(response.lstrip()) and CLOSED_AT_END.search(prompt[-_TAIL:]):
             raise UnwritableError("closed-thought")
         whole = self._render([*turns, _Turn("assistant", response)], cue=False)
         parts = _parts(response)
         if whole.startswith(prompt):
             rest = whole[len(prompt) :]
             # Some write an empty thought of their own before one that the response brings.
-            thoughts = len(_THOUGHT.findall(response))
-            if _stand(parts, rest) and not 0 < thoughts < len(_THOUGHT.findall(rest)):
+            thoughts = len(TAG.findall(response))
+            if _stand(parts, rest) and not 0 < thoughts < len(TAG.findall(rest)):
                 return Completion(self._closed(rest, parts))
         else:
             rest = whole[max(0, _shared(prompt, whole) - len(self.frame.opening)) :]
@@ -183,12 +171,12 @@ class ChatTemplate:
             raise UnwritableError("lost-reply")
         said = response if response in rest else response.strip()
         opening = self.frame.opening if prompt.endswith(self.frame.opening) else ""
-        if not opening and (begun := _BEGUN.search(prompt)):
+        if not opening and (begun := OPEN_AT_END.search(prompt)):
             opening = begun[0]
         text = _continued(said, opening)
         if not _stand(parts, rest):
             return Completion(text + self.frame.closing, "thought")
-        thoughtless = _BEGUN.search(prompt) and not _THOUGHT.search(response)
+        thoughtless = OPEN_AT_END.search(prompt) and not TAG.search(response)
         return Completion(text + self.frame.closing, "thoughtless" if thoughtless else "apart")
 
     def problem(self, turns: Sequence[Spoken]) -> str:
@@ -259,9 +247,7 @@ class ChatTemplate:
             frame = self.frame
         except UnwritableError:
             return (), ()
-        added = [str(token) for token in self._tokenizer.added_tokens_decoder.values() if token.special]
-        known = dict.fromkeys([*self._tokenizer.all_special_tokens, *added])
-        special = [token for token in known if token.strip() and not _THOUGHT.fullmatch(token)]
+        special = [token for token in special_tokens(self._tokenizer) if not TAG.fullmatch(token)]
         before, behind = ([token for token in special if token in text] for text in (frame.before, frame.end))
         return tuple(before), tuple(behind)
 
@@ -312,13 +298,19 @@ class ChatTemplate:
             return False
 
 
+def special_tokens(tokenizer: Any) -> tuple[str, ...]:
+    """The special tokens of a tokenizer as texts, the added ones that have no part of their own included."""
+    added = (token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
+    return tuple(text for text in dict.fromkeys([*map(str, tokenizer.all_special_tokens), *added]) if text.strip())
+
+
 def _as_parts(content: str) -> list[dict[str, str]]:
     return [{"type": "text", "text": content}]
 
 
 def _parts(response: str) -> list[str]:
     """What a response thinks and says, without the marks between."""
-    return [part for text in _THOUGHT.split(response) if (part := text.strip())]
+    return [part for text in TAG.split(response) if (part := text.strip())]
 
 
 def _shared(one: str, other: str) -> int:

@@ -22,9 +22,16 @@ from datetime import UTC
 from typing import Any
 
 from rlaif.addresses import shown_url
-from rlaif.inference.errorbody import DETAIL_CHARS, Refusal, body_of, described, refusal_in, status_in, wait_in
-from rlaif.inference.errorbody import error_message as error_message
-from rlaif.inference.errorbody import shortened as shortened
+from rlaif.inference.errorbody import (
+    DETAIL_CHARS,
+    Refusal,
+    body_of,
+    described,
+    refusal_in,
+    shortened,
+    status_in,
+    wait_in,
+)
 from rlaif.inference.http import NoReplyError, Reply
 
 _TOO_LONG = re.compile(

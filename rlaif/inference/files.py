@@ -69,7 +69,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """An object in a file. Raises UserError where there is none."""
     try:
         found = loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+    except (OSError, ValueError):
         found = None
     if not isinstance(found, dict):
         raise UserError("cannot be read as a JSON object", where=path, mend=_SAVED_WHOLE)
@@ -102,7 +102,7 @@ def headers(path: Path, where: str | Path) -> dict[str, Header]:
         found = {name: each for name, each in told.items() if name != "__metadata__"}
         tensors = {name: Header(str(each["dtype"]), tuple(each["shape"])) for name, each in found.items()}
         wanted = _LENGTH + length + max((int(each["data_offsets"][1]) for each in found.values()), default=0)
-    except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
+    except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError):
         what = f"{path.name} is no file of safetensors, or a damaged one"
         raise UserError(what, where=where, mend="copy or download it again") from None
     if size != wanted:

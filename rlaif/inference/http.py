@@ -14,8 +14,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from rlaif.inference.proxies import Proxy, proxy_of
-from rlaif.inference.proxies import is_loopback as is_loopback
-from rlaif.inference.proxies import proxy_for as proxy_for
 
 if TYPE_CHECKING:
     import aiohttp

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from rlaif.errors import ModelError, UserError
 from rlaif.inference.base import Answer, Question
-from rlaif.inference.chat_template import ChatTemplate, UnwritableError
+from rlaif.inference.chat_template import ChatTemplate, UnwritableError, special_tokens
 from rlaif.inference.drawing import Draw, Halt
 from rlaif.inference.folder import load_tokenizer, parts_of
 from rlaif.inference.labels import checked, label_text, label_tokens, last_label, logsumexp
@@ -61,8 +61,7 @@ class Loaded:
         self._tokenizer, self._model = read_model(folder, place, dtype)
         self._template = ChatTemplate(self._tokenizer, options)
         self._ends = _end_tokens(self._model, self._tokenizer)
-        added = self._tokenizer.added_tokens_decoder.values()
-        self._special = {*self._tokenizer.all_special_tokens, *(each.content for each in added if each.special)}
+        self._special = special_tokens(self._tokenizer)
         padding = self._tokenizer.pad_token_id
         self._pad = int(padding if padding is not None else min(self._ends, default=0))
         self._short_logits = "logits_to_keep" in inspect.signature(self._model.forward).parameters

@@ -28,6 +28,7 @@ from rlaif.inference.conversing import Chat
 from rlaif.inference.faults import Fault
 from rlaif.inference.labels import TOP, label_text, label_tokens
 from rlaif.records import Message, Sampling
+from rlaif.thinking import begins_with_thinking
 
 T = TypeVar("T")
 
@@ -312,7 +313,7 @@ def _is_collapsed(answer: Answer, question: Question, route: LabelRoute) -> bool
 def _thinks(answer: Answer) -> bool:
     """Whether a reply in words ended before the model had said anything."""
     unsaid = not answer.text.strip() and answer.finish_reason == "length"
-    return answer.failure == "only_reasoning" or unsaid or answer.text.lstrip().startswith("<think")
+    return answer.failure == "only_reasoning" or unsaid or begins_with_thinking(answer.text)
 
 
 def _capabilities(

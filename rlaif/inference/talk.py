@@ -11,7 +11,8 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 
 from rlaif.addresses import expanded, shown_url, written_secrets
 from rlaif.errors import UserError
-from rlaif.inference.faults import Fault, broken, error_inside, incomplete, refused, shortened, storable
+from rlaif.inference.errorbody import shortened
+from rlaif.inference.faults import Fault, broken, error_inside, incomplete, refused, storable
 from rlaif.inference.http import NoReplyError, Wire
 from rlaif.inference.secrets import Secrets
 from rlaif.jsontext import loads

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from rlaif.asking import Judge
-from rlaif.comparisons.thinking import without_thinking
 from rlaif.constitution import Constitution, Principle
 from rlaif.critiques.plan import critique_question
 from rlaif.critiques.questions import Shot, revise_messages
@@ -25,6 +24,7 @@ from rlaif.revisions.speech import spoken
 from rlaif.samples.meetings import draw
 from rlaif.settings import RunSettings
 from rlaif.templates import restored
+from rlaif.thinking import without_thinking
 
 
 class Known(NamedTuple):

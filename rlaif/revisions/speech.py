@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 
-from rlaif.comparisons.thinking import without_thinking
+from rlaif.thinking import without_thinking
 
 _NEW = r"(?:revised|rewritten|reworded|improved|updated|new|kinder|better|(?:more|less) \w+)"
 _REPLY = r"(?:reply|response|answer)"

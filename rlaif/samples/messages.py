@@ -91,7 +91,7 @@ def _parsed(text: str) -> object:
     try:
         value: object = loads(text)
         return value
-    except (ValueError, RecursionError):
+    except ValueError:
         pass
     if len(text) > _MOST_PYTHON:
         return None

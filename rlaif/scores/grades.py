@@ -8,11 +8,11 @@ from collections.abc import Callable, Sequence
 
 from rlaif.asking import Judge
 from rlaif.comparisons.fold import HARD_LOGIT
-from rlaif.comparisons.thinking import without_thinking
 from rlaif.inference.base import Answer, Question
 from rlaif.records import Prompt, Sample, Sampling, Score
 from rlaif.samples.meetings import Criterion
 from rlaif.scores.questions import DIGITS, score_messages
+from rlaif.thinking import without_thinking
 
 _ONE_TOKEN = Sampling(max_tokens=1)
 _DRESS = r"[\s*_`\"'()\[\]#>.:]*"

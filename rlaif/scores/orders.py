@@ -13,11 +13,11 @@ import re
 from collections.abc import Iterable, Sequence
 
 from rlaif.asking import Judge
-from rlaif.comparisons.thinking import without_thinking
 from rlaif.inference.base import Answer, Question
 from rlaif.records import Order, Prompt, Sample, Sampling
 from rlaif.samples.meetings import Criterion
 from rlaif.scores.questions import LETTERS, rank_messages
+from rlaif.thinking import without_thinking
 
 MOST = len(LETTERS)
 """Samples that one question can show."""

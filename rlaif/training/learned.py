@@ -17,6 +17,7 @@ from pydantic import Field, JsonValue
 
 from rlaif.data.turns import CUE, Turns, transcript
 from rlaif.errors import UserError
+from rlaif.jsontext import loads
 from rlaif.records import Record
 from rlaif.training.settings import CommonSettings
 from rlaif.training.texts import Example
@@ -95,8 +96,8 @@ class Forms:
 
 def learned_of(folder: str | Path) -> Learned:
     """How the model in a folder was trained to read, as far as the folder tells."""
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError):
-        begun: Any = json.loads((Path(folder).expanduser() / "train.json").read_text(encoding="utf-8"))
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+        begun: Any = loads((Path(folder).expanduser() / "train.json").read_text(encoding="utf-8"))
         if begun.get("learned") is not None:
             return Learned.model_validate(begun["learned"])
         settings = begun["settings"]

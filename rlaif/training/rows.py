@@ -60,7 +60,7 @@ def pairs(path: str | Path, template: Template = "auto", intake: Intake | None =
         raise UserError("the rows are single replies, not pairs", where=path, mend=mend)
     for line, row, found in _sound(rows, partial(sides, shape=shape, template=template), intake, path):
         assert found.chosen is not None and found.rejected is not None  # every shape of pairs has both
-        if _cut_off(row, "chosen") or _cut_off(row, "rejected"):
+        if found.chosen_cut or found.rejected_cut:
             intake.leave_out("cut-off", line)
             continue
         replies = (found.chosen, found.rejected)
@@ -77,16 +77,20 @@ def judged(path: str | Path, template: Template = "auto", intake: Intake | None 
     paired = shape.kind != "unpaired"
     for line, row, found in _sound(rows, partial(decided, shape=shape, template=template), intake, path):
         name = _name(row, path, line)
-        for text, good, side in ((found.chosen, True, "chosen"), (found.rejected, False, "rejected")):
+        for text, good, cut in (
+            (found.chosen, True, found.chosen_cut),
+            (found.rejected, False, found.rejected_cut),
+        ):
             if text is None:
                 continue
-            if _cut_off(row, side if paired else None):
+            if cut:
                 intake.leave_out("cut-off", line)
                 continue
             if paired and not _new(seen, found.prompt, text, good):
                 intake.leave_out("repeated", line)
                 continue
-            yield Example(f"{name}:{side}" if paired else name, found.prompt, (text,), _LABELS[good], line)
+            whose = f"{name}:{'chosen' if good else 'rejected'}" if paired else name
+            yield Example(whose, found.prompt, (text,), _LABELS[good], line)
 
 
 def demonstrations(
@@ -111,7 +115,7 @@ def demonstrations(
         if found.chosen is None:
             intake.leave_out("undesirable", line)
             continue
-        if _cut_off(row, "chosen" if isinstance(form, Shape) and form.kind != "unpaired" else None):
+        if found.chosen_cut:
             intake.leave_out("cut-off", line)
             continue
         intake.conversations += 1
@@ -244,12 +248,6 @@ def _sound(
         yield line, row, found
     if not kept:
         raise intake.nothing(path)
-
-
-def _cut_off(row: Row, side: str | None) -> bool:
-    """Whether a row says that its response, or that of one side of its pair, was cut off before its end."""
-    cut = row.get(f"{side}_truncated" if side else "truncated")
-    return cut is True or row.get(f"{side}_finish_reason" if side else "finish_reason") == "length"
 
 
 def _name(row: Row, path: str | Path, line: int) -> str:

@@ -47,6 +47,9 @@ class Sides(NamedTuple):
     prompt: str | Turns
     chosen: str | None
     rejected: str | None
+    chosen_cut: bool = False
+    """The row says that it was cut off before its end."""
+    rejected_cut: bool = False
 
 
 class Alone(NamedTuple):
@@ -74,7 +77,7 @@ def decided(row: Row, shape: Shape, template: Template) -> Sides:
         return found
     if probability == 0.5:
         raise UnreadableValueError("label-half")
-    return Sides(found.prompt, found.rejected, found.chosen)
+    return Sides(found.prompt, found.rejected, found.chosen, found.rejected_cut, found.chosen_cut)
 
 
 def sides(row: Row, shape: Shape, template: Template) -> Sides:
@@ -86,12 +89,21 @@ def sides(row: Row, shape: Shape, template: Template) -> Sides:
     values = {name: row[column] for name, column in shape.columns.items() if name != "label"}
     spoken = shape.kind == "rated" or not all(isinstance(value, str) for value in values.values()) or system_of(row)
     if template == "chat" or spoken or "messages-as-text" in reading.odd:
-        return _spoken(reading, template)
-    if shape.kind == "dialogues":
-        return _parted(values["chosen"], values["rejected"], reading)
-    prompt, either = values["prompt"], values.get("completion", "")
-    chosen, rejected = values.get("chosen", either), values.get("rejected", either)
-    return Sides(prompt, _after(prompt, chosen, reading.chosen), _after(prompt, rejected, reading.rejected))
+        found = _spoken(reading, template)
+    elif shape.kind == "dialogues":
+        found = _parted(values["chosen"], values["rejected"], reading)
+    else:
+        prompt, either = values["prompt"], values.get("completion", "")
+        chosen, rejected = values.get("chosen", either), values.get("rejected", either)
+        found = Sides(prompt, _after(prompt, chosen, reading.chosen), _after(prompt, rejected, reading.rejected))
+    if shape.kind == "unpaired":
+        return found._replace(chosen_cut=_cut_off(row), rejected_cut=_cut_off(row))
+    return found._replace(chosen_cut=_cut_off(row, "chosen_"), rejected_cut=_cut_off(row, "rejected_"))
+
+
+def _cut_off(row: Row, side: str = "") -> bool:
+    """Whether a row says that its response, or that of one side of its pair, was cut off before its end."""
+    return row.get(f"{side}truncated") is True or row.get(f"{side}finish_reason") == "length"
 
 
 LearnedTurns = Literal["last", "all"]
@@ -114,13 +126,13 @@ def demonstrated(row: Row, form: Alone, template: Template, learned: LearnedTurn
     reading = Reading((), None, None)
     turns = turns_of(value, "assistant", reading.odd.add)
     if form.kind == "text" and (template != "chat" or len(turns) == 1):
-        return _text(value)
+        return _text(value)._replace(chosen_cut=_cut_off(row))
     if learned == "all" and turns[-1].role == "user":
         turns = turns[:-1]
     if not turns or turns[-1].role != "assistant":
         raise UnreadableValueError("role-order")
     reading.prompt, reading.chosen = turns[:-1], turns[-1].content
-    return _spoken(_checked(reading), template)
+    return _spoken(_checked(reading), template)._replace(chosen_cut=_cut_off(row))
 
 
 def every_reply(found: Sides, template: Template) -> Iterator[Sides]:
@@ -193,7 +205,7 @@ def _parted(chosen: str, rejected: str, reading: Reading) -> Sides:
     replies = [reading.chosen or "", reading.rejected or ""]
     if at < 0 or [text.strip() for text in rests] != [reply.strip() for reply in replies]:
         raise UnreadableValueError("no-shared-prompt")  # marked otherwise than with a cue of its own paragraph
-    return Sides(chosen[:cut], *rests)
+    return Sides(chosen[:cut], rests[0], rests[1])
 
 
 def _after(prompt: str, text: str, reply: str | None) -> str | None:

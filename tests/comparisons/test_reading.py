@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlaif.comparisons.reading import parse_verdict
-from rlaif.comparisons.thinking import without_thinking
 from rlaif.records import Verdict
+from rlaif.thinking import without_thinking
 
 A, B, TIE, NONE = Verdict.FIRST, Verdict.SECOND, Verdict.TIE, Verdict.UNPARSED
 

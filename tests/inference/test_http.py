@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from rlaif.inference.base import Answer
-from rlaif.inference.http import is_loopback, proxy_for
+from rlaif.inference.proxies import is_loopback, proxy_for
 from rlaif.inference.server import Server
 from tests.fakes import FakeServer
 from tests.inference.questions import label_question

@@ -209,6 +209,15 @@ def test_null_in_the_place_of_a_number() -> None:
     assert answer(("A", -0.3), ("B", None), ("x", None)) == Answer("A", finish_reason="stop")
 
 
+@pytest.mark.sibling("null-before-the-token-that-was-drawn")
+def test_null_is_never_the_most_probable_token() -> None:
+    """Nor where no text says what was drawn: 0 in the place of null would be certainty, and the wrong label."""
+    unsaid = {**place(("B", None), ("A", -0.3)), "message": {"content": ""}}
+    usual = place(("A", -0.3), ("B", -1.5))
+    (answer,), _ = ask(lambda body: chat(unsaid if "Which" in str(body) else usual), [label_question()])
+    assert answer.text == "A"
+
+
 def test_what_is_collapsed_and_what_is_sure() -> None:
     def collapsed(*listing: tuple[str, float], part: bool = False) -> bool:
         return is_collapsed(first_token(place(*listing)), part=part)

@@ -55,6 +55,16 @@ def test_no_trainer_learns_where_a_cut_off_response_stops(tmp_path: Path) -> Non
         assert intake.left_out["cut-off"] == left_out
 
 
+@pytest.mark.sibling("cut-off-response-under-a-flipped-label")
+def test_a_label_that_turns_a_pair_turns_what_was_cut_off_with_it(tmp_path: Path) -> None:
+    row = {"prompt": "Say:", "chosen": " yes", "rejected": " n", "rejected_truncated": True, "probability": 0.2}
+    other = {"prompt": "Ask:", "chosen": " ye", "rejected": " no", "chosen_truncated": True, "probability": 0.2}
+    path = write_jsonl(tmp_path / "pairs.jsonl", [row, other])
+    for reader, texts in ((judged, {" yes", " no"}), (demonstrations, {" no"})):
+        intake = Intake()
+        assert {text for example in reader(path, "auto", intake) for text in example.completions} == texts
+
+
 @pytest.mark.sibling("demonstration-that-says-it-was-cut")
 def test_a_demonstration_with_its_finish_reason(tmp_path: Path) -> None:
     rows = [

@@ -21,7 +21,8 @@ from urllib.parse import urlsplit
 from rlaif.addresses import expanded, shown_url, written_secrets
 from rlaif.data.turns import Turn, transcript
 from rlaif.errors import ModelError, UserError
-from rlaif.inference.faults import error_message, retry_after, shortened, storable
+from rlaif.inference.errorbody import error_message, shortened
+from rlaif.inference.faults import retry_after, storable
 from rlaif.inference.http import MOST_BYTES, NoReplyError, oversized, proxy_trouble, unpacked
 from rlaif.inference.proxies import proxy_of
 from rlaif.inference.secrets import Secrets
