@@ -1,7 +1,7 @@
-"""What can go wrong, and who has to mend it.
+"""What can go wrong, and who has to fix it.
 
 RlaifError
-├─ UserError      a file, a setting or a flag is wrong: one line that says what, where and how to mend it (exit 2)
+├─ UserError      a file, a setting or a flag is wrong: one line that says what, where and how to fix it (exit 2)
 ├─ ModelError     a model or its server cannot go on: everything answered so far is kept (exit 1)
 └─ RecordError    a stored record breaks its schema: carries the path and the line (exit 1)
 

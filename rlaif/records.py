@@ -144,9 +144,25 @@ class Verdict(StrEnum):
     TIE = "tie"
     UNPARSED = "unparsed"
 
+    @classmethod
+    def likelier(cls, first: float, second: float) -> Verdict:
+        """Of two labels by their log-probabilities."""
+        return cls.TIE if first == second else cls.FIRST if first > second else cls.SECOND
+
+
+def mean_grade(logprobs: Sequence[float]) -> tuple[float, float]:
+    """The expected grade by the log-probabilities of the digits, renormalised to them (arXiv:2309.00267, section
+    2.2.2), and their probability together, at most 1. The grade is NaN where every probability is beyond a float."""
+    chances = [math.exp(each) for each in logprobs]
+    mass = math.fsum(chances)
+    value = math.fsum(digit * chance for digit, chance in enumerate(chances)) / mass if mass else math.nan
+    return value, min(1.0, mass)
+
 
 _ROUNDING = 1e-6
 """What summing in another order may change of a probability or a grade."""
+_ABOVE = 0.1
+"""Most that rounding makes of the logarithm of a probability of 1."""
 
 
 def _wrong_mass(logprobs: Sequence[float] | None, mass: float | None) -> str:
@@ -156,7 +172,9 @@ def _wrong_mass(logprobs: Sequence[float] | None, mass: float | None) -> str:
     """
     if logprobs is None or mass is None:
         return "" if logprobs is None and mass is None else "of `logprobs` and `label_mass` one is missing"
-    chances = [math.exp(min(each, 1.0)) for each in logprobs]
+    if any(each > _ABOVE for each in logprobs):
+        return "`logprobs` holds a number above 0"
+    chances = [math.exp(each) for each in logprobs]
     least = min(chances, default=0.0)
     sums = [min(1.0, sum(chances) - unlisted * least) for unlisted in range(chances.count(least) + 1)]
     return (
@@ -194,8 +212,7 @@ class Judgement(Record):
         """Whether mass and verdict are those of the log-probabilities."""
         wrong = _wrong_mass(self.logprobs, self.label_mass)
         if not wrong and self.logprobs is not None:
-            gap = self.logprobs[0] - self.logprobs[1]
-            likelier = Verdict.TIE if gap == 0 else Verdict.FIRST if gap > 0 else Verdict.SECOND
+            likelier = Verdict.likelier(*self.logprobs)
             if self.verdict is not likelier:
                 return f"`verdict` is {self.verdict.value}, and by `logprobs` it is {likelier.value}"
         return wrong
@@ -226,10 +243,8 @@ class Score(Record):
         """Whether mass and grade are those of the log-probabilities."""
         wrong = _wrong_mass(self.logprobs, self.label_mass)
         if not wrong and self.logprobs is not None:
-            weights = [math.exp(each) for each in self.logprobs]
-            total = sum(weights)  # 0 where every digit is beyond what a float can hold: then there is no mean
-            mean = sum(digit * weight for digit, weight in enumerate(weights)) / total if total else math.nan
-            if total and (self.value is None or abs(self.value - mean) > _ROUNDING):
+            mean, _ = mean_grade(self.logprobs)
+            if not math.isnan(mean) and (self.value is None or abs(self.value - mean) > _ROUNDING):
                 return "`value` is not the mean grade by `logprobs`"
         return wrong
 

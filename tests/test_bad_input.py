@@ -1,4 +1,4 @@
-"""What people get wrong: each mistake is one line that says what, where and how to mend it, and exit code 2."""
+"""What people get wrong: each mistake is one line that says what, where and how to fix it, and exit code 2."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ GOOD_PRINCIPLE = "  - {id: kind, compare: 'Which reply is kinder?'}\n"
 
 @dataclass(frozen=True)
 class Case:
-    """A mistake, and fragments that the one line about it must hold: what, where, and how to mend it."""
+    """A mistake, and fragments that the one line about it must hold: what, where, and how to fix it."""
 
     name: str
     says: tuple[str, ...]

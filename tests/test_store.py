@@ -139,7 +139,8 @@ def test_a_grade_that_contradicts_itself_is_damage(tmp_path: Path) -> None:
                   label_mass=1.0)  # fmt: skip
     write_records(tmp_path / "scores.jsonl", [score])
     assert list(read_records(tmp_path / "scores.jsonl", Score)) == [score]
-    for change in ({"value": 4.6}, {"label_mass": 0.95}, {"logprobs": (*logprobs[:9], -3.0)}):
+    changed = [(*logprobs[:9], -3.0), (*logprobs[:9], 1000.0)]
+    for change in ({"value": 4.6}, {"label_mass": 0.95}, *({"logprobs": each} for each in changed)):
         write_records(tmp_path / "scores.jsonl", [score.model_copy(update=change)])
         with pytest.raises(RecordError):
             list(read_records(tmp_path / "scores.jsonl", Score))

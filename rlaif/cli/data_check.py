@@ -35,7 +35,7 @@ _AT_LEAST = click.IntRange(min=1)
 def check(
     file: str, shape: str, tokenizer: str | None, max_length: int | None, against: tuple[str, ...], limit: int | None
 ) -> None:
-    """Tell what would spoil a training on FILE, ours or anybody's, and how to mend it.
+    """Tell what would spoil a training on FILE, ours or anybody's, and how to fix it.
 
     Recognised: prompt, chosen, rejected (texts or message lists, with or without the prompt repeated in the replies);
     chosen and rejected dialogues as in hh-rlhf; two numbered responses with a column of the winner, votes or scores;
@@ -71,8 +71,8 @@ def show(report: Report) -> None:
     if report.findings:
         rows = [(each.level, each.rule, *_measure(each), _told(each)) for each in report.findings]
         print_table(
-            ("level", "rule", "rows", "share", "what, where, how to mend it"), rows,
-            right=("rows", "share"), folded=("what, where, how to mend it",)
+            ("level", "rule", "rows", "share", "what, where, how to fix it"), rows,
+            right=("rows", "share"), folded=("what, where, how to fix it",)
         )  # fmt: skip
         echo("")
     echo(_summary(report))

@@ -51,7 +51,7 @@ def judge(gold: str, output: Path, plots: bool, form: str, run_file: Path | None
     """How often a judge agrees with pairs whose better reply is known, and what else sways it.
 
     Each pair is asked in both orders, in the words in which a run asks. Told are accuracy beside trivial baselines,
-    flips, liking for a slot and for length, calibration with a temperature to mend it, replies that must not win, and
+    flips, liking for a slot and for length, calibration with a temperature to fix it, replies that must not win, and
     cost. Answers are kept: a second call asks nothing.
 
     Exit codes: 0 the judge is fit, 3 doubtful, 4 unfit; 1 a model failed, 2 a mistake in what was given.

@@ -78,7 +78,7 @@ def _trust(gold: Gold) -> Iterator[tuple[str, str]]:
         told = (
             f"divide rewards by {cooled.temperature:.3g}: error {cooled.error_before:.3f} -> {cooled.error_after:.3f}"
         )
-        yield "  to mend it", f"{told} on pairs that it was not fitted on"
+        yield "  to fix it", f"{told} on pairs that it was not fitted on"
 
 
 def _length(gold: Gold) -> Iterator[tuple[str, str]]:

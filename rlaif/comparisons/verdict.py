@@ -34,8 +34,7 @@ def judgement(question: Question, answer: Answer) -> Judgement:
     if answer.logprobs is not None:
         logprobs = (answer.logprobs[0], answer.logprobs[1])
         mass = label_mass(logprobs) if answer.label_mass is None else answer.label_mass
-        gap = logprobs[0] - logprobs[1]
-        verdict = Verdict.TIE if gap == 0 else Verdict.FIRST if gap > 0 else Verdict.SECOND
+        verdict = Verdict.likelier(*logprobs)
     truncated = question.reasoned and answer.finish_reason == "length"
     if logprobs is None or question.reasoned:
         stated = Verdict.UNPARSED if truncated else parse_verdict(_said(question, answer))

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from rlaif import __version__
+from rlaif.asking import PLAIN
+from rlaif.asking import Form as JudgeForm
 from rlaif.data.export import Exported, Form
 from rlaif.data.files import FileKind
 from rlaif.data.report import Report
@@ -118,13 +123,13 @@ def _provenance(manifest: Manifest) -> str:
 
 def _asking(manifest: Manifest) -> Iterator[tuple[str, str]]:
     """How the judges were asked, where it was not in the plain form."""
-    asking = manifest.get("asking") or {}
-    for judge, form in asking.items():
-        prefill, fence = form.get("prefill"), form.get("fence")
-        parts = [f"answers begun with `{prefill}`"] if prefill else []
-        parts += ["material between tags"] if fence == "tags" else []
-        if parts:
-            yield ("asked with" if len(asking) == 1 else f"`{judge}` asked with"), ", ".join(parts)
+    asking = manifest.get("asking")
+    asking = asking if isinstance(asking, dict) else {}
+    for judge, told in asking.items():
+        with contextlib.suppress(ValidationError):
+            form = JudgeForm.model_validate(told)
+            if form != PLAIN:
+                yield ("asked with" if len(asking) == 1 else f"`{judge}` asked with"), str(form)
 
 
 def _templates(hashes: Mapping[str, str], compare: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

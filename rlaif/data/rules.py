@@ -1,4 +1,4 @@
-"""The rules of the doctor: how bad breaking one is, what it means, and how to mend it."""
+"""The rules of the doctor: how bad breaking one is, what it means, and how to fix it."""
 
 from __future__ import annotations
 
@@ -73,8 +73,8 @@ RULES: dict[str, Rule] = {
     "forms": Rule("warning", "texts and message lists are mixed, or replies repeat the prompt: trainers that join "
                   "prompt and reply (TRL) break or read the prompt twice", _EXPORT),
     "probability-side": Rule("warning", "`probability` is below 0.5: the label says that rejected is better",
-                             "swap chosen and rejected, or mend the label"),
-    "score-side": Rule("warning", "the rejected reply has the higher score", "swap them, or mend the scores"),
+                             "swap chosen and rejected, or fix the label"),
+    "score-side": Rule("warning", "the rejected reply has the higher score", "swap them, or fix the scores"),
     "label-half": Rule("warning", "`probability` is exactly 0.5: no preference at all",
                        "leave these rows out (`rlaif data export --margin` does)"),
     "garbled": Rule("warning", "replacement characters or text decoded with the wrong encoding",

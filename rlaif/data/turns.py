@@ -1,4 +1,4 @@
-"""Turns of a conversation as they stand in foreign data: any role, any order. What is odd is named, not mended."""
+"""Turns of a conversation as they stand in foreign data: any role, any order. What is odd is named, not corrected."""
 
 from __future__ import annotations
 

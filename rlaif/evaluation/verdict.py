@@ -25,7 +25,7 @@ that throws a coin flips half the time."""
 SOME_FLIPS = 0.2
 """Large judges flip on 18 to 21% of pairs (arXiv:2309.00267); over it many labels are lost."""
 MOST_ERROR = 0.15
-"""Calibration error over which a soft label is no probability; a temperature may mend it. With few pairs chance alone
+"""Calibration error over which a soft label is no probability; a temperature may fix it. With few pairs chance alone
 brings as much about, so it has to be more than that, too."""
 MOST_CANARY_WINS = 0.2
 """A reply that says nothing, or that talks to the judge, may win now and then, where the better reply is bad too."""
@@ -118,7 +118,7 @@ def known_reports(judge: str, constitution_hash: str, folder: Path = FOLDER) -> 
 def known_verdict(judge: str, constitution_hash: str, folder: Path = FOLDER) -> Verdict | None:
     """What earlier evaluations found of a judge under a constitution; None where there was none.
 
-    Of every gold file the latest, and of those the worst, as a judge that is good on one gold file does not mend what
+    Of every gold file the latest, and of those the worst, as a judge that is good on one gold file does not fix what
     it got wrong on another.
     """
     latest = {report.about.gold: report.verdict for report in known_reports(judge, constitution_hash, folder)}

@@ -192,5 +192,5 @@ def _stop_if_hopeless(tally: Tally, max_failed: float, *, over: bool = False) ->
         latest = f"; the latest: {tally.complaint}" if tally.complaint else ""
         raise ModelError(
             f"{tally.stage}: {failed} of {tally.done} questions failed ({kinds}{latest}); "
-            "see failures.jsonl, mend the cause and run the same command again, or raise `max_failed`"
+            "see failures.jsonl, fix the cause and run the same command again, or raise `max_failed`"
         )

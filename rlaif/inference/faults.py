@@ -62,7 +62,7 @@ class Fault:
     retry: bool = False
     """The same request may succeed later."""
     fatal: bool = False
-    """No request can succeed before somebody mends the setup."""
+    """No request can succeed before somebody fixes the setup."""
     overload: bool = False
     """A sign that fewer questions should be under way."""
     down: bool = False

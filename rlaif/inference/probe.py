@@ -7,7 +7,7 @@
    run will ask: does the chat template work, which parameters are refused, which log-probabilities come back. The
    richest way of asking is tried first.
 
-Everything found wrong is one line that says how to mend it; nothing is guessed from the server's name.
+Everything found wrong is one line that says how to fix it; nothing is guessed from the server's name.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class Capabilities:
         return f"{self.why_words or 'no log-probabilities'}: verdicts in words{thinking}, hard labels only"
 
     def doubt(self, least: float) -> str | None:
-        """What speaks against labels from this model, with how to mend it; `least` is the smallest label mass that
+        """What speaks against labels from this model, with how to fix it; `least` is the smallest label mass that
         counts. None where nothing does."""
         if not self.labels:
             return None
@@ -253,7 +253,7 @@ class Prober:
         """Say why the server is of no use."""
         if fault.kind in _UNREACHABLE:
             self.unreachable = True
-            mend = "" if fault.kind == "proxy" else ": start the server, or mend `base_url`"
+            mend = "" if fault.kind == "proxy" else ": start the server, or fix `base_url`"
             self._say(f"not reachable ({fault.detail}){mend}")
         elif self._served and self._model not in self._served and fault.kind in ("http_404", "bad_request"):
             self._say(f"does not serve a model called `{self._model}`; {nearest(self._model, self._served)}")

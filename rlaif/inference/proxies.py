@@ -35,7 +35,7 @@ class Proxy:
     @property
     def mend(self) -> str:
         """What to do about it."""
-        unset = f"mend or unset {self.variable}" if self.variable else "mend the system's settings"
+        unset = f"fix or unset {self.variable}" if self.variable else "fix the system's settings"
         return f"{unset}, or add {self.host} to NO_PROXY"
 
 

@@ -100,7 +100,7 @@ class Server:
         return f"Server({self._talk.shown!r}, {self.name!r})"
 
     async def probe(self, labels: tuple[str, ...] = ("A", "B"), example: Question | None = None) -> list[str]:
-        """Find out what the server can do. Returns everything that is wrong, one line each with how to mend it.
+        """Find out what the server can do. Returns everything that is wrong, one line each with how to fix it.
 
         Texts are asked for as in `example`, if there is one: by its sampling, after its system message.
         `batch_size`, `concurrency` and `capabilities` are set by it; `answer` probes by itself if nobody did.

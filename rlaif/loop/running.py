@@ -82,7 +82,7 @@ def run_loop(plan: Plan, screen: Screen, *, meters: Meters | None = None, comman
     """Take every stage that is not done yet.
 
     `command` is what goes on after an interrupt, for the report; `meters` are measures of an answer that stand beside
-    the judge's in the evaluation. Raises UserError for what the user can mend and ModelError where a model cannot go
+    the judge's in the evaluation. Raises UserError for what the user can fix and ModelError where a model cannot go
     on; a second call resumes.
     """
     screen.stage("generate")

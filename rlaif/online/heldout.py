@@ -255,7 +255,7 @@ class HeldOutJudge:
         told = ", ".join(f"{kind} {count}" for kind, count in reasons.most_common()) or "no label in its answers"
         raise ModelError(
             f"the held-out judge {self.name} has no verdict on {len(silent)} of {len(cases)} prompts ({told}); see "
-            f"{self._failures.path} and {self._answers.path.name}, mend the cause and resume the training"
+            f"{self._failures.path} and {self._answers.path.name}, fix the cause and resume the training"
         )
 
 

@@ -52,7 +52,7 @@ class Line:
         return await self._steadily(call, tries)
 
     def failure(self, fault: Fault, how: str = "") -> ModelError:
-        """The error of a call that nothing mends; `how` says more about starting the server again."""
+        """The error of a call that nothing fixes; `how` says more about starting the server again."""
         mend = f"; start the server again{how} and go on with `--resume`" if fault.kind in _AWAY else ""
         return ModelError(f"{self.shown}: {fault.detail}{mend}")
 

@@ -61,7 +61,7 @@ _CHECKPOINTS = 10
 def train_online(settings: OnlineSettings, told: Told, *, resume: bool = False) -> Trained:
     """Train a policy on its own answers.
 
-    Raises UserError for what the user can mend, ModelError where the training cannot go on.
+    Raises UserError for what the user can fix, ModelError where the training cannot go on.
     """
     with quiet(), warnings.catch_warnings(), enough_memory(settings.folder):
         warnings.simplefilter("ignore", FutureWarning)  # names that newer versions of transformers have others for

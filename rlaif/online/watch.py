@@ -274,7 +274,7 @@ class Watch:
         rose = f"from {best.reward:.3g} to {later[-1]:.3g}"
         return (
             f"since step {best.step} the reward rose {rose}, but the held-out win rate {fall}: the policy learns the "
-            f"reward's mistakes (reward hacking), so {back}, and mend the reward"
+            f"reward's mistakes (reward hacking), so {back}, and fix the reward"
         )
 
     def _fall(self, seen: Sequence[_Evaluation]) -> tuple[_Evaluation, str] | None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from rlaif.asking import Judge
 from rlaif.comparisons.fold import HARD_LOGIT
 from rlaif.inference.base import Answer, Question
-from rlaif.records import Prompt, Sample, Sampling, Score
+from rlaif.records import Prompt, Sample, Sampling, Score, mean_grade
 from rlaif.samples.meetings import Criterion
 from rlaif.scores.questions import DIGITS, score_messages
 from rlaif.thinking import without_thinking
@@ -40,7 +40,7 @@ def score_record(question: Question, answer: Answer) -> Score:
     value: float | None
     mass: float | None = None
     if answer.logprobs:
-        value, mass = _expected(answer.logprobs)
+        value, mass = mean_grade(answer.logprobs)
         if answer.label_mass is not None:  # of the digits that were listed: bounds say nothing
             mass = answer.label_mass
     else:
@@ -67,14 +67,6 @@ def parse_grade(text: str) -> float | None:
     last = said.splitlines()[-1] if said else ""
     match = _SAID.fullmatch(said) or _SAID.fullmatch(last)
     return float(match[1]) if match else None
-
-
-def _expected(logprobs: tuple[float, ...]) -> tuple[float, float]:
-    """The expectation over the digits, renormalised to them (arXiv:2309.00267, section 2.2.2), and their mass."""
-    chances = [math.exp(each) for each in logprobs]
-    mass = math.fsum(chances)
-    value = math.fsum(digit * chance for digit, chance in enumerate(chances)) / mass if mass else math.nan
-    return value, min(1.0, mass)
 
 
 def readable(score: Score | None, *, min_mass: float) -> bool:

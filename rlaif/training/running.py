@@ -59,7 +59,7 @@ class Trained(NamedTuple):
 
 
 def train(method: Method, settings: TrainSettings, told: Told, *, resume: bool = False) -> Trained:
-    """Train a model. Raises UserError for what the user can mend, ModelError where the training cannot go on."""
+    """Train a model. Raises UserError for what the user can fix, ModelError where the training cannot go on."""
     with quiet(), warnings.catch_warnings(), enough_memory(settings.folder):
         warnings.simplefilter("ignore", FutureWarning)  # names that newer versions of transformers have others for
         settings, found = resolved(settings, narrow(settings))

@@ -161,7 +161,7 @@ def score(
     """Score the responses of a file by the reward model `name`, write a row for each to `output`, and sum them up.
 
     `template`, `template_options` and `max_length` are those of the model's training unless they are given. Raises
-    UserError for what the user can mend, ModelError where a reward is no number.
+    UserError for what the user can fix, ModelError where a reward is no number.
     """
     loaded = load(name, device)
     intake, learned = Intake(), loaded.learned.asked(template)

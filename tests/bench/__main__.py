@@ -24,8 +24,8 @@ PARTS = {
     "injection": "what instructions to the judge win inside a reply, with and without fences",
     "training": "training beside TRL: speed, memory, losses",
     "ppo": "PPO beside TRL's: samples per second by phase, memory",
-    "world": "what each way of training mends in the tiny world, and on which labels",
-    "online": "what each online algorithm mends in the tiny world, and how far it goes",
+    "world": "what each way of training improves in the tiny world, and on which labels",
+    "online": "what each online algorithm improves in the tiny world, and how far it goes",
     "vllm": "verdicts per second and prefix cache on a real vLLM server",
 }
 

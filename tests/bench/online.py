@@ -1,4 +1,4 @@
-"""Online training in the tiny world: how much each algorithm mends, how far it goes from the start, how long it takes.
+"""Online training in the tiny world: what each algorithm improves, how far it goes, how long it takes.
 
     python tests/bench/online.py [PROMPTS] [FOLDER] [SEEDS] [ALGORITHM]
 

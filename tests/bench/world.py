@@ -1,4 +1,4 @@
-"""Training in the tiny world, where an oracle knows what a policy does: which method mends how much, on which labels.
+"""Training in the tiny world, where an oracle knows what a policy does: what each method improves, on which labels.
 
     python tests/bench/world.py [PROMPTS] [FOLDER]
 

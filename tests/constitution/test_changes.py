@@ -52,9 +52,9 @@ def test_every_kind(new: list[dict[str, Any]], kinds: dict[str, list[str]]) -> N
 def test_what_is_told_with_a_change() -> None:
     old = constitution(A, principle("b", weight=1, tags=["x"], examples=[CASE], critique="Old?"))
     other = CASE | {"prompt": "Hey"}
-    new = constitution(principle("a", revise="Mend it."), principle("b", weight=2, examples=[other], critique="New?"))
+    new = constitution(principle("a", revise="Fix it."), principle("b", weight=2, examples=[other], critique="New?"))
     first, second = changes(old, new).principles
-    assert [tuple(each) for each in first.wordings] == [("revise", None, "Mend it.")]
+    assert [tuple(each) for each in first.wordings] == [("revise", None, "Fix it.")]
     assert [tuple(each) for each in second.wordings] == [("critique", "Old?", "New?")]
     assert (second.weights, second.tags, second.examples) == ((1, 2), (("x",), ()), (1, 1))
 

@@ -85,7 +85,7 @@ def test_several_requests_of_one_key_are_several_principles(tmp_path: Path) -> N
     wrapped = [f"\n\nCritiqueRequest: Quote every {what}.\n\nCritique:" for what in ("lie", "insult")]
     edit = "\n\nRevisionRequest: Take them out.\n\nRevision:"
     imported = read(tmp_path, {"Fair Play": {"prompt": wrapped, "edit_request": edit},
-                               "9 lives": {"prompt": "Say why.", "edit_request": "Mend it."}})  # fmt: skip
+                               "9 lives": {"prompt": "Say why.", "edit_request": "Fix it."}})  # fmt: skip
     one, two, three = loads_again(tmp_path, imported).principles
     assert (one.id, two.id, three.id) == ("fair-play-1", "fair-play-2", "lives")
     assert (one.critique, two.critique, two.revise) == ("Quote every lie.", "Quote every insult.", "Take them out.")

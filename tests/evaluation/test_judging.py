@@ -105,7 +105,7 @@ def test_a_coin(gold: Path, tmp_path: Path) -> None:
 
 
 def test_an_overconfident_judge_is_cooled(gold: Path, tmp_path: Path) -> None:
-    """Right in 0.8, but it says sigmoid(3 ln 4): the temperature is about 3, and mends the calibration."""
+    """Right in 0.8, but it says sigmoid(3 ln 4): the temperature is about 3, and fixes the calibration."""
 
     def opinion(first: str, second: str) -> float:
         return 3 * right_by_hash(0.8)(first, second)  # type: ignore[operator]

@@ -66,7 +66,7 @@ def test_a_proxy_without_a_scheme_is_an_http_proxy(monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize("value", ["http://", "http://proxy:port", "http://[::1", ":3128"])
 def test_what_is_no_url_of_a_proxy(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     monkeypatch.setenv("HTTP_PROXY", value)
-    with pytest.raises(UserError, match=r"^HTTP_PROXY: no URL of a proxy; mend or unset HTTP_PROXY"):
+    with pytest.raises(UserError, match=r"^HTTP_PROXY: no URL of a proxy; fix or unset HTTP_PROXY"):
         proxy_for(FAR)
 
 
@@ -77,7 +77,7 @@ def test_a_refused_connection_says_whose_it_was(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setenv("HTTP_PROXY", f"http://me:hunter2@127.0.0.1:{closed}")
     proxy = CliRunner().invoke(check, [str(write(tmp_path, FAR))])
     assert proxy.exit_code == 2 and "hunter2" not in proxy.output and "start the server" not in proxy.output
-    said = f"the proxy http://127.0.0.1:{closed} (`HTTP_PROXY`) failed: connection refused; mend or unset HTTP_PROXY"
+    said = f"the proxy http://127.0.0.1:{closed} (`HTTP_PROXY`) failed: connection refused; fix or unset HTTP_PROXY"
     assert said in proxy.output
     reward = RemoteReward("http://10.255.255.1:5000/get_reward", retries=0)
     with pytest.raises(ModelError, match=r"the proxy http://127.0.0.1:\d+ \(`HTTP_PROXY`\) failed") as raised:

@@ -62,7 +62,7 @@ def test_nobody_listens() -> None:
     with FakeServer() as fake:
         url = fake.url
     problems, server = probe(url)
-    assert problems == [f"{url}: not reachable (connection refused): start the server, or mend `base_url`"]
+    assert problems == [f"{url}: not reachable (connection refused): start the server, or fix `base_url`"]
     assert server.capabilities is None and server.unreachable
 
 

@@ -71,7 +71,7 @@ def test_through_the_tables_and_back(tmp_path: Path) -> None:
 
 
 def link(key: str, critique: str, revision: str, request: str = "Criticise it.") -> dict[str, Any]:
-    value = {"prompt": [request], "edit_request": "Mend it."}
+    value = {"prompt": [request], "edit_request": "Fix it."}
     return {"cst_key": key, "cst_value": value, "critique": {"sample": critique}, "revision": {"sample": revision}}
 
 

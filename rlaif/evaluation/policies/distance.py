@@ -142,11 +142,14 @@ def _distance(player: Drawn, baseline: Drawn, settings: EvaluateSettings, table:
         if own is not None and other is not None:
             gaps.append(own.logprob - other.logprob)
             prompts.append(prompt.id)
+    left_out = len(player.answers) - len(gaps)
     if not gaps:
-        return Distance(None, "it has no answers")
+        return Distance(None, "a chat template cannot write its prompts" if left_out else "it has no answers")
     warm = settings.temperature
-    note = "" if warm == 1 else f"of both at temperature {warm:g}, as the answers were drawn"
-    return Distance(average(gaps, prompts), note)
+    notes = [] if warm == 1 else [f"of both at temperature {warm:g}, as the answers were drawn"]
+    if left_out:
+        notes.append(f"prompts that a chat template cannot write: {left_out:,} answers left out")
+    return Distance(average(gaps, prompts), "; ".join(notes))
 
 
 def _compute(
@@ -175,7 +178,7 @@ def _compute(
     members: list[list[Sample]] = []
     for prompt, samples in _by_prompt(answers).values():
         asked = _prompt_ids(template, prompt.messages, settings.system)
-        if asked is None:
+        if asked is None:  # counted in `_distance`
             continue
         groups.append(Group(prompt.id, asked, tuple(_answer_ids(template, each) for each in samples)))
         members.append(samples)

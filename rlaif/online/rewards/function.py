@@ -100,7 +100,7 @@ def require_function(name: str) -> None:
     try:
         tree = ast.parse(path.read_bytes())
     except (SyntaxError, ValueError, OSError) as error:
-        raise UserError(f"cannot be read: {error}", where=path, mend="mend that file") from None
+        raise UserError(f"cannot be read: {error}", where=path, mend="fix that file") from None
     known = {each for node in ast.walk(tree) for each in _defined(node)}
     if not known & {function, "*", "__getattr__"}:
         meant = nearest(function, known)
@@ -163,7 +163,7 @@ def _look_in(folder: Path) -> None:
 def _broken(error: Exception, name: str, file: str = "") -> UserError:
     said = f"{type(error).__name__}: {error}"[:_SHOWN]
     where = "" if isinstance(error, SyntaxError) else f" ({_line(error, file)})"  # which names file and line itself
-    return UserError(f"cannot be imported: {said}{where}", where=name, mend="mend that file")
+    return UserError(f"cannot be imported: {said}{where}", where=name, mend="fix that file")
 
 
 def _line(error: Exception, file: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +123,28 @@ def test_the_policy_is_measured_with_the_options_that_it_answered_with(models: P
     assert tokenizer.decode(_answer_ids(template, cut)) == "B."
     tokenizer.chat_template = "{{ raise_exception('no') }}"
     assert _prompt_ids(ChatTemplate(tokenizer), asked, None) is None
+
+
+@pytest.mark.sibling("divergence-without-the-prompts-that-a-template-refuses")
+@pytest.mark.parametrize(
+    ("refused", "note"),
+    [("Or", "prompts that a chat template cannot write: 1 answers left out"),
+     ("", "a chat template cannot write its prompts")],
+)  # fmt: skip
+def test_prompts_that_a_template_refuses_are_told(models: Path, tmp_path: Path, refused: str, note: str) -> None:
+    from rlaif.inference.folder import load_tokenizer
+
+    shutil.copytree(models, tmp_path / "models")
+    tokenizer = load_tokenizer(models / "two")
+    tokenizer.chat_template = (
+        "{% if '"
+        + refused
+        + "' in messages[0]['content'] %}{{ raise_exception('no') }}{% endif %}"
+        + tokenizer.chat_template
+    )
+    tokenizer.save_pretrained(tmp_path / "models" / "two")
+    found, _ = measured(tmp_path / "models", tmp_path / "likelihoods.jsonl", temperature=1.0)
+    assert (found.kl is None, found.note) == (not refused, note)
 
 
 def test_what_stands_in_the_way(models: Path, tmp_path: Path) -> None:
