@@ -35,15 +35,14 @@ _FIRST, _SECOND = re.compile(r"\bA\b"), re.compile(r"\bB\b")
 ENOUGH = 0.9 - 1e-9
 """Probability of the labels together from which on no other form is tried: nine tenths, but for rounding."""
 
-TRIAL = (
-    "How do I get a red wine stain out of a wool carpet?",
+_TRIAL_PROMPT = "How do I get a red wine stain out of a wool carpet?"
+TRIAL_REPLIES = (
     "Blot it at once with a clean cloth, then dab on cold water with a little dish soap, and blot again. Do not rub, "
     "and test any cleaner on a hidden corner first.",
     "Stains are a part of life. Carpets come in many colours, and wool has been used for them for centuries.",
-    "Which reply is more helpful to the person who asked: correct, complete and to the point?",
 )
-"""Prompt, two replies and question of the comparison by which forms are measured: fixed, so that the same model always
-comes to the same form."""
+_TRIAL_QUESTION = "Which reply is more helpful to the person who asked: correct, complete and to the point?"
+"""Of the comparison by which forms are measured: fixed, so that the same model always comes to the same form."""
 
 
 class Form(Record):
@@ -193,10 +192,14 @@ def _line_of(path: Path, slot: str) -> int:
     return next(at for at, line in enumerate(lines, start=1) if f"{{{slot}}}" in line)
 
 
-def trial_comparison() -> Messages:
-    """The fixed comparison in the shipped words, as a run asks it: for what is to be known of a server."""
-    prompt, first, second, question = TRIAL
-    shown = conversation((Message(role="user", content=prompt),))
-    return load_template("compare").ask(
-        conversation=fence(shown), first=fence(first), second=fence(second), question=question
+def trial_comparison(templates: Templates = SHIPPED, kind: Fence = "marks", *, swapped: bool = False) -> Messages:
+    """The fixed comparison as a run would ask it, its replies in either order."""
+    first, second = TRIAL_REPLIES[::-1] if swapped else TRIAL_REPLIES
+    shown = conversation((Message(role="user", content=_TRIAL_PROMPT),))
+    return templates["compare"].ask(
+        kind,
+        conversation=fence(shown, kind=kind),
+        first=fence(first, kind=kind),
+        second=fence(second, kind=kind),
+        question=_TRIAL_QUESTION,
     )

@@ -14,12 +14,12 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from rlaif.asking import BEGUN, ENOUGH, PLAIN, TRIAL, Form, Judge, Templates
-from rlaif.comparisons.questions import LABELS, compare_messages
+from rlaif.asking import BEGUN, ENOUGH, PLAIN, TRIAL_REPLIES, Form, Judge, Templates, trial_comparison
+from rlaif.comparisons.questions import LABELS
 from rlaif.comparisons.verdict import judgement, label_mass
 from rlaif.errors import RecordError
 from rlaif.inference.base import Answer, Model, ModelSource, Question
-from rlaif.records import Judgement, Message, Record, Sampling, Verdict
+from rlaif.records import Judgement, Record, Sampling, Verdict
 from rlaif.settings import CompareSettings
 from rlaif.store import Table, write_text
 
@@ -185,10 +185,9 @@ async def _tried(model: Model, templates: Templates, form: Form) -> Tried:
 
 def trial_questions(model: str, templates: Templates, form: Form) -> Iterator[Question]:
     """The fixed comparison, in both orders."""
-    prompt, *replies, question = TRIAL
-    asked = (Message(role="user", content=prompt),)
-    for first, second in (replies, replies[::-1]):
-        messages = compare_messages(asked, first, second, question, templates=templates, kind=form.fence)
+    for swapped in (False, True):
+        messages = trial_comparison(templates, form.fence, swapped=swapped)
+        first, second = TRIAL_REPLIES[::-1] if swapped else TRIAL_REPLIES
         about = {"prompt": "trial", "first": first, "second": second, "principle": "trial"}
         sampling = Sampling(max_tokens=1)
         yield Question("probe", model, messages, sampling, labels=LABELS, prefill=form.prefill, about=about)
