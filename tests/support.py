@@ -33,7 +33,7 @@ def command(*arguments: object) -> list[str]:
 
 
 def rlaif(
-    *arguments: object, cwd: Path | None = None, timeout: float = 120, module: str = "rlaif", **env: str
+    *arguments: object, cwd: Path | None = None, timeout: float = 400, module: str = "rlaif", **env: str
 ) -> subprocess.CompletedProcess[str]:
     """Run `rlaif ARGUMENTS` to its end, in a process of its own that has its modules already; or another module."""
     words = [str(each) for each in arguments]

@@ -78,7 +78,7 @@ def test_a_key_in_a_reply_is_in_no_file_of_the_run(tmp_path: Path) -> None:
         path = given(tmp_path, server.url, judge={"api_key_env": "JUDGE_KEY"})
         result = rlaif("generate", path, JUDGE_KEY=key)
         check = rlaif("check", path, JUDGE_KEY=key)
-    assert result.returncode == 1 and "Traceback" not in result.stderr and check.returncode in (0, 2)
+    assert result.returncode == 1 and "Traceback" not in result.stderr and check.returncode == 2
     assert key not in result.stdout + result.stderr + check.stdout + check.stderr
     assert holds(tmp_path / "run", key, key[:12]) == []
 
@@ -99,9 +99,9 @@ def test_one_prompt_of_which_the_connection_breaks_costs_its_own_labels(tmp_path
 @pytest.mark.case("sec-26-slow-on-everything")
 def test_a_server_too_slow_for_all_ends_a_run_in_one_line(tmp_path: Path) -> None:
     with RawServer(lambda _: server.wait(60)) as server:
-        start = time.monotonic()
         result = rlaif("generate", given(tmp_path, server.url, judge={"timeout": 0.5}))
-    assert result.returncode == 1 and time.monotonic() - start < 150  # every question in turn would take longer
+    assert result.returncode == 1
+    assert 12 <= sum(not each.is_probe for each in server.asked) <= 120  # of 12 questions
     (line,) = [line for line in result.stderr.splitlines() if line.startswith("Error:")]
     assert "answers a small question" in line and "raise `timeout`" in line
     assert "questions at once from here on" in result.stderr

@@ -196,6 +196,7 @@ def evaluate_reward(
     With `gold`: how often it prefers the better reply. With `policy` and `prompts`, or with `responses`: what the
     answer with the highest of n rewards is worth to a `judge` (or to `measure`, a function of messages and text of
     your own). `policy` is a model, or settings (`{"model": ..., "max_tokens": 96}`). `device` goes for all of them.
+
     Raises UserError for mistakes, ModelError where a model cannot go on.
 
         >>> import rlaif

@@ -7,10 +7,16 @@ judge likes length and errs on every pair. The truth of a figure is what it come
 (`sure`: nearly every preference is close to 0 or 1) are tried too. Beside an interval stands the percentile bootstrap
 over prompts that it replaces. Exit code 1 where a share lies outside 93% to 97% by more than chance explains; at equal
 length it may be more, as those intervals count what the slope may be off by.
+
+Then the length-controlled win rate where the judge's taste for length and the difficulty of prompts go together, which
+one policy's comparisons cannot tell apart: told, not judged. Last, with the shared data, the models of AlpacaEval 2.
 """
 
 from __future__ import annotations
 
+import csv
+import gzip
+import itertools
 import math
 import sys
 from collections.abc import Iterator
@@ -26,6 +32,9 @@ from rlaif.evaluation.policies.comparing import Compared  # noqa: E402
 from rlaif.evaluation.policies.matches import match_of  # noqa: E402
 from rlaif.evaluation.policies.ratings import Won, ratings  # noqa: E402
 from rlaif.evaluation.report import Estimate  # noqa: E402
+from rlaif.evaluation.winrate import _newton as newton  # noqa: E402
+from rlaif.evaluation.winrate import length_controlled  # noqa: E402
+from tests.support import DATA  # noqa: E402
 
 Numbers = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -134,6 +143,59 @@ def percentiles(found: Drawn, rng: np.random.Generator) -> dict[str, tuple[float
     return {name: tuple(np.quantile(each[at].mean(axis=1), [0.025, 0.975])) for name, each in parts.items()}
 
 
+COMPARISONS = 400
+
+
+def mixed(taste: float, difficulty: float, centre: float, simulations: int) -> tuple[float, float]:
+    """Where prompts that make the policy's answers longer suit it better: the share of intervals at equal length that
+    hold the truth, and the share of evaluations that have one.
+
+    Length adds up to `taste` to the log-odds, a standard deviation of length goes with `difficulty`, and the mean
+    difference is `centre` standard deviations.
+    """
+
+    def evaluation(count: int, rng: np.random.Generator) -> tuple[Numbers, Numbers, Numbers]:
+        spread = rng.normal(0, 1, count)
+        equal = difficulty * spread + rng.normal(0, 0.75, count)
+        gaps = centre + spread
+        return sigmoid(equal), sigmoid(equal + taste * np.tanh(gaps)), gaps
+
+    truth = float(evaluation(LARGE * 4, rng_of(3))[0].mean())
+    rng, given, held = rng_of(4), 0, 0
+    for _ in range(simulations):
+        _, said, gaps = evaluation(COMPARISONS, rng)
+        told = length_controlled(list(said), list(gaps), resamples=300)
+        if told.interval is not None:
+            given += 1
+            held += told.interval[0] <= truth <= told.interval[1]
+    return held / max(given, 1), given / simulations
+
+
+def alpaca() -> Iterator[str]:
+    """Each model of AlpacaEval 2 in the shared data: published figure, ours or why there is none, the plain fit."""
+    with (DATA / "alpacaeval/alpacaeval2-lc.csv").open() as file:
+        published = {row["model"]: float(row["lc_alpacaeval"] or "nan") for row in csv.DictReader(file)}
+    found: dict[str, tuple[list[float], list[float]]] = {}
+    with gzip.open(DATA / "alpacaeval/alpacaeval2-numbers.csv.gz", "rt") as file:
+        for row in csv.DictReader(file):
+            said, gaps = found.setdefault(row["model"], ([], []))
+            said.append(float(row["preference"]))
+            gaps.append(float(row["length_model"]) - float(row["length_baseline"]))
+    yield "| model | published | length-controlled | plain fit |"
+    yield "|---|---|---|---|"
+    off: list[float] = []
+    for model, (said, gaps) in found.items():
+        told = length_controlled(said, gaps, resamples=200)
+        x = np.tanh(np.array(gaps) / np.std(gaps))
+        theta, phi = newton(x, np.array(said), np.ones((1, len(said))))
+        plain = 100 * float(sigmoid(theta[0] + 0 * x).mean())
+        ours = "withheld" if told.controlled is None else f"{100 * told.controlled:.1f}"
+        if told.controlled is None:
+            off.append(abs(plain - published[model]))
+        yield f"| {model} | {published[model]:.1f} | {ours} | {plain:.1f} (phi {phi[0]:.2f}) |"
+    yield f"the plain fit of the {len(off)} withheld is {np.mean(off):.1f} points off on average"
+
+
 STRENGTHS = {"strong": 0.8, "middle": 0.0, "weak": -0.8}
 
 
@@ -183,6 +245,18 @@ def rng_of(seed: int) -> np.random.Generator:
     return np.random.default_rng(seed)
 
 
+def mixtures(simulations: int = 200) -> None:
+    """Print the coverage at equal length for each taste, difficulty and mean difference."""
+    print(
+        f"\n{COMPARISONS} comparisons, {simulations} simulations each: intervals at equal length that hold the truth\n"
+    )
+    print("| taste | difficulty | mean difference | coverage | given |")
+    print("|---|---|---|---|---|")
+    for taste, difficulty, centre in itertools.product((0.0, 1.0, 2.0), (0.0, 0.4, 0.75), (-0.4, -0.2, 0.0, 0.2, 0.4)):
+        coverage, given = mixed(taste, difficulty, centre, simulations)
+        print(f"| {taste} | {difficulty} | {centre} | {coverage:.1%} | {given:.0%} |", flush=True)
+
+
 def main() -> int:
     """Print the table; returns 1 where an interval is too narrow or too wide."""
     simulations = int(sys.argv[1]) if len(sys.argv) > 1 else SIMULATIONS
@@ -202,6 +276,9 @@ def main() -> int:
         off += sum(told(str(design), *each) for each in matches(design, simulations))
     for prompts in (50, 200):
         off += told(f"{prompts} prompts, three policies", "Bradley-Terry", strengths(prompts, simulations), None)
+    mixtures()
+    if DATA.is_dir():
+        print("\n" + "\n".join(alpaca()))
     return int(off > 0)
 
 

@@ -195,7 +195,7 @@ def test_what_is_not_there(write: Write) -> None:
 def test_files_that_break_on_import(write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     broken = write("\nx = 1 / 0\n", "broken_one.py")
     with pytest.raises(
-        UserError, match=rf"cannot be imported: ZeroDivisionError: division by zero \({broken}:2\); mend"
+        UserError, match=rf"cannot be imported: ZeroDivisionError: division by zero \({broken}:2\); fix that file"
     ):
         FunctionReward(f"{broken}:reward")
     missing = write("import math\nimport no_such_module\n", "missing_one.py")
