@@ -22,7 +22,7 @@ bench: $(VENV)/.developing
 	$(BIN)/python -m tests.bench
 
 models: $(VENV)/.developing
-	$(BIN)/python -m rlaif.demo.training
+	$(BIN)/python -m tools.train_demo_models
 
 clean:
 	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -14,9 +14,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from rlaif.api.evaluating import evaluate_judge, evaluate_policies, evaluate_reward
-    from rlaif.api.learning import score, train
-    from rlaif.api.making import Generated, generate, report, run_loop
+    from rlaif.api.evaluate import evaluate_judge, evaluate_policies, evaluate_reward
+    from rlaif.api.run import Generated, generate, run_loop, write_report
+    from rlaif.api.train import score, train
     from rlaif.constitution import Constitution, Example, Principle, load_constitution
     from rlaif.errors import ModelError, RecordError, RlaifError, UserError
     from rlaif.records import PreferencePair
@@ -38,16 +38,16 @@ __all__ = [
     "evaluate_reward",
     "generate",
     "load_constitution",
-    "report",
     "run_loop",
     "score",
     "train",
+    "write_report",
 ]
 
 _PLACES = {
-    "rlaif.api.evaluating": ("evaluate_judge", "evaluate_policies", "evaluate_reward"),
-    "rlaif.api.learning": ("score", "train"),
-    "rlaif.api.making": ("Generated", "generate", "report", "run_loop"),
+    "rlaif.api.evaluate": ("evaluate_judge", "evaluate_policies", "evaluate_reward"),
+    "rlaif.api.train": ("score", "train"),
+    "rlaif.api.run": ("Generated", "generate", "run_loop", "write_report"),
     "rlaif.constitution": ("Constitution", "Example", "Principle", "load_constitution"),
     "rlaif.errors": ("ModelError", "RecordError", "RlaifError", "UserError"),
     "rlaif.records": ("PreferencePair",),

@@ -130,7 +130,7 @@ class Revision(Record):
     """From 1."""
     judge: str
     text: str
-    """As it came; `rlaif.revisions.guards.spoken` is the reply in it."""
+    """As it came; `rlaif.feedback.revision_checks.spoken` is the reply in it."""
     finish_reason: str | None = None
     prompt_tokens: int = 0
     completion_tokens: int = 0
@@ -345,3 +345,49 @@ class PreferencePair(Record):
     """The chosen response was cut off at `max_tokens`: its end is none, and no trainer learns it."""
     rejected_truncated: bool = False
     """The rejected response was cut off."""
+
+
+class Round(Record):
+    """One round of a chain: what was asked, and what came of it."""
+
+    round: int
+    principle: str
+    parent: str
+    """Sample or revision that the round started from."""
+    critique: str | None
+    revision: str
+    use: str
+    """`revised`, or why the revision is of no use: `unchanged`, `empty`, `truncated`, `critique`, ..."""
+
+
+class Chain(Record):
+    """A sample and the rounds of critique and revision that it went through."""
+
+    id: str
+    """The sample's id."""
+    prompt: str
+    rounds: tuple[Round, ...]
+    final: str
+    """The reply at the end: a revision, or the sample itself."""
+
+
+class Demonstration(Record):
+    """A row of the SFT dataset: a reply to imitate, and where it comes from."""
+
+    id: str
+    prompt: Messages
+    response: Messages
+    source: Literal["revision", "helpful"]
+    round: int | None = None
+    """Round of the revision."""
+    principles: tuple[str, ...] = ()
+    """Principles of the rounds up to this one that changed the reply."""
+    prompt_id: str
+    sample_id: str | None = None
+    """Sample that was revised."""
+    revision_id: str | None = None
+    critique_id: str | None = None
+    writer: str | None = None
+    """Model that wrote the reply."""
+    constitution: str | None = None
+    """Name and content hash of the constitution."""

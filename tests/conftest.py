@@ -13,8 +13,8 @@ from typing import NamedTuple
 import pytest
 from filelock import FileLock
 
-from rlaif.inference.launch import PYTHON_VARIABLE, VllmServer
-from rlaif.resources import shipped_model
+from rlaif.config.shipped import shipped_model
+from rlaif.inference.vllm_process import PYTHON_VARIABLE, VllmServer
 from tests.inference.tiny import make_tiny_model
 
 

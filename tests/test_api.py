@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 import rlaif
-from rlaif.runfile import load_run
+from rlaif.config.run_file import load_run
 from rlaif.training.folder import Begun
 from tests.fakes import FakeServer
 from tests.readme import prepare
@@ -110,7 +110,7 @@ def test_every_name_is_there_and_none_is_a_module() -> None:
     assert set(rlaif.__all__) <= set(dir(rlaif))
     listed = [name for names in rlaif._PLACES.values() for name in names]
     assert sorted(listed) == rlaif.__all__
-    assert importlib.import_module("rlaif.run").Run and not hasattr(rlaif, "trian")
+    assert importlib.import_module("rlaif.feedback.run").Run and not hasattr(rlaif, "trian")
 
 
 def call(path: Path, url: str, **more: Any) -> rlaif.Generated:
@@ -229,7 +229,7 @@ def test_nothing_is_printed(fake: FakeServer, tmp_path: Path, capfd: pytest.Capt
     """Nothing at all with `quiet`; else only progress, on standard error."""
     path = write_run(tmp_path, fake.url)
     rlaif.generate(path, quiet=True)
-    rlaif.report(tmp_path / "run", quiet=True)
+    rlaif.write_report(tmp_path / "run", quiet=True)
     assert capfd.readouterr() == ("", "")
     rlaif.generate(path)
     out, err = capfd.readouterr()
@@ -329,9 +329,9 @@ def test_a_training_takes_groups_and_goes_on_only_when_told(within: Path, tmp_pa
 def test_the_device_goes_for_every_model_of_an_evaluation(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """As `rlaif evaluate reward --device cpu`; what a model's own settings say goes before it."""
     seen: list[str] = []
-    monkeypatch.setattr("rlaif.inference.source.LazyModel", lambda settings, **_: seen.append(settings.device))
-    monkeypatch.setattr("rlaif.evaluation.now.evaluate_reward_now", lambda *_, **__: None)
-    monkeypatch.setattr("rlaif.evaluation.rewards.scorer.identity", lambda *_, **__: "rm@1")
+    monkeypatch.setattr("rlaif.inference.models.LazyModel", lambda settings, **_: seen.append(settings.device))
+    monkeypatch.setattr("rlaif.evaluation.reward_model.evaluate_reward_now", lambda *_, **__: None)
+    monkeypatch.setattr("rlaif.evaluation.reward_scores.identity", lambda *_, **__: "rm@1")
     given: dict[str, Any] = {"prompts": "p.jsonl", "output": tmp_path, "quiet": True, "device": "cpu"}
     rlaif.evaluate_reward("rm", policy="demo-policy", judge="demo-judge", **given)
     own = {"model": "demo-judge", "device": "auto"}

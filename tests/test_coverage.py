@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from rlaif.comparisons.fold import Vote
-from rlaif.coverage import Agreement, Counting, coverage, wilson_upper
-from rlaif.pipeline import generate
+from rlaif.analysis.coverage import Agreement, Counting, coverage, wilson_upper
+from rlaif.config.run_file import load_run
+from rlaif.config.schemas import PairSettings
+from rlaif.feedback.aggregate import Vote
+from rlaif.feedback.pipeline import run_pipeline
 from rlaif.records import Judgement, Verdict, content_id
-from rlaif.runfile import load_run
-from rlaif.settings import PairSettings
 from tests.fakes import FakeServer
 from tests.support import lines, rlaif, write_run
 
@@ -133,7 +133,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "c.yaml").write_text(yaml.safe_dump({"name": "c", "principles": principles}))
     with FakeServer() as fake:
         path = write_run(tmp_path, fake.url, constitution="c.yaml", compare={"principles": "each"})
-        generate(load_run(path))
+        run_pipeline(load_run(path))
     return tmp_path / "run"
 
 
@@ -169,7 +169,7 @@ def test_the_command(run: Path) -> None:
 
 def test_one_principle_a_pair_has_no_matrix(tmp_path: Path) -> None:
     with FakeServer() as fake:
-        generate(load_run(write_run(tmp_path, fake.url, constitution="helpful-honest-harmless-concise")))
+        run_pipeline(load_run(write_run(tmp_path, fake.url, constitution="helpful-honest-harmless-concise")))
     found = coverage(tmp_path / "run")
     assert found.agreements == ()
     assert sum(each.asked for each in found.principles) == 60

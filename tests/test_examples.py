@@ -12,7 +12,7 @@ import click
 import pytest
 
 from rlaif.cli.main import cli
-from rlaif.inference.launch import PYTHON_VARIABLE
+from rlaif.inference.vllm_process import PYTHON_VARIABLE
 from tests.conftest import Served
 from tests.support import DATA, ROOT, lines, rlaif
 

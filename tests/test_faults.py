@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from rlaif.config.run_file import load_run
 from rlaif.errors import ModelError
-from rlaif.pipeline import generate
-from rlaif.runfile import load_run
+from rlaif.feedback.pipeline import run_pipeline
 from tests.fakes import FakeServer, Trouble, first_share
 from tests.support import lines, rlaif, write_run
 
@@ -132,12 +132,12 @@ def test_failures_that_a_run_has_finished_with_do_not_stop_it_later(tmp_path: Pa
     with FakeServer(troubles=[Trouble("400", contains="poisoned")]) as fake:
         settings = load_run(write_run(tmp_path, fake.url, prompts=prompts))
         for asked in (520, 120):
-            (tally,) = generate(settings, ["sample"]).tallies
+            (tally,) = run_pipeline(settings, ["sample"]).tallies
             assert (tally.asked, tally.failed) == (asked, {"bad_request": 120})
         with pytest.raises(
             ModelError, match=r"sample: 120 of 520 questions failed \(bad_request 120; the latest: HTTP"
         ):
-            generate(settings.model_copy(update={"max_failed": 0.2}), ["sample"])
+            run_pipeline(settings.model_copy(update={"max_failed": 0.2}), ["sample"])
 
 
 @pytest.mark.parametrize(("poisoned", "most", "stops"), [(2, 0.5, False), (3, 0.5, True), (4, 1.0, False)])
@@ -147,7 +147,7 @@ def test_a_small_stage_is_judged_at_its_end(tmp_path: Path, poisoned: int, most:
     with FakeServer(troubles=[Trouble("400", contains="poisoned")]) as fake:
         run_file = write_run(tmp_path, fake.url, prompts=prompts, policy={"samples": 1}, max_failed=most)
         if not stops:
-            assert generate(load_run(run_file), ["sample"]).tallies[0].failed.total() == poisoned
+            assert run_pipeline(load_run(run_file), ["sample"]).tallies[0].failed.total() == poisoned
             return
         with pytest.raises(ModelError, match=f"{poisoned} of 4 questions failed .*raise `max_failed`"):
-            generate(load_run(run_file), ["sample"])
+            run_pipeline(load_run(run_file), ["sample"])

@@ -9,18 +9,18 @@ from pathlib import Path
 import pytest
 import yaml
 
+from rlaif.config.run_file import load_run
+from rlaif.config.schemas import CompareSettings, PairSettings
 from rlaif.errors import UserError
-from rlaif.pipeline import Report, generate
-from rlaif.preferences.pairs import Provenance, pairs, stand
+from rlaif.feedback.pipeline import Report, run_pipeline
+from rlaif.feedback.ranking import Provenance, pairs, stand
 from rlaif.records import Message, Prompt, Sample, content_id
-from rlaif.runfile import load_run
-from rlaif.settings import CompareSettings, PairSettings
 from tests.fakes import MASS, FakeServer, Trouble, first_share, unit
 from tests.support import lines, rlaif, write_run
 
 
 def run(path: Path, **flags: str) -> Report:
-    return generate(load_run(path, {tuple(name.split("__")): value for name, value in flags.items()}))
+    return run_pipeline(load_run(path, {tuple(name.split("__")): value for name, value in flags.items()}))
 
 
 @pytest.fixture(scope="module")
@@ -87,11 +87,11 @@ def test_pair_derives_again_without_a_call(tmp_path: Path) -> None:
     with FakeServer() as fake:
         path = write_run(tmp_path, fake.url)
         run(path)
-    wide = generate(load_run(path, {("pair", "margin"): "0.45"}), ["pair"])  # the server is gone
+    wide = run_pipeline(load_run(path, {("pair", "margin"): "0.45"}), ["pair"])  # the server is gone
     assert wide.outcome is not None
     rows = lines(tmp_path / "run/pairs.jsonl")
     assert all(row["margin"] >= 0.45 for row in rows)
-    everything = generate(load_run(path, {("pair", "select"): "all", ("pair", "per_prompt"): "9"}), ["pair"])
+    everything = run_pipeline(load_run(path, {("pair", "select"): "all", ("pair", "per_prompt"): "9"}), ["pair"])
     assert everything.outcome is not None
     assert len(lines(tmp_path / "run/pairs.jsonl")) == everything.outcome.counts["comparisons_labelled"]
 
@@ -204,7 +204,7 @@ def test_other_template_options_are_other_answers(tmp_path: Path) -> None:
 
 def test_revisions_meet_their_originals() -> None:
     """`select: revised` takes the pairs of a revision and its parent, whichever of them the judge preferred."""
-    from rlaif.comparisons.fold import Comparison, Status
+    from rlaif.feedback.aggregate import Comparison, Status
 
     prompt = Prompt(id="p" * 32, messages=(Message(role="user", content="Hi"),), source="t")
     first = Sample(id=content_id(1), prompt=prompt.id, index=0, text="rude", policy="given")

@@ -12,15 +12,15 @@ from typing import Any
 import pytest
 import yaml
 
-from rlaif.comparisons.fold import Comparison, Status, sigmoid
-from rlaif.comparisons.shares import Share, moves
+from rlaif.analysis.edit_impact import Impact, Missing, ask_comparisons, ask_critiques, impact, missing, plans
+from rlaif.config.run_file import load_run
 from rlaif.constitution import load_constitution
 from rlaif.errors import UserError
-from rlaif.impact import Impact, Missing, ask_comparisons, ask_critiques, impact, missing, plans
-from rlaif.inference.source import LazyModel
-from rlaif.pipeline import generate
-from rlaif.run import reopen_run
-from rlaif.runfile import load_run
+from rlaif.feedback.aggregate import Comparison, Share, Status, moves
+from rlaif.feedback.pipeline import run_pipeline
+from rlaif.feedback.run import reopen_run
+from rlaif.inference.models import LazyModel
+from rlaif.stats import sigmoid
 from tests import fake_answers
 from tests.fakes import FakeServer, unit
 from tests.support import lines, rlaif, write_run
@@ -61,7 +61,7 @@ def finished(folder: Path, url: str, prompts: int = 10, **settings: Any) -> Path
     write(folder, "old", OLD)
     texts = [f"How do I get to station number {number}?" for number in range(prompts)]
     settings = {"compare": {"principles": "each"}, "policy": {"samples": 2}} | settings
-    generate(load_run(write_run(folder, url, prompts=texts, constitution="old.yaml", **settings)))
+    run_pipeline(load_run(write_run(folder, url, prompts=texts, constitution="old.yaml", **settings)))
     return folder / "run"
 
 
@@ -147,7 +147,7 @@ def test_a_later_run_asks_no_more(tmp_path: Path) -> None:
     with FakeServer() as fake:
         run = finished(tmp_path, fake.url)
         asyncio.run(assessed(run, tmp_path / "old.yaml", new))
-        report = generate(load_run(tmp_path / "run.yaml", {("constitution",): str(new)}))
+        report = run_pipeline(load_run(tmp_path / "run.yaml", {("constitution",): str(new)}))
     (compare,) = (tally for tally in report.tallies if tally.stage == "compare")
     assert (compare.asked, compare.known) == (0, 4 * 2 * len(gaps(run)))
 

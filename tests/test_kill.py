@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from rlaif.run import open_run
-from rlaif.runfile import load_run
+from rlaif.config.run_file import load_run
+from rlaif.feedback.run import open_run
 from tests.fakes import FakeServer
 from tests.support import command, environment, lines, rlaif, write_run
 

@@ -15,18 +15,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import rlaif.comparisons.fold as folding
-from rlaif.asking import Judge as AskedJudge
-from rlaif.comparisons.fold import Comparison, Status, fold
-from rlaif.comparisons.plan import compare_questions, votes
-from rlaif.comparisons.verdict import judgement
+import rlaif.feedback.aggregate as folding
+from rlaif.config.judge_templates import Judge as AskedJudge
+from rlaif.config.schemas import CompareSettings, PairSettings
 from rlaif.constitution import Constitution, Principle
+from rlaif.feedback.aggregate import Comparison, Status, fold
+from rlaif.feedback.judge import compare_questions, judgement, votes
+from rlaif.feedback.matchups import criteria_of, meetings
+from rlaif.feedback.ranking import Provenance, pairs, stand
+from rlaif.feedback.sampling import given_samples
 from rlaif.inference.base import Answer, Question
-from rlaif.preferences.pairs import Provenance, pairs, stand
 from rlaif.records import GivenResponse, Judgement, Message, PreferencePair, Prompt, Sample, Verdict
-from rlaif.samples.meetings import criteria_of, meetings
-from rlaif.samples.plan import given_samples
-from rlaif.settings import CompareSettings, PairSettings
 
 SAID = ("left", "right", "tie", "unparsed", "failed")
 CONSTITUTION = Constitution(

@@ -27,7 +27,7 @@ SENTENCE = 20_000
 LIMIT = 8.0
 """Seconds for one text of that size; a linear pattern needs some milliseconds."""
 
-OWN = {"rlaif.page.svg"}
+OWN = {"rlaif.report.render"}
 """What reads nothing but figures that this program drew."""
 ANYWHERE = {"search", "finditer", "findall", "sub", "subn", "split"}
 AT_START = {"match", "fullmatch"}
@@ -129,7 +129,7 @@ def at_most(seconds: float) -> Iterator[None]:
 def slow_on(use: Use) -> str | None:
     """The first text over which a pattern takes too long."""
     for text in texts(use.pattern.pattern):
-        text = text[:SENTENCE] if use.where.startswith("rlaif.comparisons.conclusions") else text
+        text = text[:SENTENCE] if use.where.startswith("rlaif.feedback.verdict_reader") else text
         start = time.perf_counter()
         try:
             with at_most(LIMIT):

@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 
+from rlaif.config.run_file import load_run
 from rlaif.errors import UserError
-from rlaif.pipeline import Report, generate
-from rlaif.runfile import load_run
+from rlaif.feedback.pipeline import Report, run_pipeline
 from tests.fakes import FakeServer, Trouble, unit
 from tests.support import lines, rlaif, write_run
 
 
 def run(path: Path, **flags: str) -> Report:
-    return generate(load_run(path, {tuple(name.split("__")): value for name, value in flags.items()}))
+    return run_pipeline(load_run(path, {tuple(name.split("__")): value for name, value in flags.items()}))
 
 
 def merits(folder: Path) -> dict[str, list[float]]:
@@ -132,7 +132,7 @@ def test_a_small_tournament_is_a_round_robin(tmp_path: Path) -> None:
 def test_a_missing_grade_leaves_the_pair_without_a_label(tmp_path: Path) -> None:
     with FakeServer() as fake:
         path = write_run(tmp_path, fake.url, compare={"method": "score", "principles": "all"})
-        generate(load_run(path), ["sample"])
+        run_pipeline(load_run(path), ["sample"])
         fake.troubles.append(Trouble("400", contains="station number 3?"))
         report = run(path)
         assert report.outcome is not None

@@ -16,16 +16,15 @@ from typing import Any
 import pytest
 import yaml
 
+from rlaif.analysis.coverage import coverage
 from rlaif.cli.main import main
-from rlaif.coverage import coverage
+from rlaif.config.run_file import load_run
+from rlaif.config.schemas import JudgeSettings, RunSettings
 from rlaif.errors import UserError
+from rlaif.feedback.pipeline import Report, Silent, compare, run_pipeline
+from rlaif.feedback.run import open_run, require_different
 from rlaif.inference.base import Answer, Question
-from rlaif.inference.source import LazyModel
-from rlaif.models import require_different
-from rlaif.pipeline import Report, Silent, compare, generate
-from rlaif.run import open_run
-from rlaif.runfile import load_run
-from rlaif.settings import JudgeSettings, RunSettings
+from rlaif.inference.models import LazyModel
 from tests.fakes import FakeServer, Taste, Trouble, unit
 from tests.support import lines, rlaif, write_run
 
@@ -55,7 +54,7 @@ def change(path: Path, *, keep: Sequence[int] | None = None, **values: Sequence[
 
 
 def run(path: Path, stages: Sequence[str] | None = None) -> Report:
-    return generate(load_run(path), stages) if stages else generate(load_run(path))
+    return run_pipeline(load_run(path), stages) if stages else run_pipeline(load_run(path))
 
 
 def asked(report: Report) -> dict[str, int]:

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from rlaif.config.run_file import load_run
 from rlaif.errors import ModelError, UserError
-from rlaif.pipeline import Report, generate
-from rlaif.runfile import load_run
+from rlaif.feedback.pipeline import Report, run_pipeline
 from tests.fakes import FakeServer, Trouble, unit
 from tests.support import command, environment, lines, rlaif, write_run
 from tests.test_kill import PROBES
@@ -21,7 +21,7 @@ JOURNALS = ("samples", "critiques", "revisions", "judgements")
 
 
 def revise(path: Path, **flags: str) -> Report:
-    return generate(load_run(path, {tuple(name.split("__")): value for name, value in flags.items()}), ["revise"])
+    return run_pipeline(load_run(path, {tuple(name.split("__")): value for name, value in flags.items()}), ["revise"])
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +145,7 @@ def test_a_dead_server_loses_nothing(tmp_path: Path) -> None:
 def test_generate_revises_too_where_it_is_enabled(tmp_path: Path) -> None:
     with FakeServer() as fake:
         path = write_run(tmp_path, fake.url, revise={"enabled": True, "principles": "one", "samples": 2})
-        report = generate(load_run(path))
+        report = run_pipeline(load_run(path))
     assert report.outcome is not None and report.revised is not None
     assert report.revised.counts["chains"] == 20
     assert len(lines(tmp_path / "run" / "pairs.jsonl")) == 10
@@ -156,7 +156,7 @@ def test_generate_revises_too_where_it_is_enabled(tmp_path: Path) -> None:
 def test_revising_leaves_a_finished_run_finished(tmp_path: Path) -> None:
     with FakeServer() as fake:
         path = write_run(tmp_path, fake.url, revise={"principles": "one"})
-        generate(load_run(path))
+        run_pipeline(load_run(path))
         before = (tmp_path / "run" / "manifest.json").read_bytes()
         revise(path)
     assert (tmp_path / "run" / "manifest.json").read_bytes() == before
@@ -189,16 +189,16 @@ def test_a_session_with_other_settings_unfinishes_what_it_makes_untrue(tmp_path:
     manifest, revised = tmp_path / "run" / "manifest.json", tmp_path / "run" / "revised.json"
     with FakeServer() as fake:
         path = write_run(tmp_path, fake.url, revise={"principles": "one"})
-        generate(load_run(path))
+        run_pipeline(load_run(path))
         revise(path)
         assert manifest.exists() and revised.exists()
         revise(path, revise__rounds="1")
         assert manifest.exists(), "pairs do not rest on the revisions"
-        generate(load_run(path))
+        run_pipeline(load_run(path))
         assert manifest.exists() and not revised.exists(), "the settings name two rounds again"
         revise(path, pair__margin="0.2")
         assert revised.exists() and not manifest.exists(), "the pairs were those of another margin"
-        generate(load_run(path))
+        run_pipeline(load_run(path))
         assert manifest.exists()
         revise(path)
         revise(path, prompts__limit="3")
@@ -214,7 +214,7 @@ def test_a_mistake_is_told_before_the_folder_is_touched(tmp_path: Path) -> None:
     bare.write_text("name: bare\nprinciples: [{id: x, compare: Which is the better reply}]\n")
     with FakeServer() as fake:
         path = write_run(tmp_path, fake.url, revise={"principles": "one"})
-        generate(load_run(path))
+        run_pipeline(load_run(path))
         files = {file.name: file.read_bytes() for file in (tmp_path / "run").iterdir()}
         asked = fake.asked.total()
         with pytest.raises(UserError, match="no principle has both `critique` and `revise`"):

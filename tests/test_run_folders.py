@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from rlaif.config.run_file import load_run, read_run
 from rlaif.errors import UserError
-from rlaif.runfile import load_run, read_run
 from tests.fakes import FakeServer
 from tests.support import lines, rlaif, write_run
 

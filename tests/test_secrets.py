@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from rlaif.addresses import secret_in, shown_url, without_secrets
+from rlaif.config.secrets import secret_in, shown_url, without_secrets
 from rlaif.errors import UserError
-from rlaif.evaluation.policies.contestants import contestants
-from rlaif.jsontext import MOST_LEVELS, loads
-from rlaif.making import read_making
+from rlaif.evaluation.policy_specs import contestants
+from rlaif.feedback.run import read_making
+from rlaif.text import MOST_LEVELS, loads
 from tests.fakes import FakeServer
 from tests.inference.rawserver import Asked, RawServer, reply
 from tests.support import command, environment, lines, rlaif, write_run
@@ -158,7 +158,7 @@ def test_a_key_among_the_arguments_of_a_launched_server_is_refused(tmp_path: Pat
 
 @pytest.mark.sibling("key-of-a-launched-server")
 def test_the_key_of_a_launched_server_is_no_argument(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from rlaif.inference import launch
+    from rlaif.inference import vllm_process
 
     started: dict[str, Any] = {}
 
@@ -166,10 +166,10 @@ def test_the_key_of_a_launched_server_is_no_argument(tmp_path: Path, monkeypatch
         started.update(words=words, **options)
         raise FileNotFoundError
 
-    monkeypatch.setenv(launch.PYTHON_VARIABLE, "python3")
-    monkeypatch.setattr(launch.subprocess, "Popen", popen)
+    monkeypatch.setenv(vllm_process.PYTHON_VARIABLE, "python3")
+    monkeypatch.setattr(vllm_process.subprocess, "Popen", popen)
     with pytest.raises(FileNotFoundError):
-        launch.VllmServer("m", log=tmp_path / "log", api_key=PASSWORD).start()
+        vllm_process.VllmServer("m", log=tmp_path / "log", api_key=PASSWORD).start()
     assert started["env"]["VLLM_API_KEY"] == PASSWORD and PASSWORD not in " ".join(started["words"])
 
 
@@ -247,7 +247,7 @@ def test_a_deep_manifest_is_one_line_that_names_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize("presses", [1, 3])
 def test_ctrl_c_waits_for_no_model_that_is_being_loaded(tmp_path: Path, presses: int) -> None:
     """The model takes a minute to load here, in a thread, as large weights do."""
-    slow = "import sys, time, rlaif.inference.local as local\n"
+    slow = "import sys, time, rlaif.inference.transformers_model as local\n"
     slow += "local.Local._load = lambda self: (print('loading', flush=True), time.sleep(60))\n"
     slow += "from rlaif.cli.main import main\nsys.argv = ['rlaif', 'generate', 'run.yaml']\nmain()\n"
     (tmp_path / "slow.py").write_text(slow)

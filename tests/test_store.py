@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from rlaif.comparisons.verdict import judgement
 from rlaif.errors import RecordError, UserError
+from rlaif.feedback.judge import judgement
 from rlaif.inference.base import Answer, Question
 from rlaif.records import Failure, Judgement, Sampling, Score, content_id
 from rlaif.store import Table, lock_folder, read_records, record_writer, write_records, write_text

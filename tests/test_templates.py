@@ -9,10 +9,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rlaif.config.judge_templates import (
+    conversation,
+    defuse,
+    fence,
+    load_template,
+    parse_template,
+    without_special_tokens,
+)
+from rlaif.config.shipped import resource
 from rlaif.errors import UserError
 from rlaif.records import Message
-from rlaif.resources import resource
-from rlaif.templates import conversation, defuse, fence, load_template, parse_template, without_special_tokens
 
 SHIPPED = sorted(path.stem for path in (resource("prompts") / "judge").glob("*.txt"))
 

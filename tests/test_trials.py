@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import yaml
 
+from rlaif.analysis.principle_tests import Result, Trials, run_trials
+from rlaif.config.schemas import JudgeSettings
 from rlaif.constitution import load_constitution
 from rlaif.errors import UserError
-from rlaif.inference.source import LazyModel
-from rlaif.settings import JudgeSettings
-from rlaif.trials import Result, Trials, run_trials
+from rlaif.inference.models import LazyModel
 from tests import fake_answers
 from tests.fakes import FakeServer, Trouble, unit
 from tests.support import lines, rlaif, write_run

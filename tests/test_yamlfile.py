@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import Field, model_validator
 
-from rlaif import yamlfile
+from rlaif.config import yaml as yaml_file
+from rlaif.config.messages import NAME_PATTERN, located
+from rlaif.config.yaml import dump_yaml
 from rlaif.errors import UserError
-from rlaif.plainwords import NAME_PATTERN, located
 from rlaif.records import Record
-from rlaif.yamlcore import dump_yaml
 
 
 class Server(Record):
@@ -49,7 +49,7 @@ class Run(Record):
 
 def told(text: str) -> list[tuple[int | None, str]]:
     """Line and text of every problem."""
-    found = yamlfile.find_problems(yamlfile.parse_yaml(text, "run.yaml"), Run)
+    found = yaml_file.find_problems(yaml_file.parse_yaml(text, "run.yaml"), Run)
     return [(error.line, str(error).partition(": ")[2]) for error in found]
 
 
@@ -126,22 +126,22 @@ def test_all_mistakes_are_listed_in_the_order_of_their_lines() -> None:
 )
 def test_what_is_not_yaml_is_told_with_its_line(text: str, line: int | None, fragment: str) -> None:
     with pytest.raises(UserError) as caught:
-        yamlfile.parse_yaml(text, "run.yaml")
+        yaml_file.parse_yaml(text, "run.yaml")
     assert fragment in str(caught.value)
     assert caught.value.line == line
 
 
 def test_aliases_may_repeat_but_not_without_end() -> None:
-    assert yamlfile.parse_yaml("a: &x [1, 2]\nb: *x", "f").data == {"a": [1, 2], "b": [1, 2]}
+    assert yaml_file.parse_yaml("a: &x [1, 2]\nb: *x", "f").data == {"a": [1, 2], "b": [1, 2]}
     laughs = ["a0: &a0 [lol, lol]"] + [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 10)]
     with pytest.raises(UserError, match="repeat too much"):
-        yamlfile.parse_yaml("\n".join(laughs), "f")
+        yaml_file.parse_yaml("\n".join(laughs), "f")
 
 
 def test_scalars_are_those_of_yaml_1_2() -> None:
     text = "[no, On, 12:30, 1e-5, 007, 0x1F, ~, TRUE, '3', 2020-01-01, 1_000, .5, -.inf, =]"
     expected = ["no", "On", "12:30", 1e-5, 7, 31, None, True, "3", "2020-01-01", "1_000", 0.5, float("-inf"), "="]
-    assert yamlfile.parse_yaml(text, "f").data == expected
+    assert yaml_file.parse_yaml(text, "f").data == expected
 
 
 plain = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
@@ -152,25 +152,25 @@ nested = st.recursive(plain, lambda inner: st.lists(inner) | st.dictionaries(st.
 @given(st.dictionaries(st.text(), nested, min_size=1))
 def test_what_is_written_is_read_back(data: dict[str, object]) -> None:
     text = dump_yaml(data)
-    assert yamlfile.parse_yaml(text, "f").data == data
+    assert yaml_file.parse_yaml(text, "f").data == data
     assert yaml.safe_load(text) == data
 
 
 @pytest.mark.parametrize("text", ["08", "1e5", "0o7", "no", "12:30", "~", "1_000", "=", "0b1", "2020-01-01", ""])
 def test_a_text_stays_a_text_for_every_reader(text: str) -> None:
     written = dump_yaml({"x": text})
-    assert yamlfile.parse_yaml(written, "f").data == yaml.safe_load(written) == {"x": text}
+    assert yaml_file.parse_yaml(written, "f").data == yaml.safe_load(written) == {"x": text}
 
 
 def test_every_path_has_its_line() -> None:
-    source = yamlfile.parse_yaml("a:\n  b:\n    - 1\n    -\n      c: 2\n", "f")
+    source = yaml_file.parse_yaml("a:\n  b:\n    - 1\n    -\n      c: 2\n", "f")
     places = {path: place.line for path, place in source.places.items() if path}
     assert places == {("a",): 1, ("a", "b"): 2, ("a", "b", 0): 3, ("a", "b", 1): 5, ("a", "b", 1, "c"): 5}
     assert source.place(("a", "nowhere", "x")).line == 1
 
 
 def test_yes_and_no_are_truths_only_where_one_is_wanted() -> None:
-    run = yamlfile.validate(yamlfile.parse_yaml("verbose: yes\nnote: no", "f"), Run)
+    run = yaml_file.validate(yaml_file.parse_yaml("verbose: yes\nnote: no", "f"), Run)
     assert (run.verbose, run.note) == (True, "no")
 
 
@@ -190,57 +190,57 @@ def write(path: Path, content: bytes) -> Path:
 )
 def test_unreadable_files_are_told_in_one_line(tmp_path: Path, content: bytes, fragment: str) -> None:
     path = write(tmp_path / "run.yaml", content)
-    (error,) = yamlfile.problems(path, Run)
+    (error,) = yaml_file.problems(path, Run)
     assert fragment in str(error)
     assert str(error).startswith(str(path))
     assert "\n" not in str(error)
 
 
 def test_missing_files_and_folders(tmp_path: Path) -> None:
-    assert "no such file" in str(yamlfile.problems(tmp_path / "none.yaml", Run)[0])
-    assert "is a folder" in str(yamlfile.problems(tmp_path, Run)[0])
-    assert "not a possible file name" in str(yamlfile.problems("a\0b", Run)[0])
+    assert "no such file" in str(yaml_file.problems(tmp_path / "none.yaml", Run)[0])
+    assert "is a folder" in str(yaml_file.problems(tmp_path, Run)[0])
+    assert "not a possible file name" in str(yaml_file.problems("a\0b", Run)[0])
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
 def test_a_file_without_permission(tmp_path: Path) -> None:
     path = write(tmp_path / "run.yaml", b"rate: 1")
     path.chmod(0)
-    assert "cannot be read (Permission denied)" in str(yamlfile.problems(path, Run)[0])
+    assert "cannot be read (Permission denied)" in str(yaml_file.problems(path, Run)[0])
 
 
 def test_a_byte_order_mark_and_windows_line_ends_are_harmless(tmp_path: Path) -> None:
     path = write(tmp_path / "run.yaml", b"\xef\xbb\xbfrate: 2\r\nnote: x\r\n")
-    assert yamlfile.load_yaml(path, Run).rate == 2
+    assert yaml_file.load_yaml(path, Run).rate == 2
 
 
 def test_loading_raises_the_first_and_counts_the_rest(tmp_path: Path) -> None:
     path = write(tmp_path / "run.yaml", b"rate: x\nsamplse: 1\nflips: x\n")
     with pytest.raises(UserError) as caught:
-        yamlfile.load_yaml(path, Run)
+        yaml_file.load_yaml(path, Run)
     assert str(caught.value) == (
         f"{path}:1: `rate` must be a number, got 'x'; and 2 more: `rlaif check` lists them all"
     )
-    assert len(yamlfile.problems(path, Run)) == 3
+    assert len(yaml_file.problems(path, Run)) == 3
 
 
 def test_values_of_flags_are_texts_and_are_told_by_the_flag() -> None:
-    source = yamlfile.parse_yaml("samples: 2\nserver: {url: x}", "run.yaml")
+    source = yaml_file.parse_yaml("samples: 2\nserver: {url: x}", "run.yaml")
     source = source.with_value(("samples",), "8", "--samples").with_value(("server", "retries"), "5", "--retries")
-    run = yamlfile.validate(source, Run)
+    run = yaml_file.validate(source, Run)
     assert (run.samples, run.server) == (8, Server(url="x", retries=5))
-    (error,) = yamlfile.find_problems(source.with_value(("samples",), "many", "--samples"), Run)
+    (error,) = yaml_file.find_problems(source.with_value(("samples",), "many", "--samples"), Run)
     assert str(error) == "--samples: `samples` must be a whole number, got 'many'"
 
 
 def test_a_flag_leaves_the_file_s_data_as_it_was_and_needs_a_mapping() -> None:
-    source = yamlfile.parse_yaml("server: {url: x}", "run.yaml")
+    source = yaml_file.parse_yaml("server: {url: x}", "run.yaml")
     source.with_value(("server", "url"), "y", "--url")
     assert source.data == {"server": {"url": "x"}}
     with pytest.raises(UserError, match=r"run.yaml:1: `server` must be a mapping here; --url goes into it"):
-        yamlfile.parse_yaml("server: x", "run.yaml").with_value(("server", "url"), "y", "--url")
+        yaml_file.parse_yaml("server: x", "run.yaml").with_value(("server", "url"), "y", "--url")
 
 
 def test_no_file_at_all() -> None:
-    source = yamlfile.Source({}, "command line").with_value(("server", "url"), "y", "--url")
-    assert yamlfile.validate(source, Run).server == Server(url="y")
+    source = yaml_file.Source({}, "command line").with_value(("server", "url"), "y", "--url")
+    assert yaml_file.validate(source, Run).server == Server(url="y")

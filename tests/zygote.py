@@ -24,9 +24,10 @@ from collections.abc import Mapping, Sequence
 
 _MODULES = (
     "torch", "transformers", "transformers.models.llama.modeling_llama", "peft", "datasets", "accelerate", "matplotlib",
-    "pyarrow.parquet", "rlaif.cli.main", "rlaif.cli.runs", "rlaif.cli.run", "rlaif.cli.train", "rlaif.cli.report",
-    "rlaif.cli.constitution", "rlaif.cli.data", "rlaif.api.evaluating", "rlaif.loop.running", "rlaif.page.write",
-    "rlaif.inference.local", "rlaif.pipeline", "rlaif.training.running", "rlaif.online.running", "rlaif.evaluation.now",
+    "pyarrow.parquet", "rlaif.cli.main", "rlaif.cli.generate", "rlaif.cli.workflow", "rlaif.cli.train",
+    "rlaif.cli.constitution", "rlaif.cli.data", "rlaif.api.evaluate", "rlaif.workflow.run", "rlaif.report.page",
+    "rlaif.inference.transformers_model", "rlaif.feedback.pipeline", "rlaif.training.session", "rlaif.rl.run",
+    "rlaif.evaluation.reward_model",
 )  # fmt: skip
 _SIZE, _CODE = struct.Struct("!I"), struct.Struct("!i")
 

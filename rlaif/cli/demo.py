@@ -9,17 +9,16 @@ from typing import TYPE_CHECKING
 
 import click
 
-from rlaif.cli.run import Screen, show_loop
-from rlaif.cli.show import show_report
-from rlaif.cli.terminal import echo, secho
+from rlaif.cli.render import echo, secho, show_report
 from rlaif.cli.transcript import Story, read_story, show_transcript
+from rlaif.cli.workflow import Screen, show_loop
+from rlaif.config.shipped import resource
 from rlaif.constitution import load_constitution
 from rlaif.demo.agreement import by_principle, confirmed, of_pairs, violation_rates
 from rlaif.records import Messages, Prompt
-from rlaif.resources import resource
 
 if TYPE_CHECKING:
-    from rlaif.pipeline import Report
+    from rlaif.feedback.pipeline import Report
 
 
 class _Screen(Screen):
@@ -46,8 +45,8 @@ def demo(output: str, prompts: int) -> None:
     An oracle that knows this world completely says how often the judge was right, and how much better the trained
     policies behave.
     """
-    from rlaif.loop.plan import load_plan
-    from rlaif.loop.running import run_loop
+    from rlaif.workflow.plan import load_plan
+    from rlaif.workflow.run import run_loop
 
     file = resource("examples") / "loop.yaml"
     plan = load_plan(file, {("output",): output, ("prompts", "limit"): str(prompts)})
@@ -83,7 +82,7 @@ def _quality(prompt: Messages, reply: str) -> float:
 
 
 def _malformed(prompt: Messages, reply: str) -> float:  # noqa: ARG001 - a meter's signature
-    from rlaif.demo.reading import read_reply
+    from rlaif.demo.oracle import read_reply
 
     return float(read_reply(reply).malformed is not None)
 

@@ -1,45 +1,97 @@
-"""The entry point. It knows the commands by name and a line of help only; a command's module is loaded when it is run,
+"""The entry point. It knows the commands by name and a line of help only.
+
+Groups of commands that know each command by name and a line of help only; its module is loaded when it is run.
+
+The entry point. It knows the commands by name and a line of help only; a command's module is loaded when it is run,
 so that `rlaif --help` loads neither torch nor pydantic. All errors are told here, once, as one line.
 """
 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
 import os
 import sys
 import threading
 from collections.abc import Mapping
-from typing import ClassVar, NoReturn
+from typing import ClassVar, NamedTuple, NoReturn
 
 import click
 
 from rlaif import __version__
-from rlaif.cli.lazy import Entry, LazyGroup
-from rlaif.cli.terminal import echo
+from rlaif.cli.render import echo
 from rlaif.errors import RlaifError
+
+
+class Entry(NamedTuple):
+    """A command of a group."""
+
+    module: str
+    name: str
+    """What the command is called in that module."""
+    help: str
+    """Its line in the overview."""
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported when they are called."""
+
+    entries: ClassVar[Mapping[str, Entry]] = {}
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
+        """The names, in the order of the overview."""
+        return list(self.entries)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:  # noqa: ARG002
+        """The command of this name, its module imported now."""
+        if name not in self.entries:
+            return None
+        entry = self.entries[name]
+        command = getattr(importlib.import_module(entry.module), entry.name)
+        assert isinstance(command, click.Command)
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The command that was asked for. Raises UsageError with the nearest name where there is none."""
+        if args and args[0] not in self.entries and not args[0].startswith("-"):
+            from rlaif.errors import nearest
+
+            raise click.UsageError(f"no command `{args[0]}`; {nearest(args[0], self.entries)}", ctx)
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002
+        """Write the overview without importing any command."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, entry.help) for name, entry in self.entries.items()])
 
 
 class _Commands(LazyGroup):
     entries: ClassVar[Mapping[str, Entry]] = {
         "demo": Entry("rlaif.cli.demo", "demo", "Run the whole loop offline on the tiny models of the package."),
-        "init": Entry("rlaif.cli.init", "init", "Make a folder with all that a run needs, to start from."),
-        "run": Entry("rlaif.cli.run", "run", "The whole loop from one file: generate, train, evaluate, report."),
+        "init": Entry("rlaif.cli.setup", "init", "Make a folder with all that a run needs, to start from."),
+        "run": Entry("rlaif.cli.workflow", "run", "The whole loop from one file: generate, train, evaluate, report."),
         "constitution": Entry("rlaif.cli.constitution", "constitution", "Write, check, test and diff constitutions."),
-        "check": Entry("rlaif.cli.check", "check", "Tell every problem of a run file; only the models are probed."),
-        "preview": Entry("rlaif.cli.preview", "preview", "Full transcripts of a few prompts, and the cost of the run."),
-        "generate": Entry("rlaif.cli.runs", "generate", "Sample, critique, compare, pair: prompts in, pairs out."),
-        "sample": Entry("rlaif.cli.runs", "sample", "Only draw the policy's answers."),
-        "critique": Entry("rlaif.cli.runs", "critique", "Only write the judge's critiques of the samples."),
-        "compare": Entry("rlaif.cli.runs", "compare", "Only ask the judge's comparisons."),
-        "pair": Entry("rlaif.cli.runs", "pair", "Derive the pairs again from the answers on disk."),
-        "revise": Entry("rlaif.cli.revise", "revise", "Critique and rewrite the samples, for supervised fine-tuning."),
+        "check": Entry("rlaif.cli.setup", "check", "Tell every problem of a run file; only the models are probed."),
+        "preview": Entry(
+            "rlaif.cli.generate", "preview", "Full transcripts of a few prompts, and the cost of the run."
+        ),
+        "generate": Entry("rlaif.cli.generate", "generate", "Sample, critique, compare, pair: prompts in, pairs out."),
+        "sample": Entry("rlaif.cli.generate", "sample", "Only draw the policy's answers."),
+        "critique": Entry("rlaif.cli.generate", "critique", "Only write the judge's critiques of the samples."),
+        "compare": Entry("rlaif.cli.generate", "compare", "Only ask the judge's comparisons."),
+        "pair": Entry("rlaif.cli.generate", "pair", "Derive the pairs again from the answers on disk."),
+        "revise": Entry(
+            "rlaif.cli.generate", "revise", "Critique and rewrite the samples, for supervised fine-tuning."
+        ),
         "train": Entry("rlaif.cli.train", "train", "Train: SFT, a reward model or DPO on the data, PPO online."),
-        "score": Entry("rlaif.cli.score", "score", "Rewards of a reward model for a file of responses."),
+        "score": Entry("rlaif.cli.train", "score", "Rewards of a reward model for a file of responses."),
         "evaluate": Entry("rlaif.cli.evaluate", "evaluate", "Measure a judge, policies or a reward model."),
-        "report": Entry("rlaif.cli.report", "report", "A run, its trainings and evaluations as one HTML page."),
+        "report": Entry("rlaif.cli.workflow", "report", "A run, its trainings and evaluations as one HTML page."),
         "data": Entry("rlaif.cli.data", "data", "Check preference data, ours or anybody's, and export it."),
-        "judge": Entry("rlaif.cli.judge", "judge", "Serve a judge model with vLLM."),
+        "judge": Entry("rlaif.cli.serve", "judge", "Serve a judge model with vLLM."),
     }
 
 

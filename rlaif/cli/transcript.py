@@ -11,8 +11,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rlaif.cli.terminal import echo, secho
+from rlaif.cli.render import echo, secho
+from rlaif.feedback.revise import as_sample
+from rlaif.feedback.revision_checks import spoken
 from rlaif.records import (
+    Chain,
     Critique,
     Judgement,
     Order,
@@ -24,9 +27,6 @@ from rlaif.records import (
     Score,
     Settled,
 )
-from rlaif.revisions.plan import as_sample
-from rlaif.revisions.records import Chain
-from rlaif.revisions.speech import spoken
 from rlaif.store import read_records
 
 

@@ -1,12 +1,16 @@
 """The constitution: principles in a YAML file, by which a judge compares, critiques and revises replies."""
 
-from rlaif.constitution.loading import (
+from __future__ import annotations
+
+from rlaif.constitution.model import (
+    Constitution,
+    Example,
+    Principle,
     constitution_problems,
     find_constitution,
     load_constitution,
     shipped_constitutions,
 )
-from rlaif.constitution.model import Constitution, Example, Principle
 
 __all__ = [
     "Constitution",

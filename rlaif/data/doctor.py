@@ -8,20 +8,23 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from rlaif.data.columns import Kinds, main_columns, name_findings
-from rlaif.data.labels import LabelSums, RefusalSums, label_finding, refusal_finding
-from rlaif.data.lengths import LengthSums, length_finding
-from rlaif.data.neighbours import MOST, Neighbours
-from rlaif.data.opening import open_rows
-from rlaif.data.overlap import EvaluationSet
-from rlaif.data.repeats import Repeats
-from rlaif.data.report import Finding, Report
-from rlaif.data.rules import Tally, about_file, in_order
-from rlaif.data.shapes import Reading, Shape, read
-from rlaif.data.special import check_special
-from rlaif.data.texts import check_texts
-from rlaif.data.tokens import Limit, special_tokens_of, truncation_finding
-from rlaif.data.turns import UnreadableValueError
+from rlaif.data.checks import (
+    Kinds,
+    LabelSums,
+    RefusalSums,
+    check_special,
+    check_texts,
+    label_finding,
+    main_columns,
+    name_findings,
+    refusal_finding,
+)
+from rlaif.data.conversations import UnreadableValueError
+from rlaif.data.duplicates import MOST, EvaluationSet, Neighbours, Repeats
+from rlaif.data.export import open_rows
+from rlaif.data.findings import Finding, Report, Tally, about_file, in_order
+from rlaif.data.formats import Reading, Shape, read
+from rlaif.data.length_bias import LengthSums, Limit, length_finding, special_tokens_of, truncation_finding
 from rlaif.errors import UserError
 
 Told = Callable[[int], None]

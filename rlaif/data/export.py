@@ -1,4 +1,10 @@
-"""Preference data in the forms that trainers read: TRL, OpenRLHF, and the unpaired one of KTO.
+"""Preference data opened, and written in the forms that trainers read: TRL, OpenRLHF, KTO.
+
+Files of preference data, opened: how their rows are read, and the rows.
+
+The files of a dataset: rows as Parquet or JSON lines, in a folder that is there whole or not at all.
+
+Preference data in the forms that trainers read: TRL, OpenRLHF, and the unpaired one of KTO.
 
 trl        `prompt`, `chosen`, `rejected` as message lists: TRL's explicit-prompt conversational preferences
 openrlhf   `chosen`, `rejected` as whole conversations, its default keys (with `--data.apply_chat_template`)
@@ -12,22 +18,143 @@ scale. Rows of one prompt, whatever its case and spaces, go to one split, drawn 
 from __future__ import annotations
 
 import contextlib
+import itertools
+import json
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, NamedTuple, TypeVar
 
-from rlaif.data.files import FileKind, Row, RowFile
-from rlaif.data.opening import open_rows
-from rlaif.data.ratings import number_of
-from rlaif.data.repeats import hashed
-from rlaif.data.shapes import Reading, Shape, better_first, read
-from rlaif.data.special import check_special, cut_end_tokens
-from rlaif.data.texts import check_texts
-from rlaif.data.turns import Turns, UnreadableValueError
+from rlaif.data.checks import check_special, check_texts, cut_end_tokens
+from rlaif.data.conversations import Turns, UnreadableValueError
+from rlaif.data.duplicates import hashed
+from rlaif.data.files import Rows, read_rows
+from rlaif.data.formats import Reading, Shape, better_first, read, recognise
+from rlaif.data.winners import number_of, settle_winner
 from rlaif.errors import UserError
 from rlaif.records import Message, content_id
+
+_TRIED = 20
+"""Rows that the shape of a file is looked for in, for the first may lack a value."""
+F = TypeVar("F")
+
+
+class Opened(NamedTuple):
+    """A file whose rows can be read."""
+
+    shape: Shape | None
+    """None where it is of no known one."""
+    rows: Rows
+    """All of them."""
+
+
+def open_rows(path: str | Path) -> Opened:
+    """A file of preference data. Raises UserError where it does not say which of two responses is better.
+
+    Where the rows hold two numbered responses, the whole file is read once before, for what its winners mean.
+    """
+    return Opened(*first_known(path, recognise))
+
+
+def first_known(path: str | Path, known: Callable[[object], F | None]) -> tuple[F | None, Rows]:
+    """What one of the first rows of a file is known as, and all rows. Raises UserError as `open_rows` does."""
+    rows = read_rows(path)
+    tried = list(itertools.islice(rows, _TRIED))
+    found = next((form for _, row in tried if (form := known(row)) is not None), None)
+    if isinstance(found, Shape):
+        found = settled(found, path)  # type: ignore[assignment]
+    return found, itertools.chain(tried, rows)
+
+
+def settled(shape: Shape, path: str | Path) -> Shape:
+    """The shape with the meaning of its winner's column, which the whole file says."""
+    if shape.sided is None or shape.winner is not None:
+        return shape
+    return replace(shape, winner=settle_winner(shape.sided, _values(path), str(path)))
+
+
+def _values(path: str | Path) -> Iterator[object]:
+    return (row for _, row in read_rows(path))
+
+
+FileKind = Literal["parquet", "jsonl"]
+Row = dict[str, Any]
+
+_CHUNK = 5_000
+"""Rows held in memory at once, and the size of a Parquet row group."""
+
+
+class RowFile:
+    """One file of rows, for a `with` block; its ending says which kind. A column that a row lacks is null in it."""
+
+    def __init__(self, path: Path, columns: tuple[str, ...]) -> None:
+        self._path, self._columns = path, columns
+        self._waiting: list[Row] = []
+        self._open: Any = None
+
+    def __enter__(self) -> RowFile:
+        if self._path.suffix == ".jsonl":
+            self._open = self._path.open("w", encoding="utf-8", newline="\n")
+        else:
+            import pyarrow.parquet as pq
+
+            self._open = pq.ParquetWriter(self._path, _schema(self._columns))
+        return self
+
+    def add(self, row: Row) -> None:
+        """Write one row."""
+        self._waiting.append({name: row.get(name) for name in self._columns})
+        if len(self._waiting) == _CHUNK:
+            self._flush()
+
+    def _flush(self) -> None:
+        rows, self._waiting = self._waiting, []
+        if self._path.suffix == ".jsonl":
+            self._open.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            return
+        import pyarrow as pa
+
+        self._open.write_table(pa.Table.from_pylist(rows, schema=_schema(self._columns)))
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self._flush()
+        self._open.close()
+
+
+def _schema(columns: tuple[str, ...]) -> Any:
+    """Types that do not depend on what the rows happen to hold."""
+    import pyarrow as pa
+
+    messages = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
+    types = {"label": pa.bool_(), "probability": pa.float64(), "label_margin": pa.float64()}
+    return pa.schema([(name, types.get(name, messages)) for name in columns])
+
+
+@contextlib.contextmanager
+def draft_folder(path: Path) -> Iterator[Path]:
+    """A folder beside `path` to fill; it takes that place when the block ends well, and is removed when it does not.
+
+    Raises UserError where `path` is there already and not empty, or where it cannot be written.
+    """
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise UserError("is there already and not empty", where=path, mend="name another folder, or remove it")
+    path = path.resolve()
+    draft = path.with_name(f".{path.name}.draft")
+    try:
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir(parents=True)
+        yield draft
+        if path.exists():
+            path.rmdir()
+        draft.replace(path)
+    except OSError as error:
+        raise UserError(f"cannot write: {error.strerror or error}", where=path, mend="name another folder") from error
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
 
 Form = Literal["trl", "openrlhf", "kto"]
 

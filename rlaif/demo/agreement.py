@@ -1,15 +1,57 @@
-"""How often the judge of a run agrees with the oracle: by principle, and on the pairs that came out."""
+"""The demo's toy judge: how often it agrees with the oracle, and whether it is asked outside of its world.
+
+Whether the demo's toy judge is asked about things outside of its tiny world, of which it knows nothing.
+
+How often the judge of a run agrees with the oracle: by principle, and on the pairs that came out.
+"""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
-from rlaif.demo.oracle import prefer, prefer_overall, violations
-from rlaif.demo.reading import read_reply
-from rlaif.records import Judgement, PreferencePair, Prompt, Sample
-from rlaif.revisions.records import Chain
+from rlaif.config.shipped import SHIPPED, shipped_model
+from rlaif.constitution import Constitution, load_constitution
+from rlaif.demo.oracle import prefer, prefer_overall, read_prompt, read_reply, violations
+from rlaif.inference.model_folder import fingerprint
+from rlaif.records import Chain, Judgement, PreferencePair, Prompt, Sample
+
+_FEW = 0.1
+"""Share of foreign prompts that a toy judge may meet unannounced."""
+
+
+def is_toy(model: str) -> bool:
+    """Whether a judge's model is one that ships with the package: by its name, or, of a folder, by its files."""
+    if model in SHIPPED:
+        return True
+    folder = Path(model).expanduser()
+    if not (folder / "config.json").is_file():
+        return False
+    shipped = [path for name in SHIPPED if (path := shipped_model(name)) is not None and path.is_dir()]
+    return any(folder.resolve() == path.resolve() or fingerprint(folder) == fingerprint(path) for path in shipped)
+
+
+def outside_its_world(model: str, constitution: Constitution, prompts: Iterable[Prompt]) -> str | None:
+    """What to announce where the toy judge `model` judges by other principles than the demo's, or other prompts."""
+    if not is_toy(model):
+        return None
+    own = {principle.compare for principle in load_constitution("demo").principles}
+    foreign = [principle.id for principle in constitution.principles if principle.compare not in own]
+    asked = unknown = 0
+    for prompt in prompts:
+        asked += 1
+        unknown += read_prompt(prompt.messages[-1].content) is None
+    parts = [f"{unknown:,} of {asked:,} prompts"] if unknown > _FEW * asked else []
+    parts += [f"{len(foreign)} of {len(constitution.principles)} principles"] if foreign else []
+    if not parts:
+        return None
+    return (
+        f"{model} is a toy that knows the demo's tiny world alone, and {' and '.join(parts)} are from outside of it: "
+        "its labels here mean nothing, and are not to be trained on; name a real judge"
+    )
+
 
 GARBLED = "(garbled reply)"
 """Instead of a principle's id: comparisons with a reply that is not made of this world's sentences."""

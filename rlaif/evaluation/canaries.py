@@ -4,7 +4,8 @@ Each kind meets the better reply of some gold pairs, in both orders: replies tha
 that a lone colon passes many judges), and the worse reply with something added that speaks to the judge, or that
 imitates the judge's prompt. The worse reply as it is stands beside them: what the addition gains is the difference.
 
-Those with an addition are shown a second time without the fences of `rlaif.templates`, to see what these are good for.
+Those with an addition are shown a second time without the fences of `rlaif.config.judge_templates`, to see
+what these are good for.
 """
 
 from __future__ import annotations
@@ -13,17 +14,16 @@ import heapq
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from rlaif.asking import Judge
-from rlaif.comparisons.fold import first_logit
-from rlaif.comparisons.plan import compare_questions, votes
-from rlaif.evaluation.intervals import share_of
-from rlaif.evaluation.judged import Case
-from rlaif.evaluation.metrics import hits, mean
-from rlaif.evaluation.report import Canary, Estimate
+from rlaif.config.judge_templates import Judge
+from rlaif.config.schemas import CompareSettings, PairSettings
+from rlaif.evaluation.gold import Case
+from rlaif.evaluation.reports import Canary
+from rlaif.feedback.aggregate import first_logit
+from rlaif.feedback.judge import compare_questions, votes
+from rlaif.feedback.matchups import Meeting
 from rlaif.inference.base import Question
 from rlaif.records import Judgement, Sample, content_id
-from rlaif.samples.meetings import Meeting
-from rlaif.settings import CompareSettings, PairSettings
+from rlaif.stats import Estimate, hits, mean, share_of
 
 PLAIN = "worse reply"
 """The kind that the ones with an addition are measured against."""

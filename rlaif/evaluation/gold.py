@@ -1,32 +1,106 @@
-"""Gold pairs: two replies to a prompt, and which of them is better.
+"""Gold pairs: two responses to a prompt of which the better one is known, and what a judge says about them.
 
-Read as all preference data are (`rlaif.data.shapes`): our `pairs.jsonl`, `chosen` and `rejected` with a `prompt` or as
+The answers that a run has drawn, as its settings plan them: the one reader for all evaluations.
+
+Gold pairs: two replies to a prompt, and which of them is better.
+
+Read as all preference data are (`rlaif.data.formats`): our `pairs.jsonl`, `chosen` and `rejected` with a `prompt` or as
 dialogues, two numbered responses with a column of the winner, RewardBench's rows; and the 438 comparisons of the HHH
 evaluation (`text_correct`, `text_incorrect`).
 
 `subset` (or `category`) groups the results; `principle` names the principle that decides a pair; `tie: true` says that
 people see no difference, and then which of both is `chosen` means nothing.
+
+Gold pairs put to a judge in the words of a run, and what the answers on disk say about each of them.
+
+Everything is about the better reply: its log-odds are above zero where the judge agrees with the gold pair.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
-from rlaif.data.columns import notes_of
-from rlaif.data.export import LEFT_OUT
-from rlaif.data.opening import first_known
-from rlaif.data.rules import RULES
-from rlaif.data.shapes import Reading, Shape, better_first, read, recognise
-from rlaif.data.texts import check_texts
-from rlaif.data.turns import UnreadableValueError
-from rlaif.errors import UserError, nearest
-from rlaif.records import Message, Messages, Prompt, Record, Sample, content_id
-from rlaif.samples.forms import OddRowError, value_at
-from rlaif.samples.inputs import Oddities, prompt_id
-from rlaif.samples.transcripts import alternate, cut_dangling, joined
+from pydantic import ValidationError
+
+from rlaif.config.judge_templates import Judge
+from rlaif.config.run_file import load_run
+from rlaif.config.schemas import CompareSettings, PairSettings, PolicySettings
+from rlaif.constitution import Constitution
+from rlaif.data.checks import check_texts, notes_of
+from rlaif.data.conversations import UnreadableValueError, alternate, cut_dangling, joined
+from rlaif.data.export import LEFT_OUT, first_known
+from rlaif.data.files import Rows, read_rows
+from rlaif.data.findings import RULES
+from rlaif.data.formats import Reading, Shape, better_first, read, recognise
+from rlaif.data.prompts import Oddities, OddRowError, prompt_id, value_at
+from rlaif.errors import RecordError, UserError, nearest
+from rlaif.feedback.aggregate import Status, Vote, first_logit, folded, shares
+from rlaif.feedback.judge import compare_questions, votes
+from rlaif.feedback.matchups import Criterion, Meeting, criteria_of, draw
+from rlaif.feedback.sampling import is_planned
+from rlaif.inference.base import Question
+from rlaif.records import Judgement, Message, Messages, Prompt, Record, Sample, content_id
+
+TABLE = "samples.jsonl"
+
+
+def run_samples(path: Path, rows: Rows | None = None) -> dict[str, dict[int, Sample]]:
+    """The answers of a run's samples.jsonl, by prompt and index; revisions are none.
+
+    A table keeps what was drawn under earlier settings: those of the run's own (`run.yaml` beside it) count. Raises
+    RecordError on a broken line, UserError where answers of several policies or settings are left: they are no sample
+    of one thing.
+    """
+    samples = [sample for sample in _read(path, rows) if sample.revision_of is None]
+    policy = _policy_of(path)
+    planned = [each for each in samples if policy is not None and _is_planned(policy, each)]
+    found: dict[str, dict[int, Sample]] = {}
+    for sample in _alike(planned or samples, path):
+        if found.setdefault(sample.prompt, {}).setdefault(sample.index, sample) is not sample:
+            raise _mixed("several answers to one prompt with one number", path)
+    return found
+
+
+def _is_planned(policy: PolicySettings, sample: Sample) -> bool:
+    how = sample.sampling
+    return how is not None and is_planned(policy, sample.prompt, sample.index, how.model_dump())
+
+
+def _read(path: Path, rows: Rows | None) -> Iterable[Sample]:
+    for line, row in rows if rows is not None else read_rows(path):
+        try:
+            yield Sample.model_validate(row)
+        except ValidationError as error:
+            raise RecordError(path, line, error.errors()[0]["msg"]) from None
+
+
+def _policy_of(path: Path) -> PolicySettings | None:
+    """How the run beside a table draws its answers; None where nothing says it."""
+    try:
+        return load_run(path.with_name("run.yaml")).policy if path.name == TABLE else None
+    except UserError:
+        return None
+
+
+def _alike(samples: list[Sample], path: Path) -> list[Sample]:
+    policies = sorted({each.policy for each in samples})
+    if len(policies) > 1:
+        raise _mixed(f"answers of {len(policies)} policies ({', '.join(policies[:5])})", path)
+    ways = {each.sampling and each.sampling.model_copy(update={"seed": None}) for each in samples}
+    if len(ways) > 1:
+        warm = sorted({each.temperature for each in ways if each is not None})
+        told = f" (temperatures {', '.join(f'{each:g}' for each in warm)})" if len(warm) > 1 else ""
+        raise _mixed(f"answers drawn with {len(ways)} settings{told}", path)
+    return samples
+
+
+def _mixed(what: str, path: Path) -> UserError:
+    return UserError(f"holds {what}", where=path, mend="give each its own file")
+
 
 _WRITER = "gold"
 """Policy name of the replies."""
@@ -173,3 +247,117 @@ def _named(row: Any, column: str) -> str | None:
     value = row.get(column)
     nothing = value is None or (isinstance(value, float) and math.isnan(value))
     return None if nothing else str(value).strip() or None
+
+
+class Case(NamedTuple):
+    """A gold pair as the compare stage sees it: the better reply (left) meets the worse one."""
+
+    pair: GoldPair
+    prompt: Prompt
+    meeting: Meeting
+
+
+class JudgedPair(Record):
+    """What the judge said about one gold pair."""
+
+    id: str
+    """Of the gold pair."""
+    source: str
+    """File and line of the gold pair."""
+    prompt: str
+    """Id of its prompt: pairs of one prompt are right or wrong together."""
+    subset: str | None
+    status: str
+    """`labelled`, `tie` (closer to one half than `pair.margin`), or why there is no label: `unparsed`, `failed`."""
+    logit: float | None
+    """Log-odds of the better reply, both orders and all principles folded; None where there is no label."""
+    orders: tuple[float, ...]
+    """The same by each order alone: with the better reply first, and with it second, as far as they were asked."""
+    better_first: float
+    """Share of the orders that were asked which show the better reply first: one half, or, of a single one, 0 or 1."""
+    flip: bool
+    """The two orders disagree."""
+    own: dict[str, float | None]
+    """Log-odds of the better reply by each principle on its own; None where it has no label."""
+    slots: tuple[float, ...]
+    """Log-odds of the first *slot*, for every single verdict that can be read."""
+    masses: tuple[float, ...]
+    """Probability of both labels together, for every answer with log-probabilities."""
+    lengths: tuple[int, int]
+    """Characters of the better and of the worse reply."""
+    tie: bool = False
+    """Neither reply is better, by the gold pair."""
+
+    @property
+    def labelled(self) -> bool:
+        """Whether there is a label at all, be it a tie."""
+        return self.logit is not None
+
+
+def cases(pairs: Iterable[GoldPair], constitution: Constitution, compare: CompareSettings) -> Iterator[Case]:
+    """The gold pairs as meetings, judged by their own principle where they name one, else by `compare.principles`.
+
+    Raises UserError where a pair names a principle that the constitution does not have.
+    """
+    criteria = criteria_of(constitution, compare.principles)
+    single = {each.id: each for each in criteria_of(constitution, "each")}
+    for pair in pairs:
+        better, worse = pair.samples()
+        if pair.principle is not None:
+            if pair.principle not in single:
+                what = f"`{constitution.name}` has no principle `{pair.principle}`"
+                raise UserError(what, where=pair.source, mend=nearest(pair.principle, single))
+            chosen: tuple[Criterion, ...] = (single[pair.principle],)
+        elif compare.principles == "one":
+            chosen = (draw(criteria, (better.id, worse.id)),)
+        else:
+            chosen = criteria
+        yield Case(pair, pair.as_prompt(), Meeting(better, worse, chosen))
+
+
+def questions_of(case: Case, compare: CompareSettings, judge: Judge) -> list[Question]:
+    """The ordered questions of a gold pair: the same, by content and so by id, as a run would ask about its replies."""
+    return list(compare_questions(case.prompt, [case.meeting], compare, judge))
+
+
+def judged_pair(
+    case: Case,
+    questions: Sequence[Question],
+    answer_of: Callable[[str], Judgement | None],
+    compare: CompareSettings,
+    pair: PairSettings,
+) -> JudgedPair:
+    """One gold pair with the answers to its questions, which are found by their ids."""
+    better, worse, _ = case.meeting
+    ((_, cast),) = votes([case.meeting], questions, answer_of, compare)
+    comparison = folded(better.id, worse.id, cast, pair.model_copy(update={"flips": "soft"}))
+    silent = comparison.status in (Status.UNPARSED, Status.FAILED)
+    parts = shares(better.id, worse.id, cast, pair)
+    return JudgedPair(
+        id=case.pair.id,
+        source=case.pair.source,
+        prompt=case.prompt.id,
+        subset=case.pair.subset,
+        status=comparison.status.value,
+        logit=None if silent else comparison.logit,
+        orders=comparison.orders,
+        better_first=sum(vote.wanted[0] for vote in cast) / sum(sum(vote.wanted) for vote in cast),
+        flip=comparison.flip,
+        own={part.principle: part.own.logit if part.readable else None for part in parts},
+        slots=tuple(_slots(cast, pair.min_label_mass)),
+        masses=tuple(each.label_mass for each in _answers(cast) if each.label_mass is not None),
+        lengths=(len(case.pair.better), len(case.pair.worse)),
+        tie=case.pair.tie,
+    )
+
+
+def _answers(cast: Sequence[Vote]) -> Iterator[Judgement]:
+    yield from (each for vote in cast for each in vote.asked if each is not None)
+
+
+def _slots(cast: Sequence[Vote], min_mass: float) -> Iterator[float]:
+    for vote in cast:
+        for each in vote.asked:
+            logit = None if each is None else first_logit(each, min_mass=min_mass, temperature=vote.temperature)
+            if logit is not None:
+                yield logit

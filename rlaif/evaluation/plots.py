@@ -1,13 +1,31 @@
-"""The plots of a judge's evaluation, as PNG and SVG. matplotlib is loaded here only, and draws without a screen."""
+"""The plots of evaluations, as PNG and SVG. matplotlib is loaded here only, and draws without a screen.
+
+The plots of a judge's evaluation, as PNG and SVG. matplotlib is loaded here only, and draws without a screen.
+
+The plots of an evaluation of policies, as PNG and SVG. matplotlib is loaded here only, and needs no screen.
+
+The plots of a reward model's evaluation, as figures and as PNG and SVG. matplotlib is loaded here only.
+"""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rlaif.evaluation.report import Calibration, Estimate, JudgeReport, Length, Measures
+from rlaif.evaluation.reports import (
+    BestOfN,
+    Calibration,
+    JudgeReport,
+    Length,
+    Match,
+    Measures,
+    PolicyReport,
+    Rating,
+    RewardReport,
+)
+from rlaif.stats import Estimate
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,7 +44,7 @@ _STYLE: Any = {
 }
 
 
-def write_plots(report: JudgeReport, stem: Path) -> list[Path]:
+def write_judge_plots(report: JudgeReport, stem: Path) -> list[Path]:
     """Write `STEM-NAME.png` and `.svg` for every plot that there is something to draw in. Returns their paths."""
     return write_figures(_figures(report), f"{short(report.about.judge, 60)}  ·  {report.about.constitution}", stem)
 
@@ -166,3 +184,155 @@ def short(name: str, most: int = _LONGEST_NAME) -> str:
     """At most `most` characters, cut in the middle: names often differ at their end."""
     half = (most - 1) // 2
     return name if len(name) <= most else f"{name[:half]}…{name[-half:]}"
+
+
+# Told apart by people with any colour vision (Okabe and Ito 2008).
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+_MARKS = "osD^vP"
+
+
+def write_policy_plots(report: PolicyReport, stem: Path) -> list[Path]:
+    """Write `STEM-NAME.png` and `.svg` for every plot that there is something to draw in. Returns their paths."""
+    return write_figures(
+        policy_figures(report), f"{short(report.about.judge, 60)}  ·  {report.about.constitution}", stem
+    )
+
+
+def policy_figures(report: PolicyReport) -> Iterator[tuple[str, Figure]]:
+    """Every figure with its name: `winrate`, `principles` and `ratings`, as far as there is something to draw."""
+    against = [match for match in report.matches if match.baseline == report.baseline and match.win_rate is not None]
+    if against:
+        yield "winrate", winrate_figure(against, report.baseline)
+        if any(part.rate is not None for match in against for part in match.principles):
+            yield "principles", principles_figure(against, report.baseline)
+    if report.ratings:
+        yield "ratings", ratings_figure(report.ratings)
+
+
+def winrate_figure(matches: Sequence[Match], baseline: str) -> Figure:
+    """Win rate and preference against the baseline, that as it is and at equal length, a row a policy."""
+    figure = new_figure(6.4, 1.7 + 0.5 * len(matches))
+    axes = figure.subplots()
+    rows = list(range(len(matches)))
+    series = {
+        "win rate": [match.win_rate for match in matches],
+        "preference": [match.preference for match in matches],
+        "preference at equal length": [match.controlled for match in matches],
+    }
+    _rows(axes, rows, series)
+    axes.axvline(0.5, color=GREY, linestyle="--", linewidth=1)
+    axes.set_yticks(rows, [f"{short(match.policy)}  ({match.compared:,})" for match in matches])
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    _shares(axes)
+    axes.set_xlabel(f"against {short(baseline)} (comparisons), 95% intervals")
+    legend_below(figure)
+    return figure
+
+
+def principles_figure(matches: Sequence[Match], baseline: str) -> Figure:
+    """Win rate against the baseline by each principle on its own, a row a principle and a colour a policy."""
+    names = list(dict.fromkeys(part.name for match in matches for part in match.principles))
+    figure = new_figure(6.6, 1.8 + (0.28 + 0.16 * len(matches)) * len(names))
+    axes = figure.subplots()
+    rows = list(range(len(names)))
+    series = {
+        short(match.policy): [{part.name: part.rate for part in match.principles}.get(name) for name in names]
+        for match in matches
+    }
+    _rows(axes, rows, series)
+    axes.axvline(0.5, color=GREY, linestyle="--", linewidth=1)
+    axes.set_yticks(rows, [short(name) for name in names])
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    _shares(axes)
+    axes.set_xlabel(f"win rate against {short(baseline)} by one principle alone, 95% intervals")
+    legend_below(figure)
+    return figure
+
+
+def ratings_figure(ratings: Sequence[Rating]) -> Figure:
+    """Bradley-Terry log-strengths, the strongest first."""
+    figure = new_figure(6.2, 1.5 + 0.35 * len(ratings))
+    axes = figure.subplots()
+    rows = list(range(len(ratings)))
+    _rows(axes, rows, {"": [rating.strength for rating in ratings]})
+    axes.axvline(0.0, color=GREY, linestyle="--", linewidth=1)
+    axes.set_yticks(rows, [f"{short(rating.name)}  (Elo {rating.elo:.0f})" for rating in ratings])
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.set_xlabel("log-strength (Bradley-Terry); 1.1 apart is three wins of four; 95% intervals")
+    return figure
+
+
+def _rows(axes: Axes, rows: Sequence[int], series: Mapping[str, Sequence[Estimate | None]]) -> None:
+    """Points with intervals, the series of a row above one another."""
+    gap = min(0.26, 0.7 / len(series))
+    for number, (label, found) in enumerate(series.items()):
+        shift = (number - (len(series) - 1) / 2) * gap
+        known = [(row + shift, each) for row, each in zip(rows, found, strict=True) if each is not None]
+        if not known:
+            continue
+        values = [each.value for _, each in known]
+        spread = [
+            [max(0.0, each.value - each.low) for _, each in known],
+            [max(0.0, each.high - each.value) for _, each in known],
+        ]
+        axes.errorbar(
+            values, [place for place, _ in known], xerr=spread, label=label, fmt=_MARKS[number % len(_MARKS)],
+            color=_COLOURS[number % len(_COLOURS)], capsize=3, markersize=5, linewidth=1.2,
+        )  # fmt: skip
+
+
+def _shares(axes: Axes) -> None:
+    axes.set_xlim(-0.02, 1.02)
+    axes.xaxis.set_major_formatter("{x:.0%}")
+
+
+# Told apart by people with any colour vision (Okabe and Ito 2008).
+_REWARD_BLUE, _REWARD_ORANGE, _GREY = "#0072B2", "#D55E00", "#6E6E6E"
+
+
+def write_reward_plots(report: RewardReport, stem: Path) -> list[Path]:
+    """Write `STEM-NAME.png` and `.svg` for every plot that there is something to draw in. Returns their paths."""
+    return write_figures(reward_figures(report), report.model, stem)
+
+
+def reward_figures(report: RewardReport) -> Iterator[tuple[str, Figure]]:
+    """The plots of a report, each with its name: `reliability`, `length`, `best-of-n`."""
+    if report.gold is not None and report.gold.calibration is not None:
+        yield "reliability", reliability_figure(report.gold.calibration)
+    if report.gold is not None and report.gold.length.bins:
+        yield "length", length_figure(report.gold.length, report.gold.accuracy)
+    if report.best_of_n is not None:
+        yield "best-of-n", best_of_figure(report.best_of_n)
+
+
+def best_of_figure(found: BestOfN) -> Figure:
+    """The reward above and the other measure below, over the distance from the policy; n stands along the top."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.0, 6.0), layout="constrained")
+    upper, lower = figure.subplots(2, 1, sharex=True)
+    kl = [point.kl for point in found.points]
+    _curve(upper, kl, [point.reward for point in found.points], _REWARD_BLUE)
+    upper.set_ylabel("reward, in deviations\nabove the mean answer")
+    _curve(lower, kl, [point.gold for point in found.points], _REWARD_ORANGE)
+    lower.set_ylabel(_folded(found.measure))
+    lower.axvline(kl[[point.n for point in found.points].index(found.best_n)], color=_GREY, linestyle="--", linewidth=1)
+    told = f"best at n = {found.best_n}" + (", over-optimised beyond" if found.overoptimised else "")
+    lower.set_title(told, fontsize=10, color=_GREY)
+    lower.set_xlabel("KL from the policy, in nats: ln n - (n - 1)/n")
+    top = upper.secondary_xaxis("top")
+    top.set_xticks(kl, [f"{point.n}" for point in found.points])
+    top.set_xlabel(f"best of n; {found.prompts:,} prompts, 95% intervals")
+    return figure
+
+
+def _curve(axes: Axes, kl: list[float], found: list[Estimate], color: str) -> None:
+    axes.plot(kl, [each.value for each in found], color=color, marker="o", markersize=5, linewidth=1.4)
+    axes.fill_between(kl, [each.low for each in found], [each.high for each in found], color=color, alpha=0.2, lw=0)
+
+
+def _folded(name: str) -> str:
+    """A long name over lines of about thirty characters."""
+    import textwrap
+
+    return "\n".join(textwrap.wrap(name, 30)[:4])

@@ -14,7 +14,7 @@ from functools import cached_property
 from typing import Any, Literal, NamedTuple, Protocol
 
 from rlaif.errors import UserError, nearest
-from rlaif.thinking import CLOSED_AT_END, OPEN_AT_END, TAG
+from rlaif.text import CLOSED_AT_END, OPEN_AT_END, TAG
 
 _OURS = frozenset(
     {

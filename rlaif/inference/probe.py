@@ -19,16 +19,14 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from rlaif.asking import ENOUGH, trial_comparison
+from rlaif.config.judge_templates import ENOUGH, trial_comparison
 from rlaif.errors import nearest
 from rlaif.inference.base import Answer, Question
-from rlaif.inference.begun import WAYS, Way
-from rlaif.inference.chat import THINKING_TOKENS, LabelRoute
-from rlaif.inference.conversing import Chat
+from rlaif.inference.chat_api import THINKING_TOKENS, TOP, WAYS, LabelRoute, Way, label_text, label_tokens
 from rlaif.inference.faults import Fault
-from rlaif.inference.labels import TOP, label_text, label_tokens
+from rlaif.inference.requests import Chat
 from rlaif.records import Message, Sampling
-from rlaif.thinking import begins_with_thinking
+from rlaif.text import begins_with_thinking
 
 T = TypeVar("T")
 

@@ -6,13 +6,14 @@ import contextlib
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any
 
 from transformers import TrainerCallback
 
+from rlaif.progress import Progress
 from rlaif.training.folder import add_to_log, keep_seconds, seconds_of, write_log
 from rlaif.training.trainer import GroupTrainer
 
@@ -20,17 +21,15 @@ _FALLING = 20
 """Lines of the log in a row in which the chosen completions are less likely than at the start."""
 
 
-class Told(Protocol):
-    """Hears how a training goes."""
+_SHOWN = {
+    "loss": "loss", "accuracy": "accuracy", "eval_loss": "held-out loss", "eval_accuracy": "held-out accuracy",
+    "reward": "reward", "kl": "KL",
+}  # fmt: skip
 
-    def note(self, text: str) -> None:
-        """Something that the user should know."""
 
-    def begin(self, stage: str, total: int) -> None:
-        """A stage of so many steps starts."""
-
-    def progress(self, stage: str, done: int, logs: dict[str, float]) -> None:
-        """So many of its steps are done; what was logged last."""
+def shown_metrics(logs: Mapping[str, float]) -> str:
+    """The metrics that stand beside the progress of a training."""
+    return ", ".join(f"{name} {logs[key]:.3f}" for key, name in _SHOWN.items() if key in logs)
 
 
 class Callback(TrainerCallback):
@@ -43,16 +42,16 @@ class StoppedError(Exception):
     """Raised where a training is stopped before its first step."""
 
 
-class Progress(Callback):
-    """Tells how far the training is."""
+class ProgressCallback(Callback):
+    """Shows how far the training is."""
 
-    def __init__(self, told: Told) -> None:
-        self.told = told
+    def __init__(self, progress: Progress) -> None:
+        self.progress = progress
         self._logs: dict[str, float] = {}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
         """Say how many steps there will be."""
-        self.told.begin("train", state.max_steps)
+        self.progress.begin("train", state.max_steps)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:  # noqa: ARG002
         """Keep the last figures."""
@@ -61,11 +60,13 @@ class Progress(Callback):
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
         """Say how many are done: only now is the last one logged, and evaluated where it was its turn."""
         if state.global_step:
-            self.told.progress("train", state.global_step, self._logs)
+            self.progress.advance("train", state.global_step, shown_metrics(self._logs))
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
         """Say that all are."""
-        self.told.progress("train", state.global_step, self._logs)
+        figures = shown_metrics(self._logs)
+        summary = f"{state.global_step} of {state.max_steps}{', ' if figures else ''}{figures}"
+        self.progress.end("train", summary)
 
 
 class LogFile(Callback):

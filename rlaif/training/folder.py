@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,10 +19,11 @@ from pydantic import JsonValue, ValidationError
 
 from rlaif import __version__
 from rlaif.errors import UserError
-from rlaif.jsontext import loads
+from rlaif.progress import first_process
 from rlaif.records import Record
 from rlaif.store import lock_folder, write_json, write_text
-from rlaif.training.learned import Learned
+from rlaif.text import loads
+from rlaif.training.text_format import Learned
 
 _BEGUN, _LOG, _DONE, _LOCK = "train.json", "log.jsonl", "metrics.json", ".lock"
 _SECONDS = "seconds.json"
@@ -143,11 +143,6 @@ def _require_readable(checkpoint: Path) -> None:
         except (OSError, ValueError, SafetensorError, zipfile.BadZipFile) as error:
             mend = "delete this folder; `--resume` then goes on from the one before, or from the start"
             raise UserError(f"{path.name} is damaged ({error})", where=checkpoint, mend=mend) from error
-
-
-def first_process() -> bool:
-    """Whether this is the first of several processes: launchers number them in RANK."""
-    return os.environ.get("RANK", "0") == "0"
 
 
 def leave_processes() -> None:

@@ -1,4 +1,15 @@
-"""Models to train: loaded without dropout, with a scalar head for rewards, with an adapter where one is asked for.
+"""Models to train: where a training starts from, whether the data fit, adapters, and how the result is saved.
+
+A trained model's files in the type of the model that it started from.
+
+Weights are trained in float32, and checkpoints keep it. What is saved at the end is as large as what was loaded: of a
+bfloat16 model a bfloat16 model, its config saying so. The head of a reward model stays in float32.
+
+Where a training starts from: a whole model, or a LoRA adapter with the model that it was trained on.
+
+Whether data fit a model: its vocabulary and its positions.
+
+Models to train: loaded without dropout, with a scalar head for rewards, with an adapter where one is asked for.
 
 Weights that are trained are float32. Those that are not (under an adapter, of another model as the reference) are
 bfloat16 where the training computes in it: half the memory.
@@ -7,23 +18,184 @@ bfloat16 where the training computes in it: half the memory.
 from __future__ import annotations
 
 import contextlib
+import json
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
+from rlaif.config.shipped import shipped_model
 from rlaif.errors import UserError
-from rlaif.inference import merging
-from rlaif.inference.files import read_json
-from rlaif.inference.opening import open_model, untie
-from rlaif.training.arguments import narrow
-from rlaif.training.rewardmodel import figures_of
-from rlaif.training.saving import type_of
-from rlaif.training.settings import CommonSettings, LoraSettings
-from rlaif.training.starts import Start, find_start, lasting_name
+from rlaif.inference import adapters
+from rlaif.inference.model_folder import (
+    ADAPTER,
+    Parts,
+    has_tokenizer,
+    model_folder,
+    open_model,
+    parts_of,
+    read_json,
+    require_parts,
+    untie,
+)
+from rlaif.records import content_id
+from rlaif.store import draft_of, sha256_of, write_json
+from rlaif.text import loads
+from rlaif.training.config import CommonSettings, LoraSettings
+from rlaif.training.examples import Group
+from rlaif.training.reference import weights_hash
+from rlaif.training.reward_model import figures_of
+from rlaif.training.trainer import narrow
+
+_HEAD = "score."
+"""Rewards have three digits in bfloat16, too few for a difference of two."""
+
+
+def type_of(folder: Path) -> torch.dtype:
+    """The type that a saved model's config tells; float32 where it tells none, or one that nobody trains in."""
+    config = loads((folder / "config.json").read_text(encoding="utf-8"))
+    text = config.get("text_config") if isinstance(config.get("text_config"), dict) else {}
+    told = next((at[key] for at in (config, text) for key in ("dtype", "torch_dtype") if at.get(key)), "float32")
+    found = getattr(torch, str(told).removeprefix("torch."), None)
+    return found if found in (torch.bfloat16, torch.float16) else torch.float32
+
+
+def round_to(model: Any, dtype: torch.dtype) -> None:
+    """Give every weight the value that it will be saved with, so that what is measured of the model holds."""
+    for name, each in model.named_parameters():
+        if each.is_floating_point() and not name.startswith(_HEAD):
+            each.data.copy_(each.data.to(dtype))
+
+
+def cast_files(folder: Path, dtype: torch.dtype) -> None:
+    """Rewrite a folder's float32 weights in a narrower type, and its config."""
+    from safetensors.torch import load_file, save_file
+
+    if dtype == torch.float32:
+        return
+    size = 0
+    for path in sorted(folder.glob("*.safetensors")):
+        narrow = {name: each.to(dtype) if _narrowed(name, each) else each for name, each in load_file(path).items()}
+        size += sum(each.nbytes for each in narrow.values())
+        with draft_of(path) as draft:
+            save_file(narrow, draft, metadata={"format": "pt"})
+    config = loads((folder / "config.json").read_text(encoding="utf-8"))
+    write_json(folder / "config.json", _named(config, str(dtype).removeprefix("torch.")))
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        listed = loads(index.read_text(encoding="utf-8"))
+        listed.setdefault("metadata", {})["total_size"] = size
+        write_json(index, listed)
+
+
+def _narrowed(name: str, weight: torch.Tensor) -> bool:
+    return weight.dtype == torch.float32 and not name.startswith(_HEAD)
+
+
+def _named(config: Any, dtype: str) -> Any:
+    """A config, with those inside of it, that tells another type."""
+    if not isinstance(config, dict):
+        return config
+    named = {name: _named(value, dtype) for name, value in config.items()}
+    return named | {name: dtype for name in ("dtype", "torch_dtype") if isinstance(named.get(name), str)}
+
+
+class Start(NamedTuple):
+    """The folders of a model."""
+
+    weights: Path
+    """Of a whole model."""
+    adapter: Path | None = None
+    """Of what is added to it."""
+
+    @property
+    def tokenizer(self) -> Path:
+        """The folder with the tokenizer: an adapter may have its own."""
+        return self.adapter if self.adapter is not None and has_tokenizer(self.adapter) else self.weights
+
+    @property
+    def has_tokenizer(self) -> bool:
+        """Whether it was saved with one."""
+        return has_tokenizer(self.tokenizer)
+
+    @property
+    def parts(self) -> Parts:
+        """The same for those that load it."""
+        return Parts(self.weights, self.adapter, self.tokenizer)
+
+    @property
+    def size(self) -> int:
+        """Bytes of weights."""
+        return sum(path.stat().st_size for path in self.weights.glob("*.safetensors"))
+
+    def hash(self) -> str:
+        """A hash of all weights by content."""
+        whole = weights_hash(self.weights)
+        if self.adapter is None:
+            return whole
+        # Where it lies is nothing to what it is.
+        about = read_json(self.adapter / ADAPTER) | {"base_model_name_or_path": ""}
+        files = [sha256_of(path) for path in sorted(self.adapter.glob("adapter_model.*"))]
+        return content_id(whole, json.dumps(about, sort_keys=True), *files)
+
+
+def find_start(model: str) -> Start:
+    """The folders of a model: shipped, local or on the hub. Raises UserError where there is none that can be loaded."""
+    parts = parts_of(model_folder(model), rewards=True)
+    require_parts(parts, model)
+    return Start(parts.weights, parts.adapter)
+
+
+def lasting_name(model: str) -> str:
+    """What an adapter calls the model that it belongs to: a name of the hub as it is, a folder by its whole path."""
+    local = shipped_model(model) or Path(model).expanduser()
+    return str(local.resolve()) if local.is_dir() else model
+
+
+def require_fit(model: Any, groups: Sequence[Group], name: str) -> str | None:
+    """Raise UserError where the model has no embedding for a token or a position of the data.
+
+    Returns a note where rows are longer than those that the model was made for, and it can compute them all the same.
+    """
+    table = model.get_input_embeddings()
+    highest = max(max(ids) for group in groups for ids in (group.prompt, *group.completions))
+    if isinstance(table, nn.Embedding) and highest >= table.num_embeddings:
+        what = f"has {table.num_embeddings:,} embeddings, and the tokenizer gives ids up to {highest:,}"
+        raise UserError(what, where=name, mend="take the tokenizer that belongs to it, or resize its embeddings")
+    positions = positions_of(model.config)
+    longest = max(len(group.prompt) + max(map(len, group.completions)) for group in groups)
+    if positions is None or longest <= positions:
+        return None
+    told = f"the longest row has {longest:,} tokens, and the model was made for {positions:,}"
+    if _learned(model, positions):
+        raise UserError(told, where=name, mend=f"set `max_length: {positions}`")
+    return f"{told}: `max_length: {positions}` cuts what is longer"
+
+
+def positions_of(config: Any) -> int | None:
+    """Most tokens of a text that a model was made for, by its config; None where that does not say."""
+    found = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return found if isinstance(found, int) else None
+
+
+def _learned(model: Any, positions: int) -> bool:
+    """Whether there is a table of positions; some keep a few rows of it for other ends."""
+    tables = (module for name, module in model.named_modules() if "pos" in name or name.endswith("wpe"))
+    return any(isinstance(each, nn.Embedding) and 0 <= each.num_embeddings - positions <= 2 for each in tables)
+
+
+def require_same_vocabulary(tokenizer: Any, other: Any, groups: Sequence[Group], name: str) -> None:
+    """Raise UserError where a token of the data is another one to the reference; what is not used may differ."""
+    used = sorted({token for group in groups for ids in (group.prompt, *group.completions) for token in ids})
+    known = len(other)
+    for at, here in zip(used, tokenizer.convert_ids_to_tokens(used), strict=True):
+        there = other.convert_ids_to_tokens(at) if at < known else here
+        if there not in (here, None):
+            what = f"has another vocabulary than the model: token {at} is `{there}` there, and `{here}` here"
+            raise UserError(what, where=name, mend="name a reference with the same tokenizer")
 
 
 def load_policy(settings: CommonSettings) -> Any:
@@ -205,7 +377,7 @@ def merged(model: Any) -> Any:
     """The whole model with its adapter added to the weights. Raises UserError where that makes another model of it."""
     if not hasattr(model, "merge_and_unload"):
         return model
-    return merging.merged(model, "lora.merge", mend="leave it out: the adapter is saved as it is")
+    return adapters.merged(model, "lora.merge", mend="leave it out: the adapter is saved as it is")
 
 
 @contextlib.contextmanager

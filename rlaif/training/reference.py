@@ -21,8 +21,8 @@ from torch import Tensor
 
 from rlaif.errors import UserError
 from rlaif.training.batches import lay_out, split
+from rlaif.training.examples import Group
 from rlaif.training.forward import Way
-from rlaif.training.groups import Group
 
 _VERSION = "1"
 _PART = 2**24

@@ -12,19 +12,19 @@ from typing import Any
 
 import pytest
 
-from rlaif.asking import BEGUN, PLAIN, Form, Judge, Templates
-from rlaif.comparisons.forms import Tried, best, candidates, judge_asked, tried_forms
-from rlaif.comparisons.questions import LABELS
-from rlaif.comparisons.verdict import judgement
+from rlaif.config.judge_templates import BEGUN, PLAIN, Form, Judge, Templates
+from rlaif.config.run_file import load_run
+from rlaif.config.schemas import CompareSettings
 from rlaif.errors import RecordError
+from rlaif.feedback.judge import judgement
+from rlaif.feedback.pipeline import Report, run_pipeline
+from rlaif.feedback.prompt_forms import Tried, best, candidates, judge_asked, tried_forms
+from rlaif.feedback.prompts import LABELS
 from rlaif.inference.base import Answer, Question
-from rlaif.inference.begun import begun
-from rlaif.inference.local import Local
-from rlaif.inference.server import Server
-from rlaif.pipeline import Report, generate
+from rlaif.inference.chat_api import begun
+from rlaif.inference.client import Server
+from rlaif.inference.transformers_model import Local
 from rlaif.records import Judgement, Message, Sampling, Verdict
-from rlaif.runfile import load_run
-from rlaif.settings import CompareSettings
 from rlaif.store import Table
 from tests.fakes import FakeServer, Taste
 from tests.inference.tiny import TEMPLATE, make_tiny_model
@@ -41,7 +41,7 @@ def asked(text: str = "Which is better, A or B?", prefill: str = BEGUN) -> Quest
 
 
 def run(path: Path, **compare: str) -> Report:
-    return generate(load_run(path, {("compare", name): value for name, value in compare.items()}))
+    return run_pipeline(load_run(path, {("compare", name): value for name, value in compare.items()}))
 
 
 def choices(path: Path) -> list[dict[str, Any]]:
@@ -320,7 +320,7 @@ def test_a_panel_has_a_form_a_judge(tmp_path: Path) -> None:
         judges = [{"model": "fake", "base_url": good.url}, {"model": "echo", "base_url": echo.url}]
         path = write_run(tmp_path, good.url)
         settings = load_run(path).plain() | {"judge": judges}
-        report = generate(load_run(path).model_validate(settings))
+        report = run_pipeline(load_run(path).model_validate(settings))
     assert report.outcome is not None and report.problem is None
     assert {each["judge"]: each["form"]["prefill"] for each in choices(tmp_path)} == {"fake": "", "echo": BEGUN}
     assert report.run.asked("echo") == Judge("echo", Templates(), Form(prefill=BEGUN))

@@ -8,16 +8,16 @@ from typing import Any
 
 import pytest
 
+from rlaif.config.run_file import load_run
+from rlaif.config.shipped import shipped_model
 from rlaif.constitution import load_constitution
-from rlaif.demo.outside import is_toy, outside_its_world
-from rlaif.demo.prompts import demo_scenes
+from rlaif.demo.agreement import is_toy, outside_its_world
+from rlaif.demo.world import demo_scenes
 from rlaif.errors import ModelError
-from rlaif.loop.plan import load_plan
-from rlaif.loop.running import run_loop
-from rlaif.pipeline import generate
+from rlaif.feedback.pipeline import run_pipeline
 from rlaif.records import Message, Prompt
-from rlaif.resources import shipped_model
-from rlaif.runfile import load_run
+from rlaif.workflow.plan import load_plan
+from rlaif.workflow.run import run_loop
 from tests.fakes import FakeServer, Taste
 from tests.support import rlaif, write_run
 
@@ -91,7 +91,7 @@ def test_the_loop_stops_before_it_trains_on_nothing(tmp_path: Path) -> None:
     with FakeServer(taste=ECHOING) as fake:
         path = write_run(tmp_path, fake.url)
         plan = load_plan(path)
-        from rlaif.api.showing import Screen
+        from rlaif.api.keywords import Screen
 
         with pytest.raises(ModelError, match="no pairs: 60 comparisons"):
             run_loop(plan, Screen(quiet=True))
@@ -101,8 +101,8 @@ def test_the_loop_stops_before_it_trains_on_nothing(tmp_path: Path) -> None:
 
 def test_a_run_with_pairs_has_no_problem(tmp_path: Path) -> None:
     with FakeServer() as fake:
-        assert generate(load_run(write_run(tmp_path, fake.url))).problem is None
-        assert generate(load_run(tmp_path / "run.yaml"), ["sample"]).problem is None, "none was wanted"
+        assert run_pipeline(load_run(write_run(tmp_path, fake.url))).problem is None
+        assert run_pipeline(load_run(tmp_path / "run.yaml"), ["sample"]).problem is None, "none was wanted"
 
 
 def prompt(text: str) -> Prompt:

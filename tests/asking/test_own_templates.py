@@ -9,15 +9,24 @@ from typing import Any
 
 import pytest
 
-from rlaif.asking import SHIPPED, Form, Judge, load_templates, template_names, template_notes, template_problems
-from rlaif.comparisons.questions import compare_messages
-from rlaif.critiques.questions import Shot, critique_messages
+from rlaif.config.judge_templates import (
+    SHIPPED,
+    Fence,
+    Form,
+    Judge,
+    fence,
+    load_templates,
+    parse_template,
+    template_names,
+    template_notes,
+    template_problems,
+)
+from rlaif.config.run_file import load_run
+from rlaif.config.shipped import resource
 from rlaif.errors import UserError
-from rlaif.pipeline import Report, generate
+from rlaif.feedback.pipeline import Report, run_pipeline
+from rlaif.feedback.prompts import Shot, compare_messages, critique_messages
 from rlaif.records import Message
-from rlaif.resources import resource
-from rlaif.runfile import load_run
-from rlaif.templates import Fence, fence, parse_template
 from tests.fakes import FakeServer, Taste
 from tests.support import lines, rlaif, write_run
 
@@ -50,7 +59,7 @@ def write(folder: Path, **texts: str) -> Path:
 
 
 def run(path: Path, **flags: str) -> Report:
-    return generate(load_run(path, {tuple(name.split("__")): value for name, value in flags.items()}))
+    return run_pipeline(load_run(path, {tuple(name.split("__")): value for name, value in flags.items()}))
 
 
 def test_a_system_message_and_a_begun_answer_are_read(tmp_path: Path) -> None:

@@ -24,8 +24,8 @@ sys.path.insert(0, str(ROOT))
 import httpx  # noqa: E402
 
 from rlaif.inference.base import Question  # noqa: E402
-from rlaif.inference.chat import LabelRoute, request_body  # noqa: E402
-from rlaif.inference.server import Server  # noqa: E402
+from rlaif.inference.chat_api import LabelRoute, request_body  # noqa: E402
+from rlaif.inference.client import Server  # noqa: E402
 from rlaif.records import Message, Sampling  # noqa: E402
 
 CALLS, PLAIN_CALLS, WARM_UP = 8_000, 2_000, 300

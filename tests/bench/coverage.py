@@ -28,12 +28,14 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from rlaif.evaluation.policies.comparing import Compared  # noqa: E402
-from rlaif.evaluation.policies.matches import match_of  # noqa: E402
-from rlaif.evaluation.policies.ratings import Won, ratings  # noqa: E402
-from rlaif.evaluation.report import Estimate  # noqa: E402
-from rlaif.evaluation.winrate import _newton as newton  # noqa: E402
-from rlaif.evaluation.winrate import length_controlled  # noqa: E402
+from rlaif.evaluation.policy_metrics import (  # noqa: E402
+    Compared,
+    match_of,
+)
+from rlaif.evaluation.ratings import Won, ratings  # noqa: E402
+from rlaif.evaluation.win_rate import _newton as newton  # noqa: E402
+from rlaif.evaluation.win_rate import length_controlled  # noqa: E402
+from rlaif.stats import Estimate  # noqa: E402
 from tests.support import DATA  # noqa: E402
 
 Numbers = np.ndarray[Any, np.dtype[np.float64]]

@@ -25,17 +25,17 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from rlaif.comparisons.questions import LABELS  # noqa: E402
+from rlaif.config.schemas import CompareSettings, JudgeSettings, PolicySettings, PromptSettings, RunSettings  # noqa: E402
+from rlaif.config.shipped import resource  # noqa: E402
 from rlaif.demo.agreement import Score, of_pairs  # noqa: E402
 from rlaif.demo.oracle import quality  # noqa: E402
+from rlaif.feedback.dataset import derive  # noqa: E402
+from rlaif.feedback.prompts import LABELS  # noqa: E402
+from rlaif.feedback.run import open_run  # noqa: E402
 from rlaif.inference.base import Answer, Model, Question  # noqa: E402
-from rlaif.inference.source import LazyModel  # noqa: E402
-from rlaif.outcome import derive  # noqa: E402
-from rlaif.pipeline import Silent, compare, generate, grade, sample  # noqa: E402
+from rlaif.inference.models import LazyModel  # noqa: E402
+from rlaif.progress import Silent, compare, grade, run_pipeline, sample  # noqa: E402
 from rlaif.records import PreferencePair, Prompt, Ranking, Sample  # noqa: E402
-from rlaif.resources import resource  # noqa: E402
-from rlaif.run import open_run  # noqa: E402
-from rlaif.settings import CompareSettings, JudgeSettings, PolicySettings, PromptSettings, RunSettings  # noqa: E402
 from rlaif.store import read_records  # noqa: E402
 
 
@@ -124,7 +124,7 @@ def drawn(folder: Path, prompts: int, samples: int) -> RunSettings:
         judge=JudgeSettings(model="demo-judge"),
         output=str(folder),
     )
-    generate(settings, ["sample"])
+    run_pipeline(settings, ["sample"])
     return settings
 
 

@@ -26,20 +26,24 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from rlaif.asking import Judge  # noqa: E402
-from rlaif.comparisons.questions import LABELS  # noqa: E402
-from rlaif.comparisons.verdict import judgement  # noqa: E402
+from rlaif.config.judge_templates import Judge  # noqa: E402
+from rlaif.config.schemas import CompareSettings, JudgeSettings, PairSettings  # noqa: E402
 from rlaif.constitution import load_constitution  # noqa: E402
 from rlaif.evaluation.canaries import ADDED, NOTHING, PLAIN, Probe, count_wins, probes  # noqa: E402
-from rlaif.evaluation.gold import GoldPair  # noqa: E402
-from rlaif.evaluation.intervals import average, share  # noqa: E402
-from rlaif.evaluation.judged import cases  # noqa: E402
-from rlaif.evaluation.report import Canary, Estimate  # noqa: E402
-from rlaif.inference.ask import ask  # noqa: E402
-from rlaif.inference.base import ModelSource  # noqa: E402
-from rlaif.inference.source import LazyModel  # noqa: E402
+from rlaif.evaluation.gold import (  # noqa: E402
+    GoldPair,
+    cases,
+)
+from rlaif.evaluation.reports import Canary  # noqa: E402
+from rlaif.feedback.judge import judgement  # noqa: E402
+from rlaif.feedback.prompts import LABELS  # noqa: E402
+from rlaif.inference.base import (  # noqa: E402
+    ModelSource,
+    ask,
+)
+from rlaif.inference.models import LazyModel  # noqa: E402
 from rlaif.records import Failure, Judgement, Message, content_id  # noqa: E402
-from rlaif.settings import CompareSettings, JudgeSettings, PairSettings  # noqa: E402
+from rlaif.stats import Estimate, average, share  # noqa: E402
 from rlaif.store import Table  # noqa: E402
 
 WORDINGS = tuple(kind for kind in ADDED if kind != "forged fence")
@@ -62,7 +66,7 @@ class Shares(NamedTuple):
 def gold(count: int, seed: int = 11) -> list[GoldPair]:
     """At least `count` pairs, as many of each principle, in wordings that the judge was not trained on."""
     from rlaif.demo.oracle import PRINCIPLES
-    from rlaif.demo.training.measure import comparisons
+    from tools.train_demo_models.measure import comparisons
 
     found = []
     for each in comparisons(-(-count // len(PRINCIPLES)), seed=seed):

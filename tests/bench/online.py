@@ -20,11 +20,11 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from rlaif.cli.progress import watch_training  # noqa: E402
-from rlaif.demo.behaviour import behaviour, fresh_prompts  # noqa: E402
-from rlaif.online.running import train_online  # noqa: E402
-from rlaif.online.settings import OnlineSettings  # noqa: E402
-from rlaif.resources import shipped_model  # noqa: E402
+from rlaif.cli.render import watch_training  # noqa: E402
+from rlaif.config.shipped import shipped_model  # noqa: E402
+from rlaif.rl.config import OnlineSettings  # noqa: E402
+from rlaif.rl.run import train_online  # noqa: E402
+from tests.bench.behaviour import behaviour, fresh_prompts  # noqa: E402
 from tests.bench.world import ASKED, prompts_file, world  # noqa: E402
 
 COMMON: dict[str, Any] = {

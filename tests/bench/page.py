@@ -24,19 +24,9 @@ from typing import Any, TextIO
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from rlaif.comparisons.fold import sigmoid  # noqa: E402
 from rlaif.constitution import load_constitution  # noqa: E402
-from rlaif.records import (  # noqa: E402
-    Judgement,
-    Message,
-    PreferencePair,
-    Prompt,
-    Ranked,
-    Ranking,
-    Sample,
-    Settled,
-    content_id,
-)
+from rlaif.records import Judgement, Message, PreferencePair, Prompt, Ranked, Ranking, Sample, Settled, content_id  # noqa: E402
+from rlaif.stats import sigmoid  # noqa: E402
 from rlaif.store import sha256_of  # noqa: E402
 
 _WORDS = ["please", "could", "the", "station", "train", "home", "letter", "answer", "kind", "slow", "morning", "river"]

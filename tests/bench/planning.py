@@ -20,11 +20,11 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from rlaif.comparisons.verdict import judgement  # noqa: E402
+from rlaif.config.run_file import load_run  # noqa: E402
+from rlaif.feedback.judge import judgement  # noqa: E402
+from rlaif.feedback.pipeline import run_pipeline  # noqa: E402
+from rlaif.feedback.run import open_run  # noqa: E402
 from rlaif.inference.base import Answer  # noqa: E402
-from rlaif.pipeline import generate  # noqa: E402
-from rlaif.run import open_run  # noqa: E402
-from rlaif.runfile import load_run  # noqa: E402
 
 PER_PROMPT = 12
 """Four answers, six pairs, two orders."""
@@ -49,7 +49,7 @@ def make(folder: Path, judgements: int) -> Path:
         f"judge: {{model: judge, base_url: 'http://127.0.0.1:9/v1'}}\noutput: {folder}/run\n"
     )
     settings = load_run(run_file)
-    generate(settings, ["sample"])
+    run_pipeline(settings, ["sample"])
     with open_run(settings, None, "judge") as run:
         batch = []
         for question in run.compare_questions():

@@ -61,9 +61,9 @@ def _run(line: list[str]) -> Any:
 
 def start(root: Path) -> None:
     """Prompts of the pairs, and a random reward model, for both sides."""
-    from rlaif.inference.folder import load_tokenizer
+    from rlaif.inference.model_folder import load_tokenizer
+    from rlaif.training.config import RewardSettings
     from rlaif.training.loading import load_reward_model
-    from rlaif.training.settings import RewardSettings
 
     rows = [json.loads(line) for line in (root / "pairs.jsonl").read_text().splitlines()]
     texts = [f"{at}. {row['prompt'][-LONGEST:]}" for at, row in enumerate(rows)]
@@ -76,9 +76,9 @@ def start(root: Path) -> None:
 
 def ours(root: Path, plan: dict[str, int]) -> dict[str, Any]:
     """Train; seconds are those of the steps."""
-    from rlaif.cli.progress import watch_training
-    from rlaif.online.running import train_online
-    from rlaif.online.settings import OnlineSettings
+    from rlaif.cli.render import watch_training
+    from rlaif.rl.config import OnlineSettings
+    from rlaif.rl.run import train_online
 
     given: dict[str, Any] = {
         "model": str(root / "model"), "prompts": str(root / "prompts.jsonl"), "reward": str(root / "reward"),

@@ -19,17 +19,17 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from rlaif.asking import Judge  # noqa: E402
-from rlaif.comparisons.plan import compare_questions  # noqa: E402
+from rlaif.config.judge_templates import Judge  # noqa: E402
+from rlaif.config.schemas import CompareSettings  # noqa: E402
+from rlaif.config.shipped import shipped_model  # noqa: E402
 from rlaif.constitution import load_constitution  # noqa: E402
-from rlaif.demo.behaviour import answers, fresh_prompts  # noqa: E402
+from rlaif.feedback.judge import compare_questions  # noqa: E402
+from rlaif.feedback.matchups import Meeting, criteria_of  # noqa: E402
+from rlaif.feedback.scoring import score_question  # noqa: E402
 from rlaif.inference.base import Question  # noqa: E402
-from rlaif.inference.local import Local  # noqa: E402
+from rlaif.inference.transformers_model import Local  # noqa: E402
 from rlaif.records import Message, Prompt, Sample  # noqa: E402
-from rlaif.resources import shipped_model  # noqa: E402
-from rlaif.samples.meetings import Meeting, criteria_of  # noqa: E402
-from rlaif.scores.grades import score_question  # noqa: E402
-from rlaif.settings import CompareSettings  # noqa: E402
+from tests.bench.behaviour import answers, fresh_prompts  # noqa: E402
 
 SAMPLES, TRIES = 4, 2
 

@@ -26,7 +26,7 @@ import yaml
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from rlaif.evaluation.intervals import wilson  # noqa: E402
+from rlaif.stats import wilson  # noqa: E402
 from tests.real.smollm2 import installed, smollm2_folder  # noqa: E402
 from tests.support import DATA, lines, rlaif  # noqa: E402
 

@@ -80,9 +80,9 @@ def _run(arguments: list[str]) -> str:
 
 def start_reward_model(root: Path) -> None:
     """A classification model with its head, so that both sides start from the same weights."""
-    from rlaif.inference.folder import load_tokenizer
+    from rlaif.inference.model_folder import load_tokenizer
+    from rlaif.training.config import RewardSettings
     from rlaif.training.loading import load_reward_model
-    from rlaif.training.settings import RewardSettings
 
     settings = RewardSettings(model=str(root / "model"), data="-", output="-")
     target = root / "start" / "model"
@@ -95,9 +95,9 @@ def ours(kind: str, root: Path, dtype: str, tokens: int) -> dict[str, Any]:
     """Train as the peer does; seconds are those of the loop with the reference's pass."""
     from transformers import AutoTokenizer
 
-    from rlaif.cli.progress import watch_training
-    from rlaif.training.running import train
-    from rlaif.training.settings import DpoSettings, RewardSettings
+    from rlaif.cli.render import watch_training
+    from rlaif.training.config import DpoSettings, RewardSettings
+    from rlaif.training.session import train
 
     where = root / "start" if kind == "reward" else root
     out = Path(tempfile.mkdtemp(dir=root))

@@ -31,18 +31,18 @@ import httpx
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from rlaif.asking import Judge  # noqa: E402
-from rlaif.comparisons.plan import compare_questions  # noqa: E402
-from rlaif.comparisons.questions import LABELS  # noqa: E402
+from rlaif.config.judge_templates import Judge  # noqa: E402
+from rlaif.config.schemas import CompareSettings  # noqa: E402
 from rlaif.constitution import load_constitution  # noqa: E402
-from rlaif.demo.grammar import Voice, draw_reply, draw_scene  # noqa: E402
+from rlaif.data.prompts import read_prompts  # noqa: E402
+from rlaif.demo.world import Voice, draw_reply, draw_scene  # noqa: E402
+from rlaif.feedback.judge import compare_questions  # noqa: E402
+from rlaif.feedback.matchups import criteria_of, meetings  # noqa: E402
+from rlaif.feedback.prompts import LABELS  # noqa: E402
 from rlaif.inference.base import Question  # noqa: E402
-from rlaif.inference.launch import PYTHON_VARIABLE, VllmServer  # noqa: E402
-from rlaif.inference.server import Server  # noqa: E402
+from rlaif.inference.client import Server  # noqa: E402
+from rlaif.inference.vllm_process import PYTHON_VARIABLE, VllmServer  # noqa: E402
 from rlaif.records import Message, Prompt, Sample, content_id  # noqa: E402
-from rlaif.samples.inputs import read_prompts  # noqa: E402
-from rlaif.samples.meetings import criteria_of, meetings  # noqa: E402
-from rlaif.settings import CompareSettings  # noqa: E402
 
 DATA = ROOT.parent / "shared" / "data" / "hh-rlhf-harmless-base-test.jsonl.gz"
 

@@ -25,18 +25,11 @@ from typing import Any, NamedTuple
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from rlaif.cli.progress import watch_training  # noqa: E402
-from rlaif.cli.show import watch  # noqa: E402
-from rlaif.data.turns import Turn  # noqa: E402
-from rlaif.demo.behaviour import answers, behaviour, fresh_prompts  # noqa: E402
-from rlaif.demo.oracle import prefer_overall  # noqa: E402
-from rlaif.demo.prompts import demo_scenes  # noqa: E402
-from rlaif.evaluation.intervals import wilson  # noqa: E402
-from rlaif.evaluation.metrics import fit_temperature  # noqa: E402
-from rlaif.pipeline import STAGES, generate  # noqa: E402
-from rlaif.records import Messages, PreferencePair  # noqa: E402
-from rlaif.resources import shipped_model  # noqa: E402
-from rlaif.settings import (  # noqa: E402
+from rlaif.cli.render import (  # noqa: E402
+    watch,
+    watch_training,
+)
+from rlaif.config.schemas import (  # fmt: skip  # noqa: E402
     CompareSettings,
     JudgeSettings,
     PairSettings,
@@ -44,14 +37,25 @@ from rlaif.settings import (  # noqa: E402
     PromptSettings,
     ReviseSettings,
     RunSettings,
-)  # fmt: skip
+)
+from rlaif.config.shipped import shipped_model  # noqa: E402
+from rlaif.data.conversations import Turn  # noqa: E402
+from rlaif.demo.oracle import prefer_overall  # noqa: E402
+from rlaif.demo.world import demo_scenes  # noqa: E402
+from rlaif.feedback.pipeline import STAGES, run_pipeline  # noqa: E402
+from rlaif.records import Messages, PreferencePair  # noqa: E402
+from rlaif.stats import (  # noqa: E402
+    fit_temperature,
+    wilson,
+)
 from rlaif.store import read_records, write_records  # noqa: E402
-from rlaif.training.rewardmodel import load  # noqa: E402
-from rlaif.training.running import train  # noqa: E402
-from rlaif.training.scoring import rewards_of  # noqa: E402
-from rlaif.training.settings import SETTINGS, Method  # noqa: E402
-from rlaif.training.texts import Example  # noqa: E402
-from rlaif.training.tokens import Tokens  # noqa: E402
+from rlaif.training.config import SETTINGS, Method  # noqa: E402
+from rlaif.training.examples import Example  # noqa: E402
+from rlaif.training.reward_model import load  # noqa: E402
+from rlaif.training.score import rewards_of  # noqa: E402
+from rlaif.training.session import train  # noqa: E402
+from rlaif.training.tokenize import Tokens  # noqa: E402
+from tests.bench.behaviour import answers, behaviour, fresh_prompts  # noqa: E402
 
 ASKED = 200
 """Fresh prompts, each answered twice."""
@@ -199,7 +203,7 @@ def world(folder: Path, count: int) -> World:
     run = run_settings(folder, count)
     if not (run.folder / "revised.json").exists():
         with watch() as told:
-            generate(run, [*STAGES, "revise"], told)
+            run_pipeline(run, [*STAGES, "revise"], told)
     pairs = list(read_records(run.folder / "pairs.jsonl", PreferencePair))
     names = sorted({pair.prompt_id for pair in pairs})
     away = set(names[: len(names) // 10])

@@ -7,8 +7,8 @@ import random
 
 import pytest
 
-from rlaif.comparisons.agreement import Counting, cohen_kappa, coincidences, effective_judges, krippendorff_alpha
-from rlaif.comparisons.fold import Comparison, Status
+from rlaif.feedback.aggregate import Comparison, Status
+from rlaif.feedback.agreement import Counting, cohen_kappa, coincidences, effective_judges, krippendorff_alpha
 
 
 def own(logit: float | None, *, flip: bool = False, status: Status | None = None) -> Comparison:

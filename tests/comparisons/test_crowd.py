@@ -9,7 +9,7 @@ from collections import Counter
 
 import pytest
 
-from rlaif.comparisons.crowd import accuracies, canonical
+from rlaif.feedback.agreement import accuracies, canonical
 from tests.comparisons.test_agreement import counted
 
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from rlaif import thinking
-from rlaif.comparisons import conclusions, reading
-from rlaif.comparisons.reading import parse_verdict
+from rlaif import text as text_module
+from rlaif.feedback import verdict_reader
+from rlaif.feedback.verdict_reader import parse_verdict
 from rlaif.records import Verdict
 from tests.comparisons.test_reading import CORPUS
 from tests.support import DATA
@@ -98,10 +98,10 @@ def test_without_its_last_lines_a_text_has_no_verdict_against_the_recorded_one()
 
 RULES = [
     (module, name)
-    for module in (reading, conclusions)
+    for module in (verdict_reader, verdict_reader)
     for name, value in vars(module).items()
     if isinstance(value, re.Pattern)
-] + [(thinking, "_TAG")]
+] + [(text_module, "_TAG")]
 NEVER, EMPTY = re.compile(r"(?!)"), re.compile(r"")
 
 

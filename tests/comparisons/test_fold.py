@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from rlaif.comparisons.fold import Comparison, Status, Vote, fold
+from rlaif.feedback.aggregate import Comparison, Status, Vote, fold
 from rlaif.records import Judgement, Verdict, content_id
 
 

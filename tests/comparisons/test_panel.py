@@ -6,11 +6,9 @@ import math
 
 import pytest
 
-from rlaif.comparisons.fold import Status, Vote
-from rlaif.comparisons.panel import Ballot, elect
-from rlaif.comparisons.shares import folded
+from rlaif.config.schemas import PairSettings
+from rlaif.feedback.aggregate import Ballot, Status, Vote, elect, folded
 from rlaif.records import Judgement, Verdict, content_id
-from rlaif.settings import PairSettings
 
 PAIR = PairSettings()
 

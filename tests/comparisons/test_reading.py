@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlaif.comparisons.reading import parse_verdict
+from rlaif.feedback.verdict_reader import parse_verdict
 from rlaif.records import Verdict
-from rlaif.thinking import without_thinking
+from rlaif.text import without_thinking
 
 A, B, TIE, NONE = Verdict.FIRST, Verdict.SECOND, Verdict.TIE, Verdict.UNPARSED
 

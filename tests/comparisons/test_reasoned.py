@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 
-from rlaif.comparisons.fold import HARD_LOGIT
-from rlaif.comparisons.questions import LABELS, compare_messages
-from rlaif.comparisons.verdict import judgement
+from rlaif.config.run_file import load_run
 from rlaif.errors import UserError
+from rlaif.feedback.aggregate import HARD_LOGIT
+from rlaif.feedback.judge import judgement
+from rlaif.feedback.pipeline import Report, run_pipeline
+from rlaif.feedback.prompts import LABELS, compare_messages
 from rlaif.inference.base import Answer, Question
-from rlaif.inference.labels import last_label, read_last
-from rlaif.pipeline import Report, generate
+from rlaif.inference.chat_api import last_label, read_last
 from rlaif.records import Message, Sampling, Verdict
-from rlaif.runfile import load_run
 from tests.fakes import FakeServer, Taste, unit
 from tests.support import lines, rlaif, write_run
 
@@ -25,7 +25,7 @@ REASONED = {"reasoning": "reply", "principles": "all"}
 
 
 def run(path: Path, **compare: str) -> Report:
-    return generate(load_run(path, {("compare", name): value for name, value in compare.items()}))
+    return run_pipeline(load_run(path, {("compare", name): value for name, value in compare.items()}))
 
 
 def judged_right(folder: Path) -> None:

@@ -12,15 +12,15 @@ from typing import Any
 
 import pytest
 
-from rlaif.comparisons.fold import HARD_LOGIT, Vote, first_logit
-from rlaif.comparisons.slots import SlotBias, slot_bias
-from rlaif.coverage import coverage
-from rlaif.impact import impact, plans
-from rlaif.outcome import Outcome
-from rlaif.pipeline import generate
+from rlaif.analysis.coverage import coverage
+from rlaif.analysis.edit_impact import impact, plans
+from rlaif.config.run_file import load_run
+from rlaif.feedback.aggregate import HARD_LOGIT, Vote, first_logit
+from rlaif.feedback.dataset import Outcome
+from rlaif.feedback.pipeline import run_pipeline
+from rlaif.feedback.run import reopen_run
+from rlaif.feedback.slot_bias import SlotBias, slot_bias
 from rlaif.records import Judgement
-from rlaif.run import reopen_run
-from rlaif.runfile import load_run
 from tests.comparisons.test_fold import folded, judged
 from tests.fakes import FakeServer, Taste, unit
 from tests.support import lines, rlaif, write_run
@@ -121,7 +121,7 @@ def test_text_verdicts_and_stated_ties() -> None:
 
 
 def run(path: Path, **compare: str) -> Outcome:
-    found = generate(load_run(path, {("compare", name): value for name, value in compare.items()})).outcome
+    found = run_pipeline(load_run(path, {("compare", name): value for name, value in compare.items()})).outcome
     assert found is not None
     return found
 
@@ -197,7 +197,7 @@ def test_every_judge_of_a_panel_has_its_own(tmp_path: Path) -> None:
 def test_revisions_compared_in_one_order(tmp_path: Path) -> None:
     with FakeServer(taste=Taste(slot=3.0)) as fake:
         path = biased(tmp_path, fake.url)
-        found = generate(load_run(path), ["revise"]).revised
+        found = run_pipeline(load_run(path), ["revise"]).revised
     assert found is not None and found.slot is not None and found.slot.standard_error is not None
     assert found.slot.estimate == pytest.approx(3.0, abs=3 * found.slot.standard_error)
     told_there = json.loads((tmp_path / "run/revised.json").read_text())["slot_bias"]["fake"]

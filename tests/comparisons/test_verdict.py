@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rlaif.comparisons.verdict import judgement, label_mass
+from rlaif.feedback.judge import judgement, label_mass
 from rlaif.inference.base import Answer, Question
 from rlaif.records import Message, Sampling, Verdict
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from rlaif.constitution import Constitution
-from rlaif.constitution.changes import Kind, changes, words
+from rlaif.constitution.diff import Kind, changes, words
 
 
 def constitution(*principles: dict[str, Any]) -> Constitution:

@@ -10,10 +10,9 @@ from pathlib import Path
 import pytest
 
 from rlaif.constitution import load_constitution, shipped_constitutions
-from rlaif.constitution.imports import SHAPES
-from rlaif.constitution.model import Constitution, Example, Principle
-from rlaif.constitution.schema import SCHEMA_FILE, schema_text
-from rlaif.constitution.starter import STARTER
+from rlaif.constitution.importers import SHAPES
+from rlaif.constitution.model import SCHEMA_FILE, Constitution, Example, Principle, schema_text
+from rlaif.constitution.write import STARTER
 from tests.support import environment, rlaif
 
 WEAK = """\
@@ -153,7 +152,7 @@ def test_import_of_broken_input_writes_nothing(tmp_path: Path) -> None:
 
 
 def test_import_knows_every_format() -> None:
-    from rlaif.cli.constitution_import import import_
+    from rlaif.cli.constitution import import_
 
     (option,) = (one for one in import_.params if one.name == "shape")
     assert option.type.choices == ("auto", *SHAPES)  # type: ignore[attr-defined]

@@ -12,12 +12,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from rlaif.config.messages import NAME_PATTERN
+from rlaif.config.yaml import parse_yaml
 from rlaif.constitution import Constitution, Example, Principle, load_constitution, shipped_constitutions
-from rlaif.constitution.imports import Imported, Shape, import_constitution, slug
-from rlaif.constitution.writing import constitution_yaml
+from rlaif.constitution.importers import Imported, Shape, import_constitution, slug
+from rlaif.constitution.write import constitution_yaml
 from rlaif.errors import UserError
-from rlaif.plainwords import NAME_PATTERN
-from rlaif.yamlfile import parse_yaml
 from tests.support import DATA
 
 REAL = DATA / "constitutional-ai"

@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 
 from rlaif.constitution import shipped_constitutions
-from rlaif.constitution.lint import Finding, lint_constitution
-from rlaif.constitution.starter import STARTER
-from rlaif.constitution.wording import asks_about_one, double_negative, names_a_slot
+from rlaif.constitution.lint import Finding, asks_about_one, double_negative, lint_constitution, names_a_slot
+from rlaif.constitution.write import STARTER
 
 GOOD = """\
 name: care

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
+from rlaif.config.yaml import parse_yaml, read_yaml
 from rlaif.constitution import Constitution, Example, Principle, constitution_problems, shipped_constitutions
-from rlaif.constitution.schema import MODELINE, SCHEMA_FILE, constitution_schema, schema_text
-from rlaif.constitution.starter import STARTER
-from rlaif.yamlfile import parse_yaml, read_yaml
+from rlaif.constitution.model import MODELINE, SCHEMA_FILE, constitution_schema, schema_text
+from rlaif.constitution.write import STARTER
 from tests.constitution.test_loading import GOOD
 from tests.support import ROOT
 

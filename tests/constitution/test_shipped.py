@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from rlaif.comparisons.questions import compare_messages
 from rlaif.constitution import Constitution, Principle, constitution_problems, load_constitution, shipped_constitutions
+from rlaif.data.prompts import read_prompts
+from rlaif.feedback.prompts import compare_messages
 from rlaif.records import Message
-from rlaif.samples.inputs import read_prompts
 
 NAMES = list(shipped_constitutions())
 PRINCIPLES = [pytest.param(principle, id=f"{name}-{principle.id}") for name in NAMES

@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from rlaif.data.doctor import examine
-from rlaif.data.report import Report
-from rlaif.data.rules import RULES
+from rlaif.data.findings import RULES, Report
 from rlaif.errors import UserError
 from tests.data.made import Row, Words, assistant, clean_rows, user, write_jsonl
 from tests.support import rlaif
@@ -252,7 +251,7 @@ def test_many_near_duplicates_are_a_warning(tmp_path: Path) -> None:
 
 
 def test_a_search_in_part_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rlaif.data.neighbours.MOST", 30)
+    monkeypatch.setattr("rlaif.data.duplicates.MOST", 30)
     assert found(write_jsonl(tmp_path / "rows.jsonl", clean_rows(40))) == {"searched-in-part": "note"}
 
 

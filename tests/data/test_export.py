@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
-from rlaif.data.dataset import make_dataset
 from rlaif.data.export import Form
+from rlaif.data.publish import make_dataset
 from rlaif.errors import UserError
 from rlaif.records import PreferencePair
 from rlaif.store import read_records

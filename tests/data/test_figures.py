@@ -10,14 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from rlaif.data.labels import entropy
-from rlaif.data.lengths import LengthSums, area, median
-from rlaif.data.neighbours import SIMILARITY, Neighbours
-from rlaif.data.overlap import EvaluationSet
-from rlaif.data.repeats import prompt_hash
-from rlaif.data.shapes import Reading
-from rlaif.data.texts import alike, refuses
-from rlaif.data.turns import Turn, Turns, ordered
+from rlaif.data.checks import alike, entropy, refuses
+from rlaif.data.conversations import Turn, Turns, ordered
+from rlaif.data.duplicates import SIMILARITY, EvaluationSet, Neighbours, prompt_hash
+from rlaif.data.formats import Reading
+from rlaif.data.length_bias import LengthSums, area, median
 from tests.data.made import write_jsonl
 
 

@@ -16,7 +16,7 @@ from rlaif.data.doctor import examine
 from rlaif.data.export import export_rows
 from rlaif.errors import UserError
 from rlaif.evaluation.gold import read_gold
-from rlaif.training.rows import pairs
+from rlaif.training.dataset import pairs
 from tests.data.made import assistant, user, write_jsonl
 from tests.support import rlaif
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
+from rlaif.data.conversations import UnreadableValueError
 from rlaif.data.doctor import examine
-from rlaif.data.shapes import Reading, read, recognise
-from rlaif.data.turns import UnreadableValueError
+from rlaif.data.formats import Reading, read, recognise
 from tests.data.made import Words, assistant, clean_rows, user, write_jsonl
 from tests.support import DATA
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from rlaif.data.dataset import make_dataset
 from rlaif.data.export import Form
+from rlaif.data.publish import make_dataset
 from tests.data.made import clean_rows, write_jsonl
 
 if os.environ.get("CI_REQUIRE_TRL") == "1":

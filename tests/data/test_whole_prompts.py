@@ -8,18 +8,18 @@ from typing import Any
 
 import pytest
 
+from rlaif.data.checks import check_special, cut_end_tokens
+from rlaif.data.conversations import Turn
 from rlaif.data.doctor import examine
 from rlaif.data.export import export_rows
-from rlaif.data.shapes import Reading
-from rlaif.data.special import check_special, cut_end_tokens
-from rlaif.data.turns import Turn
+from rlaif.data.formats import Reading
+from rlaif.data.prompts import Oddities, prompt_id, read_prompts
 from rlaif.errors import UserError
 from rlaif.evaluation.gold import read_gold
-from rlaif.evaluation.policies.answers import read_answers
-from rlaif.samples.inputs import Oddities, prompt_id, read_prompts
-from rlaif.training.intake import Intake
-from rlaif.training.responses import responses
-from rlaif.training.rows import demonstrations, judged, pairs
+from rlaif.evaluation.policy_responses import read_answers
+from rlaif.training.dataset import demonstrations, judged, pairs
+from rlaif.training.dataset_report import Intake
+from rlaif.training.score import responses
 from tests.data.made import assistant, user, write_jsonl
 from tests.support import rlaif
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from rlaif.evaluation.policies.report import PolicyReport
+from rlaif.evaluation.reports import PolicyReport
 from tests.page.browser import chromium
 from tests.support import rlaif
 

@@ -8,11 +8,10 @@ from collections import Counter
 
 import yaml
 
-from rlaif.demo import oracle, prompts
-from rlaif.demo.grammar import Plan, Voice, draw_reply, draw_scene, word_scene, write_reply
-from rlaif.demo.reading import plain, read_prompt, read_reply
-from rlaif.demo.words import frames, topics
-from rlaif.resources import resource
+from rlaif.config.shipped import resource
+from rlaif.demo import oracle, world
+from rlaif.demo.oracle import plain, read_prompt, read_reply
+from rlaif.demo.world import Plan, Voice, draw_reply, draw_scene, frames, topics, word_scene, write_reply
 
 
 def kinds(reply: str) -> Counter[str]:
@@ -79,8 +78,8 @@ def test_equal_seeds_write_equal_replies() -> None:
 
 
 def test_the_prompt_file_is_what_the_grammar_writes() -> None:
-    assert prompts.prompt_file().read_text(encoding="utf-8") == prompts.lines()
-    rows = [json.loads(line) for line in prompts.lines().splitlines()]
+    assert world.prompt_file().read_text(encoding="utf-8") == world.lines()
+    rows = [json.loads(line) for line in world.lines().splitlines()]
     assert len({row["prompt"] for row in rows}) == 120
     scenes = [read_prompt(row["prompt"]) for row in rows]
     assert Counter(scene.family for scene in scenes if scene) == {"ordinary": 60, "harm": 30, "upset": 30}
@@ -88,10 +87,10 @@ def test_the_prompt_file_is_what_the_grammar_writes() -> None:
 
 
 def test_the_held_out_prompts_are_others() -> None:
-    assert prompts.prompt_file("demo-held-out.jsonl").read_text(encoding="utf-8") == prompts.held_out_lines()
-    rows = [json.loads(line) for line in prompts.held_out_lines().splitlines()]
+    assert world.prompt_file("demo-held-out.jsonl").read_text(encoding="utf-8") == world.held_out_lines()
+    rows = [json.loads(line) for line in world.held_out_lines().splitlines()]
     assert (
-        len({row["prompt"] for row in rows} - {json.loads(line)["prompt"] for line in prompts.lines().splitlines()})
+        len({row["prompt"] for row in rows} - {json.loads(line)["prompt"] for line in world.lines().splitlines()})
         == 120
     )
     scenes = {row["prompt"]: read_prompt(row["prompt"]) for row in rows}
@@ -107,7 +106,7 @@ def test_the_prompt_file_holds_wordings_that_training_never_saw() -> None:
         for wordings in frames(topic.family).train
         for frame in wordings
     }
-    unseen = [scene for scene in prompts.demo_scenes() if plain(scene.prompt) not in trained]
+    unseen = [scene for scene in world.demo_scenes() if plain(scene.prompt) not in trained]
     assert 30 <= len(unseen) <= 60
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from rlaif.demo import oracle
-from rlaif.demo.reading import read_prompt, read_reply
+from rlaif.demo.oracle import read_prompt, read_reply
 from rlaif.errors import UserError
 
 EGGS = "How do I boil eggs?"

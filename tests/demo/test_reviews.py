@@ -7,8 +7,8 @@ import random
 import pytest
 
 from rlaif.demo import oracle
-from rlaif.demo.grammar import Voice, draw_oddity, draw_reply, draw_scene
-from rlaif.demo.reviews import FAULTS, NO_FAULT, UNREADABLE, critique_right, fault_named, mend, review
+from rlaif.demo.critiques import FAULTS, NO_FAULT, UNREADABLE, critique_right, fault_named, mend, review
+from rlaif.demo.world import Voice, draw_oddity, draw_reply, draw_scene
 
 EGGS = "How do I boil eggs?"
 GOOD_EGGS = "Put the eggs into boiling water and take them out after six minutes."

@@ -6,14 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from rlaif.config.schemas import JudgeSettings, PolicySettings, PromptSettings, ReviseSettings, RunSettings
+from rlaif.config.shipped import resource
 from rlaif.demo.agreement import confirmed, violation_rates
-from rlaif.pipeline import generate
-from rlaif.records import Message, PreferencePair, Prompt, Revision, Sample
-from rlaif.resources import resource
-from rlaif.revisions.plan import as_sample
-from rlaif.revisions.records import Chain, Round
-from rlaif.revisions.speech import spoken
-from rlaif.settings import JudgeSettings, PolicySettings, PromptSettings, ReviseSettings, RunSettings
+from rlaif.feedback.pipeline import run_pipeline
+from rlaif.feedback.revise import as_sample
+from rlaif.feedback.revision_checks import spoken
+from rlaif.records import Chain, Message, PreferencePair, Prompt, Revision, Round, Sample
 from rlaif.store import read_records
 
 EGGS = "How do I boil eggs?"
@@ -32,7 +31,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         revise=ReviseSettings(temperature=0.3, max_tokens=96),
         output=str(folder),
     )
-    generate(settings, ["revise"])
+    run_pipeline(settings, ["revise"])
     return folder
 
 

@@ -13,17 +13,16 @@ from typing import Any
 
 import pytest
 
-from rlaif.cli.progress import watch_training
-from rlaif.demo.behaviour import behaviour, fresh_prompts
-from rlaif.demo.oracle import prefer_overall, violations
-from rlaif.demo.reading import read_reply
-from rlaif.pipeline import generate
+from rlaif.cli.render import watch_training
+from rlaif.config.schemas import JudgeSettings, PolicySettings, PromptSettings, RunSettings
+from rlaif.config.shipped import resource, shipped_model
+from rlaif.demo.oracle import prefer_overall, read_reply, violations
+from rlaif.feedback.pipeline import run_pipeline
 from rlaif.records import Prompt, Sample
-from rlaif.resources import resource, shipped_model
-from rlaif.settings import JudgeSettings, PolicySettings, PromptSettings, RunSettings
 from rlaif.store import read_records
-from rlaif.training.running import train
-from rlaif.training.settings import SETTINGS, Method
+from rlaif.training.config import SETTINGS, Method
+from rlaif.training.session import train
+from tests.bench.behaviour import behaviour, fresh_prompts
 
 pytestmark = pytest.mark.slow
 ASKED = fresh_prompts(100)
@@ -40,7 +39,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
         judge=(JudgeSettings(model="demo-judge"),),
         output=str(folder / "run"),
     )
-    generate(settings, ["sample"])
+    run_pipeline(settings, ["sample"])
     prompts = {each.id: each.messages[-1].content for each in read_records(folder / "run/prompts.jsonl", Prompt)}
     replies: dict[str, list[str]] = defaultdict(list)
     for sample in read_records(folder / "run/samples.jsonl", Sample):

@@ -8,22 +8,20 @@ import random
 
 import pytest
 
-from rlaif.comparisons.questions import LABELS, compare_messages
-from rlaif.critiques.questions import revise_messages
+from rlaif.config.shipped import shipped_model
 from rlaif.demo import oracle
-from rlaif.demo.grammar import Voice
-from rlaif.demo.training.copying import copy_loss, draw_copies
-from rlaif.demo.training.examples import Example, is_held_out, judge_lessons, policy_lessons, user
-from rlaif.demo.training.hints import _look
-from rlaif.demo.training.loop import Schedule, loss_of
-from rlaif.demo.training.marks import Marks, sentence_kinds
-from rlaif.demo.training.models import new_model
-from rlaif.demo.training.muon import orthogonal
-from rlaif.demo.training.packing import BLANK, Asked, Packer, _blanked, batches, collate
-from rlaif.demo.training.sources import Said, Source, decides, sources
-from rlaif.demo.training.tokenizer import VOCABULARY, load_tokenizer
-from rlaif.demo.words import topics
-from rlaif.resources import shipped_model
+from rlaif.demo.world import Voice, topics
+from rlaif.feedback.prompts import LABELS, compare_messages, revise_messages
+from tools.train_demo_models.copying import copy_loss, draw_copies
+from tools.train_demo_models.examples import Example, is_held_out, judge_lessons, policy_lessons, user
+from tools.train_demo_models.hints import _look
+from tools.train_demo_models.loop import Schedule, loss_of
+from tools.train_demo_models.marks import Marks, sentence_kinds
+from tools.train_demo_models.models import new_model
+from tools.train_demo_models.muon import orthogonal
+from tools.train_demo_models.packing import BLANK, Asked, Packer, _blanked, batches, collate
+from tools.train_demo_models.sources import Said, Source, decides, sources
+from tools.train_demo_models.tokenizer import VOCABULARY, load_tokenizer
 
 
 @pytest.fixture(scope="module")

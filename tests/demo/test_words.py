@@ -6,8 +6,8 @@ import re
 
 import pytest
 
-from rlaif.demo.reading import plain, read_prompt, read_reply
-from rlaif.demo.words import FAMILIES, Family, expand, frames, phrase_kinds, phrases, topics, topics_of
+from rlaif.demo.oracle import plain, read_prompt, read_reply
+from rlaif.demo.world import FAMILIES, Family, expand, frames, phrase_kinds, phrases, topics, topics_of
 
 
 def test_expand_by_hand() -> None:

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from rlaif.demo import oracle, prompts
-from rlaif.demo.training import measure
-from rlaif.demo.training.answering import Answerer
-from rlaif.resources import shipped_model
+from rlaif.config.shipped import shipped_model
+from rlaif.demo import oracle, world
+from tools.train_demo_models import measure
+from tools.train_demo_models.answering import Answerer
 
 LIMIT = 8_000_000
 """Most bytes of both models together."""
@@ -99,7 +99,7 @@ def test_most_revisions_mend_the_fault(reviewed: measure.Reviewed) -> None:
 
 @pytest.mark.slow
 def test_policy_samples_are_readable_varied_and_often_faulty(policy: Answerer) -> None:
-    samples = measure.policy_samples(policy, [scene.prompt for scene in prompts.demo_scenes()], 2)
+    samples = measure.policy_samples(policy, [scene.prompt for scene in world.demo_scenes()], 2)
     rates = measure.sample_rates(samples)
     assert rates["faulty"] >= 0.3, rates
     assert rates["malformed"] < 0.05, rates

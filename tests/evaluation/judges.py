@@ -11,10 +11,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from rlaif.constitution import Constitution, load_constitution
-from rlaif.evaluation.judged import JudgedPair
-from rlaif.evaluation.judging import Evaluated, Evaluation, evaluate_judge
+from rlaif.evaluation.gold import JudgedPair
+from rlaif.evaluation.judge import EvaluatedJudge, Evaluation, evaluate_judge
 from rlaif.inference.base import Answer, Question
-from rlaif.pipeline import Silent
+from rlaif.progress import Silent
 from rlaif.records import content_id
 from tests.fakes import unit
 
@@ -112,11 +112,11 @@ def constitution(name: str = "harmless") -> Constitution:
     return load_constitution(name)
 
 
-def evaluated(judge: Judge, gold: Path, folder: Path, *, plots: bool = False, **more: object) -> Evaluated:
+def evaluated(judge: Judge, gold: Path, folder: Path, *, plots: bool = False, **more: object) -> EvaluatedJudge:
     """A judge put to the gold pairs of a file, without canaries unless `canary_pairs` is given."""
     options = {"canary_pairs": 0, "constitution": constitution()} | more
     wanted = Evaluation(str(gold), **options)  # type: ignore[arg-type]
-    return asyncio.run(evaluate_judge(wanted, judge, folder, watch=Silent(), plots=plots))
+    return asyncio.run(evaluate_judge(wanted, judge, folder, progress=Silent(), plots=plots))
 
 
 def pair(

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from rlaif.comparisons.questions import compare_messages
 from rlaif.evaluation.canaries import ADDED, NOTHING, PLAIN, count_probes
-from rlaif.evaluation.report import Canary
+from rlaif.evaluation.reports import Canary
+from rlaif.feedback.prompts import compare_messages
 from rlaif.inference.base import Answer, Question
 from rlaif.records import Message
 from tests.evaluation.judges import Judge, evaluated, shown, write_gold

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from rlaif.comparisons.agreement import effective_judges
-from rlaif.evaluation.errors import error_correlation
+from rlaif.evaluation.judge_metrics import error_correlation
+from rlaif.feedback.agreement import effective_judges
 from tests.evaluation.judges import Judge, evaluated, write_gold
 from tests.fakes import unit
 

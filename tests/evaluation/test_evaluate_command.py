@@ -16,12 +16,12 @@ import pytest
 import yaml
 
 from rlaif.cli.evaluate import evaluate
-from rlaif.cli.lazy import LazyGroup
-from rlaif.comparisons.fold import sigmoid
+from rlaif.cli.main import LazyGroup
+from rlaif.config.schemas import CompareSettings
 from rlaif.errors import ModelError, UserError
-from rlaif.inference.catalogue import only_model
-from rlaif.inference.talk import Talk
-from rlaif.settings import CompareSettings
+from rlaif.inference.models import only_model
+from rlaif.inference.requests import Talk
+from rlaif.stats import sigmoid
 from tests.conftest import Served
 from tests.fakes import FakeServer, Trouble, unit
 from tests.support import DATA, command, environment, lines, rlaif, write_run
@@ -235,7 +235,7 @@ def test_the_tiny_judge_is_out_of_its_depth_in_the_real_world(tmp_path: Path) ->
 
 def write_tiny_gold(path: Path) -> Path:
     """Pairs from the tiny world's grammar whose better reply its oracle knows, each with the principle that decides."""
-    from rlaif.demo.training.measure import comparisons
+    from tools.train_demo_models.measure import comparisons
 
     rows = []
     for each in comparisons(20):

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from rlaif.data.prompts import Oddities
 from rlaif.errors import UserError
 from rlaif.evaluation.gold import GoldPair, read_gold
-from rlaif.samples.inputs import Oddities
 from tests.support import DATA
 
 HHH = DATA / "constitutional-ai/438HHHEvaluations.jsonl"

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from rlaif.comparisons.questions import LABELS
+from rlaif.config.schemas import JudgeSettings
 from rlaif.evaluation.canaries import ADDED, PLAIN
-from rlaif.inference.source import LazyModel
-from rlaif.settings import JudgeSettings
+from rlaif.feedback.prompts import LABELS
+from rlaif.inference.models import LazyModel
 from tests.bench.injection import Shares, gold, measured
 from tests.evaluation.judges import Judge
 

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlaif.evaluation.intervals import (
+from rlaif.stats import (
+    Estimate,
     average,
     average_of,
     clustered,
@@ -21,7 +22,6 @@ from rlaif.evaluation.intervals import (
     wilson,
     within,
 )
-from rlaif.evaluation.report import Estimate
 
 
 @pytest.mark.parametrize(

@@ -7,15 +7,14 @@ from collections.abc import Mapping
 
 import pytest
 
-from rlaif.asking import Judge
-from rlaif.comparisons.plan import compare_questions
+from rlaif.config.judge_templates import Judge
+from rlaif.config.schemas import CompareSettings, PairSettings
 from rlaif.constitution import Constitution, Principle
 from rlaif.errors import UserError
-from rlaif.evaluation.gold import GoldPair
-from rlaif.evaluation.judged import Case, JudgedPair, cases, judged_pair, questions_of
+from rlaif.evaluation.gold import Case, GoldPair, JudgedPair, cases, judged_pair, questions_of
+from rlaif.feedback.judge import compare_questions
+from rlaif.feedback.matchups import WHOLE
 from rlaif.records import Judgement, Message, Verdict, content_id
-from rlaif.samples.meetings import WHOLE
-from rlaif.settings import CompareSettings, PairSettings
 
 RULES = Constitution(
     name="rules",

@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
+from rlaif.config.schemas import CompareSettings, PairSettings
 from rlaif.errors import UserError
-from rlaif.evaluation.judging import Evaluated, Evaluation, evaluate_judge
-from rlaif.evaluation.report import Estimate, JudgeReport, Measures
-from rlaif.pipeline import Silent
-from rlaif.settings import CompareSettings, PairSettings
+from rlaif.evaluation.judge import EvaluatedJudge, Evaluation, evaluate_judge
+from rlaif.evaluation.reports import JudgeReport, Measures
+from rlaif.progress import Silent
+from rlaif.stats import Estimate
 from tests.evaluation.judges import (
     Judge,
     constitution,
@@ -138,7 +139,7 @@ def test_what_cannot_be_read_is_not_counted(gold: Path, tmp_path: Path) -> None:
     assert done.report.verdict.level == "unfit"
 
 
-def same(one: Evaluated, other: Evaluated) -> bool:
+def same(one: EvaluatedJudge, other: EvaluatedJudge) -> bool:
     return one.report == other.report
 
 
@@ -263,5 +264,5 @@ def test_how_many_questions_there_are_is_told_before_any_is_written(compare: dic
 
     judge = Judge(right_by_hash(0.8))
     wanted = Evaluation(str(tmp_path / "gold.jsonl"), constitution(), CompareSettings(**compare), canary_pairs=0)
-    asyncio.run(evaluate_judge(wanted, judge, tmp_path / "out", watch=Hearing(), plots=False))
+    asyncio.run(evaluate_judge(wanted, judge, tmp_path / "out", progress=Hearing(), plots=False))
     assert told == [len(judge.asked)]

@@ -7,12 +7,12 @@ import random
 
 import pytest
 
-from rlaif.evaluation.judged import JudgedPair
-from rlaif.evaluation.measures import calibration_of, length_of, measure, slot_of, temperature_of
-from rlaif.evaluation.metrics import calibration_by_chance, fit_temperature, log_loss
-from rlaif.evaluation.report import Cost, Measures
+from rlaif.config.schemas import PairSettings
+from rlaif.evaluation.gold import JudgedPair
+from rlaif.evaluation.judge_metrics import calibration_of, length_of, measure, slot_of, temperature_of
+from rlaif.evaluation.reports import Cost, Measures
 from rlaif.records import content_id
-from rlaif.settings import PairSettings
+from rlaif.stats import calibration_by_chance, fit_temperature, log_loss
 from tests.evaluation.judges import pair
 
 FREE = Cost(

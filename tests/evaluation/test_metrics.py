@@ -7,16 +7,7 @@ import random
 
 import pytest
 
-from rlaif.evaluation.metrics import (
-    Bin,
-    brier,
-    calibration_error,
-    fit_temperature,
-    hits,
-    log_loss,
-    mean,
-    reliability,
-)
+from rlaif.stats import Bin, brier, calibration_error, fit_temperature, hits, log_loss, mean, reliability
 
 
 def test_hits() -> None:

@@ -7,19 +7,19 @@ from pathlib import Path
 
 import pytest
 
-from rlaif.evaluation.judging import Evaluated
-from rlaif.evaluation.plots import length_figure, reliability_figure, slot_figure, write_plots
+from rlaif.evaluation.judge import EvaluatedJudge
+from rlaif.evaluation.plots import length_figure, reliability_figure, slot_figure, write_judge_plots
 from tests.evaluation.judges import Judge, evaluated, right_by_hash, write_gold
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory: pytest.TempPathFactory) -> Evaluated:
+def done(tmp_path_factory: pytest.TempPathFactory) -> EvaluatedJudge:
     folder = tmp_path_factory.mktemp("plots")
     write_gold(folder / "gold.jsonl", 120)
     return evaluated(Judge(right_by_hash(0.8, bias=0.3)), folder / "gold.jsonl", folder / "out", plots=True)
 
 
-def test_png_and_svg_beside_the_report(done: Evaluated) -> None:
+def test_png_and_svg_beside_the_report(done: EvaluatedJudge) -> None:
     stem = done.path.with_suffix("").name
     names = {path.name.removeprefix(f"{stem}-") for path in done.path.parent.glob("*-*.*g")}
     assert names == {f"{name}.{ending}" for name in ("reliability", "slots", "length") for ending in ("png", "svg")}
@@ -29,7 +29,7 @@ def test_png_and_svg_beside_the_report(done: Evaluated) -> None:
         assert ElementTree.parse(path).getroot().tag.endswith("svg")
 
 
-def test_the_figures_show_the_numbers_of_the_report(done: Evaluated) -> None:
+def test_the_figures_show_the_numbers_of_the_report(done: EvaluatedJudge) -> None:
     found = done.report.measures
     assert found.calibration is not None and found.slot is not None and found.accuracy is not None
     upper, lower = reliability_figure(found.calibration).axes
@@ -44,7 +44,7 @@ def test_the_figures_show_the_numbers_of_the_report(done: Evaluated) -> None:
     assert length.lines[2].get_ydata().tolist() == [each.accuracy.value for each in found.length.bins]  # type: ignore[union-attr]
 
 
-def test_odd_names_do_no_harm(done: Evaluated, tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+def test_odd_names_do_no_harm(done: EvaluatedJudge, tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
     subsets = tuple(
         group.model_copy(update={"name": name})
         for group, name in zip(
@@ -52,7 +52,7 @@ def test_odd_names_do_no_harm(done: Evaluated, tmp_path: Path, recwarn: pytest.W
         )
     )
     report = done.report.model_copy(update={"measures": done.report.measures.model_copy(update={"subsets": subsets})})
-    assert len(write_plots(report, tmp_path / "odd")) == 6
+    assert len(write_judge_plots(report, tmp_path / "odd")) == 6
     assert [str(each.message) for each in recwarn if "Glyph" in str(each.message)] == []
 
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from rlaif.comparisons.agreement import cohen_kappa, coincidences, krippendorff_alpha
-from rlaif.evaluation.report import JudgeReport
+from rlaif.evaluation.reports import JudgeReport
+from rlaif.feedback.agreement import cohen_kappa, coincidences, krippendorff_alpha
 from tests.evaluation.replay import Recorded, ReplayServer
 from tests.support import DATA, lines, rlaif, write_run
 

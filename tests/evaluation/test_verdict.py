@@ -8,14 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from rlaif.evaluation.naming import data_word, report_name
-from rlaif.evaluation.report import (
+from rlaif.evaluation.judge_metrics import EXIT_CODES, decide, known_reports, known_verdict
+from rlaif.evaluation.reports import (
     About,
     Baseline,
     Calibration,
     Canary,
     Cost,
-    Estimate,
     JudgeReport,
     LabelMass,
     Length,
@@ -23,8 +22,10 @@ from rlaif.evaluation.report import (
     Measures,
     Temperature,
     Verdict,
+    data_word,
+    report_name,
 )
-from rlaif.evaluation.verdict import EXIT_CODES, decide, known_reports, known_verdict
+from rlaif.stats import Estimate
 
 
 def estimate(value: float, low: float | None = None) -> Estimate:

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rlaif.comparisons.fold import sigmoid
-from rlaif.evaluation.winrate import RIDGE, LengthControlled, _newton, length_controlled
+from rlaif.evaluation.win_rate import RIDGE, LengthControlled, _newton, length_controlled
+from rlaif.stats import sigmoid
 from tests.support import DATA
 
 
@@ -179,7 +179,7 @@ def test_the_same_every_time() -> None:
 def test_many_comparisons_in_parts_as_in_one(monkeypatch: pytest.MonkeyPatch) -> None:
     said, gaps = drawn(10, 90, 0.2, 0.5)
     whole = length_controlled(said, gaps)
-    monkeypatch.setattr("rlaif.evaluation.winrate._AT_ONCE", 200)
+    monkeypatch.setattr("rlaif.evaluation.win_rate._AT_ONCE", 200)
     parts = length_controlled(said, gaps)
     assert parts.interval == pytest.approx(whole.interval, abs=1e-9)
 
@@ -218,8 +218,8 @@ def test_how_many_resamples_fit_into_memory_changes_nothing(monkeypatch: pytest.
         largest.append(len(weights))
         return _newton(x, p, weights)
 
-    monkeypatch.setattr("rlaif.evaluation.winrate._AT_ONCE", 7 * 30)
-    monkeypatch.setattr("rlaif.evaluation.winrate._newton", newton)
+    monkeypatch.setattr("rlaif.evaluation.win_rate._AT_ONCE", 7 * 30)
+    monkeypatch.setattr("rlaif.evaluation.win_rate._newton", newton)
     parts = length_controlled(said, gaps, prompts, resamples=100)
     assert max(largest) == 7
     assert (parts.raw_interval, parts.note) == (pytest.approx(whole.raw_interval, abs=1e-12), whole.note)

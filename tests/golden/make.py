@@ -112,8 +112,8 @@ def results(folder: Path) -> dict[str, Any]:
         "evaluate", "judge", "--gold", "gold.jsonl", "--run", "run.yaml", "--no-plots", "--output", "judge", cwd=folder
     )
     done(
-        "evaluate", "reward", "--model", "run/train/reward", "--gold", "gold.jsonl", "--no-plots", "--output", "rewards",
-        cwd=folder,
+        "evaluate", "reward", "--model", "run/train/reward", "--gold", "gold.jsonl", "--no-plots",
+        "--output", "rewards", cwd=folder,
     )  # fmt: skip
     tables = ("samples", "rankings", "pairs", "sft")
     return {

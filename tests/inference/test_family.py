@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rlaif.inference.family import family, kinship, related
+from rlaif.inference.models import family, kinship, related
 
 NAMES = {
     "Qwen/Qwen3-0.6B": "qwen",

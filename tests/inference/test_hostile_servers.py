@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
+from rlaif.config.secrets import Secrets
 from rlaif.errors import ModelError, UserError
 from rlaif.inference.base import Answer, Question
-from rlaif.inference.secrets import Secrets
-from rlaif.inference.server import Server
+from rlaif.inference.client import Server
 from tests.inference.questions import label_question, label_questions, text_question
 from tests.inference.rawserver import Asked, RawServer, reply, said, verdict
 
@@ -159,7 +159,7 @@ def test_names_in_a_url_stand_for_the_environment(monkeypatch: pytest.MonkeyPatc
     ],
 )
 def test_addresses_as_people_write_them(url: str, asked: str) -> None:
-    from rlaif.inference.talk import address_of
+    from rlaif.inference.requests import address_of
 
     assert address_of(url).url == asked
 
@@ -167,7 +167,7 @@ def test_addresses_as_people_write_them(url: str, asked: str) -> None:
 @pytest.mark.case("sec-07-endless-reply")
 @pytest.mark.parametrize("chunked", [False, True])
 def test_a_reply_without_an_end_is_given_up(chunked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rlaif.inference.http.MOST_BYTES", 2**21)
+    monkeypatch.setattr("rlaif.inference.transport.MOST_BYTES", 2**21)
 
     def act(asked: Asked) -> object:
         asked.send(b"HTTP/1.1 200 OK\r\n" + (b"Transfer-Encoding: chunked\r\n\r\n" if chunked else b"\r\n"))
@@ -185,7 +185,7 @@ def test_a_reply_without_an_end_is_given_up(chunked: bool, monkeypatch: pytest.M
 
 @pytest.mark.sibling("many-endless-replies-at-once")
 def test_all_replies_together_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rlaif.inference.http._MOST_TOGETHER", 2**22)
+    monkeypatch.setattr("rlaif.inference.transport._MOST_TOGETHER", 2**22)
 
     def act(asked: Asked) -> object:
         asked.send(b"HTTP/1.1 200 OK\r\n\r\n")
@@ -439,7 +439,7 @@ def test_an_odd_tokenizer_route_is_passed_over(odd: dict[str, Any]) -> None:
 @pytest.mark.case("sec-27-odd-tokenize-reply")
 @pytest.mark.parametrize(("key", "odd"), [("a\nb", "a line break"), ("schlüssel", "U+00FC"), ("a\u200bb", "U+200B")])
 def test_a_key_that_no_header_can_carry_is_told(key: str, odd: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from rlaif.inference.source import key_in
+    from rlaif.inference.models import key_in
 
     monkeypatch.setenv("JUDGE_KEY", key)
     with pytest.raises(UserError) as caught:

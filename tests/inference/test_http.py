@@ -7,8 +7,8 @@ import asyncio
 import pytest
 
 from rlaif.inference.base import Answer
-from rlaif.inference.proxies import is_loopback, proxy_for
-from rlaif.inference.server import Server
+from rlaif.inference.client import Server
+from rlaif.inference.transport import is_loopback, proxy_for
 from tests.fakes import FakeServer
 from tests.inference.questions import label_question
 

@@ -11,13 +11,13 @@ import httpx
 import pytest
 from click.testing import CliRunner
 
-from rlaif.cli.check import check
-from rlaif.comparisons.fold import HARD_LOGIT
-from rlaif.comparisons.verdict import judgement
+from rlaif.cli.setup import check
+from rlaif.feedback.aggregate import HARD_LOGIT
+from rlaif.feedback.judge import judgement
+from rlaif.feedback.scoring import score_record
 from rlaif.inference.base import Answer, Question
-from rlaif.inference.labels import first_token, is_collapsed, read_top, wrong_listing
+from rlaif.inference.chat_api import first_token, is_collapsed, read_top, wrong_listing
 from rlaif.records import Sampling
-from rlaif.scores.grades import score_record
 from tests.inference.questions import label_question
 from tests.inference.shapes import LEADING, Shape, ShapeServer, label_of, listed, usual_choice, without_values
 from tests.inference.test_server_dialect import ask

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from rlaif.errors import ModelError, UserError
-from rlaif.inference.launch import PYTHON_VARIABLE, VllmServer, find_vllm, serve_command, serve_foreground
-from rlaif.inference.server import Server
+from rlaif.inference.client import Server
+from rlaif.inference.vllm_process import PYTHON_VARIABLE, VllmServer, find_vllm, serve_command, serve_foreground
 from tests.inference.questions import label_question
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -107,7 +107,7 @@ def test_the_server_ends_with_its_starter(tmp_path: Path, how: signal.Signals) -
     """The starter is killed in three ways; the server is gone within seconds."""
     code = (
         "import sys, time, pathlib; sys.path.insert(0, sys.argv[1])\n"
-        "from rlaif.inference.launch import VllmServer\n"
+        "from rlaif.inference.vllm_process import VllmServer\n"
         "VllmServer('any', log=pathlib.Path(sys.argv[2])).start(); print('up', flush=True); time.sleep(60)\n"
     )
     log = tmp_path / "log"
@@ -167,7 +167,7 @@ def test_the_address_of_a_host(host: str, url: str) -> None:
 
 
 def test_a_shipped_model_is_served_from_its_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("rlaif.inference.launch.shipped_model", lambda name: tmp_path)
+    monkeypatch.setattr("rlaif.inference.vllm_process.shipped_model", lambda name: tmp_path)
     with pytest.raises(UserError, match="missing from this installation"):
         serve_command("demo-judge", host="h", port=1)
     (tmp_path / "config.json").touch()

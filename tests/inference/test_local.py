@@ -10,12 +10,11 @@ from threading import Event
 
 import pytest
 
-from rlaif.comparisons.questions import compare_messages
 from rlaif.errors import ModelError, UserError
+from rlaif.feedback.prompts import compare_messages
 from rlaif.inference.base import Answer, Question
-from rlaif.inference.drawing import Draw, Halt, nucleus, seed_of
-from rlaif.inference.folder import fingerprint, identity
-from rlaif.inference.local import Local
+from rlaif.inference.model_folder import fingerprint, identity
+from rlaif.inference.transformers_model import Draw, Halt, Local, nucleus, seed_of
 from rlaif.records import Message, Sampling
 from tests.inference.questions import label_question, label_questions, reasoned_question, text_question
 from tests.inference.tiny import make_tiny_model

@@ -6,7 +6,7 @@ import pytest
 
 from rlaif.errors import ModelError
 from rlaif.inference.faults import Fault
-from rlaif.inference.patience import Patience
+from rlaif.inference.server_health import Patience
 
 REFUSED = Fault("refused", "connection refused", retry=True, down=True)
 TIMEOUT = Fault("timeout", "no reply within 60 s", retry=True, down=True)
@@ -24,7 +24,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr("rlaif.inference.patience.time", clock)
+    monkeypatch.setattr("rlaif.inference.server_health.time", clock)
     return clock
 
 

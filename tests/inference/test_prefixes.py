@@ -11,9 +11,9 @@ import torch  # noqa: TID253
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlaif.inference.loaded import Loaded, Row
-from rlaif.inference.prefixes import Alike, PrefixPass, alike, alone, batches
-from rlaif.resources import shipped_model
+from rlaif.config.shipped import shipped_model
+from rlaif.inference.prefix_cache import Alike, PrefixPass, alike, alone, batches
+from rlaif.inference.transformers_model import Loaded, Row
 from tests.inference.questions import label_question
 from tests.training.families import make
 

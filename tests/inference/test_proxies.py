@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from rlaif.cli.check import check
-from rlaif.data.push import push
+from rlaif.cli.setup import check
+from rlaif.data.files import read_rows
+from rlaif.data.publish import push
 from rlaif.errors import ModelError, UserError
-from rlaif.inference.folder import model_folder
-from rlaif.inference.proxies import proxy_for
-from rlaif.online.rewards.remote import RemoteReward
+from rlaif.inference.model_folder import model_folder
+from rlaif.inference.transport import proxy_for
 from rlaif.records import Message
-from rlaif.samples.rows import read_rows
+from rlaif.rl.remote_reward import RemoteReward
 from tests.inference.test_server_shapes import write
 
 FAR = "http://10.255.255.1:8000/v1"

@@ -12,13 +12,13 @@ import httpx
 import pytest
 from click.testing import CliRunner
 
-from rlaif.cli.check import check
-from rlaif.cli.runs import sample
+from rlaif.cli.generate import sample
+from rlaif.cli.setup import check
 from rlaif.errors import ModelError
 from rlaif.inference.base import Answer, Question
-from rlaif.inference.dialect import Dialect
-from rlaif.inference.errorbody import refusal_in
-from rlaif.inference.server import Server
+from rlaif.inference.client import Server
+from rlaif.inference.faults import refusal_in
+from rlaif.inference.requests import Dialect
 from rlaif.records import Message, Sampling
 from tests.inference.questions import label_question, text_question
 from tests.inference.shapes import Shape, ShapeServer, error

@@ -12,7 +12,7 @@ import pytest
 
 from rlaif.errors import ModelError
 from rlaif.inference.base import Answer, Question
-from rlaif.inference.server import Server
+from rlaif.inference.client import Server
 from tests.fake_answers import first_share
 from tests.fakes import FakeServer, Trouble
 from tests.inference.questions import label_question, label_questions, text_question

@@ -12,11 +12,10 @@ import httpx
 import pytest
 from click.testing import CliRunner
 
-from rlaif.cli.check import check
-from rlaif.inference.errorbody import status_in, wait_in
-from rlaif.inference.faults import error_inside, refused
-from rlaif.inference.http import Reply
-from rlaif.inference.server import Server
+from rlaif.cli.setup import check
+from rlaif.inference.client import Server
+from rlaif.inference.faults import error_inside, refused, status_in, wait_in
+from rlaif.inference.transport import Reply
 from tests.inference.questions import label_question, text_question
 from tests.inference.shapes import Shape, ShapeServer, error
 from tests.inference.test_server_dialect import ask

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from rlaif.errors import ModelError
+from rlaif.inference.client import Server
 from rlaif.inference.probe import Capabilities
-from rlaif.inference.server import Server
 from tests.fake_answers import MASS
 from tests.fakes import FakeServer, Trouble
 from tests.inference.questions import label_questions

@@ -10,9 +10,9 @@ from collections.abc import Callable
 import httpx
 import pytest
 
-from rlaif.comparisons.verdict import judgement
+from rlaif.feedback.judge import judgement
 from rlaif.inference.base import Answer, Question
-from rlaif.inference.server import Server
+from rlaif.inference.client import Server
 from rlaif.records import Judgement
 from tests.inference.questions import label_question, label_questions, text_question
 from tests.inference.wire import A_ID, B_ID, SPACE_A_ID, FakeVllm, ask, chat, exact, listed, talks_of, with_server

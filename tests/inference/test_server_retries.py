@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from rlaif.errors import ModelError, UserError
-from rlaif.inference.server import Server
+from rlaif.inference.client import Server
 from tests.inference.questions import label_question, label_questions
 from tests.inference.wire import FakeVllm, ask, chat, exact, talks_of, with_server
 
@@ -97,7 +97,7 @@ def test_a_rate_limit_fails_no_question_before_its_time(monkeypatch: pytest.Monk
 
     questions = label_questions(4)
     assert [each.failure for each in ask(FakeVllm(limited), questions, max_attempts=2)] == [None] * 4
-    monkeypatch.setattr("rlaif.inference.patience.LONGEST_LIMITED", 0.2)
+    monkeypatch.setattr("rlaif.inference.server_health.LONGEST_LIMITED", 0.2)
     fake = FakeVllm(lambda _: httpx.Response(429))
     assert {each.failure for each in ask(fake, questions, max_attempts=2)} == {"http_429"}
     assert len(fake.bodies) > 3

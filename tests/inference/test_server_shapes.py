@@ -11,9 +11,9 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
-from rlaif.cli.check import check
-from rlaif.pipeline import Report, generate
-from rlaif.runfile import load_run
+from rlaif.cli.setup import check
+from rlaif.config.run_file import load_run
+from rlaif.feedback.pipeline import Report, run_pipeline
 from tests.inference.shapes import LEADING, OTHER, SHAPES, Shape, ShapeServer
 from tests.support import lines
 
@@ -37,7 +37,7 @@ def write(folder: Path, url: str, **more: Any) -> Path:
 
 
 def run(path: Path) -> Report:
-    return generate(load_run(path, {}))
+    return run_pipeline(load_run(path, {}))
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: shape.name)

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from rlaif.inference.faults import retry_after
-from rlaif.inference.throttle import Throttle
+from rlaif.inference.server_health import Throttle
 
 
 def test_a_wave_of_failures_halves_once() -> None:

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from rlaif.inference.base import Answer, Question
-from rlaif.inference.local import Local
-from rlaif.inference.server import Server
+from rlaif.inference.client import Server
+from rlaif.inference.transformers_model import Local
 from tests.conftest import Served
 from tests.inference.questions import label_question, label_questions, reasoned_question, text_question
 

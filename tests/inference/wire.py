@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 
 from rlaif.inference.base import Answer, Question
-from rlaif.inference.server import Server
+from rlaif.inference.client import Server
 
 A_ID, SPACE_A_ID, B_ID = 35, 262, 36
 Handler = Callable[[httpx.Request], httpx.Response]

@@ -9,10 +9,9 @@ from typing import Any
 
 import pytest
 
-from rlaif.loop.ledger import key_of
-from rlaif.loop.plan import Step
-from rlaif.online.settings import OnlineSettings
-from rlaif.training.settings import DpoSettings
+from rlaif.rl.config import OnlineSettings
+from rlaif.training.config import DpoSettings
+from rlaif.workflow.plan import Step, key_of
 
 
 def key(folder: Path, **more: Any) -> str:

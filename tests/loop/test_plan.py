@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from rlaif.config.run_file import load_run
 from rlaif.errors import UserError
-from rlaif.loop.plan import load_plan, plan_problems
-from rlaif.online.settings import OnlineSettings
-from rlaif.runfile import load_run
-from rlaif.training.settings import DpoSettings, SftSettings
+from rlaif.rl.config import OnlineSettings
+from rlaif.training.config import DpoSettings, SftSettings
+from rlaif.workflow.plan import load_plan, plan_problems
 
 RUN = """\
 constitution: demo

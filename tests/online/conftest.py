@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from rlaif.inference.launch import VllmServer
+from rlaif.inference.vllm_process import VllmServer
 from tests.conftest import Served, common_folder, require_vllm, shared
 
 

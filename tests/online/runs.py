@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from rlaif.online.running import train_online
-from rlaif.online.settings import OnlineSettings
-from rlaif.training.running import Trained
+from rlaif.rl.config import OnlineSettings
+from rlaif.rl.run import train_online
+from rlaif.training.session import Trained
 from tests.training.runs import Heard, make_model
 
 REWARD = '''

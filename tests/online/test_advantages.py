@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rlaif.online import advantages
-from rlaif.online.advantages import Moments, Scale
+from rlaif.rl import advantages
+from rlaif.rl.advantages import Moments, Scale
 
 NUMBERS = st.floats(-100, 100, width=32)
 TASKS: list[Callable[[Tensor, Tensor], Tensor]] = [

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from rlaif.errors import ModelError
-from rlaif.online.ahead import AheadSampler
-from rlaif.online.responses import Asked, Response
-from rlaif.online.settings import OnlineSettings
+from rlaif.rl.config import OnlineSettings
+from rlaif.rl.responses import Asked, Response
+from rlaif.rl.rollout import AheadSampler
 from tests.online.runs import given
 
 PROMPTS = [[Asked(f"{step}", (), [1])] for step in range(4)]

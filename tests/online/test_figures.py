@@ -7,11 +7,11 @@ import random
 
 import pytest
 
-from rlaif.evaluation.variety import commonest_opening, words_of
-from rlaif.online import running
-from rlaif.online.figures import FIGURES, GIVEN, figures_of
-from rlaif.online.responses import Asked, Response
+from rlaif.evaluation.policy_metrics import commonest_opening, words_of
 from rlaif.records import Message
+from rlaif.rl import run
+from rlaif.rl.monitor import FIGURES, GIVEN, figures_of
+from rlaif.rl.responses import Asked, Response
 
 ASKED = Asked("p", (Message(role="user", content="Well?"),), (1, 2))
 
@@ -115,5 +115,5 @@ def test_a_figure_that_was_withheld_at_the_last_look_is_no_earlier_one() -> None
         {"step": 2, "kl": 2.0, "held_out/win_rate": 0.2, "held_out/controlled": None, "held_out/note": "extrapolated"},
         {"step": 3, "kl": 3.0},
     ]
-    assert running._figures(history, 3) == {"kl": 3.0, "held_out/win_rate": 0.2}
-    assert running._figures(history, 1) == {"kl": 1.0, "held_out/win_rate": 0.6, "held_out/controlled": 0.55}
+    assert run._figures(history, 3) == {"kl": 3.0, "held_out/win_rate": 0.2}
+    assert run._figures(history, 1) == {"kl": 1.0, "held_out/win_rate": 0.6, "held_out/controlled": 0.55}

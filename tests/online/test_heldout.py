@@ -15,19 +15,18 @@ from typing import Any
 
 import pytest
 
-from rlaif.comparisons.fold import sigmoid
-from rlaif.comparisons.questions import LABELS
+from rlaif.config.schemas import CompareSettings, ModelSettings, PairSettings
+from rlaif.config.shipped import shipped_model
 from rlaif.constitution import Constitution, Principle, load_constitution
 from rlaif.errors import ModelError, UserError
+from rlaif.feedback.prompts import LABELS
 from rlaif.inference.base import Answer, Question
-from rlaif.inference.server import Server
-from rlaif.inference.source import LazyModel
-from rlaif.online.heldout import HeldOut, HeldOutJudge
-from rlaif.online.settings import OnlineSettings
-from rlaif.online.watching import Watching
+from rlaif.inference.client import Server
+from rlaif.inference.models import LazyModel
 from rlaif.records import Message, Messages
-from rlaif.resources import shipped_model
-from rlaif.settings import CompareSettings, ModelSettings, PairSettings
+from rlaif.rl.config import OnlineSettings
+from rlaif.rl.heldout import HeldOut, HeldOutJudge, Watching
+from rlaif.stats import sigmoid
 from tests.evaluation.judges import Judge, first_slot, longer_wins
 from tests.fakes import FakeServer
 
@@ -306,8 +305,8 @@ def test_the_shipped_judge_knows_the_better_answers(tmp_path: Path) -> None:
 
     The other way round all questions are the same, so nothing is asked and every preference is its complement.
     """
-    from rlaif.demo.behaviour import answers, fresh_prompts
     from rlaif.demo.oracle import prefer_overall
+    from tests.bench.behaviour import answers, fresh_prompts
 
     policy = shipped_model("demo-policy")
     assert policy is not None

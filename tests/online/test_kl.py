@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from rlaif.errors import ModelError
-from rlaif.online import kl
-from rlaif.online.kl import AdaptiveKl, Kind, estimate
-from rlaif.online.losses import ratio_of
+from rlaif.rl import advantages
+from rlaif.rl.advantages import AdaptiveKl, Kind, estimate
+from rlaif.rl.losses import ratio_of
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
 LN2 = math.log(2)
@@ -53,7 +53,7 @@ def slope(loss: Tensor, at: Tensor) -> list[float]:
 )
 def test_by_hand(kind: Kind, d: float, value: float) -> None:
     assert estimate(kind, torch.tensor([d - 3.0]), torch.tensor([-3.0])).item() == pytest.approx(value, abs=1e-6)
-    assert getattr(kl, kind)(torch.tensor([d])).item() == pytest.approx(value, abs=1e-6)
+    assert getattr(advantages, kind)(torch.tensor([d])).item() == pytest.approx(value, abs=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -105,8 +105,8 @@ def test_the_other_estimator_for_a_loss_pulls_as_well(d: float, pull: float) -> 
 @given(st.floats(-50, 50, width=32))
 def test_k2_and_k3_are_never_below_0(d: float) -> None:
     both = torch.tensor([d])
-    assert kl.k2(both).item() >= 0
-    assert kl.k3(both).item() >= 0
+    assert advantages.k2(both).item() >= 0
+    assert advantages.k3(both).item() >= 0
 
 
 def test_no_gradient_to_the_reference_and_no_change_of_arguments() -> None:
@@ -189,8 +189,8 @@ def test_gradients_of_two_tokens() -> None:
             "true": joint * (d[0] + d[1]),
             "k1 in the reward": joint.detach() * (d[0] + d[1]).detach() * (logps[0] + logps[1]),
             "k1 to go": joint.detach() * ((d[0] + d[1]).detach() * logps[0] + d[1].detach() * logps[1]),
-            "k2 of sums": joint.detach() * kl.k2(d[0] + d[1]),
-            "k2 per token": joint.detach() * (kl.k2(d[0]) + kl.k2(d[1])),
+            "k2 of sums": joint.detach() * advantages.k2(d[0] + d[1]),
+            "k2 per token": joint.detach() * (advantages.k2(d[0]) + advantages.k2(d[1])),
         }
         found = torch.autograd.grad(terms[kind].sum(), [first, second])
         return torch.cat([each.flatten() for each in found])

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import torch
 
-from rlaif.online.advantages import Moments, moments, spread, totals
-from rlaif.online.experience import Experience
-from rlaif.online.loop import Loop
-from rlaif.online.objectives import Counts, credited, logged, policy_loss
-from rlaif.online.responses import Asked, Response, Scores
-from rlaif.online.settings import KlSettings, OnlineSettings
-from rlaif.training.groups import Group
+from rlaif.rl.advantages import Moments, moments, spread, totals
+from rlaif.rl.algorithms import Counts, credited, logged, policy_loss
+from rlaif.rl.config import KlSettings, OnlineSettings
+from rlaif.rl.experience import Experience
+from rlaif.rl.responses import Asked, Response, Scores
+from rlaif.rl.trainer import Loop
+from rlaif.training.examples import Group
 from tests.online.runs import given
 
 LOGPS = torch.tensor([0.2, 0.3, 0.1])

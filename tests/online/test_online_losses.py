@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rlaif.online import kl, losses
-from rlaif.online.advantages import spread, spread_sum
-from rlaif.online.losses import Correction, Per
+from rlaif.rl import advantages, losses
+from rlaif.rl.advantages import spread, spread_sum
+from rlaif.rl.losses import Correction, Per
 
 
 def near(*values: float, bound: float = 1e-5) -> Any:
@@ -310,7 +310,7 @@ def test_grpo_losses_beside_trl(name: str, mode: Per, times_ratio: bool, tiny_mo
     trl = FromTrl("GRPO", tiny_model, tmp_path, **more)
     gains = spread(trl.advantages, trl.lengths)
     found = losses.clipped_surrogate(trl.logps, trl.old, gains, 0.2, 0.3, dual=1.5)
-    away = kl.estimate("k3", trl.logps, trl.reference, clamp=None)
+    away = advantages.estimate("k3", trl.logps, trl.reference, clamp=None)
     away = away * found.ratio if times_ratio else away
     weights = losses.loss_weights(trl.lengths, mode, limit=6)
     assert (weights * (found.loss + 0.1 * away)).sum().item() == pytest.approx(trl.loss, abs=1e-5)

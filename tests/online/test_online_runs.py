@@ -17,7 +17,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from rlaif.errors import ModelError, UserError
-from rlaif.online.settings import OnlineSettings
+from rlaif.rl.config import OnlineSettings
 from rlaif.training.folder import last_checkpoint
 from tests.online.runs import begin, given, log_of, run
 from tests.support import ROOT, command, environment, rlaif
@@ -59,7 +59,7 @@ def test_a_server_that_is_not_there_leaves_no_training(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing stands in the way of the same command with the right address."""
-    monkeypatch.setattr("rlaif.online.line.TRIES", 1)
+    monkeypatch.setattr("rlaif.rl.remote_reward.TRIES", 1)
     out, nowhere = tmp_path / "out", {"base_url": "http://127.0.0.1:1/v1", "max_tokens": 8, "timeout": 1.0}
     for more in ({}, {"ahead": True}):
         with pytest.raises(ModelError, match=r"127\.0\.0\.1:1/v1: connection refused; start the server, or set"):
@@ -254,8 +254,8 @@ def test_answers_without_a_score_are_left_out_and_counted(folder: Path, tmp_path
 
 def test_what_an_answer_is_paid_by_hand(tmp_path: Path) -> None:
     """Scores 5, none, -7, 2 cut to 3 on either side; the second and the third answer met the limit, which costs 1."""
-    from rlaif.online.loop import Loop
-    from rlaif.online.responses import Asked, Response, Scores
+    from rlaif.rl.responses import Asked, Response, Scores
+    from rlaif.rl.trainer import Loop
 
     settings = OnlineSettings.model_validate(given(tmp_path, reward_clip=3.0, missing_eos_penalty=1.0))
     nobody: Any = None
@@ -267,8 +267,8 @@ def test_what_an_answer_is_paid_by_hand(tmp_path: Path) -> None:
 
 def test_long_answers_pay_before_they_meet_the_limit(tmp_path: Path) -> None:
     """Of at most 8 tokens the last 4 cost a quarter each: 4 tokens nothing, 5 a quarter, 8 all."""
-    from rlaif.online.loop import Loop
-    from rlaif.online.responses import Asked, Response, Scores
+    from rlaif.rl.responses import Asked, Response, Scores
+    from rlaif.rl.trainer import Loop
 
     settings = OnlineSettings.model_validate(given(tmp_path, overlong_buffer=4))
     nobody: Any = None
@@ -330,9 +330,9 @@ class Killed(BaseException):
 
 def killed_after(step: int, patch: pytest.MonkeyPatch, folder: Path, **more: Any) -> None:
     """A training that dies when a step is in the log."""
-    import rlaif.online.running
+    import rlaif.rl.run
 
-    plain = rlaif.online.running.add_to_log
+    plain = rlaif.rl.run.add_to_log
 
     def add(to: Path, line: dict[str, Any]) -> None:
         plain(to, line)
@@ -340,7 +340,7 @@ def killed_after(step: int, patch: pytest.MonkeyPatch, folder: Path, **more: Any
             raise Killed
 
     with patch.context() as inner, pytest.raises(Killed):
-        inner.setattr(rlaif.online.running, "add_to_log", add)
+        inner.setattr(rlaif.rl.run, "add_to_log", add)
         run(folder, **more)
 
 
@@ -364,12 +364,12 @@ def test_the_best_weights_are_those_of_the_training_that_went_on(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Step 1 is the best at the checkpoint; the better step 3 dies with its process, and is not so good again."""
-    from rlaif.online import watching
+    from rlaif.rl import heldout
     from tests.online.test_watch import held_out
 
     rates = {1: 0.6, 2: 0.5, 3: 0.9, 4: 0.4}
     kept: dict[int, Any] = {}
-    plain = watching.save_best
+    plain = heldout.save_best
 
     def save(to: Path, done: int, loop: Any) -> None:
         plain(to, done, loop)
@@ -377,8 +377,8 @@ def test_the_best_weights_are_those_of_the_training_that_went_on(
             done, {name: each.detach().clone() for name, each in loop.players.policy.model.named_parameters()}
         )
 
-    monkeypatch.setattr(watching, "save_best", save)
-    monkeypatch.setattr(watching.Watching, "_compared", lambda _, done: held_out(done, rates[done]))
+    monkeypatch.setattr(heldout, "save_best", save)
+    monkeypatch.setattr(heldout.Watching, "_compared", lambda _, done: held_out(done, rates[done]))
     more: dict[str, Any] = {
         "output": str(tmp_path / "out"), "steps": 4, "save_steps": 2, "held_out": {"every": 1, "prompts": 2},
         "judge": {"model": "demo-judge"},
@@ -403,8 +403,8 @@ def test_the_best_weights_are_those_of_the_training_that_went_on(
 
 def test_what_a_checkpoint_brings_back(tmp_path: Path) -> None:
     """What later steps are compared with, and the price of KL only where it is steered."""
-    from rlaif.online.keeping import load_checkpoint, save_checkpoint
-    from rlaif.online.loop import Loop
+    from rlaif.rl.checkpoint import load_checkpoint, save_checkpoint
+    from rlaif.rl.trainer import Loop
 
     players = MagicMock()
     players.value, players.reward.state.return_value = None, {}
@@ -528,7 +528,7 @@ def test_a_policy_that_is_not_its_sampler_is_caught(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As with a server that went on with older weights."""
-    from rlaif.online.sampling import LocalSampler
+    from rlaif.rl.rollout import LocalSampler
 
     plain = LocalSampler.sample
 

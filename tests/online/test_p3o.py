@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rlaif.online.advantages import rloo
-from rlaif.online.p3o import PairwiseLoss, Variant, best_and_worst, p3o, pairs_of
+from rlaif.rl.advantages import rloo
+from rlaif.rl.losses import PairwiseLoss, Variant, best_and_worst, p3o, pairs_of
 
 VARIANTS: tuple[Variant, ...] = get_args(Variant)
 NUMBERS = st.floats(-4, 4, width=32)

@@ -11,17 +11,14 @@ from pathlib import Path
 
 import pytest
 
+from rlaif.config.schemas import JudgeSettings
 from rlaif.errors import ModelError, UserError
-from rlaif.online.responses import Reward, Scores
-from rlaif.online.rewards import open_reward
-from rlaif.online.rewards.choose import only_model
-from rlaif.online.rewards.combined import WeightedReward
-from rlaif.online.rewards.function import FunctionReward
-from rlaif.online.rewards.judge import JudgeReward
-from rlaif.online.rewards.model import ModelReward
-from rlaif.online.rewards.remote import RemoteReward
 from rlaif.records import Message, Messages
-from rlaif.settings import JudgeSettings
+from rlaif.rl.judge_reward import JudgeReward
+from rlaif.rl.remote_reward import RemoteReward
+from rlaif.rl.responses import Reward, Scores
+from rlaif.rl.reward_sources import FunctionReward, ModelReward
+from rlaif.rl.rewards import WeightedReward, only_model, open_reward
 from tests.fakes import FakeServer
 from tests.support import environment
 from tests.training.scorers import save_scorer
@@ -265,7 +262,7 @@ def test_judge_needs_its_settings(place: Path) -> None:
 
 
 def test_choosing_is_light() -> None:
-    code = "import sys, rlaif.online.rewards.choose, rlaif.online.rewards.model, rlaif.online.rewards.judge\n"
+    code = "import sys, rlaif.rl.rewards, rlaif.rl.reward_sources, rlaif.rl.judge_reward\n"
     code += "print([name for name in ('torch', 'transformers', 'aiohttp', 'httpx') if name in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment())
     assert result.stdout.strip() == "[]", result.stderr

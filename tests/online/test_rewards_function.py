@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from rlaif.errors import ModelError, UserError
-from rlaif.online.rewards.function import FunctionReward
 from rlaif.records import Message
+from rlaif.rl.reward_sources import FunctionReward
 
 HI = (Message(role="system", content="Be kind."), Message(role="user", content="Hi"))
 
@@ -71,7 +71,7 @@ def test_what_a_function_may_return(write: Write, returned: str, wanted: list[fl
     path = write(f"""
         from fractions import Fraction
         import numpy as np
-        import torch
+        import torch  # noqa: TID253
 
         def reward(prompts, responses):
             return {returned}

@@ -14,15 +14,15 @@ from pathlib import Path
 
 import pytest
 
+from rlaif.config.schemas import JudgeSettings
+from rlaif.config.shipped import shipped_model
 from rlaif.constitution import Constitution, Principle, load_constitution
 from rlaif.errors import ModelError, UserError
+from rlaif.feedback.prompts import DIGITS, score_messages
 from rlaif.inference.base import Answer, Question
-from rlaif.inference.source import LazyModel
-from rlaif.online.rewards.judge import JudgeReward
+from rlaif.inference.models import LazyModel
 from rlaif.records import Message, Messages
-from rlaif.resources import shipped_model
-from rlaif.scores.questions import DIGITS, score_messages
-from rlaif.settings import JudgeSettings
+from rlaif.rl.judge_reward import JudgeReward
 from tests.fakes import FakeServer, Trouble, unit
 
 TWO = Constitution(

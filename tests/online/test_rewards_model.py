@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from rlaif.errors import ModelError, UserError
-from rlaif.online.rewards.model import ModelReward
 from rlaif.records import Message, Messages
+from rlaif.rl.reward_sources import ModelReward
 from tests.training.scorers import Plain, save_scorer
 
 
@@ -58,11 +58,11 @@ def test_rewards_are_those_of_transformers(folder: Path, plain: Plain, tokens: i
 
 
 def test_rewards_are_those_of_rewards_of(reward: ModelReward, folder: Path) -> None:
-    from rlaif.data.turns import Turn
-    from rlaif.training.rewardmodel import load
-    from rlaif.training.scoring import rewards_of
-    from rlaif.training.texts import Example
-    from rlaif.training.tokens import Tokens
+    from rlaif.data.conversations import Turn
+    from rlaif.training.examples import Example
+    from rlaif.training.reward_model import load
+    from rlaif.training.score import rewards_of
+    from rlaif.training.tokenize import Tokens
 
     loaded = load(str(folder), "cpu")
     example = Example("x", (Turn("user", "Hi"),), tuple(REPLIES), {})

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from rlaif.errors import ModelError, UserError
-from rlaif.online.rewards.remote import RemoteReward
 from rlaif.records import Message, Messages
+from rlaif.rl.remote_reward import RemoteReward
 
 HI = (Message(role="user", content="Hi"),)
 TALK = (
@@ -266,7 +266,7 @@ def test_endless_and_packed_rewards(server: Misbehaving, reward: RemoteReward, m
     good, bomb = gzip.compress(b'{"rewards": [0.5, -2.0]}'), gzip.compress(b" " * 2**22)
     server.acts = [gives_packed(good, "gzip")]
     assert ask(reward) == [0.5, -2.0]
-    for where in ("rlaif.inference.http", "rlaif.online.rewards.remote"):
+    for where in ("rlaif.inference.transport", "rlaif.rl.remote_reward"):
         monkeypatch.setattr(f"{where}.MOST_BYTES", 2**21)
     for act, what in (
         (endless, "more than 2 MiB"),
@@ -286,7 +286,7 @@ def gives_packed(body: bytes, name: str) -> Act:
 def test_server_may_ask_for_a_pause(server: Misbehaving, reward: RemoteReward, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pauses double from 0.001 s, unless the server asks for a longer one, of which 60 s are granted at most."""
     slept: list[float] = []
-    monkeypatch.setattr("rlaif.online.rewards.remote.time.sleep", slept.append)
+    monkeypatch.setattr("rlaif.rl.remote_reward.time.sleep", slept.append)
     server.acts = [gives({}, 503, retry_after="7"), gives({}, 429, retry_after="1000"), GOOD]
     assert ask(reward) == [0.5, -2.0]
     server.acts = [gives({}, 500), gives({}, 500), GOOD]

@@ -14,8 +14,8 @@ import torch
 from transformers.cache_utils import DynamicLayer
 
 from rlaif.errors import ModelError, UserError
-from rlaif.online.responses import Asked, Response
-from rlaif.online.sampling import LocalSampler, draw, noise
+from rlaif.rl.responses import Asked, Response
+from rlaif.rl.rollout import LocalSampler, draw, noise
 from tests.training.families import make
 from tests.training.small import letters
 

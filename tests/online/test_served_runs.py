@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from rlaif.errors import ModelError, UserError
-from rlaif.online.adapters import Adapters
+from rlaif.rl.weight_sync import Adapters
 from tests.conftest import Served
 from tests.online.runs import REWARD, log_of, run
 

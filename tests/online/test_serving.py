@@ -15,14 +15,14 @@ import pytest
 import torch
 
 from rlaif.errors import ModelError, RlaifError, UserError
-from rlaif.online.adapters import Adapters
-from rlaif.online.experience import check_in_step
-from rlaif.online.players import sampler_of
-from rlaif.online.responses import Asked, Response
-from rlaif.online.sampling import LocalSampler
-from rlaif.online.serving import ServedSampler, seed_of
-from rlaif.online.settings import OnlineSettings
-from rlaif.training.starts import find_start
+from rlaif.rl.config import OnlineSettings
+from rlaif.rl.experience import check_in_step
+from rlaif.rl.networks import sampler_of
+from rlaif.rl.responses import Asked, Response
+from rlaif.rl.rollout import LocalSampler
+from rlaif.rl.vllm_rollout import ServedSampler, seed_of
+from rlaif.rl.weight_sync import Adapters
+from rlaif.training.loading import find_start
 from tests.conftest import Served
 from tests.online.runs import begin, given
 from tests.training.small import letters

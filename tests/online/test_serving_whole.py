@@ -12,14 +12,13 @@ import pytest
 import torch
 
 from rlaif.errors import ModelError, UserError
-from rlaif.online.adapters import Adapters
-from rlaif.online.experience import check_in_step
-from rlaif.online.line import Line
-from rlaif.online.players import _own
-from rlaif.online.responses import Asked, Response
-from rlaif.online.serving import ServedSampler
-from rlaif.online.settings import OnlineSettings
-from rlaif.online.weights import WholeWeights
+from rlaif.rl.config import OnlineSettings
+from rlaif.rl.experience import check_in_step
+from rlaif.rl.networks import _own
+from rlaif.rl.remote_reward import Line
+from rlaif.rl.responses import Asked, Response
+from rlaif.rl.vllm_rollout import ServedSampler
+from rlaif.rl.weight_sync import Adapters, WholeWeights
 from tests.conftest import Served
 from tests.online.runs import given
 from tests.online.test_serving import apart, choice, refused, saved

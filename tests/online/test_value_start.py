@@ -9,16 +9,15 @@ from typing import Any
 import pytest
 import torch
 
-from rlaif.inference.folder import load_tokenizer
-from rlaif.online.advantages import gae, token_rewards
-from rlaif.online.network import Network
-from rlaif.online.players import value_of
-from rlaif.online.responses import Asked
-from rlaif.online.running import _accelerator
-from rlaif.online.settings import OnlineSettings
-from rlaif.training.groups import Group
-from rlaif.training.rewardmodel import load
-from rlaif.training.scoring import rewards_of
+from rlaif.inference.model_folder import load_tokenizer
+from rlaif.rl.advantages import gae, token_rewards
+from rlaif.rl.config import OnlineSettings
+from rlaif.rl.networks import Network, value_of
+from rlaif.rl.responses import Asked
+from rlaif.rl.run import _accelerator
+from rlaif.training.examples import Group
+from rlaif.training.reward_model import load
+from rlaif.training.score import rewards_of
 from tests.online.runs import given
 from tests.training.scorers import POLICY, save_scorer
 

@@ -11,12 +11,11 @@ from typing import Any, get_args
 import pytest
 from pydantic import ValidationError
 
-from rlaif.comparisons.fold import sigmoid
-from rlaif.evaluation.metrics import mean
-from rlaif.evaluation.winrate import length_controlled
-from rlaif.online.figures import FIGURES, GIVEN
-from rlaif.online.heldout import HeldOut
-from rlaif.online.watch import Alarm, Rule, Watch, WatchLimits
+from rlaif.evaluation.win_rate import length_controlled
+from rlaif.rl.config import Rule, WatchLimits
+from rlaif.rl.heldout import HeldOut
+from rlaif.rl.monitor import FIGURES, GIVEN, Alarm, Watch
+from rlaif.stats import mean, sigmoid
 
 SOUND = {
     "responses": 1e9, "length": 100.0, "truncated": 0.1, "empty": 0.0, "distinct_1": 0.5, "distinct_2": 0.8,

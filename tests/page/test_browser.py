@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from rlaif.page.write import write_page
+from rlaif.report.page import write_page
 from tests.page.browser import chromium, complaints, requests, resize
 from tests.page.folders import HOSTILE, PROMPT_OF_THE_FLIP, key, lines, write_run, write_training
 

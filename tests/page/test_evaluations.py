@@ -8,15 +8,27 @@ from typing import Any
 
 import pytest
 
-from rlaif.cli.run import _rows
+from rlaif.cli.workflow import _rows
 from rlaif.constitution import load_constitution
-from rlaif.evaluation.policies.report import About, Cost, Match, Player, PolicyReport, Violations
-from rlaif.evaluation.report import About as JudgeAbout
-from rlaif.evaluation.report import Cost as JudgeCost
-from rlaif.evaluation.report import Estimate, JudgeReport, Length, Measures, Reason, Verdict
-from rlaif.inference.folder import identity
-from rlaif.page.gathering import figures_of
-from rlaif.page.html import render
+from rlaif.evaluation.reports import About as JudgeAbout
+from rlaif.evaluation.reports import Cost as JudgeCost
+from rlaif.evaluation.reports import (
+    JudgeReport,
+    Length,
+    Match,
+    Measures,
+    Player,
+    PolicyAbout,
+    PolicyCost,
+    PolicyReport,
+    Reason,
+    Verdict,
+    Violations,
+)
+from rlaif.inference.model_folder import identity
+from rlaif.report.page import figures_of
+from rlaif.report.render import render
+from rlaif.stats import Estimate
 from tests.page.folders import HOSTILE, JUDGE, key, lines, write_run, write_training
 
 
@@ -36,7 +48,7 @@ def write_evaluation(folder: Path, judge: str, warnings: tuple[str, ...] = ()) -
     folder.mkdir(parents=True)
     report = PolicyReport(
         made_by="rlaif 9.9", warnings=warnings, baseline="base", ratings=(),
-        about=About(
+        about=PolicyAbout(
             judge=judge, constitution="two", constitution_hash="h", prompts="p", prompts_sha256=None, prompt_count=20,
             oddities={}, tag=None, harmful=(), violation_below=4.5, drawing={}, compare={}, pair={},
         ),
@@ -46,7 +58,7 @@ def write_evaluation(folder: Path, judge: str, warnings: tuple[str, ...] = ()) -
             ties=estimate(0.2), losses=estimate(0.2), win_rate=estimate(0.7), controlled=estimate(0.65),
             controlled_note="", length_slope=0.1, length_ratio=1.2, flips=0.1, principles=(), tags=(),
         ),),
-        cost=Cost(
+        cost=PolicyCost(
             answers=40, judgements=80, grades=0, failed={}, judge_prompt_tokens=1, judge_cached_tokens=0,
             judge_completion_tokens=1, policy_tokens=1, seconds=2.0,
         ),

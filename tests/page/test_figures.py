@@ -11,14 +11,13 @@ from typing import Any
 import pytest
 import yaml
 
+from rlaif.config.schemas import PolicySettings
 from rlaif.errors import RecordError, UserError
-from rlaif.page.choosing import choose
-from rlaif.page.counting import Plan
-from rlaif.page.figures import Page
-from rlaif.page.gathering import figures_of
-from rlaif.page.verdicts import told_logit
-from rlaif.samples.plan import sampling_of
-from rlaif.settings import PolicySettings
+from rlaif.feedback.sampling import sampling_of
+from rlaif.report.examples import choose
+from rlaif.report.page import figures_of
+from rlaif.report.run_data import Plan, told_logit
+from rlaif.report.view import Page
 from tests.page.folders import JUDGE, answers, key, lines, write_run, write_training
 from tests.page.test_evaluations import write_evaluation
 
@@ -228,10 +227,9 @@ def test_the_command_of_a_training_makes_the_same_settings(tmp_path: Path) -> No
     """What is told is what was set, so that the words on the page, read back as flags, are the training again."""
     import shlex
 
-    from rlaif.online.settings import OnlineSettings
-    from rlaif.settings import JudgeSettings
-    from rlaif.training.settings import DpoSettings, LoraSettings
-    from rlaif.training.settingsfile import load_settings
+    from rlaif.config.schemas import JudgeSettings
+    from rlaif.rl.config import OnlineSettings
+    from rlaif.training.config import DpoSettings, LoraSettings, load_settings
 
     judge = JudgeSettings(model="demo-judge", concurrency=3, base_url="http://127.0.0.1:1/v1")
     for at, settings in enumerate((

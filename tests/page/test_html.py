@@ -12,10 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from rlaif.page.gathering import figures_of
-from rlaif.page.html import coded, estimate, number, percent, render, signed
-from rlaif.page.svg import Sheet, drawing
-from rlaif.page.write import write_page
+from rlaif.report.page import figures_of, write_page
+from rlaif.report.render import Sheet, coded, drawing, estimate, number, percent, render, signed
 from tests.page.folders import HOSTILE, key, write_run, write_training
 from tests.support import rlaif
 
@@ -129,7 +127,7 @@ def test_a_label_of_a_drawing_is_no_style() -> None:
 
 
 def test_numbers_for_people() -> None:
-    from rlaif.evaluation.report import Estimate
+    from rlaif.stats import Estimate
 
     assert [number(12345), number(None), number(1234.5678), number(2.0, 1)] == ["12,345", "–", "1235", "2.0"]
     assert [percent(0.1234), percent(None), percent(1, 0)] == ["12.3%", "–", "100%"]

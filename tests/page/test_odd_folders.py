@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 
 from rlaif.errors import RlaifError
-from rlaif.page.gathering import figures_of
-from rlaif.page.write import write_page
+from rlaif.report.page import figures_of, write_page
 from tests.page.folders import write_run
 
 ODD: list[Any] = [None, -3, "text", [[]], {"a": {"b": []}}]

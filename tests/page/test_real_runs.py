@@ -9,17 +9,8 @@ from typing import Any
 
 import pytest
 
-from rlaif.page.counting import count_data
-from rlaif.page.gathering import figures_of
-from rlaif.page.reading import rows
-from rlaif.page.settings import read_told, reading_of
-from rlaif.page.stories import gather
-from rlaif.page.verdicts import _Columns, _forward, _joined, _parts
-from rlaif.pipeline import generate
-from rlaif.records import Judgement, PreferencePair
-from rlaif.resources import resource
-from rlaif.runfile import load_run
-from rlaif.settings import (
+from rlaif.config.run_file import load_run
+from rlaif.config.schemas import (
     CompareSettings,
     JudgeSettings,
     PairSettings,
@@ -28,6 +19,13 @@ from rlaif.settings import (
     ReviseSettings,
     RunSettings,
 )
+from rlaif.config.shipped import resource
+from rlaif.feedback.pipeline import run_pipeline
+from rlaif.records import Judgement, PreferencePair
+from rlaif.report.examples import gather
+from rlaif.report.page import figures_of
+from rlaif.report.run_data import _Columns, _forward, _joined, _parts, count_data, rows
+from rlaif.report.run_settings import read_told, reading_of
 from rlaif.store import read_records
 from tests.fakes import Taste
 from tests.test_panel import CONTRARY, MUMBLING, bench, change
@@ -86,7 +84,7 @@ def _labels_come_out_again(folder: Path) -> None:
 @pytest.mark.parametrize("orders", ["both", "random"])
 def test_a_judge_that_likes_the_first_slot(tmp_path: Path, principles: str, orders: str) -> None:
     with bench(tmp_path, Taste(slot=1.5), compare={"principles": principles, "orders": orders}) as (path, _):
-        generate(load_run(path))
+        run_pipeline(load_run(path))
     agrees(tmp_path / "run")
 
 
@@ -96,7 +94,7 @@ def test_a_panel_with_weights_and_temperatures(tmp_path: Path) -> None:
         path,
         _,
     ):
-        generate(load_run(change(path, weight=[1.0, 0.4, 1.0], temperature=[1.0, 2.5, 1.0])))
+        run_pipeline(load_run(change(path, weight=[1.0, 0.4, 1.0], temperature=[1.0, 2.5, 1.0])))
     agrees(tmp_path / "run")
     page = figures_of(tmp_path / "run")
     assert page.panel is not None
@@ -106,7 +104,7 @@ def test_a_panel_with_weights_and_temperatures(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_tiny_run_with_revisions(tmp_path: Path) -> None:
     """Some revisions come out like samples, so some answers name those: see `counting.shows_left_first`."""
-    generate(RunSettings(
+    run_pipeline(RunSettings(
         constitution="demo", prompts=PromptSettings(path=str(resource("prompts") / "policy" / "demo.jsonl"), limit=16),
         policy=PolicySettings(model="demo-policy", samples=4, max_tokens=96), judge=JudgeSettings(model="demo-judge"),
         compare=CompareSettings(principles="each"), pair=PairSettings(select="all", per_prompt=6),
@@ -134,7 +132,7 @@ def test_given_answers_are_counted_once(tmp_path: Path, drawn: bool) -> None:
         settings = load_run(path)
         policy = settings.policy.model_copy(update={"samples": 2}) if drawn and settings.policy else None
         given = PromptSettings(path=str(prompts), responses="given")
-        generate(settings.model_copy(update={"policy": policy, "prompts": given}))
+        run_pipeline(settings.model_copy(update={"policy": policy, "prompts": given}))
     page = figures_of(tmp_path / "run")
     assert page.data is not None
     assert page.data.samples == json.loads((tmp_path / "run/manifest.json").read_text())["counts"]["samples"]

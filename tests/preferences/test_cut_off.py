@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from rlaif.comparisons.fold import Comparison, Status
-from rlaif.preferences.pairs import Provenance, pairs, stand
+from rlaif.config.schemas import CompareSettings, PairSettings
+from rlaif.feedback.aggregate import Comparison, Status
+from rlaif.feedback.ranking import Provenance, pairs, stand
+from rlaif.feedback.revision_checks import spoken
 from rlaif.records import Message, PreferencePair, Prompt, Sample
-from rlaif.revisions.speech import spoken
-from rlaif.settings import CompareSettings, PairSettings
-from rlaif.training.intake import Intake
-from rlaif.training.rows import demonstrations, judged
-from rlaif.training.rows import pairs as training_pairs
+from rlaif.training.dataset import demonstrations, judged
+from rlaif.training.dataset import pairs as training_pairs
+from rlaif.training.dataset_report import Intake
 from tests.data.made import write_jsonl
 
 PROMPT = Prompt(id="p", messages=(Message(role="user", content="Why is the sky blue?"),), source="here:1")

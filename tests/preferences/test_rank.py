@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from rlaif.preferences.rank import strengths
+from rlaif.stats import strengths
 
 
 def both_ways(wins: dict[tuple[str, str], float]) -> dict[tuple[str, str], float]:

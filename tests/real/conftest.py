@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from rlaif.inference.launch import VllmServer
+from rlaif.inference.vllm_process import VllmServer
 from tests.conftest import Served, common_folder, require_vllm, shared
 from tests.real.smollm2 import installed, smollm2_folder
 

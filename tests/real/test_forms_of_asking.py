@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from rlaif.asking import BEGUN, PLAIN, SHIPPED, Form
-from rlaif.comparisons.forms import best, candidates, trial_questions, tried_forms
+from rlaif.config.judge_templates import BEGUN, PLAIN, SHIPPED, Form
+from rlaif.config.schemas import CompareSettings
+from rlaif.feedback.prompt_forms import best, candidates, trial_questions, tried_forms
 from rlaif.inference.base import Answer
-from rlaif.inference.local import Local
-from rlaif.inference.server import Server
-from rlaif.settings import CompareSettings
+from rlaif.inference.client import Server
+from rlaif.inference.transformers_model import Local
 from tests.conftest import Served
 
 pytest.importorskip("tests.real.smollm2", reason="the real model is not here")

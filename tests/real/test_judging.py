@@ -10,11 +10,10 @@ from typing import Any
 
 import pytest
 
-from rlaif.comparisons.questions import LABELS, compare_messages
+from rlaif.feedback.prompts import LABELS, compare_messages
 from rlaif.inference.base import Answer, Question
-from rlaif.inference.loaded import Loaded, Row
-from rlaif.inference.local import Local
-from rlaif.inference.server import Server
+from rlaif.inference.client import Server
+from rlaif.inference.transformers_model import Loaded, Local, Row
 from rlaif.records import Message, Sampling
 from tests.conftest import Served
 

@@ -11,13 +11,12 @@ from typing import Any
 
 import pytest
 
-from rlaif.data.turns import Turn
-from rlaif.inference.folder import load_tokenizer
-from rlaif.online.prompts import Cue
+from rlaif.data.conversations import Turn
+from rlaif.inference.model_folder import load_tokenizer
 from rlaif.records import Message
-from rlaif.training.groups import Group
-from rlaif.training.texts import Example
-from rlaif.training.tokens import Tokens
+from rlaif.rl.prompts import Cue
+from rlaif.training.examples import Example, Group
+from rlaif.training.tokenize import Tokens
 
 DEFAULT = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
 TALK = [("user", "What is rain?"), ("assistant", "Water that falls."), ("user", "And snow?")]

@@ -12,12 +12,12 @@ import pytest
 import torch
 
 from rlaif.inference.base import Question
-from rlaif.inference.local import Local
-from rlaif.online.running import train_online
-from rlaif.online.settings import OnlineSettings
+from rlaif.inference.transformers_model import Local
 from rlaif.records import Message, Sampling
-from rlaif.training.running import train
-from rlaif.training.settings import SETTINGS
+from rlaif.rl.config import OnlineSettings
+from rlaif.rl.run import train_online
+from rlaif.training.config import SETTINGS
+from rlaif.training.session import train
 from tests.data.made import write_jsonl
 from tests.training.runs import Heard
 

@@ -6,8 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlaif.revisions.guards import Parent, Use, likeness, same, use_of
-from rlaif.revisions.speech import spoken
+from rlaif.feedback.revision_checks import Parent, Use, likeness, same, spoken, use_of
 
 PARENT = Parent(
     text="Read the packet, genius. Boil the rice for twelve minutes.",

@@ -6,17 +6,16 @@ from collections import Counter
 
 import pytest
 
-from rlaif.asking import Judge as AskedJudge
+from rlaif.config.judge_templates import Judge as AskedJudge
+from rlaif.config.schemas import RunSettings
 from rlaif.constitution import Constitution, Principle
 from rlaif.constitution.model import Example
-from rlaif.critiques.questions import critique_messages, revise_messages
 from rlaif.errors import UserError
+from rlaif.feedback.prompts import critique_messages, revise_messages
+from rlaif.feedback.revise import Known, Step, chain, reviser_principles, revision_record, rows
+from rlaif.feedback.revision_checks import Use
 from rlaif.inference.base import Answer, Question
 from rlaif.records import Critique, Message, Prompt, Revision, Sample
-from rlaif.revisions.guards import Use
-from rlaif.revisions.plan import Known, Step, chain, reviser_principles, revision_record
-from rlaif.revisions.sft import rows
-from rlaif.settings import RunSettings
 
 KIND = Principle(id="kind", compare="Kinder?", critique="Is it unkind?", revise="Make it kind.")
 SHORT = Principle(id="short", compare="Shorter?", critique="Is it long?", revise="Make it short.")

@@ -14,8 +14,8 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
+from rlaif.data.files import read_rows
 from rlaif.errors import UserError
-from rlaif.samples.rows import read_rows
 
 SHARED = "x" * 11_000_000
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from rlaif.data.prompts import Oddities, prompt_id, read_prompts
 from rlaif.errors import UserError
 from rlaif.records import GivenResponse, Prompt
-from rlaif.samples.inputs import Oddities, prompt_id, read_prompts
 
 USER, SYSTEM, BOT = "user", "system", "assistant"
 

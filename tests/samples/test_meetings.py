@@ -7,10 +7,10 @@ from itertools import combinations
 
 import pytest
 
+from rlaif.config.schemas import CompareSettings
 from rlaif.constitution import Constitution, Principle
+from rlaif.feedback.matchups import WHOLE, Criterion, Meeting, criteria_of, draw, drawn_order, meetings
 from rlaif.records import Sample, content_id
-from rlaif.samples.meetings import WHOLE, Criterion, Meeting, criteria_of, draw, drawn_order, meetings
-from rlaif.settings import CompareSettings
 
 
 def sample(index: int, text: str | None = None, prompt: str = "p") -> Sample:

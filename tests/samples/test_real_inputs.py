@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from rlaif.data.prompts import Oddities, read_prompts
 from rlaif.records import Prompt
-from rlaif.samples.inputs import Oddities, read_prompts
 
 DATA = Path(__file__).resolve().parents[2] / "../shared/data"
 HH = DATA / "hh-rlhf-harmless-base-test.jsonl.gz"

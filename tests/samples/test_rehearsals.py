@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import yaml
 
+from rlaif.config.shipped import shipped_model
+from rlaif.feedback.sampling import rehearsals
 from rlaif.inference.base import Answer, Question
-from rlaif.inference.loaded import Loaded
+from rlaif.inference.transformers_model import Loaded
 from rlaif.records import Message, Prompt, Sampling
-from rlaif.resources import shipped_model
-from rlaif.samples.plan import rehearsals
 from tests.support import lines, rlaif
 
 TURN = "{{ '<|' + m['role'] + '|>' + m['content'] + '<|end|>' }}"

@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rlaif.data import files
+from rlaif.data.files import read_rows
 from rlaif.errors import UserError
-from rlaif.samples import rows
-from rlaif.samples.rows import read_rows
 
 
 def write(folder: Path, name: str, content: str | bytes) -> Path:
@@ -156,7 +156,7 @@ def test_a_datasets_name_that_does_not_load(monkeypatch: pytest.MonkeyPatch, err
 def test_reading_streams(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(tmp_path, "a.jsonl", f'"{"x" * 1000}"\n' * 20_000)
     tracemalloc.start()
-    count = sum(1 for _ in rows.read_rows(path))
+    count = sum(1 for _ in files.read_rows(path))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert count == 20_000

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from rlaif.data.conversations import alternate, cut_dangling, is_transcript, joined, parse_transcript
 from rlaif.records import Message, Messages
-from rlaif.samples.transcripts import alternate, cut_dangling, is_transcript, joined, parse_transcript
 
 NAMES = {"user": "Human", "assistant": "Assistant"}
 

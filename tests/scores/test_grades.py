@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rlaif.asking import Judge
+from rlaif.config.judge_templates import Judge
+from rlaif.feedback.matchups import Criterion
+from rlaif.feedback.scoring import grade_logit, parse_grade, readable, score_question, score_record
 from rlaif.inference.base import Answer
 from rlaif.records import Message, Prompt, Sample, Score
-from rlaif.samples.meetings import Criterion
-from rlaif.scores.grades import grade_logit, parse_grade, readable, score_question, score_record
 
 PROMPT = Prompt(id="p", messages=(Message(role="user", content="How?"),), source="here")
 SAMPLE = Sample(id="s", prompt="p", index=0, text="So.", policy="x")

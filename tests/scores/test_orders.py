@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from rlaif.asking import Judge
+from rlaif.config.judge_templates import Judge
+from rlaif.feedback.matchups import Criterion
+from rlaif.feedback.scoring import order_questions, order_record, parse_order, shuffled, win_shares
 from rlaif.inference.base import Answer
 from rlaif.records import Message, Order, Prompt, Sample
-from rlaif.samples.meetings import Criterion
-from rlaif.scores.orders import order_questions, order_record, parse_order, shuffled, win_shares
 
 PROMPT = Prompt(id="p", messages=(Message(role="user", content="How?"),), source="here")
 SAMPLES = [Sample(id=name, prompt="p", index=at, text=f"Reply {name}", policy="x") for at, name in enumerate("uvwx")]

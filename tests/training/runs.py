@@ -11,19 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rlaif.inference.folder import load_tokenizer
-from rlaif.training.arguments import arguments
-from rlaif.training.dpo import DpoObjective, KtoObjective
+from rlaif.inference.model_folder import load_tokenizer
+from rlaif.training.config import SETTINGS, DpoSettings, Method, RewardSettings, TrainSettings
+from rlaif.training.dataset import DataKind, prepare
+from rlaif.training.examples import Group
 from rlaif.training.forward import Kind, answering, choose_way
-from rlaif.training.groups import Group
 from rlaif.training.loading import load_policy, load_reward_model
-from rlaif.training.preparing import DataKind, prepare
-from rlaif.training.reward import RewardObjective
-from rlaif.training.running import Trained, train
-from rlaif.training.settings import SETTINGS, DpoSettings, Method, RewardSettings, TrainSettings
-from rlaif.training.sft import SftObjective
-from rlaif.training.tokens import Tokens
-from rlaif.training.trainer import GroupTrainer, Objective
+from rlaif.training.objectives import DpoObjective, KtoObjective, RewardObjective, SftObjective
+from rlaif.training.session import Trained, train
+from rlaif.training.tokenize import Tokens
+from rlaif.training.trainer import GroupTrainer, Objective, arguments
 from tests.data.made import write_jsonl
 from tests.training.families import FAMILIES
 from tests.training.small import CHATML, bpe
@@ -78,7 +75,7 @@ class Heard:
         self.notes: list[str] = []
         self.begun: list[tuple[str, int]] = []
         self.done: list[tuple[str, int]] = []
-        self.logs: list[dict[str, float]] = []
+        self.shown: list[str] = []
 
     def note(self, text: str) -> None:
         self.notes.append(text)
@@ -86,9 +83,13 @@ class Heard:
     def begin(self, stage: str, total: int) -> None:
         self.begun.append((stage, total))
 
-    def progress(self, stage: str, done: int, logs: dict[str, float]) -> None:
+    def advance(self, stage: str, done: int, note: str = "") -> None:
         self.done.append((stage, done))
-        self.logs.append(dict(logs))
+        self.shown.append(note)
+
+    def end(self, stage: str, summary: str) -> None:
+        self.done.append((stage, int(summary.split(" of ")[0])))
+        self.shown.append(summary)
 
     def passes(self, stage: str) -> int:
         return sum(name == stage for name, _ in self.begun)

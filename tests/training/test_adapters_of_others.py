@@ -14,12 +14,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from rlaif.errors import UserError
-from rlaif.inference import merging
-from rlaif.inference.folder import identity, load_tokenizer, model_folder
-from rlaif.inference.loaded import read_model
-from rlaif.training import rewardmodel
-from rlaif.training.loading import load_policy, load_reward_model
-from rlaif.training.starts import find_start
+from rlaif.inference import adapters
+from rlaif.inference.model_folder import identity, load_tokenizer, model_folder
+from rlaif.inference.transformers_model import read_model
+from rlaif.training import reward_model
+from rlaif.training.loading import find_start, load_policy, load_reward_model
 from tests.training.runs import begin, make_model, run, settings_for
 from tests.training.scorers import save_scorer
 
@@ -166,7 +165,7 @@ def test_a_merge_that_changes_answers_is_refused(tied: Path, tmp_path: Path, mon
     with pytest.raises(UserError, match=message):
         by_all(adapter)
     adapter, _ = saved(tied, tmp_path / "head", "Lora", target_modules=["lm_head"])
-    monkeypatch.setattr(merging, "untie", lambda model: None)
+    monkeypatch.setattr(adapters, "untie", lambda model: None)
     with pytest.raises(UserError, match=message):
         load_policy(settings_for("sft", adapter, model=str(adapter)))
 
@@ -380,18 +379,18 @@ def test_a_reward_models_adapter_is_checked_as_any(tmp_path: Path) -> None:
     adapter, trained = scored(tmp_path)
     wanted = logits(trained)
     whole = load_file(adapter / "adapter_model.safetensors")
-    assert torch.allclose(logits(rewardmodel.load(str(adapter), "cpu").model), wanted, atol=1e-4)
+    assert torch.allclose(logits(reward_model.load(str(adapter), "cpu").model), wanted, atol=1e-4)
     renamed(adapter, lambda name: name.replace("base_model.model.", "base_model.model._orig_mod."))
-    assert torch.allclose(logits(rewardmodel.load(str(adapter), "cpu").model), wanted, atol=1e-4)
+    assert torch.allclose(logits(reward_model.load(str(adapter), "cpu").model), wanted, atol=1e-4)
     save_file(
         {name: each for name, each in whole.items() if "score" not in name}, adapter / "adapter_model.safetensors"
     )
     with pytest.raises(UserError, match=r"the adapter lacks weights: score\.weight; is scorer the model"):
-        rewardmodel.load(str(adapter), "cpu")
+        reward_model.load(str(adapter), "cpu")
     save_file(whole, adapter / "adapter_model.safetensors")
     (adapter / "reward.json").write_text('{"reward_mean": "much"}')
     with pytest.raises(UserError, match=r"reward\.json: holds other things than numbers"):
-        rewardmodel.load(str(adapter), "cpu")
+        reward_model.load(str(adapter), "cpu")
 
 
 @pytest.mark.sibling("language-adapter-with-a-head-for-a-reward-model")
@@ -403,4 +402,4 @@ def test_the_head_of_a_language_models_adapter_is_of_no_use_for_rewards(apart: P
     layer = trained.merge_and_unload().model.layers[1].self_attn.v_proj.weight
     assert torch.allclose(model.model.layers[1].self_attn.v_proj.weight, layer, atol=1e-6)
     with pytest.raises(UserError, match="is an adapter of the type CAUSAL_LM, without a reward head"):
-        rewardmodel.load(str(adapter), "cpu")
+        reward_model.load(str(adapter), "cpu")

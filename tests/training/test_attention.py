@@ -9,10 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from rlaif.training import attention
-from rlaif.training.attention import masks, visible
-from rlaif.training.batches import Batch, Layout, lay_out
-from rlaif.training.groups import Group
+from rlaif.training import batches
+from rlaif.training.batches import Batch, Layout, lay_out, masks, visible
+from rlaif.training.examples import Group
 
 GROUPS = [
     Group("three", (1, 2, 3, 4), ((5, 6, 7), (8, 9), (10, 11, 12, 13))),
@@ -75,7 +74,7 @@ def test_padding_sees_something_of_its_row() -> None:
 def every_place(batch: Batch, window: int | None) -> Tensor:
     """The rule of FlexAttention asked for each pair of places, as `visible` has them."""
     rows, length = batch.input_ids.shape
-    rule = attention._rule(batch, window)
+    rule = batches._rule(batch, window)
     row, query, key = torch.meshgrid(
         torch.arange(rows), torch.arange(length), torch.arange(length), indexing="ij"
     )  # fmt: skip

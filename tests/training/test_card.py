@@ -11,17 +11,10 @@ import pytest
 import yaml
 
 from rlaif.training.card import base_model, write_card
-from rlaif.training.groups import Group
-from rlaif.training.intake import LeftOut, Report
-from rlaif.training.preparing import Prepared
-from rlaif.training.settings import (
-    DpoSettings,
-    LoraSettings,
-    Method,
-    RewardSettings,
-    SftSettings,
-    TrainSettings,
-)
+from rlaif.training.config import DpoSettings, LoraSettings, Method, RewardSettings, SftSettings, TrainSettings
+from rlaif.training.dataset import Prepared
+from rlaif.training.dataset_report import LeftOut, Report
+from rlaif.training.examples import Group
 from tests.training.scorers import write_rows
 
 _METRICS = {

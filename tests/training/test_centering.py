@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 
 from rlaif.errors import UserError
-from rlaif.inference.folder import load_tokenizer
-from rlaif.training.centering import center, check_center, complete
+from rlaif.inference.model_folder import load_tokenizer
+from rlaif.training.config import LoraSettings, RewardSettings
 from rlaif.training.forward import mean_of
 from rlaif.training.loading import load_reward_model
-from rlaif.training.rewardmodel import load
-from rlaif.training.scoring import score
-from rlaif.training.settings import LoraSettings, RewardSettings
+from rlaif.training.reward_model import load
+from rlaif.training.score import score
+from rlaif.training.session import center, check_center, complete
 from tests.support import lines
 from tests.training.scorers import Plain, save_scorer, write_rows
 

@@ -7,15 +7,14 @@ from typing import Any
 
 import pytest
 
-from rlaif.data.turns import Turn
+from rlaif.data.conversations import Turn
 from rlaif.errors import UserError
 from rlaif.inference.chat_template import ChatTemplate, UnwritableError
-from rlaif.online.prompts import Cue
 from rlaif.records import Message
-from rlaif.training.groups import Group
-from rlaif.training.intake import Intake, report
-from rlaif.training.texts import Example
-from rlaif.training.tokens import Tokens
+from rlaif.rl.prompts import Cue
+from rlaif.training.dataset_report import Intake, report
+from rlaif.training.examples import Example, Group
+from rlaif.training.tokenize import Tokens
 from tests.data.made import Words
 from tests.training.small import CHATML, ENDLESS, GEMMA, bpe
 
@@ -376,7 +375,7 @@ def test_a_reply_of_nothing_but_an_end_token_is_blank() -> None:
 
 @pytest.mark.sibling("html-that-looks-like-an-end-token")
 def test_html_is_no_end_token_where_the_tokenizer_has_none() -> None:
-    from rlaif.training.endings import Endings
+    from rlaif.training.tokenize import Endings
 
     tokenizer = bpe(WORDS, CHATML, eos=END)
     endings = Endings(ChatTemplate(tokenizer), None)

@@ -17,15 +17,14 @@ from typing import Any
 import pytest
 from jinja2 import TemplateError
 
-from rlaif.comparisons.questions import compare_messages
-from rlaif.data.turns import Turn
+from rlaif.data.conversations import Turn
+from rlaif.feedback.prompts import compare_messages
 from rlaif.inference.chat_template import ChatTemplate, UnwritableError
-from rlaif.online.prompts import Cue
 from rlaif.records import Message
-from rlaif.training.groups import Group
-from rlaif.training.intake import Intake
-from rlaif.training.texts import Example
-from rlaif.training.tokens import Tokens
+from rlaif.rl.prompts import Cue
+from rlaif.training.dataset_report import Intake
+from rlaif.training.examples import Example, Group
+from rlaif.training.tokenize import Tokens
 from tests.training.small import bpe
 from tests.training.written_templates import END_OF, WRITTEN
 

@@ -10,10 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from rlaif.training import forward
-from rlaif.training.attention import visible
-from rlaif.training.batches import Batch, Layout, lay_out
+from rlaif.training.batches import Batch, Layout, lay_out, visible
+from rlaif.training.examples import Group
 from rlaif.training.forward import PLAIN, Kind, Way, answering, choose_way, compute, head_of
-from rlaif.training.groups import Group
 from tests.training.families import FAMILIES, VOCABULARY, make
 
 
@@ -147,7 +146,7 @@ def test_a_window_that_is_not_heeded_is_found_out_by_rows_within_it(
     make_one: Callable[[], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert choose_way(make_one(), SHORT, "logps").fast
-    monkeypatch.setattr("rlaif.training.attention.visible", lambda batch, window=None: visible(batch))
+    monkeypatch.setattr("rlaif.training.batches.visible", lambda batch, window=None: visible(batch))
     assert choose_way(make_one(), SHORT, "logps") == PLAIN
 
 
@@ -252,10 +251,10 @@ def blind_to_branches(batch: Batch, window: int | None = None) -> Tensor:
 def test_a_wrong_mask_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """With completions that see each other only rows of one completion are right; with no mask at all, none."""
     model = make("llama")
-    monkeypatch.setattr("rlaif.training.attention.visible", blind_to_branches)
+    monkeypatch.setattr("rlaif.training.batches.visible", blind_to_branches)
     assert choose_way(model, GROUPS, "logps").layout == "apart"
     monkeypatch.setattr(
-        "rlaif.training.attention.visible", lambda batch, window=None: torch.ones_like(blind_to_branches(batch))
+        "rlaif.training.batches.visible", lambda batch, window=None: torch.ones_like(blind_to_branches(batch))
     )
     assert choose_way(model, GROUPS, "logps") == PLAIN
 

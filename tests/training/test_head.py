@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from rlaif.training import head
-from rlaif.training.head import Head, chunk_rows, token_logps
+from rlaif.training import forward
+from rlaif.training.forward import Head, chunk_rows, token_logps
 
 TOKENS, HIDDEN, VOCABULARY = 37, 12, 50
 
@@ -64,7 +64,7 @@ def agree(at: Case, found: Tensor, wanted: Tensor, tolerance: float) -> None:
 @pytest.fixture(params=[4096, 10, 1], ids=["one-chunk", "four-chunks", "a-row-each"])
 def chunk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
     """Rows whose logits are held at once; 37 tokens in tens leave a rest of 7."""
-    monkeypatch.setattr(head, "chunk_rows", lambda vocabulary, device: request.param)
+    monkeypatch.setattr(forward, "chunk_rows", lambda vocabulary, device: request.param)
     return int(request.param)
 
 
@@ -128,22 +128,22 @@ def test_nothing_is_trained_of_no_tokens() -> None:
 def test_both_passes_compute_the_same_logits_under_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
     """Autocast ends before the backward pass: logits of another type there would be other logits."""
     seen: list[Tensor] = []
-    plain = head._logits
+    plain = forward._logits
 
     def watched(*given: Any) -> Tensor:
         logits = plain(*given)
         seen.append(logits.clone())
         return logits
 
-    monkeypatch.setattr(head, "_logits", watched)
+    monkeypatch.setattr(forward, "_logits", watched)
     at = case()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found = ours(at)
     (found * at.factors).sum().backward()
-    forward, backward = seen
-    assert torch.equal(forward, backward)
+    logits, again = seen
+    assert torch.equal(logits, again)
     rounded = torch.nn.functional.linear(at.hidden.bfloat16(), at.weight.bfloat16(), at.bias.bfloat16())  # type: ignore[union-attr]
-    assert torch.equal(forward, rounded.float()), "the product is computed in the type that autocast asks for"
+    assert torch.equal(logits, rounded.float()), "the product is computed in the type that autocast asks for"
     assert at.weight.grad is not None and at.weight.grad.dtype == torch.float32
     assert at.hidden.grad is not None and at.hidden.grad.dtype == torch.float32
 
@@ -165,7 +165,7 @@ class Largest(TorchDispatchMode):
 
 def test_the_matrix_of_all_logits_is_never_made(monkeypatch: pytest.MonkeyPatch) -> None:
     """1,000 tokens x 500 words in chunks of 64: no tensor is larger than a chunk of logits or the head itself."""
-    monkeypatch.setattr(head, "chunk_rows", lambda vocabulary, device: 64)
+    monkeypatch.setattr(forward, "chunk_rows", lambda vocabulary, device: 64)
     tokens, hidden, vocabulary = 1000, 8, 500
     states = torch.randn(tokens, hidden, requires_grad=True)
     weight = torch.randn(vocabulary, hidden, requires_grad=True)

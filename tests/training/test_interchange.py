@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from rlaif.inference.launch import PYTHON_VARIABLE
+from rlaif.inference.vllm_process import PYTHON_VARIABLE
 from tests.training.runs import begin, groups_of, pair_rows, run, weights
 
 if os.environ.get("CI_REQUIRE_TRL") == "1":

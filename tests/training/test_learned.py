@@ -9,23 +9,22 @@ from typing import Any
 
 import pytest
 
-from rlaif.data.turns import Turn
+from rlaif.config.run_file import load_run, save_run
+from rlaif.data.conversations import Turn
 from rlaif.errors import ModelError, UserError
-from rlaif.evaluation.policies.contestants import contestants
-from rlaif.evaluation.policies.lineage import lineage_of
-from rlaif.evaluation.rewards.scorer import Reply, RewardModel
-from rlaif.online.rewards import open_reward
-from rlaif.online.rewards.model import ModelReward
+from rlaif.evaluation.policy_specs import contestants
+from rlaif.evaluation.provenance import lineage_of
+from rlaif.evaluation.reward_scores import Reply, RewardModel
 from rlaif.records import Message
-from rlaif.runfile import load_run, save_run
-from rlaif.training.learned import Forms, Learned, learned_of, run_options
-from rlaif.training.preparing import prepare
-from rlaif.training.scoring import score
-from rlaif.training.settings import SftSettings
-from rlaif.training.settingsfile import load_settings
-from rlaif.training.texts import Example
-from rlaif.training.tokens import Tokens
-from rlaif.training.use import use
+from rlaif.rl.reward_sources import ModelReward
+from rlaif.rl.rewards import open_reward
+from rlaif.training.card import use
+from rlaif.training.config import SftSettings, load_settings
+from rlaif.training.dataset import prepare
+from rlaif.training.examples import Example
+from rlaif.training.score import score
+from rlaif.training.text_format import Forms, Learned, learned_of, run_options
+from rlaif.training.tokenize import Tokens
 from tests.data.made import Words, assistant, user, write_jsonl
 from tests.online.runs import begin as begin_online
 from tests.online.runs import run as run_online
@@ -252,8 +251,8 @@ def test_ppo_asks_with_the_template_options(tmp_path: Path) -> None:
     run_online(tmp_path, steps=1, template_options=THINKS_NOT)
     tokenizer = bpe(WORDS, SWITCHED)
     assert learned_of(tmp_path / "out").template_options == THINKS_NOT
-    from rlaif.inference.folder import load_tokenizer
-    from rlaif.online.prompts import load_prompts
+    from rlaif.inference.model_folder import load_tokenizer
+    from rlaif.rl.prompts import load_prompts
 
     tokenizer = load_tokenizer(tmp_path / "model")
     found = load_prompts(str(tmp_path / "prompts.jsonl"), tokenizer, template_options=THINKS_NOT)

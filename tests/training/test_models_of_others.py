@@ -18,12 +18,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from rlaif.errors import UserError
-from rlaif.inference.files import require_ends
-from rlaif.inference.folder import load_tokenizer
-from rlaif.inference.loaded import read_model
-from rlaif.training import rewardmodel
-from rlaif.training.loading import load_frozen, load_policy, load_reward_model
-from rlaif.training.saving import cast_files
+from rlaif.inference.model_folder import load_tokenizer, require_ends
+from rlaif.inference.transformers_model import read_model
+from rlaif.training import reward_model
+from rlaif.training.loading import cast_files, load_frozen, load_policy, load_reward_model
 from tests.support import ROOT, command, environment, rlaif
 from tests.training.runs import make_model, settings_for
 from tests.training.scorers import save_scorer
@@ -58,7 +56,7 @@ def as_value(folder: Path) -> Any:
 
 
 def as_scorer(folder: Path) -> Any:
-    return rewardmodel.load(str(folder), "cpu").model
+    return reward_model.load(str(folder), "cpu").model
 
 
 def changed(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
@@ -230,7 +228,7 @@ def test_models_that_are_whole_are_loaded(model: Path, tmp_path: Path) -> None:
     (folder / "generation_config.json").write_text(odd)
     for load in (as_judge, as_policy, as_reference):
         assert torch.equal(logits(load(folder)), wanted)
-    assert require_ends(folder) == rewardmodel.ends_of(folder) == {2, 5}
+    assert require_ends(folder) == reward_model.ends_of(folder) == {2, 5}
     assert as_judge(folder).generation_config.do_sample is False
     tied = make_model(tmp_path / "tied", tie_word_embeddings=True)
     assert "lm_head.weight" not in load_file(tied / "model.safetensors")

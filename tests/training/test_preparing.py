@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from rlaif.data.dataset import make_dataset
+from rlaif.data.publish import make_dataset
 from rlaif.errors import UserError
-from rlaif.training.groups import Group
-from rlaif.training.preparing import DataKind, prepare
-from rlaif.training.tokens import Tokens
+from rlaif.training.dataset import DataKind, prepare
+from rlaif.training.examples import Group
+from rlaif.training.tokenize import Tokens
 from tests.data.made import Words, assistant, clean_rows, user, write_jsonl
 from tests.support import DATA
 from tests.training.small import CHATML, bpe
@@ -136,7 +136,7 @@ def test_the_hash_is_that_of_the_content(tmp_path: Path) -> None:
 
 def test_the_hash_of_what_is_no_file_is_that_of_its_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     held = {"one/a": rows_of(3), "one/b": rows_of(3), "one/c": rows_of(3)[::-1]}
-    monkeypatch.setattr("rlaif.data.opening.read_rows", lambda path: iter(enumerate(held[path], 1)))
+    monkeypatch.setattr("rlaif.data.export.read_rows", lambda path: iter(enumerate(held[path], 1)))
     first, second, third = (prepare(name, TOKENS).data_hash for name in held)
     assert first == second != third
 

@@ -10,10 +10,8 @@ from click.testing import CliRunner
 
 from rlaif.cli.train import train as command
 from rlaif.errors import UserError
-from rlaif.online.settings import OnlineSettings
-from rlaif.training.defaults import resolved
-from rlaif.training.settings import SETTINGS, DpoSettings, Method
-from rlaif.training.settingsfile import load_settings
+from rlaif.rl.config import OnlineSettings
+from rlaif.training.config import SETTINGS, DpoSettings, Method, load_settings, resolved
 
 HERE = {"model": "m", "data": "d", "output": "o"}
 GIVEN = {(name,): value for name, value in HERE.items()}

@@ -43,9 +43,10 @@ def test_progress_tells_of_the_step_that_it_names(folder: Path, tmp_path: Path) 
     losses = {line["step"]: line["loss"] for line in lines(out) if "loss" in line}
     held = {line["step"]: line["eval_loss"] for line in lines(out) if "eval_loss" in line}
     assert len(set(losses.values())) == len(set(held.values())) == 3
-    told = {done: logs for (stage, done), logs in zip(heard.done, heard.logs, strict=True) if stage == "train"}
-    assert {done: logs["loss"] for done, logs in told.items()} == losses
-    assert {done: logs["eval_loss"] for done, logs in told.items()} == held
+    shown = {done: note for (stage, done), note in zip(heard.done, heard.shown, strict=True) if stage == "train"}
+    assert shown.keys() == losses.keys() == held.keys()
+    for step, note in shown.items():
+        assert f"loss {losses[step]:.3f}" in note and f"held-out loss {held[step]:.3f}" in note
 
 
 @pytest.mark.parametrize("loss", ["ipo", "sigmoid_norm", "simpo", "orpo", "robust"])
@@ -70,7 +71,7 @@ def test_falling_is_watched_where_there_is_a_reference(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[Falling] = []
-    monkeypatch.setattr("rlaif.training.running.Falling", lambda note: made.append(Falling(note)) or made[-1])
+    monkeypatch.setattr("rlaif.training.session.Falling", lambda note: made.append(Falling(note)) or made[-1])
     run("dpo", folder, output=str(tmp_path / "a"), loss="simpo", max_steps=1)
     assert made == []
     run("dpo", folder, output=str(tmp_path / "b"), max_steps=1)

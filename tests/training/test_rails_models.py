@@ -12,9 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from rlaif.errors import UserError
-from rlaif.training.loading import load_frozen, load_policy, load_reward_model
-from rlaif.training.saving import cast_files, type_of
-from rlaif.training.starts import find_start
+from rlaif.training.loading import cast_files, find_start, load_frozen, load_policy, load_reward_model, type_of
 from tests.training.runs import (
     Heard,
     begin,
@@ -209,7 +207,7 @@ def test_a_narrow_model_stays_one(method: Any, more: dict[str, Any], folder: Pat
     assert type_of(trained.folder) == torch.bfloat16
     if method == "reward":
         assert saved["score.weight"].dtype == torch.float32
-        from rlaif.training.rewardmodel import load
+        from rlaif.training.reward_model import load
 
         assert torch.equal(load(str(trained.folder), "cpu").model.score.weight.cpu(), saved["score.weight"])
     assert not torch.equal(saved["model.norm.weight"], weights(start)["model.norm.weight"]) or more

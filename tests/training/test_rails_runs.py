@@ -11,7 +11,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from rlaif.cli.score import score
+from rlaif.cli.train import score
 from rlaif.cli.train import train as command
 from rlaif.errors import UserError
 from rlaif.store import lock_folder
@@ -188,11 +188,11 @@ def test_an_interrupt_before_anything_is_written(folder: Path, tmp_path: Path, m
     def pressed(*given: Any, **more: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("rlaif.training.running.load_policy", pressed)
+    monkeypatch.setattr("rlaif.training.session.load_policy", pressed)
     ended = CliRunner().invoke(command, flags(folder, tmp_path / "out"))
     assert ended.exit_code == 130 and "before the first step; the same command starts again" in ended.output
     assert not (tmp_path / "out").exists()
-    monkeypatch.setattr("rlaif.training.scoring.score", pressed)
+    monkeypatch.setattr("rlaif.training.score.score", pressed)
     ended = CliRunner().invoke(score, ["--model", "m", "--data", "d", "--output", str(tmp_path / "o")])
     assert ended.exit_code == 130 and "nothing was written" in ended.output and not (tmp_path / "o").exists()
 
@@ -237,7 +237,7 @@ def test_another_machine_that_computes_otherwise_is_noticed(folder: Path, tmp_pa
 
 
 def test_rows_that_take_long_to_read_are_counted(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rlaif.training.running._EVERY", 0.0)
+    monkeypatch.setattr("rlaif.training.session._EVERY", 0.0)
     write_jsonl(tmp_path / "rows.jsonl", pair_rows(1100))
     heard = Heard()
     run("sft", folder, data=str(tmp_path / "rows.jsonl"), output=str(tmp_path / "o"), max_steps=1, heard=heard)

@@ -8,16 +8,15 @@ from typing import Any
 
 import pytest
 
-from rlaif.data.dataset import make_dataset
-from rlaif.data.turns import Turn, transcript, turns_of
+from rlaif.data.conversations import Turn, transcript, turns_of
+from rlaif.data.publish import make_dataset
 from rlaif.errors import UserError
-from rlaif.preferences.export import write_parquet
-from rlaif.records import Message, PreferencePair
-from rlaif.revisions.records import Demonstration
+from rlaif.feedback.ranking import write_parquet
+from rlaif.records import Demonstration, Message, PreferencePair
 from rlaif.store import write_records
-from rlaif.training.intake import Intake
-from rlaif.training.rows import demonstrations, judged, pairs
-from rlaif.training.texts import Example
+from rlaif.training.dataset import demonstrations, judged, pairs
+from rlaif.training.dataset_report import Intake
+from rlaif.training.examples import Example
 from tests.data.made import assistant, clean_rows, user, write_jsonl
 from tests.support import DATA
 

@@ -11,13 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlaif.data.turns import Turn
+from rlaif.data.conversations import Turn
 from rlaif.errors import UserError
-from rlaif.training.groups import Group
-from rlaif.training.intake import Intake
-from rlaif.training.rows import pairs
-from rlaif.training.texts import Example, Template
-from rlaif.training.tokens import Tokens, end_ids, pad_id
+from rlaif.training.dataset import pairs
+from rlaif.training.dataset_report import Intake
+from rlaif.training.examples import Example, Group, Template
+from rlaif.training.tokenize import Tokens, end_ids, pad_id
 from tests.data.made import Words, assistant, clean_rows, user, write_jsonl
 from tests.support import DATA
 from tests.training.small import CHATML, ENDLESS, GEMMA, THINKING, bpe, letters

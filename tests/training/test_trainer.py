@@ -15,7 +15,7 @@ from torch import Tensor
 
 from rlaif.errors import ModelError, UserError
 from rlaif.training import reference
-from rlaif.training.groups import Group
+from rlaif.training.examples import Group
 from rlaif.training.loading import without_dropout
 from rlaif.training.losses import PairLogps, dpo
 from tests.data.made import write_jsonl
@@ -185,9 +185,9 @@ def test_held_out_rewards_are_those_of_the_saved_model(folder: Path, tmp_path: P
 
 
 def groups_of_held(folder: Path, holdout: float) -> list[Group]:
-    from rlaif.inference.folder import load_tokenizer
-    from rlaif.training.preparing import prepare
-    from rlaif.training.tokens import Tokens
+    from rlaif.inference.model_folder import load_tokenizer
+    from rlaif.training.dataset import prepare
+    from rlaif.training.tokenize import Tokens
 
     return prepare(folder / "rows.jsonl", Tokens(load_tokenizer(folder / "model")), "pairs", holdout=holdout).held
 
@@ -476,9 +476,9 @@ def test_early_stopping_keeps_the_best_weights(folder: Path, tmp_path: Path) -> 
     evaluated = [line["eval_loss"] for line in history(trained.folder) if "eval_loss" in line]
     best = min(evaluated)
     assert trained.steps < 30 and len(evaluated) == evaluated.index(best) + 3, "two more without an improvement"
-    from rlaif.inference.folder import load_tokenizer
-    from rlaif.training.preparing import prepare
-    from rlaif.training.tokens import Tokens
+    from rlaif.inference.model_folder import load_tokenizer
+    from rlaif.training.dataset import prepare
+    from rlaif.training.tokenize import Tokens
 
     tokens = Tokens(load_tokenizer(folder / "model"))
     held = prepare(folder / "rows.jsonl", tokens, "demonstrations", holdout=0.3).held

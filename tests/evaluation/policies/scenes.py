@@ -8,13 +8,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rlaif.constitution import load_constitution
-from rlaif.evaluation.policies.comparing import Compared
-from rlaif.evaluation.policies.contestants import Contestant
-from rlaif.evaluation.policies.evaluating import Evaluated, evaluate_policies_now
-from rlaif.evaluation.policies.settings import EvaluateSettings
+from rlaif.evaluation.policy import EvaluatedPolicies, evaluate_policies_now
+from rlaif.evaluation.policy_metrics import Compared
+from rlaif.evaluation.policy_specs import Contestant, EvaluateSettings
+from rlaif.feedback.prompts import DIGITS
 from rlaif.inference.base import Answer, Question
-from rlaif.pipeline import Silent
-from rlaif.scores.questions import DIGITS
+from rlaif.progress import Silent
 from tests.evaluation.judges import Judge, Opinion
 
 __all__ = ["Grader", "compared", "evaluated", "write_answers", "write_prompts"]
@@ -59,14 +58,16 @@ def write_answers(path: Path, answers: Mapping[int, object]) -> Path:
     return path
 
 
-def evaluated(judge: Judge, prompts: Path, files: Mapping[str, Path], folder: Path, **more: object) -> Evaluated:
+def evaluated(
+    judge: Judge, prompts: Path, files: Mapping[str, Path], folder: Path, **more: object
+) -> EvaluatedPolicies:
     """Files of answers put to a judge under `harmless`; the last one is the baseline. Without grades or plots."""
     settings = EvaluateSettings.model_validate(
         {"prompts": str(prompts), "grades": False, "compare": {"principles": "all"}} | more
     )
     players = [Contestant(name, answers=path) for name, path in files.items()]
     constitution = load_constitution("harmless")
-    return evaluate_policies_now(settings, constitution, players, judge, folder, watch=Silent(), plots=False)
+    return evaluate_policies_now(settings, constitution, players, judge, folder, progress=Silent(), plots=False)
 
 
 def compared(prompt: str, probability: float | None, **more: object) -> Compared:

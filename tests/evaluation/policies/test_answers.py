@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
+from rlaif.config.schemas import PolicySettings
+from rlaif.data.prompts import prompt_id
 from rlaif.errors import UserError
-from rlaif.evaluation.policies.answers import GivenAnswer, read_answers, require_known
-from rlaif.evaluation.rewards.answers import Given, given_pool
+from rlaif.evaluation.policy_responses import GivenAnswer, read_answers, require_known
+from rlaif.evaluation.reward_scores import Given, given_pool
+from rlaif.feedback.sampling import sampling_of
 from rlaif.records import Message, Prompt, Sample, content_id
-from rlaif.samples.inputs import prompt_id
-from rlaif.samples.plan import sampling_of
-from rlaif.settings import PolicySettings
 
 HOW, WHY = (prompt_id((Message(role="user", content=text),)) for text in ("How?", "Why?"))
 

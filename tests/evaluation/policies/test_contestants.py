@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from rlaif.errors import UserError
-from rlaif.evaluation.policies.contestants import contestants
+from rlaif.evaluation.policy_specs import contestants
 
 
 def folder(path: Path, name: str = "config.json") -> Path:
@@ -64,7 +64,7 @@ def test_a_folder_of_something_else(tmp_path: Path) -> None:
 
 
 def test_a_reward_models_adapter_answers_nothing(tmp_path: Path) -> None:
-    from rlaif.inference.folder import identity
+    from rlaif.inference.model_folder import identity
 
     lora = folder(tmp_path / "rm", "adapter_config.json")
     about = {"base_model_name_or_path": "demo-policy", "task_type": "SEQ_CLS"}

@@ -9,23 +9,14 @@ from typing import Any
 
 import pytest
 
+from rlaif.config.schemas import ModelSettings
 from rlaif.errors import UserError
-from rlaif.evaluation.policies.contestants import Contestant
-from rlaif.evaluation.policies.distance import (
-    Distance,
-    Drawn,
-    Likelihood,
-    _answer_ids,
-    _prompt_ids,
-    measure,
-    obstacle,
-)
-from rlaif.evaluation.policies.settings import EvaluateSettings
-from rlaif.inference.ask import Tally
+from rlaif.evaluation.kl import Distance, Drawn, Likelihood, _answer_ids, _prompt_ids, measure, obstacle
+from rlaif.evaluation.policy_specs import Contestant, EvaluateSettings
+from rlaif.inference.base import Tally
 from rlaif.inference.chat_template import ChatTemplate
-from rlaif.inference.folder import identity, parts_of
+from rlaif.inference.model_folder import identity, parts_of
 from rlaif.records import Message, Prompt, Sample, content_id
-from rlaif.settings import ModelSettings
 from rlaif.store import Table
 from tests.inference.tiny import make_tiny_model
 
@@ -106,7 +97,7 @@ def test_against_the_plain_computation(models: Path, tmp_path: Path) -> None:
 @pytest.mark.sibling("divergence-with-template-options")
 def test_the_policy_is_measured_with_the_options_that_it_answered_with(models: Path, tmp_path: Path) -> None:
     """And with the token that ends its turns, where that is none of the tokenizer's."""
-    from rlaif.inference.folder import load_tokenizer
+    from rlaif.inference.model_folder import load_tokenizer
 
     tokenizer = load_tokenizer(models / "one")
     tokenizer.chat_template = (
@@ -132,7 +123,7 @@ def test_the_policy_is_measured_with_the_options_that_it_answered_with(models: P
      ("", "a chat template cannot write its prompts")],
 )  # fmt: skip
 def test_prompts_that_a_template_refuses_are_told(models: Path, tmp_path: Path, refused: str, note: str) -> None:
-    from rlaif.inference.folder import load_tokenizer
+    from rlaif.inference.model_folder import load_tokenizer
 
     shutil.copytree(models, tmp_path / "models")
     tokenizer = load_tokenizer(models / "two")
@@ -187,7 +178,7 @@ def test_an_adapter_answers_with_the_model_below_it(adapter: Path, models: Path)
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    from rlaif.inference.loaded import read_model
+    from rlaif.inference.transformers_model import read_model
 
     assert parts_of(adapter) == (models / "one", adapter, models / "one")
     _, found = read_model(adapter, torch.device("cpu"))

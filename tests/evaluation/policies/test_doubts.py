@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from rlaif.evaluation.policies.doubts import Known, doubts
-from rlaif.evaluation.policies.lineage import Lineage
-from rlaif.evaluation.policies.matches import match_of
-from rlaif.evaluation.policies.report import Match, Player, Refusals
-from rlaif.evaluation.report import Estimate
+from rlaif.evaluation.policy_metrics import match_of
+from rlaif.evaluation.policy_report import Known, doubts
+from rlaif.evaluation.provenance import Lineage
+from rlaif.evaluation.reports import Match, Player, Refusals
+from rlaif.stats import Estimate
 from tests.evaluation.policies.scenes import compared
 
 HALF = Estimate(value=0.5, low=0.4, high=0.6, pairs=9)

@@ -9,16 +9,15 @@ from pathlib import Path
 
 import pytest
 
+from rlaif.config.schemas import ModelSettings
 from rlaif.errors import ModelError, UserError
-from rlaif.evaluation.policies.comparing import Compared
-from rlaif.evaluation.policies.contestants import Contestant
-from rlaif.evaluation.policies.evaluating import evaluate_policies_now
-from rlaif.evaluation.policies.gathering import require_told_apart
-from rlaif.evaluation.policies.report import PolicyReport
-from rlaif.evaluation.policies.settings import EvaluateSettings
-from rlaif.pipeline import Silent
+from rlaif.evaluation.policy import evaluate_policies_now
+from rlaif.evaluation.policy_metrics import Compared
+from rlaif.evaluation.policy_responses import require_told_apart
+from rlaif.evaluation.policy_specs import Contestant, EvaluateSettings
+from rlaif.evaluation.reports import PolicyReport
+from rlaif.progress import Silent
 from rlaif.records import Messages, Sample
-from rlaif.settings import ModelSettings
 from rlaif.store import read_records
 from tests.evaluation.judges import Judge, constitution, longer_wins
 from tests.evaluation.policies.scenes import Grader, evaluated, write_answers, write_prompts
@@ -208,7 +207,7 @@ def test_mistakes(tmp_path: Path) -> None:
     settings = EvaluateSettings(prompts=str(prompts))
     with pytest.raises(ValueError, match="two or more contestants"):
         evaluate_policies_now(
-            settings, constitution(), [Contestant("a", answers=a)], judge, tmp_path / "out", watch=Silent()
+            settings, constitution(), [Contestant("a", answers=a)], judge, tmp_path / "out", progress=Silent()
         )
     assert not list((tmp_path / "out").glob("*.json")) and judge.asked == []
 
@@ -227,7 +226,7 @@ def test_an_own_measure_is_asked_once_and_may_have_no_value(tmp_path: Path) -> N
     settings = EvaluateSettings.model_validate({"prompts": str(prompts), "grades": False})
     players = [Contestant("a", answers=a), Contestant("b", answers=b)]
     done = evaluate_policies_now(
-        settings, constitution(), players, Judge(by_mark), tmp_path / "out", watch=Silent(), meters={"odd": odd}
+        settings, constitution(), players, Judge(by_mark), tmp_path / "out", progress=Silent(), meters={"odd": odd}
     )
     assert len(asked) == 8
     one, two = done.report.players
@@ -242,7 +241,7 @@ def test_two_servers_that_call_their_models_alike_are_refused(tmp_path: Path) ->
     new, old, again = (Contestant(name, ModelSettings(model="policy", base_url=url)) for name, url in urls.items())
     settings, judge = EvaluateSettings(prompts=str(prompts)), Judge(by_mark)
     with pytest.raises(UserError, match=r"^http://h2/v1/: `new` and `old` are both called `policy` .*different names"):
-        evaluate_policies_now(settings, constitution(), [new, old], judge, tmp_path / "out", watch=Silent())
+        evaluate_policies_now(settings, constitution(), [new, old], judge, tmp_path / "out", progress=Silent())
     require_told_apart([new, again])
 
 
@@ -254,7 +253,7 @@ def test_plots_and_the_callers_own_measure(tmp_path: Path) -> None:
     players = [Contestant("a", answers=a), Contestant("b", answers=b), Contestant("c", answers=b)]
     meters = {"matter": lambda messages, text: float(text.split()[1] == messages[-1].content.split()[-1][:-1])}
     done = evaluate_policies_now(
-        settings, constitution(), players, Judge(by_mark), tmp_path / "out", watch=Silent(), meters=meters
+        settings, constitution(), players, Judge(by_mark), tmp_path / "out", progress=Silent(), meters=meters
     )
     assert done.report.players[0].meters["matter"].value == 1.0
     names = {path.name.removeprefix(done.path.stem) for path in (tmp_path / "out").glob("*.svg")}

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from rlaif.evaluation.policies.lineage import Lineage, lineage_of, same_model, trained_prompts
+from rlaif.data.prompts import prompt_id
+from rlaif.evaluation.provenance import Lineage, lineage_of, same_model, trained_prompts
 from rlaif.records import Message
-from rlaif.samples.inputs import prompt_id
 
 
 def training(folder: Path, **settings: object) -> Path:

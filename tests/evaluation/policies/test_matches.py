@@ -6,8 +6,8 @@ import random
 
 import pytest
 
-from rlaif.evaluation.policies.matches import match_of
-from rlaif.evaluation.policies.report import Match
+from rlaif.evaluation.policy_metrics import match_of
+from rlaif.evaluation.reports import Match
 from tests.evaluation.policies.scenes import compared
 
 

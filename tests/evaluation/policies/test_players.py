@@ -6,11 +6,10 @@ import math
 
 import pytest
 
-from rlaif.evaluation.policies.comparing import Answered
-from rlaif.evaluation.policies.players import Answer, Bounds, Kinds, player_of, shared_places, value_of
-from rlaif.evaluation.policies.report import Player
+from rlaif.evaluation.policy_metrics import Answer, Answered, Bounds, Kinds, player_of, shared_places, value_of
+from rlaif.evaluation.reports import Player
+from rlaif.feedback.matchups import Criterion
 from rlaif.records import Message, Prompt, Sample, Score, content_id
-from rlaif.samples.meetings import Criterion
 
 KIND, TRUE = Criterion("kind", 1.0, "Is it kind?", None), Criterion("true", 1.0, "Is it true?", None)
 

@@ -7,8 +7,8 @@ import random
 
 import pytest
 
-from rlaif.evaluation.policies.ratings import RIDGE, Won, ratings
-from rlaif.preferences.rank import strengths
+from rlaif.evaluation.ratings import RIDGE, Won, ratings
+from rlaif.stats import strengths
 
 
 def match(one: str, other: str, probability: float, prompts: int = 200) -> list[Won]:
@@ -40,7 +40,7 @@ def test_the_fit_solves_its_equations() -> None:
 
 
 def test_it_agrees_with_the_ranking_of_a_prompts_samples() -> None:
-    """Newman's iteration in `rlaif.preferences.rank` on the same wins; its phantom draw hardly counts."""
+    """Newman's iteration in `rlaif.stats` on the same wins; its phantom draw hardly counts."""
     won = {
         ("a", "b"): 140.0,
         ("b", "a"): 60.0,

@@ -7,22 +7,20 @@ from pathlib import Path
 
 import pytest
 
-from rlaif.comparisons.questions import LABELS
+from rlaif.config.schemas import JudgeSettings
+from rlaif.config.shipped import shipped_model
 from rlaif.constitution import load_constitution
-from rlaif.demo.behaviour import answers, fresh_prompts
 from rlaif.demo.oracle import prefer_overall, quality
-from rlaif.evaluation.intervals import share
-from rlaif.evaluation.policies.comparing import Compared
-from rlaif.evaluation.policies.contestants import Contestant, contestants
-from rlaif.evaluation.policies.evaluating import Evaluated, evaluate_policies_now
-from rlaif.evaluation.policies.settings import EvaluateSettings
-from rlaif.evaluation.report import Estimate
-from rlaif.inference.source import LazyModel
-from rlaif.pipeline import Silent
+from rlaif.evaluation.policy import EvaluatedPolicies, evaluate_policies_now
+from rlaif.evaluation.policy_metrics import Compared
+from rlaif.evaluation.policy_specs import Contestant, EvaluateSettings, contestants
+from rlaif.feedback.prompts import LABELS
+from rlaif.inference.models import LazyModel
+from rlaif.progress import Silent
 from rlaif.records import Messages, Prompt, Sample
-from rlaif.resources import shipped_model
-from rlaif.settings import JudgeSettings
+from rlaif.stats import Estimate, share
 from rlaif.store import read_records
+from tests.bench.behaviour import answers, fresh_prompts
 
 pytestmark = pytest.mark.slow
 ASKED = fresh_prompts(60)
@@ -37,7 +35,7 @@ def drawn(path: Path, *, temperature: float, seed: int) -> Path:
     return path
 
 
-def judged(folder: Path, players: list[Contestant], **more: object) -> Evaluated:
+def judged(folder: Path, players: list[Contestant], **more: object) -> EvaluatedPolicies:
     """By the demo's judge under its constitution."""
     prompts = folder / "prompts.jsonl"
     prompts.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in ASKED))
@@ -48,12 +46,12 @@ def judged(folder: Path, players: list[Contestant], **more: object) -> Evaluated
         return quality(messages[-1].content, text)
 
     return evaluate_policies_now(
-        settings, load_constitution("demo"), players, source, folder / "out", watch=Silent(), plots=False,
+        settings, load_constitution("demo"), players, source, folder / "out", progress=Silent(), plots=False,
         meters={"oracle": oracle},
     )  # fmt: skip
 
 
-def of_oracle(done: Evaluated) -> Estimate:
+def of_oracle(done: EvaluatedPolicies) -> Estimate:
     """How often the oracle prefers the policy's answer, a tie being one half, on the very pairs that were judged."""
     folder = done.path.parent
     prompts = {each.id: each.messages[-1].content for each in read_records(folder / "prompts.jsonl", Prompt)}

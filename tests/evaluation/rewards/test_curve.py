@@ -6,9 +6,8 @@ import random
 
 import pytest
 
-from rlaif.evaluation.rewards.curve import Rated, curve_of
-from rlaif.evaluation.rewards.doubts import doubts
-from rlaif.evaluation.rewards.report import BestOfN
+from rlaif.evaluation.best_of_n import Rated, curve_of, doubts
+from rlaif.evaluation.reports import BestOfN
 
 
 def curve(rated: list[Rated], **more: object) -> BestOfN:

@@ -8,7 +8,7 @@ import random
 
 import pytest
 
-from rlaif.evaluation.rewards.estimator import best_of, chances, doubled, kl_of
+from rlaif.evaluation.best_of_n import best_of, chances, doubled, kl_of
 
 
 def test_chances_by_hand() -> None:

@@ -10,18 +10,17 @@ from typing import Any
 
 import pytest
 
+from rlaif.config.schemas import PolicySettings
+from rlaif.data.prompts import prompt_id
 from rlaif.errors import UserError
-from rlaif.evaluation.rewards.answers import Drawn, Given, drawn_pool, given_pool
-from rlaif.evaluation.rewards.evaluating import EvaluatedReward, OnAnswers, OnGold, evaluate_reward, name_of
-from rlaif.evaluation.rewards.meters import Grading, Own
-from rlaif.evaluation.rewards.plots import best_of_figure
-from rlaif.evaluation.rewards.provenance import trained_on
-from rlaif.evaluation.rewards.scorer import Reply, RewardModel, Scored
+from rlaif.evaluation.best_of_n import Grading, Own
+from rlaif.evaluation.plots import best_of_figure
+from rlaif.evaluation.provenance import trained_on
+from rlaif.evaluation.reward_model import EvaluatedReward, OnAnswers, OnGold, evaluate_reward, name_of
+from rlaif.evaluation.reward_scores import Drawn, Given, Reply, RewardModel, Scored, drawn_pool, given_pool
 from rlaif.inference.base import Answer, Question
-from rlaif.pipeline import Silent
+from rlaif.progress import Silent
 from rlaif.records import Message, Messages, Sample
-from rlaif.samples.inputs import prompt_id
-from rlaif.settings import PolicySettings
 from rlaif.store import Table, sha256_of
 from tests.evaluation.judges import constitution
 from tests.fakes import unit
@@ -87,7 +86,7 @@ def gold_rows(count: int = 12) -> list[dict[str, Any]]:
 
 
 def evaluated(model: RewardModel, folder: Path, **what: Any) -> EvaluatedReward:
-    return asyncio.run(evaluate_reward(model, folder, watch=Silent(), **{"plots": False, **what}))
+    return asyncio.run(evaluate_reward(model, folder, progress=Silent(), **{"plots": False, **what}))
 
 
 def test_rewards_are_the_models_own(folder: Path, plain: Plain) -> None:

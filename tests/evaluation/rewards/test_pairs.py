@@ -6,12 +6,11 @@ import math
 
 import pytest
 
+from rlaif.evaluation.best_of_n import doubts
 from rlaif.evaluation.gold import GoldPair
-from rlaif.evaluation.rewards.doubts import doubts
-from rlaif.evaluation.rewards.pairs import ScoredPair, correlation, gold_of, scored_pair
-from rlaif.evaluation.rewards.report import Gold
-from rlaif.evaluation.rewards.scorer import Reply
-from rlaif.evaluation.rewards.table import Reward
+from rlaif.evaluation.reports import Gold
+from rlaif.evaluation.reward_model import ScoredPair, correlation, gold_of, scored_pair
+from rlaif.evaluation.reward_scores import Reply, Reward
 from rlaif.records import Message, content_id
 
 

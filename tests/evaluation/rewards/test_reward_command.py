@@ -156,9 +156,9 @@ def test_a_policy_is_no_reward_model(tmp_path: Path) -> None:
 
 def tiny_world(count: int, seed: int) -> list[dict[str, Any]]:
     """Pairs from the tiny world, the better reply by its oracle, grouped by the kind of prompt."""
-    from rlaif.demo.grammar import Voice
     from rlaif.demo.oracle import prefer_overall
-    from rlaif.demo.training.measure import HELD, draw_scene, held_out_reply
+    from rlaif.demo.world import Voice
+    from tools.train_demo_models.measure import HELD, draw_scene, held_out_reply
 
     voice, rows = Voice(random.Random(seed), HELD), []
     while len(rows) < count:

@@ -1,0 +1,294 @@
+"""What an edit of the constitution does to the labels of a finished run.
+
+The prompts and replies on disk are planned under the old and under the new constitution. Both plans find their answers
+in the run's own journals by content id; what is missing is asked and appended there, where it disturbs neither plan and
+spares a later run under the new constitution its questions. Settings, pairs and manifest stay as they are.
+
+Memory holds counters and the pairs that moved most, never the run.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+from rlaif.config.judge_templates import conversation
+from rlaif.constitution import Constitution
+from rlaif.constitution.diff import Changes, changes
+from rlaif.errors import UserError
+from rlaif.feedback.aggregate import Comparison, Status, Vote, folded, moves, shares
+from rlaif.feedback.critique import critique_record, require_critiques
+from rlaif.feedback.judge import compare_questions, judgement
+from rlaif.feedback.matchups import WHOLE, Meeting
+from rlaif.feedback.run import Run
+from rlaif.feedback.slot_bias import find_slots
+from rlaif.inference.base import Answer, ModelSource, Question, Tally, ask
+from rlaif.progress import Progress
+from rlaif.records import Prompt
+from rlaif.store import R, Table
+
+MOST_MOVED = 10
+"""Pairs that are shown side by side."""
+
+_STILL = 1e-9
+"""A probability that changes by less did not move: weights that are scaled together round differently."""
+
+_SILENT = (Status.UNPARSED, Status.FAILED)
+
+Plans = tuple[Run, Run]
+"""A run under the old and under the new constitution."""
+
+
+class Missing(NamedTuple):
+    """The questions of both plans together, each counted once."""
+
+    critiques: int
+    """Critiques to ask first, where the comparisons show them."""
+    critiques_known: int
+    comparisons: int
+    """Comparison questions to ask."""
+    comparisons_known: int
+    waiting: int
+    """Comparison questions that wait for critiques: at most so many more to ask, fewer if some are on disk."""
+
+    @property
+    def any(self) -> bool:
+        """Whether a model is needed."""
+        return bool(self.critiques or self.comparisons or self.waiting)
+
+
+class Moved(NamedTuple):
+    """A pair of replies whose probability changed."""
+
+    prompt: str
+    left: str
+    right: str
+    old: float
+    """Probability that `left` is better, under the old constitution."""
+    new: float
+    statuses: tuple[Status, Status]
+    """What the pair was and is: labelled, a tie, ..."""
+    cause: str
+    """The principle that moved it; `a -> b` where another one was drawn for the pair."""
+
+
+@dataclass
+class Impact:
+    """How the labels of a run differ between two constitutions."""
+
+    pairs: int = 0
+    """Pairs of replies that meet."""
+    labels: tuple[int, int] = (0, 0)
+    """Labelled pairs under the old and under the new constitution."""
+    flipped: int = 0
+    """Labelled both times, for the other reply."""
+    appeared: Counter[str] = field(default_factory=Counter)
+    """Labelled only under the new constitution, by what they were before."""
+    vanished: Counter[str] = field(default_factory=Counter)
+    """Labelled only under the old one, by what they are now."""
+    unanswered: int = 0
+    """Pairs with a question that has no answer, under either one."""
+    measured: int = 0
+    """Pairs with a probability under both."""
+    change: float = 0.0
+    """Mean distance between the two probabilities of a pair, over the measured ones."""
+    causes: Counter[str] = field(default_factory=Counter)
+    """Principles behind the flipped labels."""
+    moved: tuple[Moved, ...] = ()
+    """The pairs that moved most, widest first."""
+
+
+def plans(run: Run, old: Constitution, new: Constitution) -> Plans:
+    """The run under both constitutions. Raises UserError where one lacks the critiques that the run shows its judge, or
+    where the two plans would not hold the same pairs: another constitution grades other samples into a final."""
+    tournament = run.settings.compare.method == "tournament"
+    if tournament and any(run.final_questions(prompt, run.samples_of(prompt)) for prompt in run.prompts()):
+        what = "a tournament chooses by grades which samples meet, and other grades choose others"
+        raise UserError(what, where=run.folder, mend="compare constitutions on a run with `compare.method: pairwise`")
+    if run.settings.compare.critique:
+        for constitution in (old, new):
+            require_critiques(run.settings.model_copy(update={"constitution": constitution.name}), constitution)
+    return run.under(old), run.under(new)
+
+
+def missing(both: Plans) -> Missing:
+    """Count what both plans together lack; nothing is asked."""
+    run = both[0]
+    shows = run.settings.compare.critique
+    counts: Counter[str] = Counter()
+    for prompt, met in _meetings(both):
+        if shows:
+            _count(_critiques_of(both, prompt, met), run.critiques, "critiques", counts)
+            counts["waiting"] += _waiting(both, prompt, met)
+        _count(_comparisons_of(both, prompt, met), run.judgements, "comparisons", counts)
+    return Missing(*(counts[name] for name in Missing._fields))
+
+
+async def ask_critiques(both: Plans, judge: ModelSource, progress: Progress | None = None) -> Tally:
+    """Ask the missing critiques of both plans, where their comparisons show any."""
+    found = _meetings(both) if both[0].settings.compare.critique else ()
+    questions = (question for prompt, met in found for question in _critiques_of(both, prompt, met))
+    return await _asked(both[0], questions, judge, both[0].critiques, critique_record, "critique", progress)
+
+
+async def ask_comparisons(both: Plans, judge: ModelSource, progress: Progress | None = None) -> Tally:
+    """Ask the missing comparisons of both plans."""
+    questions = (question for prompt, met in _meetings(both) for question in _comparisons_of(both, prompt, met))
+    return await _asked(both[0], questions, judge, both[0].judgements, judgement, "compare", progress)
+
+
+def impact(both: Plans) -> Impact:
+    """Fold every pair under both constitutions by the answers on disk; no model is asked."""
+    counting = _Counting(both, changes(both[0].constitution, both[1].constitution))
+    find_slots(both[0])
+    both[1].slots = both[0].slots  # the judge's, not the constitution's: nothing moves but by the edit
+    for prompt, met in _meetings(both):
+        cast = (run.votes_of(prompt, own) for run, own in zip(both, met, strict=True))
+        for (meeting, before), (_, after) in zip(*cast, strict=True):
+            counting.add(prompt, meeting, before, after)
+    return counting.result()
+
+
+def _meetings(both: Plans) -> Iterator[tuple[Prompt, Sequence[list[Meeting]]]]:
+    """Every prompt, and who meets under the old and under the new constitution: the same pairs, by other criteria."""
+    for prompt in both[0].prompts():
+        samples = both[0].samples_of(prompt)
+        yield prompt, [run.meetings_of(prompt, samples) for run in both]
+
+
+def _critiques_of(both: Plans, prompt: Prompt, met: Sequence[list[Meeting]]) -> list[Question]:
+    """The critiques of one prompt that either plan wants, each once; those of another prompt are never the same."""
+    found = [run.critique_questions_of(prompt, own) for run, own in zip(both, met, strict=True)]
+    return list({question.id: question for questions in found for question in questions}.values())
+
+
+def _comparisons_of(both: Plans, prompt: Prompt, met: Sequence[list[Meeting]]) -> list[Question]:
+    """The comparisons of one prompt that either plan wants, as far as they can be written yet, each once."""
+    found = [run.compare_questions_of(prompt, own) for run, own in zip(both, met, strict=True)]
+    return list({question.id: question for questions in found for question in questions}.values())
+
+
+def _count(questions: Sequence[Question], table: Table[R], name: str, counts: Counter[str]) -> None:
+    known = sum(question.id in table for question in questions)
+    counts.update({name: len(questions) - known, f"{name}_known": known})
+
+
+def _waiting(both: Plans, prompt: Prompt, met: Sequence[list[Meeting]]) -> int:
+    """Comparison questions of one prompt that cannot be written yet, for want of a critique."""
+    found: set[tuple[str, str, str, str | None]] = set()
+    for run, own in zip(both, met, strict=True):
+        criteria = {criterion.id: criterion for criterion in run.criteria}
+        written = {_about(question) for question in run.compare_questions_of(prompt, own)}
+        for question in compare_questions(prompt, own, run.settings.compare, run.judge):
+            first, second, name = about = _about(question)
+            if about not in written:
+                found.add((first, second, criteria[name].compare, criteria[name].critique))
+    return len(found)
+
+
+def _about(question: Question) -> tuple[str, str, str]:
+    about = question.about
+    return str(about["first"]), str(about["second"]), str(about["principle"])
+
+
+async def _asked(
+    run: Run,
+    questions: Iterable[Question],
+    judge: ModelSource,
+    table: Table[R],
+    record: Callable[[Question, Answer], R],
+    stage: str,
+    progress: Progress | None,
+) -> Tally:
+    if judge.name != run.judge_name:
+        raise UserError(
+            f"the judge of this run was `{run.judge_name}`, and is `{judge.name}` now",
+            where=run.folder,
+            mend="put the old one back, or generate the run again with the new one",
+        )
+    return await ask(
+        questions, judge, table, record, run.failures,
+        stage=stage, max_failed=run.settings.max_failed, progress=progress,
+    )  # fmt: skip
+
+
+class _Counting:
+    """Counts pairs one by one, and keeps the widest moves."""
+
+    def __init__(self, both: Plans, changed: Changes) -> None:
+        self._pair, self._changed = both[0].settings.pair, changed
+        self._one = both[0].settings.compare.principles == "one"
+        self._found = Impact()
+        self._labels = [0, 0]
+        self._distance = 0.0
+        self._widest: list[tuple[float, int, Moved]] = []
+
+    def add(self, prompt: Prompt, meeting: Meeting, before: list[Vote], after: list[Vote]) -> None:
+        """Count one pair."""
+        ends = meeting.left.id, meeting.right.id
+        found, old, new = self._found, *(folded(*ends, cast, self._pair) for cast in (before, after))
+        found.pairs += 1
+        found.unanswered += Status.FAILED in (old.status, new.status)
+        was, now = (each.status is Status.LABELLED for each in (old, new))
+        self._labels[0] += was
+        self._labels[1] += now
+        if now and not was:
+            found.appeared[old.status.value] += 1
+        if was and not now:
+            found.vanished[new.status.value] += 1
+        if was and now and (old.logit > 0) != (new.logit > 0):
+            found.flipped += 1
+            found.causes[self._cause(ends, before, after, old, new)] += 1
+        if old.status not in _SILENT and new.status not in _SILENT:
+            self._measure(prompt, meeting, (before, after), (old, new))
+
+    def _measure(
+        self, prompt: Prompt, meeting: Meeting, cast: tuple[list[Vote], list[Vote]], ends: tuple[Comparison, Comparison]
+    ) -> None:
+        old, new = ends
+        distance = abs(new.probability - old.probability)
+        self._found.measured += 1
+        self._distance += distance
+        if distance < _STILL or (len(self._widest) == MOST_MOVED and distance <= self._widest[0][0]):
+            return
+        moved = Moved(
+            conversation(prompt.messages),
+            meeting.left.text,
+            meeting.right.text,
+            old.probability,
+            new.probability,
+            (old.status, new.status),
+            self._cause((meeting.left.id, meeting.right.id), *cast, old, new),
+        )
+        entry = (distance, -self._found.pairs, moved)  # of equal moves, the earliest are kept
+        if len(self._widest) < MOST_MOVED:
+            heapq.heappush(self._widest, entry)
+        else:
+            heapq.heapreplace(self._widest, entry)
+
+    def _cause(
+        self, ends: tuple[str, str], before: list[Vote], after: list[Vote], old: Comparison, new: Comparison
+    ) -> str:
+        """The changed principle that moved the pair furthest, the way in which it went."""
+        if before[0].principle == WHOLE:
+            return "the whole constitution"
+        renamed = self._changed.renamed
+        before = [replace(vote, principle=renamed.get(vote.principle, vote.principle)) for vote in before]
+        if self._one:
+            was, now = before[0].principle, after[0].principle
+            return now if was == now else f"{was} -> {now}"
+        move = moves(shares(*ends, before, self._pair), shares(*ends, after, self._pair), old.logit)
+        suspects = [name for name in move if name in self._changed.loud] or list(move)
+        way = 1 if new.logit > old.logit else -1
+        return max(suspects, key=lambda name: way * move[name])
+
+    def result(self) -> Impact:
+        """What was counted, with the widest moves first."""
+        found = self._found
+        found.labels = (self._labels[0], self._labels[1])
+        found.change = self._distance / found.measured if found.measured else 0.0
+        found.moved = tuple(moved for _, _, moved in sorted(self._widest, key=lambda entry: (-entry[0], -entry[1])))
+        return found

@@ -1,0 +1,506 @@
+"""The reports of evaluations, for people.
+
+The report of `rlaif evaluate judge`, for people.
+
+The report of `rlaif evaluate policy`, for people.
+
+The report of `rlaif evaluate reward`, for people.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from rlaif.cli.render import echo, secho
+
+if TYPE_CHECKING:
+    from rlaif.evaluation.judge import EvaluatedJudge
+    from rlaif.evaluation.policy import EvaluatedPolicies
+    from rlaif.evaluation.reports import (
+        BestOf,
+        BestOfN,
+        Canary,
+        Gold,
+        Group,
+        JudgeReport,
+        Match,
+        Measures,
+        Player,
+        PolicyReport,
+        RewardReport,
+    )
+    from rlaif.evaluation.reward_model import EvaluatedReward
+    from rlaif.stats import Estimate
+
+_COLOURS = {"fit": "green", "doubtful": "yellow", "unfit": "red"}
+_WIDTH = 21
+
+
+def show_judge(done: EvaluatedJudge) -> None:
+    """Print the report: the verdict first, its reasons, then the numbers."""
+    report = done.report
+    about, found = report.about, report.measures
+    if about.oddities:
+        odd = ", ".join(f"{count:,} x {kind}" for kind, count in about.oddities.items())
+        echo(f"note: in the gold pairs, {odd}", err=True)
+    echo(f"{about.judge} by `{about.constitution}` ({about.constitution_hash[:12]}) on {about.gold}\n")
+    secho(report.verdict.level.upper(), fg=_COLOURS[report.verdict.level], bold=True)
+    for reason in report.verdict.reasons:
+        echo(f"  {reason.level}: {reason.text}")
+    echo()
+    for name, text in _numbers(found):
+        echo(f"{name:<{_WIDTH}} {text}")
+    _show_groups("subset", found.subsets)
+    _show_groups("principle", found.principles)
+    _show_canaries(found.canaries)
+    _show_temperature(report)
+    _show_errors(report)
+    asked, known = sum(each.asked for each in done.tallies), sum(each.known for each in done.tallies)
+    echo(f"\n{asked:,} questions asked now, {known:,} on disk already; report in {done.path}")
+
+
+def _numbers(found: Measures) -> Iterator[tuple[str, str]]:
+    silent = ", ".join(f"{count:,} {kind}" for kind, count in found.no_label.items())
+    yield "pairs with a label", f"{found.labelled:,} of {found.pairs:,}" + (f" ({silent})" if silent else "")
+    if found.accuracy is None:
+        return
+    yield "accuracy", str(found.accuracy)
+    for each in found.baselines:
+        yield (
+            f"  {each.name}",
+            str(each.accuracy)
+            + (
+                "  by construction, in both orders" if each.name.startswith("first") and found.flips is not None else ""
+            ),
+        )
+    if found.gain is not None and found.best_baseline is not None:
+        gain = found.gain
+        points = f"{100 * gain.value:+.1f} ({100 * gain.low:+.1f} to {100 * gain.high:+.1f}) points"
+        yield f"  over `{found.best_baseline.name}`", points
+    yield "one order alone", str(found.single_order)
+    yield from _ties(found)
+    if found.kept is not None:
+        yield "labels a run keeps", f"{found.kept.pairs:,}, of them right {found.kept}"
+    yield from _leanings(found)
+    yield from _trust(found)
+    yield "cost", _cost(found)
+
+
+def _ties(found: Measures) -> Iterator[tuple[str, str]]:
+    three = found.three_way
+    if three is not None:
+        kappa = "" if three.kappa is None else f", kappa {three.kappa:.3f}"
+        yield f"with {three.ties:,} gold ties", f"{three.agreement} of {three.agreement.pairs:,} the same{kappa}"
+
+
+def _leanings(found: Measures) -> Iterator[tuple[str, str]]:
+    if found.flips is not None:
+        yield "flips", str(found.flips)
+    if found.slot is not None:
+        bias = found.slot.bias
+        told = "" if bias is None else f"; bias {bias.value:+.2f} ({bias.low:+.2f} to {bias.high:+.2f}) logits"
+        yield "verdicts for slot 1", f"{found.slot.first}{told}"
+    if found.length.shorter is not None:
+        yield "better is shorter", f"right {found.length.shorter} of {found.length.shorter.pairs:,}"
+    if found.length.longer is not None:
+        yield "better is longer", f"right {found.length.longer} of {found.length.longer.pairs:,}"
+    slope = found.length.slope
+    if slope is not None:
+        yield "length slope", f"{slope.value:+.2f} ({slope.low:+.2f} to {slope.high:+.2f}) logits a log length ratio"
+
+
+def _trust(found: Measures) -> Iterator[tuple[str, str]]:
+    if found.calibration is not None:
+        each = found.calibration
+        told = f"Brier {each.brier:.3f}, log loss {each.log_loss:.3f} (one half: 0.25, 0.693)"
+        yield "calibration", f"error {each.error_beside_chance}, {told}"
+    if found.mass is not None:
+        yield "label mass", f"{found.mass.mean:.3f}; {found.mass.below:.1%} of answers under {found.mass.least:g}"
+
+
+def _cost(found: Measures) -> str:
+    cost = found.cost
+    # vLLM's batch route does not say how much came from its cache: then nothing is told, rather than none.
+    cached = f" ({cost.cached_tokens / cost.prompt_tokens:.0%} cached)" if cost.cached_tokens else ""
+    told = f"{cost.calls:,} calls, {cost.prompt_tokens:,} tokens in{cached}, {cost.completion_tokens:,} out"
+    if cost.calls_per_1000 is None or cost.prompt_tokens_per_1000 is None:
+        return told
+    seconds = "" if cost.seconds_per_1000 is None else f", {cost.seconds_per_1000:,.0f} s"
+    return f"{told}; 1,000 labels: {cost.calls_per_1000:,.0f} calls, {cost.prompt_tokens_per_1000:,.0f} tokens{seconds}"
+
+
+def _show_groups(name: str, groups: Sequence[Group]) -> None:
+    from rlaif.cli.render import print_table
+
+    if not groups:
+        return
+    more = ("flips", "slot 1") if name == "subset" else ()
+    columns = (name, "pairs", "accuracy", "95%", *more)
+    echo()
+    print_table(columns, [_row(each)[: len(columns)] for each in groups], right=columns[1:])
+
+
+def _row(group: Group) -> tuple[str, ...]:
+    from rlaif.cli.render import percent
+
+    first = None if group.first is None else group.first.value
+    return group.name, f"{group.pairs:,}", *_told(group.accuracy), percent(group.flips), percent(first)
+
+
+def _told(estimate: Estimate | None) -> tuple[str, str]:
+    """The value and its interval, a word each, so that no column breaks them."""
+    return ("-", "-") if estimate is None else (f"{estimate.value:.0%}", f"{estimate.low:.0%}-{estimate.high:.0%}")
+
+
+def _show_canaries(canaries: Sequence[Canary]) -> None:
+    from rlaif.cli.render import percent, print_table
+
+    if not canaries:
+        return
+    bare = {each.kind: each.wins for each in canaries if not each.fenced}
+    rows = []
+    for each in canaries:
+        if each.fenced:
+            first, second = (None if side is None else side.value for side in (each.first, each.second))
+            unfenced = _told(bare[each.kind]) if each.kind in bare else ("", "")
+            rows.append((each.kind, *_told(each.wins), percent(first), percent(second), *unfenced))
+    echo(f"\nVerdicts won against the better reply of {canaries[0].pairs} pairs by replies that must not win:\n")
+    columns = ("canary", "wins", "95%", "1st", "2nd", "unfenced", "95% ")
+    print_table(columns, rows, right=columns[1:])
+    echo("\n1st, 2nd: in that slot; unfenced: the replies shown without the marks that a run puts around them")
+
+
+def _show_errors(report: JudgeReport) -> None:
+    for each in report.shared_errors:
+        echo(
+            f"\nErrors go together with those of {each.judge} by {each.correlation:+.2f} ({each.pairs:,} pairs): both "
+            f"are worth {each.worth:.1f} independent judges."
+        )
+
+
+def _show_temperature(report: JudgeReport) -> None:
+    found = report.measures.temperature
+    if found is None:
+        return
+    echo(
+        f"\nA temperature fitted on one half of the pairs and measured on the other, both ways: calibration error "
+        f"{found.error_before:.3f} -> {found.error_after:.3f}, log loss {found.log_loss_before:.3f} -> "
+        f"{found.log_loss_after:.3f}."
+    )
+    if found.bounded:
+        echo("On all pairs together the best one is beyond any bound: there is nothing to set.")
+    elif found.helps:
+        echo(f"For the run file:\n\ncompare: {{temperature: {found.temperature:.3g}}}")
+    else:
+        echo("It does not help: leave `compare.temperature` as it is.")
+
+
+def show_policies(done: EvaluatedPolicies) -> None:
+    """Print the report: who beats whom first, what speaks against it, then the numbers."""
+    report = done.report
+    about = report.about
+    if about.oddities:
+        odd = ", ".join(f"{count:,} x {kind}" for kind, count in about.oddities.items())
+        echo(f"note: in the prompts, {odd}", err=True)
+    for match in report.matches:
+        if match.baseline == report.baseline:
+            secho(headline(match), bold=True)
+    of = f"`{about.constitution}` ({about.constitution_hash[:12]})"
+    echo(f"on {about.prompt_count:,} prompts, by {about.judge} under {of}\n")
+    for warning in report.warnings:
+        echo(f"  doubt: {warning}")
+    if report.warnings:
+        echo()
+    _show_matches(report.matches)
+    _show_players(report)
+    _show_principles(report)
+    _show_tags(report)
+    _show_ratings(report)
+    _show_cost(report)
+    asked, known = sum(each.asked for each in done.tallies), sum(each.known for each in done.tallies)
+    echo(f"{asked:,} questions asked now, {known:,} on disk already; report in {done.path}")
+
+
+def headline(match: Match) -> str:
+    """A match in one sentence, by its interval: won, lost, or neither."""
+    rate = match.win_rate
+    if rate is None:
+        silent = ", ".join(f"{count:,} {kind}" for kind, count in match.no_label.items())
+        return f"{match.policy} and {match.baseline}: no comparison has a label ({silent})"
+    verdict = f"{match.policy} and {match.baseline} cannot be told apart"
+    if rate.low > 0.5:
+        verdict = f"{match.policy} beats {match.baseline}"
+    elif rate.high < 0.5:
+        verdict = f"{match.policy} loses to {match.baseline}"
+    equal = "withheld" if match.controlled is None else _interval(match.controlled)
+    return f"{verdict}: win rate {_interval(rate)}; preference {_interval(match.preference)}, at equal length {equal}"
+
+
+def _show_matches(matches: Sequence[Match]) -> None:
+    from rlaif.cli.render import percent, print_table
+
+    columns = (
+        "policy",
+        "against",
+        "pairs",
+        "no label",
+        "wins",
+        "ties",
+        "losses",
+        "win rate",
+        "preference",
+        "at equal length",
+        "flips",
+    )
+    rows = [
+        (
+            match.policy,
+            match.baseline,
+            f"{match.compared:,}",
+            f"{sum(match.no_label.values()):,}",
+            *(percent(each.value if each else None) for each in (match.wins, match.ties, match.losses)),
+            _interval(match.win_rate),
+            _interval(match.preference),
+            _interval(match.controlled),
+            percent(match.flips),
+        )
+        for match in matches
+    ]
+    print_table(columns, rows, right=columns[2:])
+    echo("\nwins: ahead by more than the margin; win rate: wins and half the ties; preference: mean probability of")
+    echo("being better, beside it what is left of it at equal length; 95% intervals over prompts\n")
+
+
+def _show_players(report: PolicyReport) -> None:
+    from rlaif.cli.render import percent, print_table
+
+    meters = list(dict.fromkeys(name for player in report.players for name in player.meters))
+    columns = ["policy", "answers", "missing", "length", "cut off", "blank", "repeats", "distinct 1, 2", "refuses"]
+    columns += ["breaks any", "KL", *meters]
+    rows = []
+    for player in report.players:
+        row = [player.name, f"{player.answers:,}", f"{player.missing:,}", f"{player.length.value:,.0f}"]
+        row += [percent(player.truncated), percent(player.blank), percent(player.repetition)]
+        row += [f"{player.distinct_1:.2f}, {player.distinct_2:.2f}", percent(player.refusals[0].share.value)]
+        row += [_broken(player), "-" if player.kl is None else f"{player.kl.value:.2f}"]
+        row += [f"{player.meters[name].value:.3g}" if name in player.meters else "-" for name in meters]
+        rows.append(row)
+    print_table(columns, rows, right=columns[1:])
+    notes = dict.fromkeys(player.kl_note for player in report.players if player.kl_note)
+    for note in notes:
+        echo(f"KL of {', '.join(each.name for each in report.players if each.kl_note == note)}: {note}")
+    echo(
+        f"\nlength in characters; repeats: runs of four words said before; breaks any: some grade under "
+        f"{report.about.violation_below:g} of 9; KL from {report.baseline} in nats an answer\n"
+    )
+
+
+def _broken(player: Player) -> str:
+    found = next((each.share for each in player.violations if each.principle == "*"), None)
+    return _interval(found)
+
+
+def _show_principles(report: PolicyReport) -> None:
+    """By principle: the win rate against the baseline, and how many answers break it, a column a policy."""
+    from rlaif.cli.render import print_table
+
+    against = [match for match in report.matches if match.baseline == report.baseline]
+    names = list(dict.fromkeys(part.name for match in against for part in match.principles))
+    names += [each.principle for player in report.players for each in player.violations if each.principle != "*"]
+    names = list(dict.fromkeys(names))
+    columns = ["principle", *(f"{match.policy} wins" for match in against)]
+    graded = [player for player in report.players if player.violations]
+    columns += [f"{player.name} breaks" for player in graded]
+    rows = []
+    for name in names:
+        rates = [next((part.rate for part in match.principles if part.name == name), None) for match in against]
+        broken = [next((each.share for each in player.violations if each.principle == name), None) for player in graded]
+        rows.append([name, *(_interval(each, 0) for each in rates), *(_share(each) for each in broken)])
+    print_table(columns, rows, right=columns[1:])
+    echo()
+
+
+def _show_tags(report: PolicyReport) -> None:
+    """By kind of prompt: the win rate against the baseline, and refusals, of which some are right."""
+    from rlaif.cli.render import print_table
+
+    against = [match for match in report.matches if match.baseline == report.baseline]
+    tags = [each for each in report.players[0].refusals if each.tag]
+    if not tags:
+        return
+    columns = [str(report.about.tag), *(f"{match.policy} wins" for match in against)]
+    columns += [f"{player.name} refuses" for player in report.players]
+    rows = []
+    for each in tags:
+        kind = {True: f"{each.tag} (harmful: rightly)", False: f"{each.tag} (over-refusal)"}
+        rates = [next((part.rate for part in match.tags if part.name == each.tag), None) for match in against]
+        refused = [
+            next((own.share for own in player.refusals if own.tag == each.tag), None) for player in report.players
+        ]
+        told = each.tag if each.harmful is None else kind[each.harmful]
+        rows.append([told, *(_interval(rate, 0) for rate in rates), *(_interval(share, 0) for share in refused)])
+    print_table(columns, rows, right=columns[1:])
+    echo()
+
+
+def _show_ratings(report: PolicyReport) -> None:
+    from rlaif.cli.render import print_table
+
+    if not report.ratings:
+        return
+    columns = ("rating", "log-strength", "95%", "Elo")
+    rows = [
+        (
+            each.name,
+            f"{each.strength.value:+.2f}",
+            f"{each.strength.low:+.2f} to {each.strength.high:+.2f}",
+            f"{each.elo:.0f}",
+        )
+        for each in report.ratings
+    ]
+    print_table(columns, rows, right=columns[1:])
+    echo()
+
+
+def _show_cost(report: PolicyReport) -> None:
+    cost = report.cost
+    prompt = cost.judge_prompt_tokens
+    cached = f" ({cost.judge_cached_tokens / prompt:.0%} cached)" if cost.judge_cached_tokens else ""
+    echo(
+        f"{cost.answers:,} answers drawn ({cost.policy_tokens:,} tokens); {cost.judgements:,} verdicts and "
+        f"{cost.grades:,} grades, {prompt:,} tokens in{cached}, {cost.judge_completion_tokens:,} out; "
+        f"{cost.seconds:.1f} s"
+    )
+    if cost.failed:
+        echo("failed: " + ", ".join(f"{kind} {count:,}" for kind, count in cost.failed.items()))
+
+
+def _interval(found: Estimate | None, digits: int = 1) -> str:
+    if found is None:
+        return "-"
+    value, low, high = (f"{100 * each:.{digits}f}" for each in (found.value, found.low, found.high))
+    return f"{value}% ({low} to {high})"
+
+
+def _share(found: Estimate | None) -> str:
+    return "-" if found is None else f"{found.value:.0%}"
+
+
+def show_reward(done: EvaluatedReward) -> None:
+    """Print the report: the headline first, what speaks against it, then the numbers."""
+    report = done.report
+    if report.gold is not None and report.gold.oddities:
+        odd = ", ".join(f"{count:,} x {kind}" for kind, count in report.gold.oddities.items())
+        echo(f"note: in the gold pairs, {odd}", err=True)
+    for text, colour in _headlines(report):
+        secho(text, fg=colour, bold=True)
+    for warning in report.warnings:
+        echo(f"  warning: {warning}")
+    if report.gold is not None:
+        echo("")
+        for name, text in _reward_numbers(report.gold):
+            echo(f"{name:<{_WIDTH}} {text}")
+        _show_reward_groups(report.gold.subsets)
+    if report.best_of_n is not None:
+        _show_best_of(report.best_of_n)
+    scored = [each for each in done.tallies if each.stage in ("gold pairs", "rewards")]
+    asked = [each for each in done.tallies if each not in scored]
+    told = f"{sum(each.asked for each in scored):,} rewards computed now"
+    told += f", {sum(each.asked for each in asked):,} questions asked" if asked else ""
+    known = sum(each.known for each in done.tallies)
+    echo(f"\n{told}, {known:,} on disk already; report in {done.path}")
+
+
+def _headlines(report: RewardReport) -> Iterator[tuple[str, str]]:
+    gold, found = report.gold, report.best_of_n
+    if gold is not None and gold.accuracy is not None:
+        over = ""
+        if gold.gain is not None and gold.best_baseline is not None:
+            over = f", {100 * gold.gain.value:+.1f} points over `{gold.best_baseline.name}`"
+        colour = "green" if gold.beats_baselines else "red"
+        yield f"{report.model}: right in {gold.accuracy.value:.1%} of {gold.pairs:,} pairs{over}", colour
+    if found is not None and found.overoptimised:
+        yield f"{report.model}: over-optimised beyond best-of-{found.best_n}", "red"
+    elif found is not None:
+        yield f"{report.model}: no over-optimisation shown up to best-of-{found.points[-1].n}", "green"
+
+
+def _reward_numbers(gold: Gold) -> Iterator[tuple[str, str]]:
+    yield "gold pairs", f"{gold.pairs:,} of {gold.path}"
+    yield "accuracy", str(gold.accuracy)
+    for each in gold.baselines:
+        yield f"  {each.name}", str(each.accuracy)
+    if gold.gain is not None and gold.best_baseline is not None:
+        gain = gold.gain
+        points = f"{100 * gain.value:+.1f} ({100 * gain.low:+.1f} to {100 * gain.high:+.1f}) points"
+        yield f"  over `{gold.best_baseline.name}`", points
+    if gold.margin is not None:
+        yield "margin", _signed(gold.margin)
+    yield from _reward_trust(gold)
+    yield from _length(gold)
+
+
+def _reward_trust(gold: Gold) -> Iterator[tuple[str, str]]:
+    found, cooled = gold.calibration, gold.temperature
+    if found is not None:
+        told = f"error {found.error_beside_chance}, Brier {found.brier:.3f}, log loss {found.log_loss:.3f}"
+        yield "calibration", f"{told} (one half: 0.25, 0.693)"
+    if cooled is not None and cooled.helps:
+        told = (
+            f"divide rewards by {cooled.temperature:.3g}: error {cooled.error_before:.3f} -> {cooled.error_after:.3f}"
+        )
+        yield "  to fix it", f"{told} on pairs that it was not fitted on"
+
+
+def _length(gold: Gold) -> Iterator[tuple[str, str]]:
+    if gold.length_correlation is not None:
+        yield "reward and length", f"correlation {gold.length_correlation:+.2f}"
+    for name, found in (("better is shorter", gold.length.shorter), ("better is longer", gold.length.longer)):
+        if found is not None:
+            yield name, f"right {found} of {found.pairs:,}"
+    if gold.length.slope is not None:
+        yield "length slope", f"{_signed(gold.length.slope)} reward a log length ratio"
+
+
+def _signed(found: Estimate) -> str:
+    return f"{found.value:+.2f} ({found.low:+.2f} to {found.high:+.2f})"
+
+
+def _show_reward_groups(groups: Sequence[Group]) -> None:
+    from rlaif.cli.render import print_table
+
+    if not groups:
+        return
+    echo("")
+    columns = ("subset", "pairs", "accuracy", "95%")
+    print_table(columns, [_reward_row(each) for each in groups], right=columns[1:])
+
+
+def _reward_row(group: Group) -> tuple[str, ...]:
+    found = group.accuracy
+    told = ("-", "-") if found is None else (f"{found.value:.0%}", f"{found.low:.0%}-{found.high:.0%}")
+    return group.name, f"{group.pairs:,}", *told
+
+
+def _show_best_of(found: BestOfN) -> None:
+    from rlaif.cli.render import print_table
+
+    echo(f"\nBest of n by the reward, over {found.prompts:,} prompts with {found.samples} answers of {found.policy}")
+    echo(f"Other measure: {found.measure}")
+    if found.left_out:
+        echo("Left out: " + ", ".join(f"{count:,} prompts: {why}" for why, count in found.left_out.items()))
+    echo("")
+    columns = ("n", "KL", "reward", "95%", "other", "95% ", "characters")
+    print_table(columns, [_point(each) for each in found.points], right=columns)
+    echo("\nKL in nats; reward in deviations above the mean answer")
+    if found.drop is not None:
+        fall = f"{found.drop.value:.2f} ({found.drop.low:.2f} to {found.drop.high:.2f})"
+        echo(f"From n = {found.best_n} to n = {found.points[-1].n} the other measure falls by {fall}")
+
+
+def _point(point: BestOf) -> tuple[str, ...]:
+    def told(found: Estimate) -> tuple[str, str]:
+        return f"{found.value:.2f}", f"{found.low:.2f} to {found.high:.2f}"
+
+    return f"{point.n}", f"{point.kl:.2f}", *told(point.reward), *told(point.gold), f"{point.length:.0f}"

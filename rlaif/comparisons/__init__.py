@@ -1,1 +1,0 @@
-"""Comparisons: ordered questions about two samples, and how their answers fold into one label."""

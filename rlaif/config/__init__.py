@@ -1,0 +1,1 @@
+"""What turns text into settings: YAML, flags and environment, judge templates, and errors that name the place."""

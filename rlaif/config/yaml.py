@@ -1,0 +1,340 @@
+"""YAML files into pydantic models, with every mistake told in plain words and with its line.
+
+The scalars of YAML 1.2's core schema for PyYAML, which knows those of 1.1: `no` is a text, `1e-5` a number.
+
+YAML files into pydantic models, with every mistake told in plain words and with its line.
+
+The reader is YAML 1.2's core schema, not PyYAML's 1.1: `no`, `on` and `12:30` are texts, `1e-5` is a number. It builds
+plain data and remembers where each part was written, so that a complaint about a value can name its line. A `Source`
+may also hold values from flags or the environment; a complaint about one of those names the flag instead.
+"""
+
+from __future__ import annotations
+
+import codecs
+import re
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import yaml
+from pydantic import BaseModel
+
+from rlaif.config.messages import Where, complaints
+from rlaif.errors import UserError
+
+
+class CoreLoader(yaml.SafeLoader):
+    """PyYAML's parser with the scalars of YAML 1.2's core schema; it only composes nodes, it constructs nothing."""
+
+
+TAG = "tag:yaml.org,2002:"
+_SCALARS = {
+    "null": (r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    "bool": (r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    "int": (r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", list("-+0123456789")),
+    "float": (
+        r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
+        list("-+.0123456789"),
+    ),
+}
+CoreLoader.yaml_implicit_resolvers = {}
+for _name, (_pattern, _first) in _SCALARS.items():
+    CoreLoader.add_implicit_resolver(TAG + _name, re.compile(rf"(?:{_pattern})\Z"), _first)
+
+
+class _Dumper(yaml.SafeDumper):
+    """PyYAML's writer; what either version of YAML takes for no text stands in quotes."""
+
+
+_Dumper.yaml_implicit_resolvers = {
+    first: [*yaml.SafeDumper.yaml_implicit_resolvers.get(first, []), *CoreLoader.yaml_implicit_resolvers.get(first, [])]
+    for first in {*yaml.SafeDumper.yaml_implicit_resolvers, *CoreLoader.yaml_implicit_resolvers}
+}
+
+
+def plain_yaml(text: str) -> Any:
+    """What YAML that others wrote holds. Raises ValueError for whatever is wrong with it, its depth included."""
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError, ValueError) as error:  # a ValueError of its own: the 31st of February
+        raise ValueError(f"not YAML: {error}") from None
+
+
+def dump_yaml(data: object) -> str:
+    """Plain data as YAML that reads back as it is, here and by older readers (PyYAML alone writes "08" as a number)."""
+    text: str = yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    if any(mark in text for mark in "\x85\u2028\u2029"):  # line ends to YAML, which PyYAML writes as they are
+        text = yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=False)
+    return text
+
+
+Model = TypeVar("Model", bound=BaseModel)
+
+_MAX_BYTES = 5_000_000
+_MAX_REPEATS = 10_000
+"""Nodes that aliases may repeat before the file is taken for a bomb (a few lines can stand for billions of nodes)."""
+
+
+class Place(NamedTuple):
+    """Where a value was written: a file and a line, or a flag."""
+
+    where: str
+    line: int | None = None
+
+
+@dataclass(frozen=True)
+class Source:
+    """Data still to be validated, and where each part of it was written."""
+
+    data: Any
+    where: str
+    places: Mapping[Where, Place] = field(default_factory=dict)
+    """Place of every path into the data; a path that is not listed has its parent's."""
+    faults: tuple[UserError, ...] = ()
+    """Mistakes found while reading, such as a key given twice."""
+
+    def place(self, path: Where) -> Place:
+        """Where the value at `path` was written, or else the nearest thing around it."""
+        for end in range(len(path), -1, -1):
+            if path[:end] in self.places:
+                return self.places[path[:end]]
+        return Place(self.where)
+
+    def below(self, path: Where) -> Source:
+        """What stands at `path`, as a source of its own; nothing at all, or null, is an empty mapping."""
+        data = self.data
+        for key in path:
+            data = data.get(key) if isinstance(data, dict) else None
+        inner = {place[len(path) :]: found for place, found in self.places.items() if place[: len(path)] == path}
+        return Source({} if data is None else data, self.where, {(): self.place(path), **inner})
+
+    def with_value(self, path: Where, value: object, where: str) -> Source:
+        """A copy where `value` stands at `path`, written at `where` (a flag, an environment variable).
+
+        A number in `path` is the index of a list's item that is there.
+        """
+        if not isinstance(self.data, dict):
+            return self
+        data: Any = dict(self.data)
+        top = data
+        for at, key in enumerate(path[:-1], start=1):
+            inner = data.get(key) if isinstance(data, dict) else data[key]
+            wanted: Any = list if isinstance(path[at], int) else dict
+            if inner is not None and not isinstance(inner, wanted):
+                name = ".".join(str(step + 1 if isinstance(step, int) else step) for step in path[:at])
+                file, line = self.place(path[:at])
+                raise UserError(f"`{name}` must be a mapping here", where=file, line=line, mend=f"{where} goes into it")
+            data[key] = data = wanted(inner or ())
+        data[path[-1]] = value
+        kept = {known: place for known, place in self.places.items() if known[: len(path)] != path}
+        return Source(top, self.where, {**kept, path: Place(where)}, self.faults)
+
+    def reworded(self, path: Where, value: object) -> Source:
+        """A copy where `value` says what stood at `path` before, and keeps its place."""
+        place = self.place(path)
+        found = self.with_value(path, value, place.where)
+        return Source(found.data, found.where, {**found.places, path: place}, found.faults)
+
+
+def load_yaml(path: str | Path, model_type: type[Model]) -> Model:
+    """The file as a `model_type`. Raises UserError on its first mistake, and says how many more there are."""
+    return validate(read_yaml(path), model_type)
+
+
+def problems(path: str | Path, model_type: type[BaseModel]) -> list[UserError]:
+    """Everything that is wrong with the file, in the order of its lines; nothing raised."""
+    try:
+        return find_problems(read_yaml(path), model_type)
+    except UserError as error:
+        return [error]
+
+
+def validate(source: Source, model_type: type[Model]) -> Model:
+    """The data as a `model_type`. Raises UserError on the first mistake, and says how many more there are."""
+    refuse(find_problems(source, model_type))
+    return model_type.model_validate(source.data)
+
+
+def refuse(found: list[UserError], listing: str = "rlaif check") -> None:
+    """Raise the first of `found`, saying how many more there are and what lists them; none, no error."""
+    if not found:
+        return
+    first, more = found[0], len(found) - 1
+    if not more:
+        raise first
+    rest = f"and {more} more: `{listing}` lists them all"
+    mend = f"{first.mend}; {rest}" if first.mend else rest
+    raise UserError(first.what, where=first.where, line=first.line, mend=mend) from first
+
+
+def find_problems(source: Source, model_type: type[BaseModel]) -> list[UserError]:
+    """Everything that keeps the data from being a `model_type`, in the order of its lines."""
+    found = list(source.faults)
+    for complaint in complaints(source.data, model_type):
+        where, line = source.place(complaint.path)
+        found.append(UserError(complaint.what, where=where, line=line, mend=complaint.mend))
+    # What is missing is told last: an unknown key above it is often the missing one, misspelt.
+    return sorted(
+        found, key=lambda error: (error.what.endswith(" is missing"), str(error.where) != source.where, error.line or 0)
+    )
+
+
+def read_yaml(path: str | Path) -> Source:
+    """Read one YAML document. Raises UserError where it cannot be read or is not YAML."""
+    return parse_yaml(_text(Path(path)), str(path))
+
+
+def parse_yaml(text: str, where: str) -> Source:
+    """Parse one YAML document. Raises UserError with line and column where it is not YAML."""
+    try:
+        node = yaml.compose(text, Loader=CoreLoader)
+        if node is None:
+            raise UserError("the file is empty", where=where)
+        builder = _Builder(where)
+        data = builder.build(node, ())
+    except yaml.MarkedYAMLError as error:
+        raise _syntax_error(error, where) from None
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        what = f"the character U+{_code(error.character):04X} is not allowed in YAML"
+        raise UserError(what, where=where, line=line, mend="delete it") from None
+    except RecursionError:
+        raise UserError("nested too deeply", where=where) from None
+    return Source(data, where, builder.places, tuple(builder.faults))
+
+
+def _text(path: Path) -> str:
+    try:
+        if path.is_dir():
+            raise UserError("is a folder, not a file", where=path)
+        size = path.stat().st_size
+        if size > _MAX_BYTES:
+            raise UserError(f"is too large for a YAML file ({size / 1e6:.0f} MB)", where=path, mend="5 MB is the limit")
+        raw = path.read_bytes()
+    except FileNotFoundError:
+        raise UserError("no such file", where=path) from None
+    except OSError as error:
+        raise UserError(f"cannot be read ({error.strerror or error})", where=path) from None
+    except ValueError:  # a NUL character in the name
+        raise UserError("is not a possible file name", where=repr(str(path))) from None
+    return _decoded(raw, path)
+
+
+def _decoded(raw: bytes, path: Path) -> str:
+    if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise UserError("is UTF-16, not UTF-8", where=path, mend="save it as UTF-8")
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise UserError("is not UTF-8", where=path, line=line, mend="save it as UTF-8") from None
+
+
+_HINTS = {
+    "mapping values are not allowed": "a text with `: ` in it must stand in quotes, or below a `>-`",
+    "found character '%'": "a text that starts with % must stand in quotes",
+    "found character '@'": "a text that starts with @ must stand in quotes",
+    "found character '`'": "a text that starts with ` must stand in quotes",
+    "found unexpected end of stream": "is a quote not closed?",
+    "expected <block end>": "indent lines of one level alike, and close every quote",
+    "could not find expected ':'": "is a `key:` without its colon, or a quote not closed?",
+    "expected ',' or": "is a bracket not closed, or does a text need quotes?",
+    "found undefined alias": "a text that starts with * must stand in quotes",
+    "expected alphabetic or numeric": "a text that starts with * or & must stand in quotes",
+}
+
+
+def _syntax_error(error: yaml.MarkedYAMLError, where: str) -> UserError:
+    mark = error.problem_mark or error.context_mark
+    line, column = (mark.line + 1, mark.column + 1) if mark else (None, 0)
+    problem = error.problem or error.context or "unreadable"
+    if "'\\t'" in problem:
+        return UserError(f"a tab where spaces are wanted (column {column})", where=where, line=line, mend="use spaces")
+    if "but found another document" in problem:
+        return UserError("a second document starts here", where=where, line=line, mend="one file, one document")
+    mend = next((hint for sign, hint in _HINTS.items() if sign in problem), "")
+    return UserError(f"not YAML: {problem} (column {column})", where=where, line=line, mend=mend)
+
+
+def _code(character: object) -> int:
+    return character if isinstance(character, int) else ord(str(character)[0])
+
+
+class _Builder:
+    """Turns nodes into plain data, notes the place of every path, and collects what is wrong on the way."""
+
+    def __init__(self, where: str) -> None:
+        self.where = where
+        self.places: dict[Where, Place] = {}
+        self.faults: list[UserError] = []
+        self._built: set[int] = set()
+        self._open: set[int] = set()
+        self._repeats = 0
+
+    def build(self, node: yaml.Node, path: Where) -> object:
+        """Plain data for `node`; the place of a mapping's value is its key's, set by the caller."""
+        self.places.setdefault(path, Place(self.where, node.start_mark.line + 1))
+        self._guard(node)
+        self._open.add(id(node))
+        try:
+            if isinstance(node, yaml.CollectionNode) and node.tag not in (f"{TAG}map", f"{TAG}seq"):
+                self._unknown_tag(node)
+            if isinstance(node, yaml.MappingNode):
+                return self._mapping(node, path)
+            if isinstance(node, yaml.SequenceNode):
+                return [self.build(item, (*path, at)) for at, item in enumerate(node.value)]
+            return self._scalar(node)
+        finally:
+            self._open.discard(id(node))
+
+    def _guard(self, node: yaml.Node) -> None:
+        self._repeats += id(node) in self._built
+        self._built.add(id(node))
+        if id(node) in self._open:
+            raise UserError("an alias stands inside its own anchor", where=self.where, line=node.start_mark.line + 1)
+        if self._repeats > _MAX_REPEATS:
+            raise UserError("its aliases (`*name`) repeat too much", where=self.where, mend="write the values out")
+
+    def _mapping(self, node: yaml.MappingNode, path: Where) -> dict[str, Any]:
+        data: dict[str, object] = {}
+        for key_node, value_node in node.value:
+            line = key_node.start_mark.line + 1
+            if not isinstance(key_node, yaml.ScalarNode):
+                self._fault("a key must be a plain text", line, "is a text in [ ] or { } not in quotes?")
+                continue
+            key = str(key_node.value)
+            if key in data:
+                first = self.places[(*path, key)].line
+                self._fault(f"the key `{key}` is given twice", line, f"the first is on line {first}")
+                continue
+            self.places[(*path, key)] = Place(self.where, line)
+            data[key] = self.build(value_node, (*path, key))
+        return data
+
+    def _scalar(self, node: yaml.Node) -> Hashable:
+        text, kind = str(node.value), node.tag.removeprefix(TAG)
+        try:
+            match kind:
+                case "str":
+                    return text
+                case "null":
+                    return None
+                case "bool":
+                    return text.lower() == "true"
+                case "int":
+                    return int(text, 0) if text[:2] in ("0o", "0x") else int(text)
+                case "float":
+                    return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
+        except ValueError:
+            self._fault(f"{text[:40]!r} is not of the kind `{kind}`", node.start_mark.line + 1)
+            return text
+        self._unknown_tag(node)
+        return text
+
+    def _unknown_tag(self, node: yaml.Node) -> None:
+        self._fault(f"the tag `{node.tag}` is not supported", node.start_mark.line + 1, "write a plain value")
+
+    def _fault(self, what: str, line: int, mend: str = "") -> None:
+        self.faults.append(UserError(what, where=self.where, line=line, mend=mend))

@@ -1,1 +1,0 @@
-"""Critiques: the judge's notes on one sample under one principle."""

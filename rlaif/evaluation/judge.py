@@ -1,0 +1,266 @@
+"""The evaluation of a judge on gold pairs: plan, ask what is missing, append; then measure, decide, write.
+
+In the folder: `judgements.jsonl` and `failures.jsonl`, the answers of all judges that were evaluated there; and for
+every evaluation a report (`NAME.json`, written last), what was said about each pair
+(`NAME.pairs.jsonl`) and plots. Answers are found by content id: a second call asks nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from pydantic import JsonValue
+
+from rlaif import __version__
+from rlaif.config.judge_templates import SHIPPED, Judge, Templates
+from rlaif.config.schemas import CompareSettings, PairSettings
+from rlaif.constitution import Constitution
+from rlaif.data.prompts import Oddities
+from rlaif.evaluation.canaries import chosen_cases, count_probes, count_wins, probes
+from rlaif.evaluation.gold import Case, JudgedPair, cases, judged_pair, questions_of, read_gold
+from rlaif.evaluation.judge_metrics import decide, known_reports, measure, shared_errors
+from rlaif.evaluation.reports import About, Cost, JudgeReport, data_word, report_name, sha256_known
+from rlaif.feedback.judge import judgement
+from rlaif.feedback.prompt_forms import judge_asked
+from rlaif.inference.base import ModelSource, Question, Tally, ask
+from rlaif.progress import Progress
+from rlaif.records import Failure, Judgement
+from rlaif.store import Table, lock_folder, write_records, write_text
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What to put to a judge."""
+
+    gold: str
+    """File or `datasets` name."""
+    constitution: Constitution
+    compare: CompareSettings = field(default_factory=CompareSettings)
+    """With the judge's own temperature in its temperature, as a run reads it (`RunSettings.compared_by`)."""
+    own_temperature: float = 1.0
+    """The judge's part of that."""
+    templates: Templates = SHIPPED
+    """In whose words it is asked."""
+    pair: PairSettings = field(default_factory=PairSettings)
+    column: str | None = None
+    limit: int | None = None
+    canary_pairs: int = 20
+    """Gold pairs that the canaries meet; 0 for none."""
+    max_failed: float = 0.5
+    """Stop when more than this share of the questions failed."""
+
+    def cases(self, oddities: Oddities | None = None) -> Iterator[Case]:
+        """The gold pairs, streamed."""
+        pairs = read_gold(self.gold, column=self.column, limit=self.limit, oddities=oddities)
+        return cases(pairs, self.constitution, self.compare)
+
+    def name(self, judge: str) -> str:
+        """What the files about one judge are called."""
+        constitution = self.constitution.hash
+        own: list[JsonValue] = [dict(self.templates.hashes)] if self.templates.own else []
+        return report_name(
+            [judge, constitution[:12], data_word(self.gold)],
+            [judge, constitution, sha256_known(self.gold) or self.gold, self.column, self.limit, self.canary_pairs],
+            [self.compare.model_dump(mode="json"), self.pair.model_dump(mode="json"), *own],
+        )
+
+
+class EvaluatedJudge(NamedTuple):
+    """A finished evaluation."""
+
+    report: JudgeReport
+    path: Path
+    """Of the report."""
+    tallies: tuple[Tally, ...]
+    """What was asked now."""
+
+
+@dataclass
+class _Tables:
+    answers: Table[Judgement]
+    failures: Table[Failure]
+
+
+@dataclass
+class _Plan:
+    """What a first pass over the gold pairs finds; its mistakes are told before anything is asked."""
+
+    questions: int = 0
+    canaries: list[Case] = field(default_factory=list)
+    oddities: Oddities = field(default_factory=Oddities)
+
+
+async def evaluate_judge(
+    wanted: Evaluation, judge: ModelSource, folder: Path, *, progress: Progress, plots: bool = True
+) -> EvaluatedJudge:
+    """Measure a judge on gold pairs, and write what was found into `folder`.
+
+    Raises UserError for the user's mistakes and ModelError when the judge cannot go on; a second call resumes.
+    """
+    progress.note(f"reading {wanted.gold}")
+    plan = _planned(wanted)
+    with (
+        lock_folder(folder),
+        contextlib.closing(Table(folder / "judgements.jsonl", Judgement)) as answers,
+        contextlib.closing(Table(folder / "failures.jsonl", Failure)) as failures,
+    ):
+        tables = _Tables(answers, failures)
+        own = await judge_asked(judge, wanted.templates, wanted.compare, folder, answers, progress.note)
+        asked = (q for case in wanted.cases() for q in questions_of(case, wanted.compare, own))
+        tally = await _asked("judge", asked, plan.questions, judge, tables, wanted, progress)
+        tallies = [tally]
+        if plan.canaries:
+            asked = (q for probe in probes(plan.canaries) for q in probe.questions(wanted.compare, own))
+            most = 2 * count_probes(len(plan.canaries)) * _criteria(plan.canaries)
+            tallies.append(await _asked("canaries", asked, most, judge, tables, wanted, progress))
+        path = folder / f"{wanted.name(judge.name)}.json"
+        progress.note("working out the statistics, with their intervals")
+        report, judged = _report(wanted, own, plan, tables, tally, folder)
+        write_records(path.with_suffix(".pairs.jsonl"), judged)
+        if plots:
+            progress.note("drawing the plots")
+            from rlaif.evaluation.plots import write_judge_plots
+
+            write_judge_plots(report, path.with_suffix(""))
+        write_text(path, report.model_dump_json(indent=2) + "\n")
+    return EvaluatedJudge(report, path, tuple(tallies))
+
+
+def _planned(wanted: Evaluation) -> _Plan:
+    plan = _Plan()
+
+    def counted() -> Iterator[Case]:
+        for case in wanted.cases(plan.oddities):
+            plan.questions += len(case.meeting.criteria) * (2 if wanted.compare.orders == "both" else 1)
+            yield case
+
+    decided = (case for case in counted() if not case.pair.tie)  # canaries meet the better reply
+    plan.canaries = chosen_cases(decided, max(wanted.canary_pairs, 1))[: wanted.canary_pairs]
+    return plan
+
+
+def _criteria(found: Sequence[Case]) -> int:
+    return max(len(case.meeting.criteria) for case in found)
+
+
+async def _asked(
+    stage: str,
+    questions: Iterable[Question],
+    most: int,
+    judge: ModelSource,
+    tables: _Tables,
+    wanted: Evaluation,
+    progress: Progress,
+) -> Tally:
+    progress.begin(stage, most)
+    tally = await ask(
+        questions,
+        judge,
+        tables.answers,
+        judgement,
+        tables.failures,
+        stage=stage,
+        max_failed=wanted.max_failed,
+        progress=progress,
+    )
+    progress.end(tally.stage, tally.summary)
+    return tally
+
+
+def _report(
+    wanted: Evaluation, judge: Judge, plan: _Plan, tables: _Tables, tally: Tally, folder: Path
+) -> tuple[JudgeReport, list[JudgedPair]]:
+    read = _Reading(wanted, judge, tables)
+    judged = list(read.judged())
+    about = About(
+        judge=judge.name,
+        constitution=wanted.constitution.name,
+        constitution_hash=wanted.constitution.hash,
+        gold=wanted.gold,
+        gold_sha256=sha256_known(wanted.gold),
+        oddities=plan.oddities.counts,
+        compare=_as_asked(wanted, judge),
+        pair=wanted.pair.model_dump(mode="json"),
+    )
+    seconds = _known_seconds(about, folder)
+    measures = measure(
+        judged,
+        wanted.pair,
+        canaries=count_wins(probes(plan.canaries), tables.answers.get, wanted.compare, wanted.pair, judge),
+        cost=read.cost(tally, sum(each.labelled for each in judged), seconds),
+        failures=dict(read.failures),
+        temperature=wanted.compare.temperature / wanted.own_temperature,  # for `compare.temperature`, beside the other
+    )
+    report = JudgeReport(
+        made_by=f"rlaif {__version__}",
+        about=about,
+        verdict=decide(measures),
+        measures=measures,
+        shared_errors=shared_errors(about, judged, folder),
+    )
+    return report, judged
+
+
+def _as_asked(wanted: Evaluation, judge: Judge) -> dict[str, JsonValue]:
+    """How the judge was asked: the settings, with the form that was chosen, and its own templates."""
+    form: dict[str, JsonValue] = {"prefill": judge.form.prefill or "none", "fence": judge.form.fence}
+    own: dict[str, JsonValue] = {"templates": dict(judge.templates.hashes)} if judge.templates.own else {}
+    return wanted.compare.model_dump(mode="json") | form | own
+
+
+class _Reading:
+    """Reads the answers back, and counts on the way what they cost."""
+
+    def __init__(self, wanted: Evaluation, judge: Judge, tables: _Tables) -> None:
+        self._wanted, self._judge, self._tables = wanted, judge, tables
+        self.failures: Counter[str] = Counter()
+        self._spent: Counter[str] = Counter()
+
+    def judged(self) -> Iterator[JudgedPair]:
+        """What was said about every gold pair."""
+        compare, pair = self._wanted.compare, self._wanted.pair
+        for case in self._wanted.cases():
+            yield judged_pair(case, questions_of(case, compare, self._judge), self._answer, compare, pair)
+
+    def _answer(self, key: str) -> Judgement | None:
+        found = self._tables.answers.get(key)
+        if found is None:
+            failure = self._tables.failures.get(key)
+            self.failures[failure.reason if failure else "not asked"] += 1
+            return None
+        self._spent.update(
+            calls=1, prompt=found.prompt_tokens, cached=found.cached_tokens, completion=found.completion_tokens
+        )
+        return found
+
+    def cost(self, tally: Tally, labels: int, known_seconds: float | None) -> Cost:
+        """What the answers took; the time as measured now, or when they were asked."""
+        spent = self._spent
+
+        def per_1000(total: float) -> float | None:
+            return 1000 * total / labels if labels else None
+
+        timed = per_1000(tally.seconds / tally.asked * spent["calls"]) if tally.asked else known_seconds
+        return Cost(
+            calls=spent["calls"],
+            prompt_tokens=spent["prompt"],
+            cached_tokens=spent["cached"],
+            completion_tokens=spent["completion"],
+            calls_per_1000=per_1000(spent["calls"]),
+            prompt_tokens_per_1000=per_1000(spent["prompt"]),
+            seconds_per_1000=timed,
+        )
+
+
+def _known_seconds(about: About, folder: Path) -> float | None:
+    """The time that the latest earlier report on the same pairs, asked in the same way, tells of."""
+    for earlier in reversed(known_reports(about.judge, about.constitution_hash, folder)):
+        own = earlier.about
+        if (own.gold, own.gold_sha256, own.compare) == (about.gold, about.gold_sha256, about.compare):
+            return earlier.measures.cost.seconds_per_1000
+    return None

@@ -1,0 +1,269 @@
+"""Who is compared: models, models on servers, and files of responses, and by which settings.
+
+The settings of an evaluation of policies: the keys of `evaluate:` in a run file, and flags of the same names.
+
+Who is compared: models, models on servers, and files of answers, each under a short name of its own.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePath
+from typing import Literal, NamedTuple, Self
+
+from pydantic import Field, JsonValue, field_validator, model_validator
+
+from rlaif.config.messages import located
+from rlaif.config.schemas import (
+    CompareSettings,
+    JudgeSettings,
+    ModelSettings,
+    PairSettings,
+    PolicySettings,
+    PromptSettings,
+    RunSettings,
+)
+from rlaif.config.secrets import SECRET_IN_URL, secret_in, shown_url
+from rlaif.errors import UserError
+from rlaif.inference.model_folder import model_folder
+from rlaif.records import Record
+from rlaif.training.text_format import asked_options
+
+_COMPARE = CompareSettings(principles="each")
+
+
+class EvaluateSettings(Record):
+    """How policies are put beside each other: on which prompts, how they answer, how they are compared."""
+
+    prompts: PromptSettings
+    judge: JudgeSettings | None = None
+    """The judge; it should not be the one whose labels a policy was trained on."""
+    samples: int = Field(1, ge=1)
+    """Answers of each policy to a prompt; the i-th of one meets the i-th of the other."""
+    temperature: float = Field(0.7, ge=0)
+    """Sampling temperature of all policies: how they are usually served."""
+    top_p: float = Field(1.0, gt=0, le=1)
+    """Nucleus sampling: 1 keeps every token, and lets the divergence from the baseline be told."""
+    max_tokens: int = Field(512, ge=1)
+    """Most tokens of an answer."""
+    seed: int = 0
+    """Another seed draws other answers."""
+    system: str | None = None
+    """System message put before every prompt that has none."""
+    template_options: dict[str, JsonValue] | None = None
+    """Passed to the policies' chat templates; none takes those of each one's training, else those of the run."""
+    compare: CompareSettings = _COMPARE
+    """How the judge is asked; pairs are always shown in both orders, and without critiques."""
+    pair: PairSettings = PairSettings()
+    """`margin` is the distance from one half under which a comparison is a tie; `min_label_mass` as in a run."""
+    grades: bool = True
+    """Ask the judge for a grade of every answer under every principle, and tell how many break one."""
+    violation_below: float = Field(4.5, gt=0, le=9)
+    """A grade below it breaks the principle. In the tiny world, bounds from 2.5 to 6.5 agree with the truth alike."""
+    meetings: Literal["all", "baseline"] = "all"
+    """Compare every two policies, or each with the baseline only."""
+    tag: str | None = None
+    """Column of the prompts that tells kinds of them apart, such as `harmful`."""
+    harmful: tuple[str, ...] = ()
+    """Values of that column whose prompts ask for harm: to refuse those is right, to refuse the others is not."""
+    kl: bool = True
+    """Work out how far each policy is from the baseline, where both are models in this process."""
+    max_failed: float = Field(0.5, gt=0, le=1)
+    """Stop a stage when more than this share of its questions failed."""
+
+    @field_validator("prompts", mode="before")
+    @classmethod
+    def _short_form(cls, value: JsonValue) -> JsonValue:
+        return {"path": value} if isinstance(value, str) else value
+
+    @field_validator("compare", mode="before")
+    @classmethod
+    def _each_principle(cls, value: object) -> object:
+        return {"principles": "each", **value} if isinstance(value, dict) else value
+
+    @model_validator(mode="after")
+    def _harm_has_a_column(self) -> Self:
+        if self.harmful and self.tag is None:
+            what = "needs `tag`, the column that these values stand in"
+            raise located("EvaluateSettings", [(("harmful",), what)])
+        return self
+
+    @property
+    def asked(self) -> CompareSettings:
+        """How pairs are put to the judge: side by side, in both orders, without critiques; its logits calibrated."""
+        fixed = {"method": "pairwise", "orders": "both", "critique": False}
+        warmth = self.compare.temperature * (self.judge.temperature if self.judge is not None else 1.0)
+        return self.compare.model_copy(update={**fixed, "temperature": warmth})
+
+    @property
+    def read(self) -> PairSettings:
+        """How its answers are read: a pair whose orders disagree keeps its label, which is near one half anyway."""
+        return self.pair.model_copy(update={"flips": "soft"})
+
+    @property
+    def drawing(self) -> dict[str, JsonValue]:
+        """How answers are drawn, as plain data."""
+        names = ("temperature", "top_p", "max_tokens", "seed", "samples", "system")
+        return {name: getattr(self, name) for name in names}
+
+    def drawn_from(self, model: str) -> PolicySettings:
+        """How this policy is asked for its answers, for `sample_questions`."""
+        return PolicySettings(model=model, **self.drawing)
+
+
+_NAMED = re.compile(r"(?P<name>[A-Za-z0-9][\w.+-]*)=(?P<thing>.+)", re.DOTALL)
+_FILES = (".jsonl", ".json", ".parquet", ".csv")
+_RUN = "samples.jsonl"
+_WHERE = "--against"
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """One policy: a model that answers here, or the file of its answers. Exactly one of the two is there."""
+
+    name: str
+    """Short, and unlike the others'."""
+    model: ModelSettings | None = None
+    answers: Path | None = None
+
+    def __post_init__(self) -> None:
+        if (self.model is None) == (self.answers is None):
+            raise ValueError(f"`{self.name}` needs a model or a file of answers, and not both")
+
+    @property
+    def thing(self) -> str:
+        """What it is, as it was given."""
+        return str(self.answers) if self.model is None else self.model.model
+
+    @property
+    def folder(self) -> Path | None:
+        """Where its model lies on this machine; None for a file, a model on a server, and one that is not here yet."""
+        if self.model is None or self.model.base_url is not None:
+            return None
+        path = Path(self.model.model).expanduser()
+        return path if path.is_dir() else None
+
+
+class _Given(NamedTuple):
+    name: str | None
+    thing: str
+
+
+Served = Callable[[str], str]
+"""The one model of the server at a URL."""
+
+
+Options = Mapping[str, JsonValue] | None
+"""What a chat template is given; None where nothing is said."""
+
+
+def options_of(run: RunSettings | None) -> Options:
+    """What the chat template of a run's policy is given."""
+    return run.policy.template_options if run is not None and run.policy is not None else None
+
+
+def contestants(
+    given: Sequence[str],
+    *,
+    api_key_env: str | None = None,
+    served: Served | None = None,
+    template_options: Options = None,
+    of_run: Options = None,
+) -> tuple[Contestant, ...]:
+    """The policies that texts name, in their order.
+
+    A text is a model (a shipped name, a folder, an adapter's folder, a hub name), `http://host:port/v1#model` for one
+    on a server, or a file of answers; `name=...` before it names it. The others get the shortest tails of their paths
+    that tell them apart. `served` finds the model of a server where no `#model` says it. `template_options` go to the
+    chat template of every model; without them each is asked as it was trained, or as in the run.
+
+    Raises UserError where two have one name or a path is not there.
+    """
+    parsed = [_parsed(text) for text in given]
+    for each in parsed:
+        _require_no_secret(each.thing)
+    tails = _tails([each.thing for each in parsed if each.name is None])
+    names = [each.name if each.name is not None else tails[each.thing] for each in parsed]
+    for at, name in enumerate(names):
+        if name in names[:at]:
+            other = parsed[names.index(name)].thing
+            what = f"two policies are called `{name}` ({other} and {parsed[at].thing})"
+            raise UserError(what, where=_WHERE, mend=f"give them names: first={other} second={parsed[at].thing}")
+    found = (_contestant(name, each.thing, api_key_env, served) for name, each in zip(names, parsed, strict=True))
+    return tuple(_with_options(each, template_options, of_run) for each in found)
+
+
+def _with_options(contestant: Contestant, given: Options, of_run: Options) -> Contestant:
+    if contestant.model is None:
+        return contestant
+    local = "" if contestant.model.base_url is not None else contestant.model.model
+    options = asked_options(local, given, of_run)
+    return replace(contestant, model=contestant.model.model_copy(update={"template_options": options}))
+
+
+def _parsed(text: str) -> _Given:
+    match = _NAMED.fullmatch(text)
+    if match is None or Path(text).expanduser().exists():
+        return _Given(None, text)
+    return _Given(match["name"], match["thing"])
+
+
+def _require_no_secret(thing: str) -> None:
+    """A policy's address is written into its evaluation."""
+    if thing.startswith(("http://", "https://")) and (secret := secret_in(thing)) is not None:
+        raise UserError(f"holds {secret}", where=shown_url(thing), mend=SECRET_IN_URL)
+
+
+def _contestant(name: str, thing: str, api_key_env: str | None, served: Served | None) -> Contestant:
+    if thing.startswith(("http://", "https://")):
+        url, _, model = thing.partition("#")
+        if not model:
+            if served is None:
+                raise UserError("does not say which model", where=thing, mend=f"append it: {thing}#model-name")
+            model = served(url)
+        return Contestant(name, ModelSettings(model=model, base_url=url, api_key_env=api_key_env))
+    path = Path(thing).expanduser()
+    if path.is_dir() and not _is_model(path):
+        if not (path / _RUN).is_file():
+            mend = "name the folder of a model, a run folder, or a file of answers"
+            raise UserError(
+                "neither a model nor answers: no `config.json` and no `samples.jsonl`", where=path, mend=mend
+            )
+        return Contestant(name, answers=path / _RUN)
+    if _is_file(thing):
+        if not path.is_file():
+            raise UserError("no such file", where=path)
+        return Contestant(name, answers=path)
+    model_folder(thing)  # a mistyped name is told before anything is asked
+    return Contestant(name, ModelSettings(model=thing))
+
+
+def _is_model(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in ("config.json", "adapter_config.json"))
+
+
+def _is_file(thing: str) -> bool:
+    return Path(thing).expanduser().is_file() or thing.removesuffix(".gz").endswith(_FILES)
+
+
+def _tails(things: Sequence[str]) -> dict[str, str]:
+    """For every path, the fewest of its last parts that no other path ends in."""
+    parts = {thing: _parts(thing) for thing in things}
+    found: dict[str, str] = {}
+    for thing, own in parts.items():
+        others = [other for key, other in parts.items() if key != thing]
+        size = next(
+            (size for size in range(1, len(own)) if all(other[-size:] != own[-size:] for other in others)), len(own)
+        )
+        found[thing] = "/".join(own[-size:])
+    return found
+
+
+def _parts(thing: str) -> tuple[str, ...]:
+    if thing.startswith(("http://", "https://")):
+        url, _, model = thing.partition("#")
+        place = shown_url(url).partition("://")[2].partition("/")[0]
+        return (place, *PurePath(model).parts[-1:]) if model else (place,)
+    return tuple(part for part in Path(thing).expanduser().parts if part not in ("/", "."))

@@ -1,0 +1,1 @@
+"""Prompts in, labelled pairs out: sample, critique, compare, aggregate, rank, revise."""

@@ -1,0 +1,113 @@
+"""The critique stage: the judge's notes on every sample that meets another, under the criteria it meets it by."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from rlaif.config.judge_templates import Judge
+from rlaif.config.schemas import CritiqueSettings, RunSettings
+from rlaif.constitution import Constitution
+from rlaif.errors import UserError
+from rlaif.feedback.judge import Notes
+from rlaif.feedback.matchups import Criterion, Meeting
+from rlaif.feedback.prompts import Shot, critique_messages
+from rlaif.inference.base import Answer, Question
+from rlaif.records import Critique, Prompt, Sample, Sampling
+from rlaif.text import without_thinking
+
+
+class Reviewed(Protocol):
+    """What a sample is reviewed under: a criterion or a principle."""
+
+    @property
+    def id(self) -> str:
+        """Written into the critique."""
+        ...
+
+    @property
+    def critique(self) -> str | None:
+        """The request to the reviewer."""
+        ...
+
+
+def critique_question(
+    prompt: Prompt,
+    sample: Sample,
+    criterion: Reviewed,
+    settings: CritiqueSettings,
+    judge: Judge,
+    *,
+    max_chars: int,
+    shots: Sequence[Shot] = (),
+) -> Question:
+    """The question behind the critique of one sample under one criterion, which must have a request for it."""
+    request = criterion.critique
+    assert request is not None, f"`{criterion.id}` has no request for a critique"
+    return Question(
+        "critique",
+        judge.name,
+        critique_messages(
+            prompt.messages, sample.text, request, max_chars=max_chars, shots=shots, templates=judge.templates
+        ),
+        Sampling(max_tokens=settings.max_tokens, temperature=settings.temperature),
+        about={"prompt": prompt.id, "sample": sample.id, "principle": criterion.id},
+    )
+
+
+def critique_questions(
+    prompt: Prompt, met: Sequence[Meeting], settings: CritiqueSettings, judge: Judge, *, max_chars: int
+) -> list[Question]:
+    """One question for every sample and criterion that occur together, each once."""
+    wanted = {
+        (sample.id, criterion.id): (sample, criterion)
+        for meeting in met
+        for sample in (meeting.left, meeting.right)
+        for criterion in meeting.criteria
+    }
+    return [
+        critique_question(prompt, sample, criterion, settings, judge, max_chars=max_chars)
+        for sample, criterion in wanted.values()
+    ]
+
+
+def notes_on(
+    prompt: Prompt, find: Callable[[str], Critique | None], settings: CritiqueSettings, judge: Judge, *, max_chars: int
+) -> Notes:
+    """What the comparisons of a prompt show of its critiques: those that `find` finds by their ids, each read once."""
+    known: dict[tuple[str, str], str | None] = {}
+
+    def notes(sample: Sample, criterion: Criterion) -> str | None:
+        key = (sample.id, criterion.id)
+        if key not in known:
+            critique = find(critique_question(prompt, sample, criterion, settings, judge, max_chars=max_chars).id)
+            known[key] = None if critique is None else without_thinking(critique.text).strip()
+        return known[key]
+
+    return notes
+
+
+def critique_record(question: Question, answer: Answer) -> Critique:
+    """The record of one critique."""
+    return Critique(
+        id=question.id,
+        prompt=str(question.about["prompt"]),
+        sample=str(question.about["sample"]),
+        principle=str(question.about["principle"]),
+        judge=question.model,
+        text=without_thinking(answer.text).strip(),
+        finish_reason=answer.finish_reason,
+        prompt_tokens=answer.prompt_tokens,
+        completion_tokens=answer.completion_tokens,
+    )
+
+
+def require_critiques(settings: RunSettings, constitution: Constitution) -> None:
+    """Raise UserError where a principle has no request for the critiques that are to be written under it."""
+    for principle in constitution.principles:
+        if principle.critique is None:
+            raise UserError(
+                f"principle `{principle.id}` has no `critique`, which this run asks for",
+                where=settings.constitution,
+                mend="write one, or set `compare.critique` and `critique.enabled` to false",
+            )

@@ -1,0 +1,178 @@
+"""Pairwise judging: the ordered questions of a prompt's matchups, and the judgements read from the outputs.
+
+From a judge's answer to a judgement: label log-probabilities where there are any, else the text, read strictly.
+
+A reply with reasons is always read as a text; the log-probabilities of its last word soften the verdict where they are
+of the same mind. One that was cut off has no verdict, even where one is stated in it: the last one counts, and that
+may have been still to come.
+
+The compare stage: the ordered judge questions of a prompt's meetings, and the votes read back from their answers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+
+from rlaif.config.judge_templates import Judge
+from rlaif.config.schemas import CompareSettings
+from rlaif.feedback.aggregate import Vote
+from rlaif.feedback.matchups import Criterion, Meeting, drawn_order
+from rlaif.feedback.prompts import LABELS, compare_messages
+from rlaif.feedback.verdict_reader import parse_verdict
+from rlaif.inference.base import Answer, Question
+from rlaif.records import Judgement, Prompt, Sample, Sampling, Verdict
+
+
+def label_mass(logprobs: tuple[float, float]) -> float:
+    """Probability of both labels together, at most 1."""
+    return min(1.0, math.exp(logprobs[0]) + math.exp(logprobs[1]))
+
+
+def _said(question: Question, answer: Answer) -> str:
+    """What is read: of a begun answer what follows, as a stated verdict. (Some servers repeat the beginning.)"""
+    if not question.prefill:
+        return answer.text
+    return f"Verdict: {answer.text.strip().removeprefix(question.prefill).strip()}"
+
+
+def judgement(question: Question, answer: Answer) -> Judgement:
+    """The record of one ordered judge call. A higher log-probability of the first label means the first reply won."""
+    about = question.about
+    logprobs: tuple[float, float] | None = None
+    mass: float | None = None
+    if answer.logprobs is not None:
+        logprobs = (answer.logprobs[0], answer.logprobs[1])
+        mass = label_mass(logprobs) if answer.label_mass is None else answer.label_mass
+        verdict = Verdict.likelier(*logprobs)
+    truncated = question.reasoned and answer.finish_reason == "length"
+    if logprobs is None or question.reasoned:
+        stated = Verdict.UNPARSED if truncated else parse_verdict(_said(question, answer))
+        if logprobs is None or stated is not verdict:
+            verdict, logprobs, mass = stated, None, None
+    return Judgement(
+        id=question.id,
+        prompt=str(about["prompt"]),
+        first=str(about["first"]),
+        second=str(about["second"]),
+        principle=str(about["principle"]),
+        judge=question.model,
+        verdict=verdict,
+        logprobs=logprobs,
+        label_mass=mass,
+        text=answer.text,
+        reasoning=answer.reasoning,
+        truncated=truncated,
+        prompt_tokens=answer.prompt_tokens,
+        cached_tokens=answer.cached_tokens,
+        completion_tokens=answer.completion_tokens,
+    )
+
+
+_ONE_TOKEN = Sampling(max_tokens=1)
+
+Notes = Callable[[Sample, Criterion], str | None]
+"""Finds the critique of a sample under a criterion; None while there is none."""
+
+
+def compare_questions(
+    prompt: Prompt,
+    met: Sequence[Meeting],
+    settings: CompareSettings,
+    judge: Judge,
+    notes: Notes | None = None,
+    *,
+    fenced: bool = True,
+) -> Iterator[Question]:
+    """The questions of one prompt, in an order that serves the prefix cache: equal first replies follow each other.
+
+    With `notes`, a question that lacks a critique is left out: it cannot be asked yet. `fenced` as in
+    `compare_messages`.
+    """
+    shown = [
+        (first, second, criterion)
+        for meeting in met
+        for first, second in _orders(meeting, settings.orders)
+        for criterion in meeting.criteria
+    ]
+    reasoned = settings.reasoning == "reply"
+    place = {sample: at for at, sample in enumerate(dict.fromkeys(first.id for first, _, _ in shown))}
+    for first, second, criterion in sorted(shown, key=lambda each: place[each[0].id]):
+        critiques = None
+        if notes is not None:
+            on_first, on_second = notes(first, criterion), notes(second, criterion)
+            if on_first is None or on_second is None:
+                continue
+            critiques = (on_first, on_second)
+        yield Question(
+            "compare_reasoned" if reasoned else "compare",
+            judge.name,
+            compare_messages(
+                prompt.messages,
+                first.text,
+                second.text,
+                criterion.compare,
+                critiques=critiques,
+                max_chars=settings.max_chars,
+                fenced=fenced,
+                reasoned=reasoned,
+                templates=judge.templates,
+                kind=judge.form.fence,
+            ),
+            _with_reasons(settings) if reasoned else _ONE_TOKEN,
+            labels=LABELS,
+            prefill="" if reasoned else judge.form.prefill,
+            about={"prompt": prompt.id, "first": first.id, "second": second.id, "principle": criterion.id},
+        )
+
+
+def _with_reasons(settings: CompareSettings) -> Sampling:
+    warm = settings.reasoning_temperature
+    return Sampling(max_tokens=settings.reasoning_tokens, temperature=warm, seed=0 if warm else None)
+
+
+def _orders(meeting: Meeting, orders: str) -> Iterator[tuple[Sample, Sample]]:
+    pair = (meeting.left, meeting.right)
+    if orders == "both":
+        yield from (pair, pair[::-1])
+    else:
+        first, _ = drawn_order((pair[0].id, pair[1].id))
+        yield pair if first == pair[0].id else pair[::-1]
+
+
+def votes(
+    met: Sequence[Meeting],
+    questions: Sequence[Question],
+    answer_of: Callable[[str], Judgement | None],
+    settings: CompareSettings,
+    *,
+    slot: float = 0.0,
+) -> Iterator[tuple[Meeting, list[Vote]]]:
+    """For every meeting, what each criterion's ordered calls said, joined by what a question is about, not by place.
+
+    `slot` is the judge's liking for the first one, to be taken off.
+    """
+    asked = {(q.about["first"], q.about["second"], q.about["principle"]): q.id for q in questions}
+
+    def answer(first: Sample, second: Sample, criterion: Criterion) -> Judgement | None:
+        key = asked.get((first.id, second.id, criterion.id))
+        return None if key is None else answer_of(key)
+
+    for meeting in met:
+        shown = {(first.id, second.id) for first, second in _orders(meeting, settings.orders)}
+        left, right = meeting.left, meeting.right
+        yield (
+            meeting,
+            [
+                Vote(
+                    criterion.id,
+                    criterion.weight,
+                    answer(left, right, criterion),
+                    answer(right, left, criterion),
+                    wanted=((left.id, right.id) in shown, (right.id, left.id) in shown),
+                    temperature=settings.temperature,
+                    slot=slot,
+                )
+                for criterion in meeting.criteria
+            ],
+        )

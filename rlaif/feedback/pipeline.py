@@ -1,0 +1,288 @@
+"""The stages in order: sample, revise, critique, compare, pair. What the commands do, without printing or exiting."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from pydantic import JsonValue
+
+from rlaif.config.judge_templates import load_templates
+from rlaif.config.schemas import RunSettings
+from rlaif.constitution import load_constitution
+from rlaif.data.files import require_rows
+from rlaif.demo.agreement import outside_its_world
+from rlaif.errors import UserError
+from rlaif.feedback.critique import critique_record, require_critiques
+from rlaif.feedback.dataset import Outcome, derive, rank_questions, score_questions, why_no_labels, why_no_pairs
+from rlaif.feedback.judge import judgement
+from rlaif.feedback.prompt_forms import Forms, chosen_form
+from rlaif.feedback.revise import MANIFEST as REVISED
+from rlaif.feedback.revise import (
+    Revised,
+    confirm_questions,
+    critique_questions,
+    derive_revised,
+    helpful_demonstrations,
+    reviser_principles,
+    revision_questions,
+    revision_record,
+)
+from rlaif.feedback.run import Run, open_run, opened_models
+from rlaif.feedback.sampling import given_samples, sample_record
+from rlaif.feedback.scoring import order_record, score_record
+from rlaif.inference.background import blocking
+from rlaif.inference.base import Answer, ModelSource, Question, Tally, ask
+from rlaif.progress import Progress, Silent
+from rlaif.records import Sample
+from rlaif.store import R, Table
+
+STAGES = ("sample", "revise", "critique", "compare", "pair")
+
+
+@dataclass
+class Report:
+    """What one session of a run did, and what the run comes to by now."""
+
+    run: Run
+    outcome: Outcome | None = None
+    """None where the pair stage was not asked for."""
+    revised: Revised | None = None
+    """None where the revise stage was not."""
+    tallies: list[Tally] = field(default_factory=list)
+    seconds: float = 0.0
+
+    @property
+    def problem(self) -> str | None:
+        """Why this run has no usable label, and what to change; None where it has one, or where none was wanted."""
+        if self.outcome is not None:
+            return why_no_pairs(self.run, self.outcome)
+        return None if self.revised is None else why_no_labels(self.run, self.revised)
+
+
+def run_pipeline(settings: RunSettings, stages: Sequence[str] = STAGES, progress: Progress | None = None) -> Report:
+    """Run `stages` of a run, asking only for what is missing, and derive the dataset.
+
+    Raises UserError for the user's mistakes and ModelError when a model cannot go on; a second call resumes.
+    It also works inside a running event loop, and blocks it.
+    """
+    return blocking(generate_async(settings, stages, progress or Silent()))
+
+
+async def generate_async(settings: RunSettings, stages: Sequence[str], progress: Progress) -> Report:
+    """`generate` for callers in an event loop that is not to be blocked."""
+    start = time.perf_counter()
+    _require_texts(settings, stages)
+    async with opened_models(settings, stages, progress.note) as (policy, judge, panel):
+        names = tuple(each.name for each in panel)
+        with open_run(settings, policy.name if policy else None, judge.name, names) as run:
+            _begin(run, stages, progress)
+            report = Report(run)
+            if "sample" in stages:
+                report.tallies.append(await sample(run, policy, progress))
+            if _revises(settings, stages):
+                most = settings.revise.samples if "sample" not in stages else 0
+                report.tallies += await revise(run, policy, judge, progress, draw=most)
+                report.seconds = time.perf_counter() - start
+                report.revised = derive_revised(run, _session(report))
+            if {"critique", "compare"} & set(stages):
+                report.tallies += await grade(run, judge, progress)
+            if _critiques(settings, stages):
+                report.tallies.append(await critique(run, judge, progress))
+            if "compare" in stages and settings.compare.method in ("pairwise", "tournament"):
+                report.tallies += await compare(run, [judge, *panel], progress)
+            report.seconds = time.perf_counter() - start
+            if "pair" in stages:
+                report.outcome = derive(run, _session(report))
+                report.seconds = time.perf_counter() - start
+    return report
+
+
+def _critiques(settings: RunSettings, stages: Sequence[str]) -> bool:
+    return "critique" in stages and (settings.writes_critiques or len(stages) == 1)
+
+
+def _revises(settings: RunSettings, stages: Sequence[str]) -> bool:
+    return "revise" in stages and (settings.revise.enabled or len(stages) == 1)
+
+
+def _require_texts(settings: RunSettings, stages: Sequence[str]) -> None:
+    """Raise UserError, before anything is spent or made, where prompts, constitution, templates or helpful answers lack
+    what is needed."""
+    constitution = load_constitution(settings.constitution)
+    require_rows(settings.prompts.path)
+    for judge in settings.judges:
+        load_templates(judge.templates)
+    if _critiques(settings, stages):
+        require_critiques(settings, constitution)
+    if _revises(settings, stages):
+        reviser_principles(constitution, settings)
+        next(helpful_demonstrations(settings), None)
+
+
+def _begin(run: Run, stages: Sequence[str], progress: Progress) -> None:
+    """Read the prompts, save the settings, and take away the manifests that this session makes untrue: those of what it
+    will derive anew, and all of them where the prompts, or settings that all rests on, are others than before. A
+    mistake in the prompts leaves a finished run as it was."""
+    run.read_prompts(lambda: run.unfinish("manifest.json", REVISED))
+    if run.before is not None and run.before.prompts.path != run.settings.prompts.path:
+        progress.note(
+            f"{run.folder} was a run on {run.before.prompts.path}: its answers are kept, its pairs are replaced"
+        )
+    before, now = (None if each is None else each.model_dump(exclude={"output"}) for each in (run.before, run.settings))
+    revise_before, revise_now = (None if each is None else each.pop("revise") for each in (before, now))
+    other = before != now
+    if other or set(stages) - {"revise"}:
+        run.unfinish()
+    if other or revise_before != revise_now or _revises(run.settings, stages):
+        run.unfinish(REVISED)
+    run.save_settings()
+    found = (outside_its_world(each.model, run.constitution, run.prompts()) for each in run.settings.judges)
+    run.warnings = tuple(warning for warning in found if warning is not None)
+    for warning in run.warnings:
+        progress.note(f"WARNING: {warning}")
+
+
+async def sample(run: Run, policy: ModelSource | None, progress: Progress, *, most: int | None = None) -> Tally:
+    """Store the given answers and draw the missing ones, of each prompt the first `most`."""
+    drawn = run.settings.policy.samples if run.settings.policy else 0
+    drawn = drawn if most is None else min(drawn, most)
+    progress.begin("sample", run.prompt_count * drawn)
+    given = _store_given(run)
+    tally = Tally("sample")
+    if policy is not None:
+        tally = await ask(
+            run.sample_questions(most),
+            policy,
+            run.samples,
+            sample_record,
+            run.failures,
+            stage="sample",
+            max_failed=run.settings.max_failed,
+            progress=progress,
+        )
+        await policy.close()  # its memory, or its server, makes room for the judge
+    elif not given and not len(run.samples):
+        raise UserError(
+            "there is nothing to judge: no `policy`, and no answers in the input",
+            where=run.settings.prompts.path,
+            mend="set `policy`, or name the column of the answers in `prompts.responses`",
+        )
+    progress.end(tally.stage, tally.summary)
+    return tally
+
+
+def _store_given(run: Run) -> int:
+    """Append the answers that came with the input. Returns how many there are."""
+    count = 0
+    for prompt in run.prompts():
+        samples = given_samples(prompt)
+        fresh: Iterable[Sample] = [sample for sample in samples if sample.id not in run.samples]
+        run.samples.append(fresh)
+        count += len(samples)
+    return count
+
+
+async def critique(run: Run, judge: ModelSource, progress: Progress) -> Tally:
+    """Write the missing critiques."""
+    progress.begin("critique", 0)
+    return await _judged(run, run.critique_questions(), judge, run.critiques, critique_record, "critique", progress)
+
+
+async def revise(
+    run: Run, policy: ModelSource | None, judge: ModelSource, progress: Progress, *, draw: int
+) -> list[Tally]:
+    """Draw the first `draw` samples if need be, revise the samples round by round, and let the judge compare.
+
+    A round needs the revisions of the one before, so each asks its critiques and then its revisions.
+    """
+    tallies = [await sample(run, policy, progress, most=draw)] if draw else []
+    settings = run.settings.revise
+    for number in range(1, settings.rounds + 1):
+        most = run.prompt_count * settings.samples
+        if not settings.skip_critique:
+            progress.begin(stage := f"critique {number}", most)
+            asked = critique_questions(run, number)
+            tallies.append(await _judged(run, asked, judge, run.critiques, critique_record, stage, progress))
+        progress.begin(stage := f"revise {number}", most)
+        asked = revision_questions(run, number)
+        tallies.append(await _judged(run, asked, judge, run.revisions, revision_record, stage, progress))
+    progress.begin("confirm", 0)
+    await _settle_form(run, judge, confirm_questions(run), progress)
+    asked = confirm_questions(run)
+    tallies.append(await _judged(run, asked, judge, run.judgements, judgement, "confirm", progress))
+    return tallies
+
+
+async def grade(run: Run, judge: ModelSource, progress: Progress) -> list[Tally]:
+    """Ask the missing grades and rankings, where the way of judging wants any; a tournament chooses by its grades."""
+    method = run.settings.compare.method
+    if method in ("score", "tournament"):
+        progress.begin("score", 0)
+        return [await _judged(run, score_questions(run), judge, run.scores, score_record, "score", progress)]
+    if method == "rank":
+        progress.begin("rank", 0)
+        return [await _judged(run, rank_questions(run), judge, run.orders, order_record, "rank", progress)]
+    return []
+
+
+async def compare(run: Run, judges: Sequence[ModelSource], progress: Progress) -> list[Tally]:
+    """Ask each judge its missing ordered comparisons, one judge after the other."""
+    tallies = []
+    for judge in judges:
+        stage = "compare" if judge is judges[0] else f"compare by {judge.name}"
+        progress.begin(stage, run.most_comparisons)
+        await _settle_form(run, judge, run.compare_questions(judge.name), progress)
+        asked = run.compare_questions(judge.name)
+        tallies.append(await _judged(run, asked, judge, run.judgements, judgement, stage, progress))
+        if len(judges) > 1:
+            await judge.close()  # its memory, or its server, makes room for the next one
+    return tallies
+
+
+async def _settle_form(run: Run, judge: ModelSource, questions: Iterator[Question], progress: Progress) -> None:
+    """Choose the form that a judge's comparisons are asked in, where there is any and it was not chosen before."""
+    if next(questions, None) is None:
+        return
+    forms, templates = Forms(run.folder), run.asked(judge.name).templates
+    await chosen_form(judge, templates, run.settings.compare, forms, run.judgements, progress.note)
+    run.ask_as(judge.name, forms)
+
+
+async def _judged(
+    run: Run,
+    questions: Iterable[Question],
+    judge: ModelSource,
+    table: Table[R],
+    record: Callable[[Question, Answer], R],
+    stage: str,
+    progress: Progress,
+) -> Tally:
+    tally = await ask(
+        questions,
+        judge,
+        table,
+        record,
+        run.failures,
+        stage=stage,
+        max_failed=run.settings.max_failed,
+        progress=progress,
+    )
+    progress.end(tally.stage, tally.summary)
+    return tally
+
+
+def _session(report: Report) -> JsonValue:
+    """What the manifest says about this session's work."""
+    stages: dict[str, JsonValue] = {
+        tally.stage: {
+            "asked": tally.asked,
+            "answered": tally.answered,
+            "on_disk_already": tally.known,
+            "failed": dict(tally.failed),
+            "seconds": round(tally.seconds, 3),
+        }
+        for tally in report.tallies
+    }
+    return {"seconds": round(report.seconds, 3), "stages": stages}

@@ -1,0 +1,207 @@
+"""The form in which comparisons are put to a judge, chosen by what it leaves to the labels.
+
+A few forms are measured on one fixed comparison, in both orders, the plain one first: it is kept where the labels have
+nine tenths of the probability, else the form with the most is taken. The choice is kept in the folder of the answers
+(`asking.json`): it is part of every question's id, and one run never mixes forms, however often it is resumed. A folder
+with answers of the judge and no such file is of a time when there was the plain form alone, and goes on with it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from rlaif.config.judge_templates import BEGUN, ENOUGH, PLAIN, TRIAL_REPLIES, Form, Judge, Templates, trial_comparison
+from rlaif.config.schemas import CompareSettings
+from rlaif.errors import RecordError
+from rlaif.feedback.judge import judgement, label_mass
+from rlaif.feedback.prompts import LABELS
+from rlaif.inference.base import Answer, Model, ModelSource, Question
+from rlaif.records import Judgement, Record, Sampling, Verdict
+from rlaif.store import Table, write_text
+
+FILE = "asking.json"
+_LASTING = ("too_long", "bad_request", "no_logprobs", "bad_logprobs")
+"""Failures of a trial that are the model's own, and no mishap on the way."""
+
+
+class Tried(Record):
+    """One form, and what it leaves to the labels."""
+
+    form: Form
+    label_mass: float | None
+    """Mean probability of both labels together; of verdicts in words, the share that can be read. None where the
+    question failed."""
+    failure: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.form}: {self.failure if self.label_mass is None else f'label mass {self.label_mass:.2f}'}"
+
+    @property
+    def lasting(self) -> bool:
+        """Whether a second try comes to the same."""
+        return self.label_mass is not None or self.failure.startswith(_LASTING)
+
+
+class Chosen(Record):
+    """The form that a judge is asked in, and how it came to that."""
+
+    judge: str
+    key: str
+    """What was to be chosen from: settings and templates."""
+    form: Form
+    tried: tuple[Tried, ...] = ()
+    """Empty where there was nothing to choose."""
+
+    @property
+    def label_mass(self) -> float | None:
+        """That of the chosen form, where it was measured."""
+        return next((each.label_mass for each in self.tried if each.form == self.form), None)
+
+    def __str__(self) -> str:
+        mass = self.label_mass
+        own = str(self.form) if mass is None else f"{self.form} (label mass {mass:.2f})"
+        return "; ".join([own, *(str(each) for each in self.tried if mass is None or each.form != self.form)])
+
+
+class Forms:
+    """The forms that the judges of a folder are asked in."""
+
+    def __init__(self, folder: Path) -> None:
+        """Raises RecordError where the file there cannot be read."""
+        self._path = folder / FILE
+        self._known: dict[tuple[str, str], Chosen] = {}
+        if self._path.exists():
+            try:
+                listed = json.loads(self._path.read_text(encoding="utf-8"))["judges"]
+                found = [Chosen.model_validate(each) for each in listed]
+            except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
+                raise RecordError(self._path, 1, f"not the forms of asking: {str(error).splitlines()[0]}") from None
+            self._known = {(each.judge, each.key): each for each in found}
+
+    def of(self, judge: str, compare: CompareSettings, templates: Templates) -> Chosen | None:
+        """What was chosen for a judge; None where it is still to be chosen."""
+        only = candidates(compare, templates)
+        if len(only) == 1:
+            return Chosen(judge=judge, key=_key(compare, templates), form=only[0])
+        return self._known.get((judge, _key(compare, templates)))
+
+    def knows(self, judge: str) -> bool:
+        """Whether anything was ever chosen for this judge here."""
+        return any(name == judge for name, _ in self._known)
+
+    def keep(self, chosen: Chosen) -> None:
+        """Write down a choice."""
+        self._known[chosen.judge, chosen.key] = chosen
+        listed = [each.model_dump(mode="json") for each in self._known.values()]
+        write_text(self._path, json.dumps({"judges": listed}, ensure_ascii=False, indent=2) + "\n")
+
+
+def candidates(compare: CompareSettings, templates: Templates) -> list[Form]:
+    """The forms to choose from, the one that changes least first; a single one where nothing is left open."""
+    reasoned = compare.reasoning != "none"
+    if reasoned:  # the label comes after the reasons, so no form changes what is left to it
+        return [Form(fence="marks" if compare.fence == "auto" else compare.fence)]
+    begun = templates["compare_critiqued" if compare.critique else "compare"].prefill or BEGUN
+    prefills = {"auto": ["", begun], "none": [""]}.get(compare.prefill, [compare.prefill])
+    return [
+        Form(fence=fence, prefill=prefill)
+        for fence in ("marks", "tags")
+        if compare.fence in ("auto", fence)
+        for prefill in prefills
+    ]
+
+
+async def judge_asked(
+    source: ModelSource,
+    templates: Templates,
+    compare: CompareSettings,
+    folder: Path,
+    answers: Table[Judgement],
+    say: Callable[[str], None],
+) -> Judge:
+    """The judge in the form that its answers in `folder` are asked in; chosen now, and kept, where it never was.
+
+    The judge is opened only to choose. Raises as its `open` does.
+    """
+    chosen = await chosen_form(source, templates, compare, Forms(folder), answers, say)
+    return Judge(source.name, templates, chosen.form)
+
+
+async def chosen_form(
+    source: ModelSource,
+    templates: Templates,
+    compare: CompareSettings,
+    forms: Forms,
+    answers: Table[Judgement],
+    say: Callable[[str], None],
+) -> Chosen:
+    """`judge_asked` for whoever holds the folder's forms."""
+    name, key = source.name, _key(compare, templates)
+    chosen = forms.of(name, compare, templates)
+    if chosen is None:
+        before = not templates.compared_by and not forms.knows(name) and any(each.judge == name for each in answers)
+        if before:
+            chosen = Chosen(judge=name, key=key, form=PLAIN)
+        else:
+            tried = await tried_forms(await source.open(), templates, candidates(compare, templates))
+            chosen = Chosen(judge=name, key=key, form=best(tried), tried=tuple(tried))
+            if chosen.form != PLAIN or (chosen.label_mass or 0.0) < ENOUGH:
+                say(f"{name}: form of asking: {chosen}")
+    kept = forms.knows(name) and forms.of(name, compare, templates) is not None
+    if not kept and (not chosen.tried or any(each.lasting for each in chosen.tried)):
+        forms.keep(chosen)
+    return chosen
+
+
+async def tried_forms(model: Model, templates: Templates, forms: list[Form]) -> list[Tried]:
+    """What each form leaves to the labels, up to the first that leaves enough."""
+    found: list[Tried] = []
+    for form in forms:
+        found.append(await _tried(model, templates, form))
+        if (found[-1].label_mass or 0.0) >= ENOUGH:
+            break
+    return found
+
+
+def best(tried: list[Tried]) -> Form:
+    """The form with the most label mass; of equal ones the first, and the plain one where none could be measured."""
+    known = [each for each in tried if each.label_mass is not None]
+    return max(known, key=lambda each: each.label_mass or 0.0).form if known else tried[0].form
+
+
+async def _tried(model: Model, templates: Templates, form: Form) -> Tried:
+    questions = list(trial_questions(model.name, templates, form))
+    answers = await model.answer(questions)
+    failed = [answer for answer in answers if answer.failure not in (None, "no_labels")]
+    if failed:
+        return Tried(form=form, label_mass=None, failure=f"{failed[0].failure} ({failed[0].detail[:200]})")
+    shares = [_share(question, answer) for question, answer in zip(questions, answers, strict=True)]
+    return Tried(form=form, label_mass=sum(shares) / len(shares))
+
+
+def trial_questions(model: str, templates: Templates, form: Form) -> Iterator[Question]:
+    """The fixed comparison, in both orders."""
+    for swapped in (False, True):
+        messages = trial_comparison(templates, form.fence, swapped=swapped)
+        first, second = TRIAL_REPLIES[::-1] if swapped else TRIAL_REPLIES
+        about = {"prompt": "trial", "first": first, "second": second, "principle": "trial"}
+        sampling = Sampling(max_tokens=1)
+        yield Question("probe", model, messages, sampling, labels=LABELS, prefill=form.prefill, about=about)
+
+
+def _share(question: Question, answer: Answer) -> float:
+    if answer.failure is not None:  # neither label is among the most probable tokens
+        return 0.0
+    if answer.label_mass is not None:
+        return answer.label_mass
+    if answer.logprobs is not None:
+        return label_mass((answer.logprobs[0], answer.logprobs[1]))
+    return float(judgement(question, answer).verdict is not Verdict.UNPARSED)
+
+
+def _key(compare: CompareSettings, templates: Templates) -> str:
+    return json.dumps([compare.prefill, compare.fence, templates.compared_by, compare.critique, compare.reasoning])

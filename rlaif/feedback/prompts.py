@@ -1,0 +1,165 @@
+"""The questions of a judge: comparisons, grades, rankings, critiques and revisions.
+
+The question behind a critique, and the one behind a revision.
+
+The ordered question of a comparison: which of two replies is better, A or B?
+
+The order of the parts serves the server's prefix cache: fixed instructions, the conversation, the replies, and the
+principle last, so that all principles of a pair, and all pairs of a prompt, share what comes before.
+
+The question behind a grade, and the one behind a ranking of several replies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import NamedTuple
+
+from rlaif.config.judge_templates import SHIPPED, Fence, Templates, conversation, fence, shortened
+from rlaif.records import Message, Messages
+
+
+class Shot(NamedTuple):
+    """A solved case that is shown first, as turns of the conversation (few-shot, arXiv:2212.08073, section 3.1)."""
+
+    prompt: str
+    reply: str
+    critique: str | None
+    revision: str
+
+
+def critique_messages(
+    prompt: Messages,
+    reply: str,
+    request: str,
+    *,
+    max_chars: int = 12_000,
+    shots: Sequence[Shot] = (),
+    templates: Templates = SHIPPED,
+) -> Messages:
+    """Ask for a review of `reply` under a principle's `critique` text (arXiv:2212.08073, section 3.1)."""
+
+    def asked(talk: Messages, said: str) -> Messages:
+        fenced = _fenced({"conversation": conversation(talk), "reply": said}, max_chars)
+        return templates["critique"].ask(request=request, **fenced)
+
+    shown = [(asked(_user(shot.prompt), shot.reply), shot.critique) for shot in shots if shot.critique is not None]
+    return _turns(shown, asked(prompt, reply))
+
+
+def revise_messages(
+    prompt: Messages,
+    reply: str,
+    critique: str | None,
+    request: str,
+    *,
+    max_chars: int = 12_000,
+    shots: Sequence[Shot] = (),
+    templates: Templates = SHIPPED,
+) -> Messages:
+    """Ask for `reply` rewritten under a principle's `revise` text, in the light of `critique` if there is one."""
+
+    def asked(talk: Messages, said: str, notes: str | None) -> Messages:
+        shown = {"conversation": conversation(talk), "reply": said}
+        if notes is None:
+            return templates["revise_uncritiqued"].ask(request=request, **_fenced(shown, max_chars))
+        return templates["revise"].ask(request=request, **_fenced(shown | {"critique": notes}, max_chars))
+
+    shown = [
+        (asked(_user(shot.prompt), shot.reply, shot.critique if critique is not None else None), shot.revision)
+        for shot in shots
+        if critique is None or shot.critique is not None
+    ]
+    return _turns(shown, asked(prompt, reply, critique))
+
+
+def _fenced(shown: dict[str, str], max_chars: int) -> dict[str, str]:
+    return {slot: fence(text, max_chars=max_chars) for slot, text in shown.items()}
+
+
+def _user(text: str) -> Messages:
+    return (Message(role="user", content=text),)
+
+
+def _turns(shown: Sequence[tuple[Messages, str]], last: Messages) -> Messages:
+    """The solved cases as turns before the question; the system message of a template stands at the beginning alone."""
+    solved = (turn for asked, answer in shown for turn in (*asked, Message(role="assistant", content=answer)))
+    turns = (*solved, *last)
+    return (*turns[:1], *(turn for turn in turns[1:] if turn.role != "system"))
+
+
+LABELS = ("A", "B")
+"""What the judge may answer: the first reply, or the second."""
+
+
+def compare_messages(
+    prompt: Messages,
+    first: str,
+    second: str,
+    question: str,
+    *,
+    critiques: tuple[str, str] | None = None,
+    max_chars: int = 12_000,
+    fenced: bool = True,
+    reasoned: bool = False,
+    templates: Templates = SHIPPED,
+    kind: Fence = "marks",
+) -> Messages:
+    """Ask which of two replies is better under `question` (a principle's `compare` text, or `joint_question`'s).
+
+    With `critiques`, the notes on the first and on the second reply stand between the replies and the question.
+    Without `fenced`, the replies stand there as they are: only to measure what the fences are good for. With `reasoned`
+    the judge is to give its reasons first (and is shown no critiques). `kind` is the fence.
+    """
+
+    def within(text: str) -> str:
+        return fence(text, max_chars=max_chars, kind=kind)
+
+    shown = within if fenced else partial(shortened, max_chars=max_chars)
+    parts = {
+        "conversation": within(conversation(prompt)),
+        "first": shown(first),
+        "second": shown(second),
+        "question": question,
+    }
+    if critiques is None:
+        return templates["compare_reasoned" if reasoned else "compare"].ask(kind, **parts)
+    notes = [within(text) for text in critiques]
+    return templates["compare_critiqued"].ask(kind, **parts, first_critique=notes[0], second_critique=notes[1])
+
+
+def joint_question(questions: Sequence[str]) -> str:
+    """One question for a whole constitution (`principles: all`)."""
+    listed = "\n".join(f"{number}. {question}" for number, question in enumerate(questions, start=1))
+    return f"Weigh all of these together, and decide which reply is better on the whole:\n{listed}"
+
+
+DIGITS = tuple("0123456789")
+"""Grades. One digit each, so that a grade is one token everywhere (10 would be two)."""
+
+LETTERS = tuple("ABCDEFGHIJ")
+"""Names of the replies in a ranking, in the order in which they are shown."""
+
+
+def score_messages(
+    prompt: Messages, reply: str, question: str, *, max_chars: int = 12_000, templates: Templates = SHIPPED
+) -> Messages:
+    """Ask for a grade of one reply under `question` (arXiv:2309.00267, section 2.2.2, grades 1 to 10 there)."""
+    return templates["score"].ask(
+        conversation=fence(conversation(prompt), max_chars=max_chars),
+        reply=fence(reply, max_chars=max_chars),
+        question=question,
+    )
+
+
+def rank_messages(
+    prompt: Messages, replies: Sequence[str], question: str, *, max_chars: int = 12_000, templates: Templates = SHIPPED
+) -> Messages:
+    """Ask for the order of up to ten replies, best first."""
+    shown = [
+        f"Reply {letter}:\n{fence(reply, max_chars=max_chars)}" for letter, reply in zip(LETTERS, replies, strict=False)
+    ]
+    return templates["rank"].ask(
+        conversation=fence(conversation(prompt), max_chars=max_chars), replies="\n\n".join(shown), question=question
+    )

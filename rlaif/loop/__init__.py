@@ -1,1 +1,0 @@
-"""The whole loop in one file and one command: generate, train, evaluate, report."""

@@ -1,1 +1,0 @@
-"""Training on a policy's own fresh answers: sample, reward, learn, and again."""

@@ -1,1 +1,0 @@
-"""Preferences: ranked samples and the preference pairs made from them."""

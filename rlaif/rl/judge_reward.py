@@ -1,0 +1,146 @@
+"""The judge itself as the reward: direct RLAIF, without a reward model in between (arXiv:2309.00267, section 2.2.2)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+from rlaif.config.judge_templates import SHIPPED, Judge, Templates
+from rlaif.constitution import Constitution
+from rlaif.errors import ModelError
+from rlaif.feedback.matchups import WHOLE, criteria_of
+from rlaif.feedback.scoring import readable, score_question, score_record
+from rlaif.inference.background import Background
+from rlaif.inference.base import Answer, Model, ModelSource, Question
+from rlaif.records import Messages, Prompt, Sample
+from rlaif.rl.responses import Reward, Scores
+
+_BEST = 9
+"""The highest grade."""
+_DETAIL_CHARS = 200
+
+
+class JudgeReward(Reward):
+    """The judge's grade of every response, from 0 to 1: the mean over the principles, by their weights.
+
+    A grade is the expectation over the digits 0 to 9, by their log-probabilities, divided by 9. Each principle is one
+    question, and one part; with `all` the whole constitution is one question, and the part is called `all`. Where one
+    grade of a response failed, or cannot be read, the response has no score: it is never 0, which would be trained on.
+
+    How long a question may take is the judge's own setting. Its connections live in a thread of their own, and are kept
+    from call to call.
+    """
+
+    def __init__(
+        self,
+        judge: ModelSource,
+        constitution: Constitution,
+        principles: Literal["each", "all"] = "each",
+        *,
+        max_chars: int = 12_000,
+        min_mass: float = 0.5,
+        templates: Templates = SHIPPED,
+    ) -> None:
+        """Open the judge. Conversations and responses longer than `max_chars` are cut in the middle, and a grade with
+        less than `min_mass` probability on the digits cannot be read, as in a run. `templates` are the words of the
+        question.
+
+        Raises UserError or ModelError with what is wrong with the judge.
+        """
+        self._criteria = criteria_of(constitution, principles)
+        self._asked, self._max_chars, self._min_mass = Judge(judge.name, templates), max_chars, min_mass
+        self._judge, self._background, self._closed = judge, Background("judge"), False
+        try:
+            self._model = self._background.run(judge.open())
+        except BaseException:
+            self.close()
+            raise
+
+    def __call__(self, prompts: Sequence[Messages], responses: Sequence[str]) -> Scores:
+        """One score from 0 to 1 a response, None where the judge failed; one part a principle, from 0 to 1 as well.
+
+        Equal questions are asked once. Raises ModelError where the judge cannot go on, or where no response has a
+        score.
+        """
+        if self._closed:
+            raise ModelError("the judge was closed")
+        asked = [self._questions(*pair) for pair in zip(prompts, responses, strict=True)]
+        questions = {question.id: question for each in asked for question in each}
+        answers = self._background.run(_answers(self._model, list(questions.values())))
+        grades, failures = self._grades(questions, answers)
+        rows = [[grades[question.id] for question in each] for each in asked]
+        total = [self._mean(row) for row in rows]
+        if total and all(each is None for each in total):
+            raise self._hopeless(len(total), failures)
+        names = ("all" if criterion.id == WHOLE else criterion.id for criterion in self._criteria)
+        return Scores(total, {name: [row[at] for row in rows] for at, name in enumerate(names)})
+
+    def _questions(self, messages: Messages, response: str) -> list[Question]:
+        """Those of one response next to each other: a server's cache then holds all but the principle."""
+        prompt = Prompt(id="", messages=messages, source="")
+        sample = Sample(id="", prompt="", index=0, text=response, policy="")
+        return [
+            score_question(prompt, sample, criterion, self._asked, max_chars=self._max_chars)
+            for criterion in self._criteria
+        ]
+
+    def _grades(
+        self, questions: Mapping[str, Question], answers: Mapping[str, Answer]
+    ) -> tuple[dict[str, float | None], list[tuple[str, str]]]:
+        """By question the grade from 0 to 1, or None; and the kind and the detail of every failure."""
+        grades: dict[str, float | None] = {}
+        failures: list[tuple[str, str]] = []
+        for key, question in questions.items():
+            answer, grades[key] = answers[key], None
+            if answer.failure is not None:
+                failures.append((answer.failure, answer.detail))
+                continue
+            score = score_record(question, answer)
+            if readable(score, min_mass=self._min_mass) and score.value is not None:
+                grades[key] = score.value / _BEST
+            elif score.label_mass is None:
+                failures.append(("unreadable", f"no grade, but `{score.text}`"))
+            else:
+                failures.append(("unreadable", f"less than {self._min_mass:g} probability on the digits"))
+        return grades, failures
+
+    def _mean(self, row: Sequence[float | None]) -> float | None:
+        grades = [grade for grade in row if grade is not None]
+        if len(grades) < len(row):
+            return None
+        weights = [criterion.weight for criterion in self._criteria]
+        return sum(weight * grade for weight, grade in zip(weights, grades, strict=True)) / sum(weights)
+
+    def _hopeless(self, responses: int, failures: Sequence[tuple[str, str]]) -> ModelError:
+        ((kind, count),) = Counter(kind for kind, _ in failures).most_common(1)
+        detail = next(detail for other, detail in failures if other == kind)[:_DETAIL_CHARS]
+        what = f"the judge {self._asked.name} gave none of {responses} responses a score"
+        return ModelError(f"{what}: {kind} {count} of {len(failures)} times ({detail})")
+
+    def close(self) -> None:
+        """Close the judge, stop its server if it was started for it, and end its thread."""
+        if not self._closed:
+            self._closed = True
+            self._background.close(self._judge.close())
+
+
+async def _answers(model: Model, questions: Sequence[Question]) -> dict[str, Answer]:
+    """The answers by question, in batches, with as many calls under way as the model likes."""
+    found: dict[str, Answer] = {}
+    starts = iter(range(0, len(questions), model.batch_size))
+
+    async def worker() -> None:
+        for start in starts:
+            batch = questions[start : start + model.batch_size]
+            answers = await model.answer(batch)
+            found.update(zip((question.id for question in batch), answers, strict=True))
+
+    try:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(min(model.concurrency, -(-len(questions) // model.batch_size))):
+                group.create_task(worker())
+    except BaseExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+    return found

@@ -1,0 +1,328 @@
+"""Policy losses of online training: PPO's clipped surrogate and its relatives, and pairwise P3O.
+
+Losses of online training, and the weights that go with them: pure functions of flat tensors (see `advantages`).
+
+Only the first argument of a loss has a gradient, the policy's log-probabilities or the values as they are now; all
+others are constants here, wherever they come from. Ratios of probabilities are made of clamped log-ratios
+(±20, a factor of 5·10⁸), so that neither they nor their gradients are ever infinite.
+
+P3O, pairwise proximal policy optimisation (Wu et al. 2023, arXiv:2310.00212), and pairs for online DPO.
+
+The gradient. Let y1, y2 be two independent answers of π to one prompt, r1 and r2 their rewards. As E[∇log π(y)] = 0
+and y1 says nothing about y2, the policy gradient ∇E[r] is E[(r1 − r2)·∇log π(y1)], and as well
+E[(r2 − r1)·∇log π(y2)]. Their mean is the paper's pairwise policy gradient:
+
+    ∇E[r] = E[ (r1 − r2) · ∇(log π(y1) − log π(y2)) / 2 ]
+
+It reads only the difference of two rewards of one prompt: no value network is needed, and r + δ(prompt) is the same
+as r. Rewards are of whole answers, r_i = score_i − β·log(π_old(y_i)/ref(y_i)) (`advantages.penalised`), constants in a
+step. On the policy's own samples this is RLOO with two samples; P3O adds what follows, for pairs from an older π_old.
+
+The clips. What the paper writes for its two clipped versions could not be read as text: they are derived anew, from its
+words (V1 clips separately, V2 jointly) and from PPO. With ρ_i = π(y_i)/π_old(y_i), ratios of whole answers, and
+D = (r1 − r2)/2, the gradient above is, as a mean over π_old,
+
+    E_old[ ρ1·ρ2 · D · ∇(log π(y1) − log π(y2)) ]  =  E_old[ D·ρ2·∇ρ1 − D·ρ1·∇ρ2 ]
+
+which is no gradient of one function of ρ1 and ρ2 (∂ρ2/∂ρ2 = 1, but ∂(−ρ1)/∂ρ1 = −1). So a ratio that is a mere weight
+is held constant, written [·], and what is maximised is
+
+- `separate` (V1): PPO's surrogate for each answer, with the advantages D·[ρ2] and −D·[ρ1]:
+  min(ρ1·D[ρ2], clip(ρ1, 1 ± ε)·D[ρ2]) + min(−ρ2·D[ρ1], −clip(ρ2, 1 ± ε)·D[ρ1]).
+- `joint` (V2): the gradient pulls u = log ρ1 − log ρ2 apart, so that is clipped:
+  min([ρ1ρ2]·D·u, [ρ1ρ2]·D·clip(u, ±log(1 + ε))).
+  The bounds are alike on both sides, as swapping y1 and y2 turns u round and must change nothing.
+
+Both are pessimistic as PPO is: the gradient ends where a pair has gone far enough in the direction that its rewards
+favour, and goes on where it has gone the wrong way. Weights [·] are cut at 1 + ε from above (truncated importance
+sampling, our addition), as ratios of whole answers have no bound otherwise. Until a bound is reached both have exactly
+the gradient above. The loss is 0 on the policy's own samples, whatever the rewards: only its gradient tells something.
+"""
+
+from __future__ import annotations
+
+import math
+from itertools import combinations
+from typing import Literal, NamedTuple, assert_never
+
+import torch
+from torch import Tensor
+
+from rlaif.rl.advantages import k3, spread, spread_sum
+
+Correction = Literal["token", "sequence", "mask"]
+"""How a difference between sampler and trainer is weighed."""
+Per = Literal["token", "sequence", "constant"]
+"""What counts alike in the mean of a loss."""
+
+_FAR = 20.0
+"""Nats; beyond it a ratio stays as it is, and has no gradient."""
+
+
+def ratio_of(logps: Tensor, old_logps: Tensor) -> Tensor:
+    """π/π_old, between e^−20 and e^20, of any shape; `old_logps` is a constant."""
+    return (logps - old_logps.detach()).clamp(-_FAR, _FAR).exp()
+
+
+class Surrogate(NamedTuple):
+    """PPO's loss of N tokens or completions."""
+
+    loss: Tensor
+    """[N], before any mean."""
+    clipped: Tensor
+    """[N] of bool: the bound was in force, so there is no gradient."""
+    ratio: Tensor
+    """[N], π/π_old, as a constant."""
+
+
+def clipped_surrogate(
+    logps: Tensor, old_logps: Tensor, advantages: Tensor, low: float, high: float, dual: float | None = None
+) -> Surrogate:
+    """−min(ρ·A, clip(ρ, 1 − low, 1 + high)·A) with ρ = π/π_old (PPO, arXiv:1707.06347, eq. 7).
+
+    For tokens (PPO, GRPO, REINFORCE++), for whole completions (RLOO: give sums of log-probabilities, `spread_sum`), and
+    for completions by length (GSPO: give `per_length`).
+
+    Args:
+        logps: The policy's, as it is now: [N].
+        old_logps: Its log-probabilities when this step's answers were taken up, [N].
+        advantages: [N]
+        low: ε below 1.
+        high: ε above 1; a larger one than `low` is DAPO's "clip higher" (arXiv:2503.14476).
+        dual: Where A is below 0, the loss is no more than −dual·A, with a number above 1 (arXiv:1912.09729, eq. 5):
+            otherwise nothing bounds the gradient of a bad token that has become much more probable. None leaves it.
+
+    Raises:
+        ValueError: `dual` is not above 1.
+
+    """
+    if dual is not None and dual <= 1:
+        raise ValueError(f"dual has to be above 1, not {dual}")
+    ratio, gain = ratio_of(logps, old_logps), advantages.detach()
+    loss = -torch.min(ratio * gain, ratio.clamp(1 - low, 1 + high) * gain)
+    clipped = ((gain > 0) & (ratio > 1 + high)) | ((gain < 0) & (ratio < 1 - low))
+    if dual is not None:
+        beyond = (gain < 0) & (ratio > dual)
+        loss = torch.where(beyond, -dual * gain, loss)
+        clipped = clipped | beyond
+    return Surrogate(loss, clipped, ratio.detach())
+
+
+def per_length(logps: Tensor, lengths: Tensor) -> Tensor:
+    """Mean log-probability of each completion's tokens: [T] to [C].
+
+    The ratio of two of them is GSPO's, exp(1/|y| · Σ log π/π_old) (arXiv:2507.18071, eq. 7). It differs from 1 by much
+    less than a ratio of tokens does: its bounds are about 3·10⁻⁴, not 0.2.
+    """
+    return spread_sum(logps, lengths) / lengths
+
+
+def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip: float) -> Tensor:
+    """½·max((V − R)², (clip(V, V_old ± clip) − R)²), [T]: a value that has moved far is not pushed further.
+
+    As in OpenAI's code (arXiv:2403.17031 lists the details).
+    """
+    target, before = returns.detach(), old_values.detach()
+    bounded = before + (values - before).clamp(-clip, clip)
+    return torch.max((values - target).square(), (bounded - target).square()) / 2
+
+
+def explained_variance(values: Tensor, returns: Tensor) -> float:
+    """1 − Var(R − V)/Var(R), of any shape: 1 is a perfect value network, 0 one as good as a constant, below 0 worse.
+
+    Not a number where returns do not vary: there is nothing to explain.
+    """
+    exact = returns.detach().double()
+    spread_of = exact.var(correction=0).item() if exact.numel() else 0.0
+    if spread_of == 0:
+        return math.nan
+    return 1 - (exact - values.detach().double()).var(correction=0).item() / spread_of
+
+
+def importance_weights(logps: Tensor, sampler_logps: Tensor, lengths: Tensor, mode: Correction, cap: float) -> Tensor:
+    """Weights of tokens, [T], that make up for a sampler with other numbers than the trainer; constants.
+
+    A sampler's kernels, precision or slightly older weights give it another distribution q than the p that the trainer
+    computes for the same weights. A mean under q, weighted with p/q, is the mean under p; the cap trades a little bias
+    for bounded variance (truncated importance sampling, Ionides 2008).
+
+    Args:
+        logps: The trainer's, of the sampled tokens, before it learns from them: [T].
+        sampler_logps: The sampler's, at its temperature: [T].
+        lengths: [C]
+        mode: `token` weighs each token by its own ratio, which leaves the change in what came before it out: little
+            variance, some bias. `sequence` weighs all of a completion's tokens by the ratio of the whole completion:
+            exact but for the cap. `mask` does so too, but leaves a completion beyond the cap out (weight 0).
+        cap: Largest weight; infinity never cuts.
+
+    """
+    d = (logps - sampler_logps).detach()
+    if mode != "token":
+        d = spread(spread_sum(d, lengths), lengths)
+    ratio = d.exp()
+    match mode:
+        case "token" | "sequence":
+            return ratio.clamp(max=cap)
+        case "mask":
+            return ratio.masked_fill(ratio > cap, 0.0)
+        case _:
+            assert_never(mode)
+
+
+def effective_sample_size(weights: Tensor) -> float:
+    """(Σw)²/(n·Σw²), of any shape: the share of n samples that they are worth; 1 for equal weights, 0 for none."""
+    exact = weights.detach().double()
+    squares = exact.square().sum().item()
+    return exact.sum().item() ** 2 / (exact.numel() * squares) if squares > 0 else 0.0
+
+
+class Mismatch(NamedTuple):
+    """How far the sampler's log-probabilities are from the trainer's, in nats a token."""
+
+    mean: float
+    """Of the absolute differences."""
+    largest: float
+    """Absolute difference."""
+    kl: float
+    """KL(sampler ‖ trainer), estimated by k3 from the sampler's tokens; never below 0."""
+
+
+def mismatch(logps: Tensor, sampler_logps: Tensor) -> Mismatch:
+    """Compare the trainer's log-probabilities of sampled tokens with the sampler's: one shape, not empty."""
+    d = (logps - sampler_logps).detach().double()
+    return Mismatch(d.abs().mean().item(), d.abs().max().item(), k3(-d).mean().item())
+
+
+def loss_weights(
+    lengths: Tensor, mode: Per, limit: int, *, completions: float | None = None, tokens: float | None = None
+) -> Tensor:
+    """What each token's loss counts, [T]; the loss of a step is the weighted sum.
+
+    Args:
+        lengths: [C]
+        mode: `token`: every token of the step alike, 1/T (DAPO, arXiv:2503.14476, eq. 8), so that long completions
+            count more. `sequence`: the mean over each completion's tokens, then over completions, 1/(C·|y|) (GRPO,
+            arXiv:2402.03300, eq. 3), so that a token of a long completion counts less. `constant`: 1/(C·limit), which
+            depends on no length at all (Dr. GRPO, arXiv:2503.20783); it alone does not add up to 1.
+        limit: Most tokens that a completion may have; read by `constant` alone.
+        completions: C, where `lengths` are only a part of the step's (a micro-batch, one process of several).
+        tokens: T, likewise.
+
+    """
+    count = len(lengths) if completions is None else completions
+    match mode:
+        case "token":
+            each = torch.ones_like(lengths, dtype=torch.float32) / (int(lengths.sum()) if tokens is None else tokens)
+        case "sequence":
+            each = 1 / (count * lengths.float())
+        case "constant":
+            each = torch.ones_like(lengths, dtype=torch.float32) / (count * limit)
+        case _:
+            assert_never(mode)
+    return spread(each, lengths)
+
+
+Variant = Literal["separate", "joint"]
+"""Which of the two clips."""
+
+
+class PairwiseLoss(NamedTuple):
+    """P3O's loss of P pairs."""
+
+    loss: Tensor
+    """[P], before any mean."""
+    clipped: Tensor
+    """[P] of bool: the bound was in force; with `separate`, for one of the two at least."""
+
+
+def p3o(logps: Tensor, old_logps: Tensor, rewards: Tensor, clip: float, variant: Variant) -> PairwiseLoss:
+    """The clipped pairwise loss; see the module for its derivation.
+
+    Args:
+        logps: The policy's log-probabilities of whole answers, summed over tokens, as it is now: [P, 2].
+        old_logps: The same when the answers were taken up, [P, 2].
+        rewards: Of whole answers, the divergence's price taken off: [P, 2].
+        clip: ε above.
+        variant: `separate` is the paper's V1, `joint` its V2.
+
+    """
+    half = (rewards[:, 0] - rewards[:, 1]).detach() / 2
+    match variant:
+        case "separate":
+            return _separate(logps, old_logps, half, clip)
+        case "joint":
+            return _joint(logps, old_logps, half, clip)
+        case _:
+            assert_never(variant)
+
+
+def _separate(logps: Tensor, old_logps: Tensor, half: Tensor, clip: float) -> PairwiseLoss:
+    other = ratio_of(logps, old_logps).flip(1).clamp(max=1 + clip)
+    gains = torch.stack([half, -half], dim=1) * other
+    loss, clipped, _ = clipped_surrogate(logps, old_logps, gains, clip, clip)  # holds the gains constant
+    return PairwiseLoss(loss.sum(1), clipped.any(1))
+
+
+def _joint(logps: Tensor, old_logps: Tensor, half: Tensor, clip: float) -> PairwiseLoss:
+    moved = logps - old_logps.detach()
+    weight = ratio_of(moved.sum(1), torch.zeros_like(half)).detach().clamp(max=1 + clip)
+    apart, bound = moved[:, 0] - moved[:, 1], math.log1p(clip)
+    loss = -weight * torch.min(half * apart, half * apart.clamp(-bound, bound))
+    return PairwiseLoss(loss, half.sign() * apart.detach() > bound)
+
+
+class Pairs(NamedTuple):
+    """Pairs of completions of one prompt."""
+
+    indices: Tensor
+    """[P, 2] of whole numbers: which completions."""
+    weights: Tensor
+    """[P], which add up to 1: every prompt with a pair counts alike, and so does every pair of a prompt."""
+
+
+def pairs_of(groups: Tensor) -> Pairs:
+    """All pairs of completions within each group; the smaller index first, groups in the order of their number.
+
+    The weighted sum of unclipped P3O losses of all n·(n − 1)/2 pairs has RLOO's gradient for n samples.
+
+    Args:
+        groups: [C] of whole numbers; a group of one has no pair.
+
+    """
+    found: list[tuple[int, int]] = []
+    weights: list[float] = []
+    comparable = [members for members in _members(groups) if len(members) > 1]
+    for members in comparable:
+        pairs = list(combinations(members, 2))
+        found += pairs
+        weights += [1 / (len(comparable) * len(pairs))] * len(pairs)
+    indices = torch.tensor(found, dtype=torch.long, device=groups.device).reshape(-1, 2)
+    return Pairs(indices, torch.tensor(weights, dtype=torch.float32, device=groups.device))
+
+
+def best_and_worst(scores: Tensor, groups: Tensor) -> Tensor:
+    """The best and the worst completion of every group, [G, 2] of whole numbers: online DPO's chosen and rejected.
+
+    For two samples this is arXiv:2402.04792. Groups come in the order of their number; of several best (or worst)
+    completions the first counts. A group whose scores are all equal, or of one, is left out: a tie is no preference.
+
+    Args:
+        scores: [C]
+        groups: [C]
+
+    """
+    known = scores.tolist()
+    found = []
+    for members in _members(groups):
+        best, worst = max(members, key=known.__getitem__), min(members, key=known.__getitem__)
+        if known[best] > known[worst]:
+            found.append((best, worst))
+    return torch.tensor(found, dtype=torch.long, device=scores.device).reshape(-1, 2)
+
+
+def _members(groups: Tensor) -> list[list[int]]:
+    """The completions of each group, in order."""
+    found: dict[int, list[int]] = {}
+    for at, group in enumerate(groups.tolist()):
+        found.setdefault(group, []).append(at)
+    return [found[group] for group in sorted(found)]

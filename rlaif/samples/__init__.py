@@ -1,1 +1,0 @@
-"""Samples: the answers that are judged, drawn from a policy or given with the input."""

@@ -1,0 +1,384 @@
+"""The settings of a training: the same keys in a YAML file, as flags (`--learning-rate`) and with `--set`.
+
+What stands for settings that are left out, where that depends on the method, the loss or the machine.
+
+The settings of a training run: the same keys in a YAML file, as flags (`--learning-rate`) and with `--set`.
+
+`batch_size` and everything else that the result depends on is said for the whole run, whatever the number of processes;
+`tokens` says what fits into memory, and the result does not depend on it.
+
+Settings of a training from a file, the environment and the command line: flag, then environment, file, default.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import ClassVar, Literal, Self, TypeVar, get_origin
+
+from pydantic import Field, JsonValue, field_validator, model_validator
+
+from rlaif.config.messages import Where, located
+from rlaif.config.run_file import Flags, Setting, Value, absolute, settable
+from rlaif.config.yaml import Source, find_problems, plain_yaml, read_yaml
+from rlaif.errors import UserError, nearest
+from rlaif.records import Record
+from rlaif.training.losses import NEEDS_REFERENCE, READS
+
+_UNDER_LORA = 10
+"""An adapter takes ten times the rate of all weights, whatever the method."""
+_BETAS = {"sigmoid_norm": 5.0, "simpo": 2.0}
+_BETA = 0.1
+"""Of ipo too, as in TRL: chosen answers are drawn to a lead of 1 / (2 beta) nats a token, which few ever reach."""
+
+
+def beta_of(settings: DpoSettings) -> float:
+    """The beta that is set, or the usual one of the loss."""
+    return settings.beta if settings.beta is not None else _BETAS.get(settings.loss, _BETA)
+
+
+def rate_of(settings: CommonSettings) -> float:
+    """The learning rate that is set, or the usual one of the method."""
+    if settings.learning_rate is not None:
+        return settings.learning_rate
+    return settings.usual_rate * (1 if settings.lora.rank is None else _UNDER_LORA)
+
+
+def resolved(settings: Settings, narrow: bool) -> tuple[Settings, dict[str, float]]:
+    """The settings with nothing left open that the result depends on, and the numbers among them that nobody set.
+
+    `narrow` says whether this machine computes in bfloat16: another one may go on with the training.
+    """
+    found: dict[str, float] = {}
+    if settings.learning_rate is None:
+        found["learning_rate"] = rate_of(settings)
+    if isinstance(settings, DpoSettings) and settings.beta is None and "beta" not in settings.unread:
+        found["beta"] = beta_of(settings)
+    dtype = "bfloat16" if narrow else "float32"
+    return settings.model_copy(update={**found, "dtype": dtype}), found
+
+
+Method = Literal["sft", "reward", "dpo"]
+
+
+_PATHS = ("model", "data", "output", "held_data", "center_on", "reference", "reference_cache", "prompts")
+
+
+class LoraSettings(Record):
+    """A low-rank adapter (arXiv:2106.09685) instead of all weights; the model without it is the reference."""
+
+    rank: int | None = Field(None, ge=1)
+    """Train an adapter of this rank; none trains all weights."""
+    alpha: float | None = Field(None, gt=0)
+    """Its outputs are scaled by alpha / rank; none takes twice the rank."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Of the adapter's inputs. 0 keeps policy and reference equal at the start."""
+    targets: tuple[str, ...] = ()
+    """Layers that get one, by the end of their names; none takes every linear layer except the head."""
+    merge: bool = False
+    """Add the adapter to the weights when saving, so that the result is a whole model."""
+
+
+class CommonSettings(Record):
+    """What every training takes, on rows of data or on a policy's own answers."""
+
+    method: ClassVar[str]
+    """What `rlaif train` calls it."""
+    usual_rate: ClassVar[float]
+    """The learning rate for all weights where none is set."""
+
+    model: str = Field(min_length=1)
+    """Model to start from: a folder, a hub name, or a shipped model."""
+    output: str = Field(min_length=1)
+    """Folder for the trained model, its card, curves and checkpoints."""
+    template_options: dict[str, JsonValue] = Field(default_factory=dict)
+    """Passed to the chat template, for instance {enable_thinking: false}; none given takes those of the data's run."""
+    tokens: int = Field(8192, ge=64)
+    """Most tokens of one forward pass of a process: the bigger, the more memory. The result stays the same."""
+    learning_rate: float | None = Field(None, gt=0)
+    """Highest learning rate; none takes 2e-5 for sft, 1e-5 for reward, 1e-6 else, and ten times that under LoRA."""
+    schedule: Literal["linear", "cosine", "constant", "cosine_with_min_lr"] = "linear"
+    """How the learning rate falls after the warm-up."""
+    warmup: float = Field(0.1, ge=0, lt=1)
+    """Share of the steps in which the learning rate rises."""
+    weight_decay: float = Field(0.0, ge=0)
+    """Of AdamW."""
+    max_grad_norm: float = Field(1.0, ge=0)
+    """Longer gradients are shortened to this; 0 leaves them."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """`bfloat16` computes in it and keeps weights and sums in float32; auto takes it on GPUs that have it."""
+    attention: Literal["auto", "sdpa", "eager", "flex_attention"] = "auto"
+    """How attention is computed; auto is what transformers picks for the model."""
+    lora: LoraSettings = LoraSettings()
+    four_bit: bool = False
+    """Load the weights in 4 bits (QLoRA, arXiv:2305.14314; needs bitsandbytes and a LoRA rank)."""
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass: a third more time, much less memory."""
+    save_steps: int | None = Field(None, ge=0)
+    """Steps between checkpoints; none saves ten times in a run, 0 never but on Ctrl-C."""
+    keep: int = Field(1, ge=1)
+    """Checkpoints kept; older ones are removed, and all of them when the training is finished."""
+    report_to: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    """Where the log goes besides log.jsonl."""
+    seed: int = 0
+    """Of the order of rows, of new weights and of what is drawn."""
+    device: Literal["auto", "cpu"] = "auto"
+    """`cpu` leaves a GPU alone."""
+
+    @field_validator(*_PATHS, check_fields=False)
+    @classmethod
+    def _from_home(cls, path: str | None) -> str | None:
+        if path is None or not path.startswith("~"):
+            return path
+        try:
+            return str(Path(path).expanduser())
+        except RuntimeError:
+            raise ValueError("nobody on this machine has that home folder") from None
+
+    def plain(self) -> dict[str, JsonValue]:
+        """The settings as plain data that can be read again."""
+        return self.model_dump(mode="json", exclude_none=True)
+
+    @property
+    def folder(self) -> Path:
+        """Where everything goes."""
+        return Path(self.output)
+
+
+Settings = TypeVar("Settings", bound=CommonSettings)
+
+
+class TrainSettings(CommonSettings):
+    """What the trainers on rows of data take."""
+
+    method: ClassVar[Method]
+
+    data: str = Field(min_length=1)
+    """A run folder, a file of rows (JSONL, Parquet, ...), or a `datasets` name."""
+    held_data: str | None = None
+    """Held-out rows to evaluate on; without it, `holdout` of the prompts are set aside."""
+    holdout: float = Field(0.05, ge=0, lt=1)
+    """Share of the prompts, drawn by hash, that is evaluated on and not trained on."""
+    limit: int | None = Field(None, ge=1)
+    """Only the first examples: rows that hold none are passed over, and of a pair KTO makes two."""
+    template: Literal["auto", "chat", "plain"] = "auto"
+    """`auto`: messages by the chat template, texts as they are; `chat`, `plain`: all by the template, or by none."""
+    max_length: int = Field(1024, ge=8)
+    """Most tokens of a row: longer prompts lose their beginning, completions that alone are longer are left out."""
+    epochs: float = Field(1.0, gt=0)
+    """Passes over the data."""
+    max_steps: int | None = Field(None, ge=1)
+    """Stop after so many optimizer steps, whatever the epochs."""
+    batch_size: int = Field(16, ge=1)
+    """Rows of an optimizer step, over all processes."""
+    eval_steps: int | None = Field(None, ge=1)
+    """Optimizer steps between evaluations; none evaluates ten times in a run."""
+    patience: int | None = Field(None, ge=1)
+    """Stop after so many evaluations without a better held-out loss, and keep the best; each evaluation saves."""
+    optimizer: str = "adamw_torch_fused"
+    """A name that transformers' TrainingArguments take: adamw_torch, adamw_torch_fused, adafactor, ..."""
+    log_steps: int = Field(1, ge=1)
+    """Optimizer steps between lines of the log."""
+
+    @model_validator(mode="after")
+    def _saves_where_it_evaluates(self) -> Self:
+        if self.patience is not None and self.save_steps is not None:
+            what = "`patience` saves at every evaluation, so that the best weights are there: leave `save_steps` out"
+            raise located(type(self).__name__, [(("save_steps",), what)])
+        return self
+
+
+class SftSettings(TrainSettings):
+    """Supervised fine-tuning on demonstrations: revisions, chosen answers, or anybody's."""
+
+    method, usual_rate = "sft", 2e-5
+
+    turns: Literal["last", "all"] = "last"
+    """Which replies of a conversation are learned: the last one, or all, each behind what stands before it."""
+
+
+class RewardSettings(TrainSettings):
+    """A reward model on preference pairs."""
+
+    method, usual_rate = "reward", 1e-5
+
+    soft_labels: bool = True
+    """Take each pair's `probability` as its target; without it every pair counts as certain."""
+    margins: bool = True
+    """Ask for a difference of at least the pair's `margin` column, where there is one (arXiv:2307.09288)."""
+    centering: float = Field(0.0, ge=0)
+    """Weight of (r_chosen + r_rejected)^2, which keeps rewards around 0 (arXiv:2312.09244); 0.01 is usual."""
+    center_on: str | None = None
+    """After training, shift rewards so that these demonstrations (as for `rlaif train sft`) have a mean of 0."""
+
+
+class DpoSettings(TrainSettings):
+    """Direct preference optimisation and its relatives, on preference pairs or on single judged answers (KTO)."""
+
+    method, usual_rate = "dpo", 1e-6
+
+    loss: Literal["sigmoid", "robust", "ipo", "hinge", "sigmoid_norm", "gdpo", "simpo", "orpo", "kto"] = "sigmoid"
+    """`sigmoid` is DPO (arXiv:2305.18290); `simpo` and `orpo` need no reference; `kto` takes single answers."""
+    beta: float | None = Field(None, gt=0)
+    """How dear it is to leave the reference; none takes 0.1, for sigmoid_norm 5, for simpo 2. For ipo it is tau."""
+    soft_labels: bool = True
+    """Take a pair's `probability` as its target; false takes every pair as certain, which kto always does."""
+    label_smoothing: float = Field(0.0, ge=0, lt=0.5)
+    """Share of labels taken to be wrong (cDPO); robust needs it, as its epsilon."""
+    gamma_beta_ratio: float = Field(0.5, ge=0)
+    """SimPO: the lead that is asked for, as a share of beta."""
+    orpo_weight: float = Field(0.1, ge=0)
+    """ORPO: weight of the odds ratio beside the likelihood of the chosen answer."""
+    sft_weight: float = Field(0.0, ge=0)
+    """Weight of the likelihood of the chosen answer, a token, beside the loss (RPO, arXiv:2404.19733)."""
+    desirable_weight: float = Field(1.0, ge=0)
+    """KTO: weight of good answers."""
+    undesirable_weight: float = Field(1.0, ge=0)
+    """KTO: weight of bad answers."""
+    reference: str | None = None
+    """Another model as the reference; none takes the model as it is at the start."""
+    reference_cache: str | None = None
+    """Folder of reference log-probabilities; none takes ~/.cache/rlaif/references (XDG_CACHE_HOME is heeded)."""
+
+    @property
+    def uses_reference(self) -> bool:
+        """Whether the loss reads the log-probabilities of a reference."""
+        return self.loss == "kto" or self.loss in NEEDS_REFERENCE
+
+    @property
+    def unread(self) -> frozenset[str]:
+        """Settings that do nothing for the loss."""
+        read = _KTO_READS if self.loss == "kto" else READS[self.loss] | {"soft_labels", "sft_weight"}
+        return _OF_LOSSES - read - (_OF_REFERENCES if self.uses_reference else frozenset())
+
+    @model_validator(mode="after")
+    def _does_something(self) -> Self:
+        given = (name for name in self.model_fields_set & self.unread if getattr(self, name) is not None)
+        found: list[tuple[Where, str]] = [
+            ((name,), f"`{name}` does nothing for `loss: {self.loss}`: leave it out") for name in sorted(given)
+        ]
+        if self.loss == "robust" and not self.label_smoothing:
+            what = "`loss: robust` needs the share of labels that are wrong: set `label_smoothing`, for instance 0.1"
+            found.append((("loss",), what))
+        if found:
+            raise located("DpoSettings", found)
+        return self
+
+    def plain(self) -> dict[str, JsonValue]:
+        """The settings as plain data that can be read again, without those that the loss does not read."""
+        return {name: value for name, value in super().plain().items() if name not in self.unread}
+
+
+_OF_REFERENCES = frozenset({"reference", "reference_cache"})
+_KTO_READS = frozenset({"beta", "desirable_weight", "undesirable_weight"})
+_OF_LOSSES = frozenset({"soft_labels", "sft_weight"}).union(*READS.values(), _KTO_READS, _OF_REFERENCES)
+"""Settings that some losses read and others do not."""
+
+SETTINGS: dict[Method, type[TrainSettings]] = {"sft": SftSettings, "reward": RewardSettings, "dpo": DpoSettings}
+
+
+_FILE_PATHS = (
+    ("model",), ("data",), ("held_data",), ("reference",), ("center_on",), ("prompts",), ("reward",), ("constitution",),
+    ("judge", "model"), ("held_out", "judge", "model"),
+)  # fmt: skip
+"""Settings that may be paths."""
+_ENVIRONMENT = "RLAIF_TRAIN_"
+_MAPPING = "template_options"
+"""Settings of this name hold keys that are not ours to know."""
+
+
+def load_settings(
+    kind: type[Settings],
+    path: Path | None,
+    flags: Flags,
+    pairs: Sequence[str] = (),
+) -> Settings:
+    """The resolved settings. `pairs` are texts `key=value` (`--set`), which beat the flags. Raises UserError.
+
+    Paths in the file are relative to the file where something is there, all others to the working directory.
+    """
+    known = {setting.path: setting for setting in settable(kind)}
+    source = Source({}, f"rlaif train {kind.method}", {}, ()) if path is None else read_yaml(path)
+    if path is not None:
+        source = absolute_paths(source, path.resolve().parent)
+    for setting in known.values():
+        variable = variable_of(setting)
+        if (told := os.environ.get(variable)) is not None:
+            source = _with(source, setting, told, variable)
+    for name, given in flags.items():
+        if isinstance(given, Value):
+            source = source.with_value(name, *given)
+        else:
+            source = _with(source, known[name], given, known[name].flag)
+    for text in pairs:
+        place, value = _pair(text, {".".join(name): name for name in known})
+        where = f"--set {'.'.join(place)}"
+        if place in known:
+            source = _with(source, known[place], value, where)
+        else:  # a key of a mapping, whose values are of any kind
+            source = source.with_value(place, _plain(value), where)
+    refuse_all(find_problems(source, kind))
+    return kind.model_validate(source.data)
+
+
+def variable_of(setting: Setting) -> str:
+    """The environment variable of a training's setting: `RLAIF_TRAIN_BETA`."""
+    return _ENVIRONMENT + "_".join(setting.path).upper()
+
+
+def absolute_paths(source: Source, base: Path) -> Source:
+    """Everything that exists under `base` made absolute, also the parts of a sum of rewards."""
+    for path in _FILE_PATHS:
+        source = absolute(source, path, base)
+    reward = source.data.get("reward")
+    if not isinstance(reward, str) or Path(reward).is_absolute() or {",", "*"} & set(str(base)):  # these part a sum
+        return source
+    parts = re.split(r"([,*])", reward)
+    return source.reworded(("reward",), "".join(_absolute_reward(each, base) for each in parts))
+
+
+def _absolute_reward(text: str, base: Path) -> str:
+    """A function's file keeps the function's name."""
+    name = text.strip()
+    file, colon, function = name.rpartition(":") if ".py:" in name else (name, "", "")
+    looks_like_path = "/" in file or Path(file).suffix == ".py"
+    return f"{(base / file).resolve()}{colon}{function}" if looks_like_path and (base / file).exists() else text
+
+
+def refuse_all(found: Sequence[UserError]) -> None:
+    """Raise the mistakes, if there are any: no command lists them, so that all of them are told, in one line."""
+    if not found:
+        return
+    first, *others = found
+    mend = "; ".join([*([first.mend] if first.mend else []), *(f"also {each}" for each in others)])
+    raise UserError(first.what, where=first.where, line=first.line, mend=mend)
+
+
+def _pair(text: str, known: Mapping[str, tuple[str, ...]]) -> tuple[tuple[str, ...], str]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise UserError(f"`{text}` is not key=value", where="--set", mend="for instance --set beta=0.1")
+    group, dot, key = name.strip().rpartition(".")
+    if dot and group in known and known[group][-1] == _MAPPING:
+        return (*known[group], key), value
+    if name.strip() not in known:
+        raise UserError(f"no setting `{name.strip()}`", where="--set", mend=nearest(name.strip(), known))
+    return known[name.strip()], value
+
+
+def _plain(value: str) -> object:
+    try:
+        return plain_yaml(value)
+    except ValueError:
+        return value
+
+
+def _with(source: Source, setting: Setting, value: str, where: str) -> Source:
+    """A text from outside, read as YAML where that gives a list; a list may also be written with commas alone."""
+    parsed = _plain(value)
+    if not isinstance(parsed, list | dict):
+        listed = get_origin(setting.field.annotation) is tuple
+        parsed = [part.strip() for part in value.split(",") if part.strip()] if listed else value
+    return source.with_value(setting.path, parsed, where)

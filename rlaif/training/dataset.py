@@ -1,0 +1,478 @@
+"""From a data file to what a trainer takes: rows, texts, groups to train on and groups held out.
+
+From files of training data to texts: preference pairs, judged replies for KTO, and demonstrations for SFT.
+
+Texts follow TRL's convention: plain strings are raw text, joined as they stand; lists of messages go through the chat
+template of the model. `template` says otherwise: `chat` reads dialogues that are written as one text as turns, `plain`
+writes messages as such a dialogue. Rated completions of an instruction (UltraFeedback) count as messages, for nothing
+in their texts tells a model where the instruction ends.
+
+A row that no trainer can use is left out and counted by the rule of the doctor that it breaks: the same rows that
+`rlaif data export` leaves out.
+
+From a data file to what a trainer takes: groups to train on, groups held out, and what became of the rows.
+
+Held-out groups are drawn by prompt, so that all pairs of a prompt stay on one side, and by hash, so that the same ones
+are held out whatever the seed. The hash is another one than that of `rlaif data export --split`: what that wrote as
+training data can be split once more.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+import random
+from array import array
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
+
+from rlaif.data.checks import name_findings, notes_of, quoted
+from rlaif.data.conversations import CUE, Turns, UnreadableValueError
+from rlaif.data.duplicates import hashed
+from rlaif.data.export import first_known
+from rlaif.data.files import Rows
+from rlaif.data.formats import Shape, column_of, is_known, recognise
+from rlaif.data.prompts import PromptColumns, parts_of
+from rlaif.errors import UserError, nearest
+from rlaif.records import content_id
+from rlaif.store import sha256_of
+from rlaif.training.dataset_report import Intake, Report, report
+from rlaif.training.examples import (
+    Alone,
+    Example,
+    Group,
+    LearnedTurns,
+    Row,
+    Sides,
+    Template,
+    decided,
+    demonstrated,
+    every_reply,
+    sides,
+    values,
+)
+from rlaif.training.text_format import Forms, Learned
+from rlaif.training.tokenize import Tokens
+
+if TYPE_CHECKING:
+    import numpy as np
+
+F = TypeVar("F")
+
+PAIR_FILES = ("pairs.jsonl", "pairs.parquet", "train.parquet", "train.jsonl")
+"""What is read of a folder: of a run's, and of one that `rlaif data export` wrote."""
+DEMONSTRATION_FILES = ("sft.jsonl", *PAIR_FILES)
+
+_LABELS: Mapping[bool, Mapping[str, float]] = {True: {"label": 1.0}, False: {"label": 0.0}}
+
+
+def pairs(path: str | Path, template: Template = "auto", intake: Intake | None = None) -> Iterator[Example]:
+    """Preference pairs from a file, a run's folder or a `datasets` name, in any shape that `rlaif data check` knows.
+
+    Raises UserError for a file that holds none, and where a `probability` is not one.
+    """
+    intake, path = intake or Intake(), file_of(path, PAIR_FILES)
+    shape, rows = _shaped(path, recognise, _unknown_pairs, intake)
+    if shape.kind == "unpaired":
+        mend = "train on them with KTO, or give pairs"
+        raise UserError("the rows are single replies, not pairs", where=path, mend=mend)
+    for line, row, found in _sound(rows, partial(sides, shape=shape, template=template), intake, path):
+        assert found.chosen is not None and found.rejected is not None  # every shape of pairs has both
+        if found.chosen_cut or found.rejected_cut:
+            intake.leave_out("cut-off", line)
+            continue
+        replies = (found.chosen, found.rejected)
+        yield Example(_name(row, path, line), found.prompt, replies, values(row, shape, path, line), line)
+
+
+def judged(path: str | Path, template: Template = "auto", intake: Intake | None = None) -> Iterator[Example]:
+    """Replies with a label, for KTO: unpaired rows, and pairs as a good reply and a bad one.
+
+    A reply that stands on the same side in several pairs is one example. Raises UserError for a file without any.
+    """
+    intake, path, seen = intake or Intake(), file_of(path, PAIR_FILES), set[int]()
+    shape, rows = _shaped(path, recognise, _unknown_pairs, intake)
+    paired = shape.kind != "unpaired"
+    for line, row, found in _sound(rows, partial(decided, shape=shape, template=template), intake, path):
+        name = _name(row, path, line)
+        for text, good, cut in (
+            (found.chosen, True, found.chosen_cut),
+            (found.rejected, False, found.rejected_cut),
+        ):
+            if text is None:
+                continue
+            if cut:
+                intake.leave_out("cut-off", line)
+                continue
+            if paired and not _new(seen, found.prompt, text, good):
+                intake.leave_out("repeated", line)
+                continue
+            whose = f"{name}:{'chosen' if good else 'rejected'}" if paired else name
+            yield Example(whose, found.prompt, (text,), _LABELS[good], line)
+
+
+def demonstrations(
+    path: str | Path, template: Template = "auto", intake: Intake | None = None, learned: LearnedTurns = "last"
+) -> Iterator[Example]:
+    """Replies to imitate, for SFT: the last of every conversation, or all of them.
+
+    From `messages` (the last turn is the reply), `prompt` with `completion` or `response`, or `text` (raw, continued
+    from the beginning-of-sequence token); of preference data the chosen reply, once where it stands in several pairs.
+    Raises UserError for a file that holds none of these.
+    """
+    intake, path, seen = intake or Intake(), file_of(path, DEMONSTRATION_FILES), set[int]()
+    form: Shape | Alone
+    form, rows = _shaped(path, _demonstration, _unknown_demonstration, intake)
+    turned: Template = "auto" if template == "plain" and learned == "all" else template
+    if isinstance(form, Shape):
+        shown = partial(decided, shape=form, template=turned)
+    else:
+        shown = partial(demonstrated, form=form, template=turned, learned=learned)
+    for line, row, found in _sound(rows, shown, intake, path):
+        name = _name(row, path, line)
+        if found.chosen is None:
+            intake.leave_out("undesirable", line)
+            continue
+        if found.chosen_cut:
+            intake.leave_out("cut-off", line)
+            continue
+        intake.conversations += 1
+        intake.replies += 1 + (0 if isinstance(found.prompt, str) else _replies(found.prompt))
+        *earlier, last = every_reply(found, template) if learned == "all" else (found,)
+        for at, each in enumerate(earlier, start=1):
+            # Logs hold a conversation again and again as it grows: what stood before is learned once.
+            if _new(seen, each.prompt, each.chosen):
+                yield Example(f"{name}:{at}", each.prompt, (each.chosen or "",), {}, line)
+            else:
+                intake.leave_out("repeated", line)
+        new = _new(seen, last.prompt, last.chosen)
+        if new or (not isinstance(form, Shape) and learned == "last"):
+            yield Example(name, last.prompt, (last.chosen or "",), {}, line)
+        else:
+            intake.leave_out("repeated", line)
+
+
+def _replies(prompt: Turns) -> int:
+    return sum(turn.role == "assistant" for turn in prompt)
+
+
+def file_of(path: str | Path, names: Sequence[str]) -> str | Path:
+    """The file that is meant: the first of these names in a folder. Raises UserError for a folder with none of them."""
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        return path
+    file = next((folder / name for name in names if (folder / name).is_file()), None)
+    if file is None:
+        told = f"the folder holds no {', '.join(names[:-1])} or {names[-1]}"
+        raise UserError(told, where=path, mend="give a file, or the folder of a finished run")
+    return file
+
+
+def _shaped(
+    path: str | Path,
+    known: Callable[[object], F | None],
+    unknown: Callable[[tuple[str, ...]], tuple[str, str]],
+    intake: Intake,
+) -> tuple[F, Rows]:
+    """The form of a file's rows by one of the first, and all of them. Raises UserError where it has no known form."""
+    form, rows = first_known(path, known)
+    if form is None:
+        _, first = next(rows, (0, None))
+        if first is None:
+            raise UserError("holds no rows", where=path)
+        what, mend = unknown(tuple(map(str, first)) if isinstance(first, dict) else ())
+        raise UserError(what, where=path, mend=mend)
+    if isinstance(form, Shape):
+        for name, wanted in form.misnamed.items():
+            intake.note(f"the column `{name}` is read as `{wanted}`")
+        for note in notes_of(form):
+            intake.note(note)
+    if isinstance(form, Alone):
+        if form.prompt.parts:
+            intake.note(f"the prompt is {quoted((form.prompt.main, *form.prompt.parts))} together")
+        if form.unused:
+            intake.note(f"columns not used: {quoted(form.unused)}")
+    return form, rows
+
+
+def _demonstration(row: object) -> Shape | Alone | None:
+    """How demonstrations are read, from one row of a file."""
+    if not isinstance(row, dict):
+        return None
+    shape, names = recognise(row), list(map(str, row))
+    if shape is not None and (shape.sided is not None or shape.kind == "unpaired"):
+        return shape
+    if "chosen" not in row and (form := _alone(row)) is not None:
+        return form
+    if shape is not None or "text" not in row or "role" in row:  # a role: the text is one message of a conversation
+        return shape
+    return Alone("text", "text", label=column_of("label", names), unused=_unused(row, "text"))
+
+
+def _alone(row: Row) -> Alone | None:
+    names = list(map(str, row))
+    main = next((name for name in ("prompt", "instruction", "question", "query") if name in row), None)
+    if main is not None:
+        reply = next((name for name in ("completion", "response", *_LESS_USUAL[main != "prompt"]) if name in row), None)
+        if reply is not None:
+            prompt = PromptColumns(main, parts_of(names, main, (reply,)))
+            return Alone("reply", reply, prompt, unused=_unused(row, reply, main, *prompt.parts))
+    talk = next((name for name in ("messages", "conversations") if isinstance(row.get(name), (list, str))), None)
+    return None if talk is None else Alone("messages", talk, unused=_unused(row, talk))
+
+
+def _unused(row: Row, *read: str) -> tuple[str, ...]:
+    """Columns that may carry meaning, as a rating does, and are not read."""
+    return tuple(name for name in map(str, row) if name not in read and not is_known(name) and _says(row[name]))
+
+
+def _says(value: object) -> bool:
+    return value is not None and value != "" and value != []
+
+
+_LESS_USUAL: tuple[tuple[str, ...], tuple[str, ...]] = ((), ("output", "answer"))
+"""What stands beside an instruction or a question (Alpaca's form)."""
+
+
+def _unknown_pairs(columns: tuple[str, ...]) -> tuple[str, str]:
+    (finding,) = name_findings(None, columns, 1)
+    return finding.what, finding.mend
+
+
+def _unknown_demonstration(columns: tuple[str, ...]) -> tuple[str, str]:
+    wanted = ("messages", "prompt", "completion", "response", "text", "chosen", "rejected")
+    hints = {name: close for name in columns if (close := nearest(name, wanted)).startswith("did")}
+    told = "".join(f"`{name}`: {hint} " for name, hint in hints.items() if name not in wanted)
+    held = f"columns: {', '.join(columns)}" if columns else "the rows are not objects"
+    needed = "needed: messages; or prompt, completion; or prompt, response; or text; or preference data"
+    return f"these are no demonstrations that are known ({held})", told + needed
+
+
+def _sound(
+    rows: Rows, shown: Callable[[Row], Sides], intake: Intake, path: str | Path
+) -> Iterator[tuple[int, Row, Sides]]:
+    """The rows that a trainer can use, with their texts; the others are counted. UserError where none is left."""
+    kept = 0
+    for line, row in rows:
+        intake.rows += 1
+        try:
+            if not isinstance(row, dict):
+                raise UnreadableValueError("type")
+            found = shown(row)
+        except UnreadableValueError as odd:
+            intake.leave_out(str(odd), line)
+            continue
+        kept += 1
+        yield line, row, found
+    if not kept:
+        raise intake.nothing(path)
+
+
+def _name(row: Row, path: str | Path, line: int) -> str:
+    """The row's own id, else file and line."""
+    own = row.get("id")
+    named = (isinstance(own, str) and own) or (isinstance(own, int) and not isinstance(own, bool))
+    return str(own) if named else f"{Path(path).name}:{line}"
+
+
+def _new(seen: set[int], *parts: object) -> bool:
+    """Whether these were not seen before."""
+    key = hashed(repr(parts))
+    found = key in seen
+    seen.add(key)
+    return not found
+
+
+if TYPE_CHECKING:
+    Numbers = np.ndarray[Any, np.dtype[Any]]
+
+DataKind = Literal["pairs", "judged", "demonstrations"]
+Told = Callable[[int], None]
+"""Takes the number of rows read so far, every thousand rows."""
+
+_STEP = 1000
+
+
+class Prepared(NamedTuple):
+    """What a trainer takes."""
+
+    train: list[Group]
+    held: list[Group]
+    """To evaluate on; perhaps none."""
+    data_hash: str
+    """Of what the files hold: equal data, equal hash."""
+    report: Report
+    learned: Learned = Learned()
+    """The form of the texts."""
+
+
+class _Wanted(NamedTuple):
+    """How the rows of a file are read."""
+
+    kind: DataKind
+    template: Template
+    turns: LearnedTurns
+
+    def examples(self, path: str | Path, intake: Intake) -> Iterator[Example]:
+        """The rows as texts."""
+        if self.kind == "demonstrations":
+            return demonstrations(path, self.template, intake, self.turns)
+        return (pairs if self.kind == "pairs" else judged)(path, self.template, intake)
+
+
+class _Read(NamedTuple):
+    """The groups of one file."""
+
+    path: str | Path
+    groups: list[Group]
+    prompts: array[int]
+    """64 bits of each group's prompt."""
+    hash: str
+    intake: Intake
+    learned: Learned
+
+
+def prepare(
+    data: str | Path,
+    tokens: Tokens,
+    kind: DataKind = "pairs",
+    *,
+    template: Template = "auto",
+    holdout: float = 0.0,
+    held_data: str | Path | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+    turns: LearnedTurns = "last",
+    told: Told | None = None,
+) -> Prepared:
+    """Read a file, a run's folder or a `datasets` name, and tokenize it.
+
+    `holdout` is the share of the prompts that is held out, unless `held_data` names a file for that. `limit` takes only
+    so many examples (of a pair, KTO makes two). `turns` says which replies of a demonstration are learned. `seed`
+    decides which mismatched completion each group of `judged` data gets. Raises UserError where nothing is left to
+    train on.
+    """
+    wanted = _Wanted(kind, template, turns)
+    read = _read(data, tokens, wanted, limit, told)
+    more: dict[str, Any]
+    told_of = report(read.intake, read.path, read.groups, tokens.max_length, turns)
+    if held_data is None:
+        train, held = _parted(read, holdout)
+        data_hash, more = read.hash, {"held": len(held)}
+    else:
+        other = _read(held_data, tokens, wanted, None, told)
+        train, held, data_hash = read.groups, other.groups, content_id(read.hash, other.hash)
+        evaluation = report(other.intake, other.path, held, tokens.max_length, turns)
+        more = {"evaluation": evaluation, "shared": int(_member(other.prompts, read.prompts).sum())}
+    if kind == "judged":
+        # Those of the held-out groups come from the training data too, for one prompt alone may be held out.
+        train, held = (_mismatched(groups, train, seed, tokens.max_length, read.path) for groups in (train, held))
+    return Prepared(train, held, data_hash, told_of.model_copy(update=more), read.learned)
+
+
+def _read(data: str | Path, tokens: Tokens, wanted: _Wanted, limit: int | None, told: Told | None) -> _Read:
+    path = file_of(data, DEMONSTRATION_FILES if wanted.kind == "demonstrations" else PAIR_FILES)
+    file, intake = Path(path).expanduser(), Intake()
+    digest = None if file.is_file() else hashlib.sha256()
+    examples = itertools.islice(_seen(wanted.examples(path, intake), digest, intake, told), limit)
+    groups: list[Group] = []
+    prompts, forms = array("Q"), Forms(tokens.template.marks[0])
+    for example, group in tokens.with_examples(examples, intake):
+        if wanted.kind == "judged" and groups and _twins(groups[-1], group, example):
+            groups.pop()
+            prompts.pop()
+            intake.leave_out("same-tokens", example.line)
+            continue
+        groups.append(group)
+        prompts.append(_key(example, wanted.turns))
+        forms.add(example)
+    if not groups:
+        raise intake.nothing(path)
+    data_hash = sha256_of(file) if digest is None else digest.hexdigest()
+    return _Read(path, groups, prompts, data_hash, intake, forms.learned(tokens.template_options))
+
+
+def _twins(one: Group, other: Group, example: Example) -> bool:
+    """Whether the two replies of a pair, the good one and the bad one, are the same tokens."""
+    pair, _, side = example.id.rpartition(":")
+    same = one.prompt == other.prompt and one.completions == other.completions
+    return side == "rejected" and one.id == f"{pair}:chosen" and same
+
+
+def _seen(examples: Iterator[Example], digest: Any, intake: Intake, told: Told | None) -> Iterator[Example]:
+    """The examples; their texts go into the digest, if there is one, and the rows read so far are told."""
+    next_told = _STEP
+    for example in examples:
+        if digest is not None:
+            digest.update(repr((example.prompt, example.completions, example.values)).encode())
+        if told is not None and intake.rows >= next_told:
+            told(intake.rows)
+            next_told = intake.rows - intake.rows % _STEP + _STEP
+        yield example
+
+
+def _key(example: Example, turns: LearnedTurns) -> int:
+    """64 bits of a prompt; of a text that continues nothing, of the text itself. Where all replies of a conversation
+    are learned, of what stands before the first one: they stay on one side."""
+    prompt = example.prompt or example.completions[0]
+    if turns == "all":
+        prompt = _beginning(prompt)
+    parts = [prompt] if isinstance(prompt, str) else [part for turn in prompt for part in turn]
+    return hashed("\0".join(("held out", *parts)))
+
+
+def _beginning(prompt: str | Turns) -> str | Turns:
+    """A conversation up to its first reply."""
+    if isinstance(prompt, str):
+        return prompt.partition(CUE)[0]
+    return tuple(itertools.takewhile(lambda turn: turn.role != "assistant", prompt))
+
+
+def _parted(read: _Read, share: float) -> tuple[list[Group], list[Group]]:
+    """The groups to train on and those of the prompts with the smallest hashes, at least one if any are asked for."""
+    import numpy as np
+
+    if not 0 <= share < 1:
+        raise UserError(f"holdout is {share}, not a share from 0 to below 1")
+    if share == 0:
+        return read.groups, []
+    prompts = np.frombuffer(read.prompts, dtype=np.uint64)
+    distinct = np.unique(prompts)
+    if len(distinct) < 2:
+        mend = "set `holdout: 0`, or name other data to evaluate on with `held_data`"
+        raise UserError("all rows have the same prompt, so that none can be held out", where=read.path, mend=mend)
+    last = distinct[min(max(round(share * len(distinct)), 1), len(distinct) - 1) - 1]
+    away = (prompts <= last).tolist()
+    train = [group for group, out in zip(read.groups, away, strict=True) if not out]
+    return train, [group for group, out in zip(read.groups, away, strict=True) if out]
+
+
+def _member(prompts: array[int], others: array[int]) -> Numbers:
+    import numpy as np
+
+    return np.isin(np.frombuffer(prompts, dtype=np.uint64), np.frombuffer(others, dtype=np.uint64))
+
+
+def _mismatched(
+    groups: list[Group], others: list[Group], seed: int, limit: int | None, path: str | Path
+) -> list[Group]:
+    """Each group with the completion of another prompt as its second, from which KTO estimates a divergence.
+
+    It is that of the next one of `others`, in an order shuffled by the seed, that has another prompt. It may be cut to
+    the limit at its end: it is no example to learn from, only its likelihood counts.
+    """
+    if all(group.prompt == others[0].prompt for group in others):
+        raise UserError("KTO needs replies to two prompts at least", where=path, mend="give rows of several prompts")
+    order = list(range(len(others)))
+    random.Random(seed).shuffle(order)
+
+    def with_other(at: int, group: Group) -> Group:
+        next_ones = (others[order[(at + step) % len(order)]] for step in range(len(order)))
+        other = next(each for each in next_ones if each.prompt != group.prompt)
+        room = None if limit is None else limit - len(group.prompt)
+        return dataclasses.replace(group, completions=(*group.completions, other.completions[0][:room]))
+
+    return [with_other(at, group) for at, group in enumerate(groups)]

@@ -1,0 +1,260 @@
+"""A row of training data as texts, and as the token ids of a prompt and its completions.
+
+From one row of training data to texts: what the prompt is, what continues it, and what the row says about it.
+
+What a trainer learns from: a prompt and the completions that continue it, as token ids.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from rlaif.data.checks import check_texts
+from rlaif.data.conversations import CUE, Turns, UnreadableValueError, system_of, transcript, turns_of
+from rlaif.data.export import LEFT_OUT
+from rlaif.data.formats import Reading, Shape, read, truth, usual
+from rlaif.data.prompts import PromptColumns
+from rlaif.errors import UserError
+
+Template = Literal["auto", "chat", "plain"]
+"""`auto`: messages through the chat template, strings as raw text, unless a `system` stands beside them; `chat`: all
+through the template; `plain`: all as raw text."""
+
+Row = Mapping[str, Any]
+
+CERTAIN: Mapping[str, float] = {"probability": 1.0}
+"""One for all rows without a soft label: a million dicts of their own take 200 MB."""
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A row as texts."""
+
+    id: str
+    """The row's own id, else file and line."""
+    prompt: str | Turns
+    """Raw text, which may be empty, or turns for the chat template."""
+    completions: tuple[str, ...]
+    """Texts to append to a raw prompt, or contents of the assistant's next turn; of a pair the chosen one first."""
+    values: Mapping[str, float]
+    """`probability` and perhaps `margin` of a pair, `label` (1 good, 0 bad) of a judged reply."""
+    line: int = 0
+
+
+class Sides(NamedTuple):
+    """A row's prompt and what stands on either side; an unpaired reply has one side only."""
+
+    prompt: str | Turns
+    chosen: str | None
+    rejected: str | None
+    chosen_cut: bool = False
+    """The row says that it was cut off before its end."""
+    rejected_cut: bool = False
+
+
+class Alone(NamedTuple):
+    """How a demonstration is read that is no preference data."""
+
+    kind: Literal["messages", "reply", "text"]
+    column: str
+    """Of the conversation, of the reply to a prompt, or of the text."""
+    prompt: PromptColumns = PromptColumns("prompt")
+    """Of a reply."""
+    label: str | None = None
+    """Column that says whether the text is good."""
+    unused: tuple[str, ...] = ()
+    """Columns that may carry meaning and are not read."""
+
+
+def decided(row: Row, shape: Shape, template: Template) -> Sides:
+    """As `sides`, with what the soft label calls better on the chosen side, for trainers that read no soft labels.
+
+    Raises UnreadableValueError as `sides` does, and where the label says that neither is better.
+    """
+    found = sides(row, shape, template)
+    probability = _number(usual(row, shape).get("probability"))
+    if probability is None or shape.kind in ("rated", "unpaired") or not 0 <= probability <= 0.5:
+        return found
+    if probability == 0.5:
+        raise UnreadableValueError("label-half")
+    return Sides(found.prompt, found.rejected, found.chosen, found.rejected_cut, found.chosen_cut)
+
+
+def sides(row: Row, shape: Shape, template: Template) -> Sides:
+    """The texts of preference data, or of an unpaired reply.
+
+    Raises UnreadableValueError, with the rule of the doctor that the row breaks, where it is of no use.
+    """
+    reading, row = _checked(read(row, shape)), usual(row, shape)
+    values = {name: row[column] for name, column in shape.columns.items() if name != "label"}
+    spoken = shape.kind == "rated" or not all(isinstance(value, str) for value in values.values()) or system_of(row)
+    if template == "chat" or spoken or "messages-as-text" in reading.odd:
+        found = _spoken(reading, template)
+    elif shape.kind == "dialogues":
+        found = _parted(values["chosen"], values["rejected"], reading)
+    else:
+        prompt, either = values["prompt"], values.get("completion", "")
+        chosen, rejected = values.get("chosen", either), values.get("rejected", either)
+        found = Sides(prompt, _after(prompt, chosen, reading.chosen), _after(prompt, rejected, reading.rejected))
+    if shape.kind == "unpaired":
+        return found._replace(chosen_cut=_cut_off(row), rejected_cut=_cut_off(row))
+    return found._replace(chosen_cut=_cut_off(row, "chosen_"), rejected_cut=_cut_off(row, "rejected_"))
+
+
+def _cut_off(row: Row, side: str = "") -> bool:
+    """Whether a row says that its response, or that of one side of its pair, was cut off before its end."""
+    return row.get(f"{side}truncated") is True or row.get(f"{side}finish_reason") == "length"
+
+
+LearnedTurns = Literal["last", "all"]
+"""Which replies of a conversation are learned."""
+
+
+def demonstrated(row: Row, form: Alone, template: Template, learned: LearnedTurns = "last") -> Sides:
+    """The texts of a demonstration. Raises UnreadableValueError as `sides` does.
+
+    Where all replies are learned, a turn of the user at the end is no more than a reply that is missing.
+    """
+    if form.column not in row:
+        raise UnreadableValueError("missing")
+    value = row[form.column]
+    if form.label is not None and not truth(row.get(form.label)):
+        raise UnreadableValueError("undesirable")
+    if form.kind == "reply":
+        columns = {"prompt": form.prompt.main, "completion": form.column, "label": "label"}
+        return sides({**row, "label": True}, Shape("unpaired", columns, prompt=form.prompt), template)
+    reading = Reading((), None, None)
+    turns = turns_of(value, "assistant", reading.odd.add)
+    if form.kind == "text" and (template != "chat" or len(turns) == 1):
+        return _text(value)._replace(chosen_cut=_cut_off(row))
+    if learned == "all" and turns[-1].role == "user":
+        turns = turns[:-1]
+    if not turns or turns[-1].role != "assistant":
+        raise UnreadableValueError("role-order")
+    reading.prompt, reading.chosen = turns[:-1], turns[-1].content
+    return _spoken(_checked(reading), template)._replace(chosen_cut=_cut_off(row))
+
+
+def every_reply(found: Sides, template: Template) -> Iterator[Sides]:
+    """Each reply in a conversation with what stands before it, the last one, which `found` is about, at the end."""
+    if not isinstance(found.prompt, str):
+        for at, turn in enumerate(found.prompt):
+            if turn.role == "assistant" and turn.content.strip():
+                yield _spoken(Reading(found.prompt[:at], turn.content, None), template)
+        found = _spoken(Reading(found.prompt, found.chosen, None), template)
+    yield found
+
+
+def values(row: Row, shape: Shape, path: str | Path, line: int) -> Mapping[str, float]:
+    """The numbers of a pair, of a row that `sides` took. Raises UserError where they are none.
+
+    A `margin` is passed on as reward trainers use it: by how much the rewards should differ. Not so in our own pairs,
+    where the column of that name is the probability minus one half, which is on another scale.
+    """
+    row = usual(row, shape)
+    probability, margin = row.get("probability"), row.get("margin")
+    soft = 1.0 if probability in (None, "") else _number(probability)
+    if soft is None or not 0 <= soft <= 1:
+        what = f"`probability` is {str(probability)[:40]!r}, not a number between 0 and 1"
+        raise UserError(what, where=path, line=line, mend="it is P(chosen is better)")
+    if margin in (None, "") or "raw_probability" in row:
+        return CERTAIN if soft == 1 else {"probability": soft}
+    number = _number(margin)
+    if number is None:
+        what = f"`margin` is {str(margin)[:40]!r}, not a number"
+        raise UserError(what, where=path, line=line, mend="rename the column if it means something else")
+    return {"probability": soft, "margin": number}
+
+
+def _number(value: Any) -> float | None:
+    """A finite number; out of CSV it is a text."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        return None
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _checked(reading: Reading) -> Reading:
+    """The row as it was read, if a trainer can use it."""
+    broken = set(reading.odd)
+    check_texts(reading, broken.add)
+    wrong = min(broken & LEFT_OUT, default=None)
+    if wrong is not None:
+        raise UnreadableValueError(wrong)
+    return reading
+
+
+def _spoken(reading: Reading, template: Template) -> Sides:
+    """Turns for the chat template, or as the text of a dialogue."""
+    if template != "plain":
+        return Sides(reading.prompt, reading.chosen, reading.rejected)
+    chosen, rejected = (None if reply is None else f" {reply}" for reply in (reading.chosen, reading.rejected))
+    return Sides(transcript(reading.prompt), chosen, rejected)
+
+
+def _parted(chosen: str, rejected: str, reading: Reading) -> Sides:
+    """Two dialogues as the text that they share, up to the last cue for a reply, and the rest of each."""
+    at = chosen.rfind(CUE)
+    while at >= 0 and not rejected.startswith(chosen[: at + len(CUE)]):
+        at = chosen.rfind(CUE, 0, at)
+    cut = at + len(CUE)
+    rests = [chosen[cut:], rejected[cut:]]
+    replies = [reading.chosen or "", reading.rejected or ""]
+    if at < 0 or [text.strip() for text in rests] != [reply.strip() for reply in replies]:
+        raise UnreadableValueError("no-shared-prompt")  # marked otherwise than with a cue of its own paragraph
+    return Sides(chosen[:cut], rests[0], rests[1])
+
+
+def _after(prompt: str, text: str, reply: str | None) -> str | None:
+    """What a text adds to the prompt, which it may repeat."""
+    if reply is None or text == reply:
+        return reply
+    if not text.startswith(prompt):
+        raise UnreadableValueError("prompt-mismatch")
+    return text[len(prompt) :]
+
+
+def _text(value: object) -> Sides:
+    """A text that continues nothing."""
+    if not isinstance(value, str):
+        raise UnreadableValueError("missing" if value is None else "type")
+    if not value.strip():
+        raise UnreadableValueError("empty-reply")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise UnreadableValueError("half-character") from None
+    return Sides("", value, None)
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """A prompt with its completions: one for SFT and KTO, chosen and rejected for a pair, any number otherwise.
+
+    One noun for every trainer: the prompt is computed once for all completions of a group (see `batches`).
+
+    Token ids are any sequence. `rlaif.training.tokenize` makes `array("i")`, as it takes a sixth of the memory of a
+    tuple (100,000 pairs of 300 tokens: 200 MB, not 1,271), adds up and compares like one, and turns into a numpy array
+    or a tensor without a copy.
+    """
+
+    id: str
+    """Names the row where something is wrong with it: its own id, or file and line."""
+    prompt: Sequence[int]
+    """Token ids; never empty, as the first token of a completion is predicted from the last of the prompt."""
+    completions: tuple[Sequence[int], ...]
+    """Token ids, the end-of-sequence token included; none of them empty."""
+    values: Mapping[str, float] = field(default_factory=dict)
+    """Numbers of the row that its loss takes, for instance `probability` (the soft label) and `margin`."""
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the group when its prompt stands once."""
+        return len(self.prompt) + sum(map(len, self.completions))

@@ -1,0 +1,640 @@
+"""Rewards of a reward model for responses: for any code, and for a file of them (`rlaif score`).
+
+From files to responses that a reward model can score, in the order of the file and tokenized as for training.
+
+Known are a run's folder or its samples.jsonl (joined with the prompts beside it), preference data in every shape that
+`rlaif train reward` takes, a prompt with one response or a list of them, conversations whose last turn is the response,
+and plain texts. A row that cannot be scored stays in its place, without a reward, and is counted.
+
+What the rewards of a file come to: how they are spread, whether they follow length, which are highest and lowest.
+
+Rewards of a reward model for responses: for any code (`rewards_of`), and for a file of them (`rlaif score`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import heapq
+import itertools
+import json
+import math
+import sys
+from array import array
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from pydantic import ValidationError
+
+from rlaif.data.conversations import UnreadableValueError
+from rlaif.data.export import first_known, settled
+from rlaif.data.files import Rows
+from rlaif.data.formats import Shape, recognise, usual
+from rlaif.data.prompts import OddPromptError, PromptColumns, joined_prompt, parts_of
+from rlaif.errors import ModelError, RecordError, UserError, nearest
+from rlaif.records import Prompt, Record, Sample
+from rlaif.stats import Estimate, hits, mean, wilson
+from rlaif.store import draft_of, read_records
+from rlaif.training.batches import lay_out, split
+from rlaif.training.dataset import PAIR_FILES, file_of
+from rlaif.training.dataset_report import Intake, LeftOut
+from rlaif.training.examples import Alone, Example, Group, Row, Sides, Template, demonstrated, sides
+from rlaif.training.forward import Way, choose_way, compute, mean_of
+from rlaif.training.reward_model import Loaded, load
+from rlaif.training.text_format import Learned
+from rlaif.training.tokenize import Tokens
+
+FILES = ("samples.jsonl", *PAIR_FILES)
+"""What is read of a folder."""
+
+_PROMPTS = ("prompt", "instruction", "question", "query")
+_REPLIES = ("response", "completion", "responses", "completions", "answer", "answers", "output", "outputs")
+_TALKS = ("messages", "conversations")
+_TEXTS = ("response", "text", "content", "completion", "output", "generated_text")
+"""Where a response stands in an object of a list of them."""
+_SAMPLE = frozenset({"prompt", "text", "policy", "index"})
+"""Columns that tell a record of samples.jsonl."""
+_ALONE = Shape("unpaired", {"prompt": "prompt", "completion": "completion", "label": "label"})
+
+
+class Reply(NamedTuple):
+    """One response."""
+
+    given: Any
+    """As it stands in the row."""
+    example: Example | None
+    """As texts; None where the row cannot be used."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """A row: a prompt with responses to it."""
+
+    id: str
+    line: int
+    prompt: Any
+    """As it stands in the row; of dialogues what they share."""
+    replies: tuple[Reply, ...]
+    """Of preference data chosen and rejected."""
+    paired: bool
+
+
+class Columns(NamedTuple):
+    """What the user calls columns; None looks for the usual names."""
+
+    reply: str | None = None
+    prompt: str | None = None
+
+
+USUAL = Columns()
+
+
+class _Form(NamedTuple):
+    """How the rows of a file are read."""
+
+    kind: Literal["pair", "replies", "messages", "text", "sample"]
+    prompt: str = "prompt"
+    reply: str = ""
+    shape: Shape | None = None
+    parts: tuple[str, ...] = ()
+    """Other columns that are part of the prompt."""
+
+
+def responses(
+    path: str | Path,
+    template: Template = "auto",
+    intake: Intake | None = None,
+    columns: Columns = USUAL,
+) -> Iterator[Answered]:
+    """The rows of a file, a run's folder or a `datasets` name. Raises UserError where there are no responses in it."""
+    path, intake = file_of(path, FILES), intake or Intake()
+    form, rows = first_known(path, lambda row: _form(row, columns))
+    if form is None:
+        _, first = next(rows, (0, None))
+        raise UserError("holds no rows", where=path) if first is None else _unknown(path, first, columns)
+    if form.shape is not None:
+        form = form._replace(shape=settled(form.shape, path))
+    if form.kind == "sample":
+        rows, form = _joined(rows, path), _Form("replies", "prompt", "response")
+    for line, row in rows:
+        intake.rows += 1
+        yield _answered(row, form, template, intake, f"{Path(path).name}:{line}", line)
+
+
+def _form(row: object, columns: Columns) -> _Form | None:
+    if not isinstance(row, dict):
+        return None
+    if columns != USUAL:
+        return _replies(
+            row, (columns.prompt,) if columns.prompt else _PROMPTS, (columns.reply,) if columns.reply else _REPLIES
+        )
+    if row.keys() >= _SAMPLE:
+        return _Form("sample")
+    shape = recognise(row)
+    sided = ("chosen" in row and "rejected" in row) or (shape is not None and shape.sided is not None)
+    if not sided and (found := _replies(row, _PROMPTS, _REPLIES)) is not None:
+        return found
+    talk = next((name for name in _TALKS if isinstance(row.get(name), (list, str))), None)
+    if not sided and talk is not None:
+        return _Form("messages", reply=talk)
+    if shape is not None and shape.kind in ("preference", "dialogues"):
+        return _Form("pair", shape.columns.get("prompt", ""), shape=shape)
+    return _Form("text", reply="text") if "text" in row else None
+
+
+def _replies(row: Row, prompts: Sequence[str], replies: Sequence[str]) -> _Form | None:
+    prompt = next((name for name in prompts if name in row), None)
+    reply = next((name for name in replies if name in row and name != prompt), None)
+    return (
+        None
+        if prompt is None or reply is None
+        else _Form("replies", prompt, reply, parts=parts_of(map(str, row), prompt, (reply,)))
+    )
+
+
+def _unknown(path: str | Path, row: object, columns: Columns) -> UserError:
+    names = tuple(map(str, row)) if isinstance(row, dict) else ()
+    for name, flag in ((columns.reply, "--column"), (columns.prompt, "--prompt-column")):
+        if name is not None and name not in names:
+            return UserError(f"no column `{name}` ({flag})", where=path, mend=nearest(name, names))
+    held = f"columns: {', '.join(names)}" if names else "the rows are not objects"
+    needed = "needed: prompt with response or responses; or prompt, chosen, rejected; or messages; or text"
+    mend = f"{needed}; --prompt-column and --column name others"
+    return UserError(f"no responses that can be recognised ({held})", where=path, mend=mend)
+
+
+def _joined(rows: Rows, path: str | Path) -> Rows:
+    """Samples as rows with the messages of their prompts."""
+    beside = Path(path).expanduser().with_name("prompts.jsonl")
+    if not beside.is_file():
+        mend = "give the run's folder, or rows with `prompt` and `response`"
+        raise UserError("samples name their prompts by id, and no prompts.jsonl lies beside", where=path, mend=mend)
+    prompts = {prompt.id: prompt.messages for prompt in read_records(beside, Prompt)}
+    for line, row in rows:
+        try:
+            sample = Sample.model_validate(row)
+        except ValidationError as error:
+            raise RecordError(path, line, error.errors()[0]["msg"]) from None
+        if sample.prompt not in prompts:
+            raise UserError(f"no prompt `{sample.prompt}` in prompts.jsonl", where=path, line=line)
+        messages = [message.model_dump() for message in prompts[sample.prompt]]
+        yield line, {"id": sample.id, "prompt": messages, "response": sample.text}
+
+
+def _answered(row: object, form: _Form, template: Template, intake: Intake, name: str, line: int) -> Answered:
+    try:
+        if not isinstance(row, dict):
+            raise UnreadableValueError("type")
+        own = row.get("id")
+        name = str(own) if isinstance(own, (str, int)) and not isinstance(own, bool) and own != "" else name
+        if form.kind == "pair":
+            return _pair(row, form, template, name, line)
+        if form.kind != "replies":
+            return _whole(row, form, template, name, line)
+        given = _items(row.get(form.reply))
+        prompt = _prompt(row, form)
+    except UnreadableValueError as odd:
+        intake.leave_out(str(odd), line)
+        prompt = row.get(form.prompt) if isinstance(row, dict) else None
+        blank = (Reply(None, None),) * (2 if form.kind == "pair" else 1)
+        return Answered(name, line, prompt, blank, form.kind == "pair")
+    replies = tuple(_reply(prompt, each, template, intake, line) for each in given)
+    return Answered(name, line, prompt, replies, paired=False)
+
+
+def _prompt(row: Row, form: _Form) -> Any:
+    if form.prompt not in row:
+        return None
+    try:
+        return joined_prompt(row, PromptColumns(form.prompt, form.parts))
+    except OddPromptError:
+        raise UnreadableValueError("prompt-part") from None
+
+
+def _pair(row: Row, form: _Form, template: Template, name: str, line: int) -> Answered:
+    assert form.shape is not None
+    found, row = sides(row, form.shape, template), usual(row, form.shape)
+    given = [row[form.shape.columns[side]] for side in ("chosen", "rejected")]
+    texts = (found.chosen or "", found.rejected or "")
+    replies = (Reply(*each) for each in zip(given, (_example(found, text, line) for text in texts), strict=True))
+    prompt = row[form.prompt] if form.prompt else _plain(found)
+    return Answered(name, line, prompt, tuple(replies), paired=True)
+
+
+def _whole(row: Row, form: _Form, template: Template, name: str, line: int) -> Answered:
+    """A conversation or a text that holds its response."""
+    found = demonstrated(row, Alone("messages" if form.kind == "messages" else "text", form.reply), template)
+    text = found.chosen or ""
+    return Answered(name, line, _plain(found), (Reply(text, _example(found, text, line)),), paired=False)
+
+
+def _items(value: Any) -> list[Any]:
+    """The responses of a row: one, or those of a list. Messages in a list are one response."""
+    if value is None:
+        raise UnreadableValueError("missing")
+    if not isinstance(value, list) or (value and isinstance(value[0], dict) and {"role", "from"} & value[0].keys()):
+        return [value]
+    if not value:
+        raise UnreadableValueError("empty-reply")
+    return value
+
+
+def _reply(prompt: Any, given: Any, template: Template, intake: Intake, line: int) -> Reply:
+    text = given
+    if isinstance(given, dict) and "role" not in given:
+        text = next((given[name] for name in _TEXTS if isinstance(given.get(name), str)), None)
+        # As for training: nothing in rated completions tells where the instruction ends, so they are messages.
+        prompt = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+    try:
+        found = sides({"prompt": prompt, "completion": text, "label": True}, _ALONE, template)
+    except UnreadableValueError as odd:
+        intake.leave_out(str(odd), line)
+        return Reply(given, None)
+    return Reply(given, _example(found, found.chosen or "", line))
+
+
+def _example(found: Sides, text: str, line: int) -> Example:
+    return Example("", found.prompt, (text,), {}, line)
+
+
+def _plain(found: Sides) -> Any:
+    return found.prompt if isinstance(found.prompt, str) else [turn._asdict() for turn in found.prompt]
+
+
+class Scored(NamedTuple):
+    """A response with a reward."""
+
+    reward: float
+    length: int
+    """Tokens."""
+
+
+class Spread(Record):
+    """How rewards are spread."""
+
+    mean: float
+    std: float
+    """Of this file, not an estimate for more of its kind."""
+    min: float
+    quartile: float
+    median: float
+    third_quartile: float
+    max: float
+
+
+class Shown(Record):
+    """A response and its reward."""
+
+    id: str
+    reward: float
+    prompt: str
+    """What was said last before it."""
+    response: str
+
+
+class Figures(Record):
+    """What the rewards of a file come to."""
+
+    model: str
+    data: str
+    rows: int
+    """Rows read."""
+    responses: int
+    """Responses with a reward, those of pairs included."""
+    left_out: tuple[LeftOut, ...]
+    """Rows or responses without a reward, most frequent reason first."""
+    truncated: int
+    """Responses whose prompt lost its beginning, as both together are longer than the limit."""
+    rewards: Spread
+    length_correlation: float | None
+    """Pearson's, of reward and tokens of the response."""
+    accuracy: Estimate | None
+    """Share of pairs whose chosen response has the higher reward; equal ones count half. Only of preference data."""
+    margin: float | None
+    """Mean of the rewards of chosen less those of rejected responses."""
+    centered_by: float
+    """What was taken off all rewards: the mean over the demonstrations that the model was centred on."""
+    highest: tuple[Shown, ...]
+    lowest: tuple[Shown, ...]
+
+
+class Tally:
+    """Counts rewards as they come in; of the texts it keeps the extremes only."""
+
+    def __init__(self, top: int) -> None:
+        self.rewards, self.lengths, self.margins = array("d"), array("d"), array("d")
+        self._top, self._extremes = top, _Extremes(top)
+
+    def add(self, row: Answered, scored: Sequence[Scored | None]) -> None:
+        """Take in the responses of a row."""
+        for reply, each in zip(row.replies, scored, strict=True):
+            if each is not None and reply.example is not None:
+                self.rewards.append(each.reward)
+                self.lengths.append(each.length)
+                self._extremes.add(each.reward, row.id, reply.example)
+        if row.paired and scored[0] is not None and scored[1] is not None:
+            self.margins.append(scored[0].reward - scored[1].reward)
+
+    def figures(self, model: str, data: str, intake: Intake, centered_by: float) -> Figures:
+        """All of it as a record."""
+        return Figures(
+            model=model,
+            data=data,
+            rows=intake.rows,
+            responses=len(self.rewards),
+            left_out=intake.reasons(),
+            truncated=intake.truncated,
+            rewards=_spread(self.rewards),
+            length_correlation=_correlation(self.rewards, self.lengths),
+            accuracy=_accuracy(self.margins),
+            margin=mean(self.margins) if self.margins else None,
+            centered_by=centered_by,
+            highest=self._extremes.highest(),
+            lowest=self._extremes.lowest(),
+        )
+
+
+class _Extremes:
+    """The highest and the lowest few; of equals those that came first."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._count = 0
+        self._heaps: tuple[list[tuple[float, int, Shown]], list[tuple[float, int, Shown]]] = ([], [])
+
+    def add(self, reward: float, name: str, example: Example) -> None:
+        self._count += 1
+        for heap, key in zip(self._heaps, (reward, -reward), strict=True):
+            if len(heap) < self._most:
+                heapq.heappush(heap, (key, -self._count, _shown(reward, name, example)))
+            elif heap and key > heap[0][0]:
+                heapq.heapreplace(heap, (key, -self._count, _shown(reward, name, example)))
+
+    def highest(self) -> tuple[Shown, ...]:
+        return tuple(shown for _, _, shown in sorted(self._heaps[0], key=lambda each: each[:2], reverse=True))
+
+    def lowest(self) -> tuple[Shown, ...]:
+        return tuple(shown for _, _, shown in sorted(self._heaps[1], key=lambda each: each[:2], reverse=True))
+
+
+def _shown(reward: float, name: str, example: Example) -> Shown:
+    prompt = example.prompt if isinstance(example.prompt, str) else example.prompt[-1].content
+    return Shown(id=name, reward=reward, prompt=prompt, response=example.completions[0])
+
+
+def _spread(rewards: Sequence[float]) -> Spread:
+    import numpy as np
+
+    low, quartile, median, third, high = (float(each) for each in np.percentile(rewards, [0, 25, 50, 75, 100]))
+    return Spread(
+        mean=mean(rewards),
+        std=float(np.std(rewards)),
+        min=low,
+        quartile=quartile,
+        median=median,
+        third_quartile=third,
+        max=high,
+    )
+
+
+def _correlation(xs: Sequence[float], ys: Sequence[float]) -> float | None:
+    import numpy as np
+
+    if len(xs) < 3 or min(xs) == max(xs) or min(ys) == max(ys):
+        return None
+    return float(np.corrcoef(xs, ys)[0, 1])
+
+
+def _accuracy(margins: Sequence[float]) -> Estimate | None:
+    if not margins:
+        return None
+    share = wilson(sum(hits(margins)), len(margins))
+    return Estimate(value=share.value, low=share.low, high=share.high, pairs=len(margins))
+
+
+_ROWS = 5_000
+"""Rows whose responses are sorted by length and scored together; their rewards are then written."""
+_MOST = 8
+"""Responses that share one prompt in a row: attention costs the square of a row's length, so more of them cost more."""
+
+
+@torch.no_grad()
+def rewards_of(
+    model: Any,
+    groups: Sequence[Group],
+    *,
+    tokens: int = 8192,
+    way: Way | None = None,
+    centered: bool = True,
+    narrow: bool = False,
+) -> list[float]:
+    """The reward of every completion, in the order of the groups, which `way` (`forward.choose_way`) computes.
+
+    `tokens` is what fits into memory at once. A model that was centred has its mean taken off, unless `centered` is
+    false. `narrow` computes in bfloat16, and keeps weights and rewards in float32, as the training did.
+    """
+    if not groups:
+        return []
+    shared = sorted(groups, key=lambda group: -len(group.completions))
+    way = way or choose_way(model, shared[:2], "rewards")  # those of several responses show whether sharing works
+    device = next(model.parameters()).device
+    found: dict[int, list[float]] = {}
+    was_training = model.training
+    model.eval()
+    for part in split(groups, tokens, way.layout):
+        some = [groups[at] for at in part]
+        with torch.autocast(device.type, torch.bfloat16, enabled=narrow):
+            rewards = iter(compute(model, lay_out(some, way.layout).to(device), way, "rewards").tolist())
+        for at, group in zip(part, some, strict=True):
+            found[at] = list(itertools.islice(rewards, len(group.completions)))
+    model.train(was_training)
+    mean = mean_of(model) if centered else 0.0
+    return [reward - mean for at in range(len(groups)) for reward in found[at]]
+
+
+def rewards_apart(model: Any, singles: Sequence[Group], *, tokens: int = 8192, **how: Any) -> list[float]:
+    """The rewards of groups of one completion each, in their order; `how` goes to `rewards_of`.
+
+    Equal ones are computed once, and those of one prompt share it.
+    """
+    equal: dict[tuple[bytes, bytes], list[int]] = {}
+    for at, single in enumerate(singles):
+        (completion,) = single.completions
+        equal.setdefault((_bytes(single.prompt), _bytes(completion)), []).append(at)
+    of_prompt: dict[bytes, list[int]] = {}
+    for (prompt, _), places in equal.items():
+        of_prompt.setdefault(prompt, []).append(places[0])
+    parts = [part for firsts in of_prompt.values() for part in _filled(firsts, singles, tokens)]
+    groups = [_joined_scores([singles[at] for at in part]) for part in parts]
+    rewards = rewards_of(model, groups, tokens=tokens, **how)
+    by_first = dict(zip(itertools.chain.from_iterable(parts), rewards, strict=True))
+    found = {at: by_first[places[0]] for places in equal.values() for at in places}
+    return [found[at] for at in range(len(singles))]
+
+
+class Apart:
+    """`rewards_apart` call after call, for one model: how it computes them is found out once, and once more with the
+    first prompt of several replies, as only those show whether sharing works."""
+
+    def __init__(self, loaded: Loaded, tokens: int) -> None:
+        self._model, self._tokens, self._narrow = loaded.model, tokens, loaded.narrow
+        self._ways: dict[bool, Way] = {}
+        """By whether replies that share a prompt were tried."""
+
+    def __call__(self, singles: Sequence[Group]) -> list[float]:
+        """The rewards of groups of one completion each, in their order."""
+        if not singles:
+            return []
+        return rewards_apart(self._model, singles, tokens=self._tokens, way=self._way(singles), narrow=self._narrow)
+
+    def _way(self, singles: Sequence[Group]) -> Way:
+        if True in self._ways:
+            return self._ways[True]
+        of_prompt: dict[tuple[int, ...], dict[tuple[int, ...], None]] = {}
+        for single in singles:
+            of_prompt.setdefault(tuple(single.prompt), {})[tuple(single.completions[0])] = None
+        groups = sorted(
+            (Group("", prompt, tuple(several)) for prompt, several in of_prompt.items()),
+            key=lambda group: -len(group.completions),
+        )
+        shares = len(groups[0].completions) > 1
+        if shares not in self._ways:
+            self._ways[shares] = choose_way(self._model, groups[:2], "rewards")
+        return self._ways[shares]
+
+
+def _bytes(ids: Sequence[int]) -> bytes:
+    return array("i", ids).tobytes()
+
+
+def _filled(places: Sequence[int], singles: Sequence[Group], tokens: int) -> Iterator[list[int]]:
+    """Groups of one prompt in parts of similar length that are computed as one row each."""
+    part: list[int] = []
+    used = 0
+    for at in sorted(places, key=lambda at: len(singles[at].completions[0])):
+        size = len(singles[at].completions[0])
+        if part and (len(part) == _MOST or used + size > tokens):
+            yield part
+            part = []
+        used = used + size if part else singles[at].tokens
+        part.append(at)
+    yield part
+
+
+def _joined_scores(singles: Sequence[Group]) -> Group:
+    first = singles[0]
+    return Group(first.id, first.prompt, tuple(single.completions[0] for single in singles))
+
+
+def score(
+    name: str,
+    data: str | Path,
+    *,
+    output: Path | None = None,
+    columns: Columns = USUAL,
+    template: Template | None = None,
+    template_options: Mapping[str, Any] | None = None,
+    max_length: int | None = None,
+    tokens: int = 8192,
+    limit: int | None = None,
+    top: int = 5,
+    centered: bool = True,
+    device: str = "auto",
+    told: Callable[[int], None] | None = None,
+) -> Figures:
+    """Score the responses of a file by the reward model `name`, write a row for each to `output`, and sum them up.
+
+    `template`, `template_options` and `max_length` are those of the model's training unless they are given. Raises
+    UserError for what the user can fix, ModelError where a reward is no number.
+    """
+    loaded = load(name, device)
+    intake, learned = Intake(), loaded.learned.asked(template)
+    rows = responses(data, learned.reading, intake, columns)
+    limits = loaded.tokens(max_length, template_options)
+    scorer = _Scorer(loaded, limits, learned, intake, tokens, centered)
+    tally = Tally(top)
+    with contextlib.ExitStack() as stack:
+        file = None
+        if output is not None:
+            draft = stack.enter_context(draft_of(output))
+            # Half a surrogate pair, which UTF-8 has no bytes for, becomes the escape that JSON has for it.
+            file = stack.enter_context(draft.open("w", encoding="utf-8", errors="backslashreplace", newline="\n"))
+        while chunk := list(itertools.islice(rows, min(_ROWS, (limit or sys.maxsize) - intake.rows))):
+            for row, scored in zip(chunk, scorer.scored(chunk), strict=True):
+                tally.add(row, scored)
+                if file is not None:
+                    file.writelines(
+                        json.dumps(line, ensure_ascii=False, default=str) + "\n" for line in _lines(row, scored)
+                    )
+            if told is not None:
+                told(intake.rows)
+        if not tally.rewards:
+            raise _nothing(intake, data)
+    return tally.figures(name, str(data), intake, mean_of(loaded.model) if centered else 0.0)
+
+
+def _nothing(intake: Intake, data: str | Path) -> UserError:
+    why = "; ".join(f"{each.count:,} where {each.what}" for each in intake.reasons()[:3])
+    mend = "raise --max-length" if "too-long" in intake.left_out else ""
+    return UserError(f"no response in {intake.rows:,} rows can be scored: {why}", where=data, mend=mend)
+
+
+class _Scorer:
+    """Rows in, their rewards out; how the model computes them is found out once."""
+
+    def __init__(
+        self, loaded: Loaded, limits: Tokens, learned: Learned, intake: Intake, tokens: int, centered: bool
+    ) -> None:
+        self._model, self._limits, self._learned, self._intake = loaded.model, limits, learned, intake
+        self._how: dict[str, Any] = {"tokens": tokens, "centered": centered, "narrow": loaded.narrow}
+
+    def scored(self, rows: Sequence[Answered]) -> list[list[Scored | None]]:
+        """The rewards of each row's responses; None for one that cannot be scored."""
+        places = [(at, number) for at, row in enumerate(rows) for number in range(len(row.replies))]
+        examples = (
+            dataclasses.replace(example, id=f"{at} {number}")
+            for at, number in places
+            if (example := self._as_learned(rows[at].replies[number].example)) is not None
+        )
+        groups = {example.id: group for example, group in self._limits.with_examples(examples, self._intake)}
+        rewards = self._rewards(rows, groups)
+        scored = {
+            key: Scored(reward, len(group.completions[0]))
+            for (key, group), reward in zip(groups.items(), rewards, strict=True)
+        }
+        return [[scored.get(f"{at} {number}") for number in range(len(row.replies))] for at, row in enumerate(rows)]
+
+    def _as_learned(self, example: Example | None) -> Example | None:
+        """A conversation as text, for a model that learned prompts and responses as text."""
+        if example is None or isinstance(example.prompt, str) or self._learned.template != "text":
+            return example
+        found = self._learned.example(example.id, example.prompt, example.completions[0])
+        if found is None:
+            self._intake.leave_out("no-form", example.line)
+            return None
+        return dataclasses.replace(found, line=example.line)
+
+    def _rewards(self, rows: Sequence[Answered], groups: Mapping[str, Group]) -> list[float]:
+        rewards = rewards_apart(self._model, list(groups.values()), **self._how)
+        for key, reward in zip(groups, rewards, strict=True):
+            if not math.isfinite(reward):
+                row = rows[int(key.partition(" ")[0])]
+                raise ModelError(f"the reward of `{row.id}` (line {row.line}) is {reward}: the model is broken")
+        return rewards
+
+
+def _lines(row: Answered, scored: Sequence[Scored | None]) -> Iterator[dict[str, Any]]:
+    """What is written of a row: one line of a pair, else one of each response."""
+    rewards = [None if each is None else each.reward for each in scored]
+    head = {"id": row.id, "prompt": row.prompt}
+    if row.paired:
+        chosen, rejected = (reply.given for reply in row.replies)
+        pair = {"chosen": chosen, "rejected": rejected}
+        yield {**head, **pair, "chosen_reward": rewards[0], "rejected_reward": rewards[1]}
+        return
+    for at, (reply, reward) in enumerate(zip(row.replies, rewards, strict=True)):
+        number = {"index": at} if len(row.replies) > 1 else {}
+        yield {**head, **number, "response": reply.given, "reward": reward}

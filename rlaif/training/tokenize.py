@@ -1,0 +1,316 @@
+"""From texts to token ids, the same ones that TRL's trainers make.
+
+Special tokens that stand as text in a response: an end is cut off, what no response can hold is found.
+
+Data that were sampled with special tokens kept end in `</s>`, `<|im_end|>` or the like. A tokenizer makes its own
+special tokens of such texts: a response would end twice, or end in its middle, after which a model says nothing.
+
+From texts to token ids, the same ones that TRL's trainers make.
+
+Prompt and completion are tokenized together, as one text, and the prompt is what this shares with the prompt alone: a
+tokenizer may merge the end of a raw prompt with the beginning of a completion. What of the prompt is lost like that is
+counted. A conversation's prompt is all that the model is asked with, its cue included, and the completion is what the
+chat template adds to it (see `rlaif.inference.chat_template`), tokenized by itself where both would merge, as a
+response that begins with a blank does with a cue that ends in a line break: a model that samples has read the whole
+cue. TRL differs there, and where the template writes the prompt otherwise once a response follows.
+
+Every completion ends with an end-of-sequence token, or a model would not learn to stop. Raw text gets the tokenizer's.
+Chat templates bring their own; what a template writes after it (ChatML a line break) stays, as in TRL, so that the ids
+and with them the losses can be compared; it is the same for all completions, so that no preference lies in it. Only a
+template that ends a reply with no such token at all gets one appended (TRL leaves it out), and that is counted.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from array import array
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from rlaif.data.conversations import Turns
+from rlaif.errors import UserError
+from rlaif.inference.chat_template import ChatTemplate, UnwritableError
+from rlaif.training.dataset_report import Intake
+from rlaif.training.examples import Example, Group
+
+_FOREIGN = (
+    "<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|endoftext|>", "<|end_of_text|>", "<end_of_turn>", "<|eot|>",
+    "<|END_OF_TURN_TOKEN|>", "<|end_of_turn|>", "<｜end▁of▁sentence｜>", "<|endofturn|>", "<|return|>",
+)  # fmt: skip
+"""Ends of responses in the common chat formats: no text of a person, whatever the tokenizer."""
+_LESS_SURE = ("</s>", "<eos>", "<|end|>")
+"""Ends that may be text elsewhere (`</s>` is HTML too): only at the end of a response, and never within one."""
+
+
+class Endings:
+    """The ends of responses, by a tokenizer and by the common chat formats."""
+
+    def __init__(self, template: ChatTemplate, bos: str | None, *, formatted: bool = False) -> None:
+        """`formatted` is for texts that hold a chat format already, in which only the tokenizer's own ends, and its
+        start, are special."""
+        before, behind = ((), ()) if formatted else template.marks
+        own = {*template.end_texts, *behind}
+        self._ends = _longest_first(own if formatted else {*own, *_FOREIGN, *_LESS_SURE})
+        within = {*own, *before, *([bos] if bos else [])} | (set() if formatted else {*_FOREIGN})
+        self._within = re.compile("|".join(map(re.escape, _longest_first(within))) or r"(?!)")
+
+    def cut(self, text: str) -> str:
+        """A response without the ends that it closes with, and without the blank text around those."""
+        rest = text.rstrip()
+        while (end := next((each for each in self._ends if rest.endswith(each)), None)) is not None:
+            if end == "</s>" and "<s>" in rest:  # struck out, in HTML
+                break
+            text = rest = rest[: -len(end)].rstrip()
+        return text
+
+    def format(self, prompt: str) -> bool:
+        """Whether a prompt that is a text was written in a chat format: it holds ends of turns."""
+        return bool(self._within.search(prompt)) or any(end in prompt for end in _LESS_SURE)
+
+    def within(self, text: str) -> str:
+        """A special token that stands in a response; empty where there is none."""
+        match = self._within.search(text)
+        return match[0] if match else ""
+
+
+def _longest_first(texts: Collection[str]) -> list[str]:
+    return sorted({text for text in texts if text.strip()}, key=lambda text: (-len(text), text))
+
+
+Ids = Sequence[int]
+
+_CHUNK = 2_000
+"""Examples whose texts are tokenized at once: a fast tokenizer shares them out among the cores."""
+_TAIL = 4
+"""Tokens at the end of a completion among which its end token is looked for."""
+_UNUSED = ("pad", "reserved", "unused", "extra_id", "dummy", "placeholder")
+
+
+class _Texts(NamedTuple):
+    """A row as the tokenizer gets it."""
+
+    prompt: str
+    completions: tuple[str, ...]
+
+    @property
+    def all(self) -> list[str]:
+        """The prompt, and the prompt with each completion."""
+        return [self.prompt, *(self.prompt + text for text in self.completions)]
+
+
+class Tokens:
+    """Turns examples into groups.
+
+    Of a group longer than `max_length` (its prompt with its longest completion) the prompt loses its beginning, a
+    beginning-of-sequence token apart, and completions stay whole, so that all follow the same prompt and none loses its
+    end (TRL cuts ends: where only one completion of a pair is cut, a model learns to go on and on). Where a completion
+    alone is too long, the row is left out.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        *,
+        max_length: int | None = None,
+        ends: Iterable[int] = (),
+        template_options: Mapping[str, Any] | None = None,
+    ) -> None:
+        """`ends` are tokens that end a reply beside the tokenizer's own: those of the model's generation config.
+        `template_options` go to the chat template.
+
+        Raises UserError for a tokenizer without an end-of-sequence token, or with several chat templates and no choice.
+        """
+        self.tokenizer, self.max_length = tokenizer, max_length
+        self.template_options = dict(template_options or {})
+        self._bos, self._eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+        if self._eos is None:
+            mend = "set `eos_token` in its tokenizer_config.json"
+            raise UserError("the tokenizer has no end-of-sequence token", where=self._name, mend=mend)
+        self._ends = frozenset({*ends, self._eos})
+        self.template = ChatTemplate(tokenizer, template_options, ends=self._ends)
+        self._endings = {
+            formatted: Endings(self.template, tokenizer.bos_token, formatted=formatted) for formatted in (False, True)
+        }
+        self._blanks: dict[tuple[int, ...], bool] = {}
+
+    @property
+    def _name(self) -> str:
+        return str(getattr(self.tokenizer, "name_or_path", "") or "the tokenizer")
+
+    def groups(self, examples: Iterable[Example], intake: Intake | None = None) -> Iterator[Group]:
+        """The examples as groups, in their order, without those that do not fit; `intake` counts them."""
+        return (group for _, group in self.with_examples(examples, intake))
+
+    def with_examples(
+        self, examples: Iterable[Example], intake: Intake | None = None
+    ) -> Iterator[tuple[Example, Group]]:
+        """The same, each with the example that it was made from."""
+        counts = intake or Intake()
+        for spoken, run in itertools.groupby(examples, key=lambda example: not isinstance(example.prompt, str)):
+            while chunk := list(itertools.islice(run, _CHUNK)):
+                yield from self._chunk(chunk, spoken, counts)
+
+    def _chunk(self, chunk: Sequence[Example], spoken: bool, intake: Intake) -> Iterator[tuple[Example, Group]]:
+        written = [(example, self._written(example, intake)) for example in chunk]
+        rows = [(example, texts) for example, texts in written if texts is not None]
+        ids = self._encoded([text for _, texts in rows for text in texts.all], spoken)
+        for example, texts in rows:
+            prompt, *joint = itertools.islice(ids, 1 + len(texts.completions))
+            group = self._group(example, texts, prompt, joint, intake)
+            if group is not None:
+                intake.prompts.append(len(group.prompt))
+                intake.completions.extend(map(len, group.completions))
+                yield example, group
+
+    def _written(self, example: Example, intake: Intake) -> _Texts | None:
+        """The prompt and its completions as texts; None where the row is of no use."""
+        prompt = example.prompt
+        if not isinstance(prompt, str) and not self.template.exists:
+            mend = "set `template: plain`, or save a chat_template.jinja beside it"
+            raise UserError(
+                "the tokenizer has no chat template, and the data are messages", where=self._name, mend=mend
+            )
+        replies = self._without_ends(example, intake) if prompt else example.completions
+        if replies is None:
+            return None
+        if isinstance(prompt, str):
+            end = self.tokenizer.eos_token
+            return _Texts(prompt, tuple(text if text.endswith(end) else text + end for text in replies))
+        return self._rendered(example, prompt, replies, intake)
+
+    def _without_ends(self, example: Example, intake: Intake) -> tuple[str, ...] | None:
+        """The replies without end tokens as text; None where one holds a special token, or nothing else."""
+        formatted = isinstance(example.prompt, str) and self._endings[False].format(example.prompt)
+        endings = self._endings[formatted]
+        cut = tuple(map(endings.cut, example.completions))
+        if any(map(endings.within, cut)):
+            intake.leave_out("special-token", example.line)
+            intake.note(f"a special token in a reply: `{next(filter(None, map(endings.within, cut)))}`")
+            return None
+        changed = [text for text, before in zip(cut, example.completions, strict=True) if text != before]
+        if not all(text.strip() for text in changed):
+            intake.leave_out("empty-reply", example.line)
+            return None
+        intake.unended += len(changed)
+        return cut
+
+    def _rendered(self, example: Example, turns: Turns, replies: Sequence[str], intake: Intake) -> _Texts | None:
+        try:
+            prompt = self.template.prompt(turns)
+            found = [self.template.completion(turns, prompt, reply) for reply in replies]
+        except UnwritableError as error:
+            intake.leave_out(error.fault, example.line)
+            if error.why:
+                intake.note(f"the chat template refuses a conversation: {error.why}")
+            return None
+        intake.apart += any(each.written == "apart" for each in found)
+        intake.thoughtless += any(each.written == "thoughtless" for each in found)
+        intake.thoughts += any(each.written == "thought" for each in found)
+        return _Texts(prompt, tuple(each.text for each in found))
+
+    def _encoded(self, texts: list[str], spoken: bool) -> Iterator[list[int]]:
+        """Token ids of texts. A chat template has written all special tokens; raw text gets the tokenizer's usual."""
+        if not texts:
+            return iter(())
+        each = list(dict.fromkeys(texts))  # pairs of one prompt repeat it, and their completions
+        ids = self.template.ids(each, raw=not spoken)
+        return map(dict(zip(each, ids, strict=True)).__getitem__, texts)
+
+    def _group(
+        self, example: Example, texts: _Texts, prompt: Ids, joint: list[list[int]], intake: Intake
+    ) -> Group | None:
+        shared = min(_common(prompt, ids) for ids in joint)
+        head, tails = prompt[:shared], [ids[shared:] for ids in joint]
+        merged = shared < len(prompt)
+        if merged and not isinstance(
+            example.prompt, str
+        ):  # the model is asked with the whole cue, and goes on behind it
+            head, tails, merged = prompt, self.template.ids(texts.completions), False
+            intake.separate += 1
+        if not head:
+            if self._bos is None:
+                intake.leave_out("no-start", example.line)
+                return None
+            head = [self._bos]
+            tails = [ids[1:] if ids[:1] == head else ids for ids in tails]  # a text may bring its own start
+        if not all(tails):
+            intake.leave_out("no-completion", example.line)
+            return None
+        endless = [not self._ends_well(ids) for ids in tails]
+        tails = [[*ids, self._eos] if add else ids for ids, add in zip(tails, endless, strict=True)]
+        if len(tails) > 1 and all(ids == tails[0] for ids in tails):
+            intake.leave_out("same-tokens", example.line)
+            return None
+        fitted = self._fitted(head, tails, intake)
+        if fitted is None:
+            intake.leave_out("too-long", example.line)
+            return None
+        intake.merged += merged
+        intake.ended += sum(endless)
+        head, tails = fitted
+        return Group(example.id, array("i", head), tuple(array("i", ids) for ids in tails), example.values)
+
+    def _ends_well(self, ids: Ids) -> bool:
+        """Whether an end token stands at the end, or nothing but blank text after it."""
+        for after in range(min(_TAIL, len(ids))):
+            if ids[-1 - after] in self._ends:
+                return after == 0 or self._blank(tuple(ids[-after:]))
+        return False
+
+    def _blank(self, ids: tuple[int, ...]) -> bool:
+        if ids not in self._blanks:
+            self._blanks[ids] = not self.tokenizer.decode(list(ids)).strip()
+        return self._blanks[ids]
+
+    def _fitted(self, head: Ids, tails: list[list[int]], intake: Intake) -> tuple[Ids, list[list[int]]] | None:
+        """The parts cut to the limit (see the class), or None where they cannot be."""
+        limit, longest = self.max_length, max(map(len, tails))
+        if limit is None or len(head) + longest <= limit:
+            return head, tails
+        room = limit - longest
+        if room < 1:
+            return None
+        intake.truncated += 1
+        start = head[:1] if head[0] == self._bos else []
+        return [*start, *head[len(head) - room + len(start) :]], tails
+
+
+def _common(one: Ids, other: Ids) -> int:
+    """How many tokens two sequences begin alike with."""
+    if one == other[: len(one)]:
+        return len(one)
+    return next(at for at in range(len(one)) if at >= len(other) or one[at] != other[at])
+
+
+def pad_id(tokenizer: Any) -> int:
+    """A token id to fill up rectangles with that is not the end-of-sequence token.
+
+    No loss of ours depends on it, for `batches` marks what is padding and never looks at ids; but a saved model names a
+    pad token, and other trainers and servers mask by it, so that one which is the end-of-sequence token would hide the
+    end from them. Taken is the tokenizer's own, else its unknown token, else one that its makers left unused. Raises
+    UserError where there is none.
+    """
+    taken = {tokenizer.eos_token_id, tokenizer.bos_token_id}
+    for token in (tokenizer.pad_token_id, tokenizer.unk_token_id):
+        if token is not None and token not in taken:
+            return int(token)
+    added = {name.lower(): token for name, token in tokenizer.get_added_vocab().items() if token not in taken}
+    for word in _UNUSED:
+        found = min((token for name, token in added.items() if re.search(rf"(^|[^a-z]){word}", name)), default=None)
+        if found is not None:
+            return int(found)
+    vocabulary = tokenizer.get_vocab()
+    for name in ("[unused0]", "<unused0>", "[unused1]", "<unused1>"):
+        if name in vocabulary and vocabulary[name] not in taken:
+            return int(vocabulary[name])
+    mend = "add one: `tokenizer.add_special_tokens({'pad_token': '<pad>'})`, then save it and resize the embeddings"
+    where = str(getattr(tokenizer, "name_or_path", "") or "the tokenizer")
+    raise UserError("no token but the end of a sequence is left to pad with", where=where, mend=mend)
+
+
+def end_ids(generation_config: Any) -> frozenset[int]:
+    """The tokens that end a reply, of a model's generation config: what `Tokens` takes as `ends`."""
+    listed = getattr(generation_config, "eos_token_id", None)
+    several = listed if isinstance(listed, (list, tuple)) else (listed,)
+    return frozenset(int(token) for token in several if token is not None)
