@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import click
 
 from rlaif.cli.main import Entry, LazyGroup
-from rlaif.cli.render import Styled, echo, emit
+from rlaif.cli.terminal import Styled, echo, emit
 
 if TYPE_CHECKING:
     from rlaif.constitution import Constitution, Principle
@@ -122,7 +122,7 @@ def show(constitution: str, full: bool, as_json: bool) -> None:
 
 def _table(constitution: Constitution) -> None:
     """A row a principle: tags below the id, so that the question keeps some room on a narrow terminal."""
-    from rlaif.cli.render import print_table
+    from rlaif.cli.terminal import print_table
 
     rows = [
         (

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from rlaif.cli.flags import judge_of, judge_options_beside_a_constitution, run_of
-from rlaif.cli.render import Styled, echo, secho
+from rlaif.cli.terminal import Styled, echo, secho
 from rlaif.progress import show_progress
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def _show(found: Coverage) -> None:
 
 
 def _show_principles(found: Coverage) -> None:
-    from rlaif.cli.render import decimal, percent, print_table
+    from rlaif.cli.terminal import decimal, percent, print_table
 
     columns = ("principle", "asked", "decided", "agrees", "|margin|", "flips", "ties")
     rows = [
@@ -97,7 +97,7 @@ def _show_principles(found: Coverage) -> None:
 
 
 def _show_matrix(found: Coverage) -> None:
-    from rlaif.cli.render import print_table
+    from rlaif.cli.terminal import print_table
 
     known = {(each.first, each.second): each for each in found.agreements}
     names = [each.id for each in found.principles]
@@ -112,7 +112,7 @@ def _show_matrix(found: Coverage) -> None:
 
 
 def _cell(agreement: Agreement | None) -> str:
-    from rlaif.cli.render import percent
+    from rlaif.cli.terminal import percent
 
     if agreement is None or not agreement.both:
         return percent(None)
@@ -140,7 +140,7 @@ _PROMPT, _REPLY = 300, 240
 
 def show_impact(found: Impact) -> None:
     """The counts, the principles behind the flips, and the pairs that moved most."""
-    from rlaif.cli.render import print_table
+    from rlaif.cli.terminal import print_table
 
     echo()
     rows = [
@@ -166,7 +166,7 @@ def _with_causes(count: int, parts: Counter[str]) -> str:
 
 
 def _show_moved(number: int, moved: Moved) -> None:
-    from rlaif.cli.render import print_table, short
+    from rlaif.cli.terminal import print_table, short
 
     secho(f"\n{number}. {short(moved.prompt, _PROMPT)}", bold=True)
     statuses = [status.value for status in moved.statuses]
@@ -435,7 +435,7 @@ def _tried(name: str, judge: JudgeSettings, settings: dict[str, Any], answers: P
 
 
 def _show_tests(trials: Trials) -> None:
-    from rlaif.cli.render import decimal, print_table, short
+    from rlaif.cli.terminal import decimal, print_table, short
 
     print_table(
         ("principle", "prompt", "P(better)", "1st", "2nd", "result"),

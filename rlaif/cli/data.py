@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, ClassVar, cast
 import click
 
 from rlaif.cli.main import Entry, LazyGroup
-from rlaif.cli.render import echo
+from rlaif.cli.terminal import echo
 from rlaif.errors import UserError
 from rlaif.progress import show_rows
 
@@ -74,7 +74,7 @@ def check(
 
 def show(report: Report) -> None:
     """The report for people."""
-    from rlaif.cli.render import print_table
+    from rlaif.cli.terminal import print_table
 
     kind = report.shape or "of no known shape"
     echo(f"{report.path}: {report.rows:,} rows, {kind}, {report.usable:,} usable")

@@ -31,7 +31,7 @@ from rlaif.cli.flags import (
     template_options,
 )
 from rlaif.cli.main import Entry, LazyGroup
-from rlaif.cli.render import echo
+from rlaif.cli.terminal import echo
 from rlaif.config.run_file import Setting, settable
 from rlaif.evaluation.policy_specs import EvaluateSettings
 from rlaif.inference.models import served_model

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 from pydantic_core import PydanticUndefined
 
-from rlaif.cli.render import echo
+from rlaif.cli.terminal import echo
 from rlaif.config.run_file import Setting, load_run, settable
 from rlaif.config.schemas import RunSettings
 from rlaif.inference.models import served_model

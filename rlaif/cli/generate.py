@@ -16,8 +16,9 @@ from pathlib import Path
 import click
 
 from rlaif.cli.flags import run_options, settings_of
-from rlaif.cli.render import echo, end_report, secho
+from rlaif.cli.render import end_report
 from rlaif.cli.setup import warn_of_kinship
+from rlaif.cli.terminal import echo, secho
 from rlaif.cli.transcript import read_story, show_transcript
 from rlaif.config.schemas import RunSettings
 from rlaif.feedback.dataset import tokens_of

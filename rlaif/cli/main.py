@@ -20,7 +20,7 @@ from typing import ClassVar, NamedTuple, NoReturn
 import click
 
 from rlaif import __version__
-from rlaif.cli.render import echo
+from rlaif.cli.terminal import echo
 from rlaif.errors import RlaifError
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from rlaif.cli.render import echo, secho
+from rlaif.cli.terminal import echo, secho
 
 if TYPE_CHECKING:
     from rlaif.evaluation.judge import EvaluatedJudge
@@ -131,7 +131,7 @@ def _cost(found: Measures) -> str:
 
 
 def _show_groups(name: str, groups: Sequence[Group]) -> None:
-    from rlaif.cli.render import print_table
+    from rlaif.cli.terminal import print_table
 
     if not groups:
         return
@@ -142,7 +142,7 @@ def _show_groups(name: str, groups: Sequence[Group]) -> None:
 
 
 def _row(group: Group) -> tuple[str, ...]:
-    from rlaif.cli.render import percent
+    from rlaif.cli.terminal import percent
 
     first = None if group.first is None else group.first.value
     return group.name, f"{group.pairs:,}", *_told(group.accuracy), percent(group.flips), percent(first)
@@ -154,7 +154,7 @@ def _told(estimate: Estimate | None) -> tuple[str, str]:
 
 
 def _show_canaries(canaries: Sequence[Canary]) -> None:
-    from rlaif.cli.render import percent, print_table
+    from rlaif.cli.terminal import percent, print_table
 
     if not canaries:
         return
@@ -238,7 +238,7 @@ def headline(match: Match) -> str:
 
 
 def _show_matches(matches: Sequence[Match]) -> None:
-    from rlaif.cli.render import percent, print_table
+    from rlaif.cli.terminal import percent, print_table
 
     columns = (
         "policy",
@@ -273,7 +273,7 @@ def _show_matches(matches: Sequence[Match]) -> None:
 
 
 def _show_players(report: PolicyReport) -> None:
-    from rlaif.cli.render import percent, print_table
+    from rlaif.cli.terminal import percent, print_table
 
     meters = list(dict.fromkeys(name for player in report.players for name in player.meters))
     columns = ["policy", "answers", "missing", "length", "cut off", "blank", "repeats", "distinct 1, 2", "refuses"]
@@ -303,7 +303,7 @@ def _broken(player: Player) -> str:
 
 def _show_principles(report: PolicyReport) -> None:
     """By principle: the win rate against the baseline, and how many answers break it, a column a policy."""
-    from rlaif.cli.render import print_table
+    from rlaif.cli.terminal import print_table
 
     against = [match for match in report.matches if match.baseline == report.baseline]
     names = list(dict.fromkeys(part.name for match in against for part in match.principles))
@@ -323,7 +323,7 @@ def _show_principles(report: PolicyReport) -> None:
 
 def _show_tags(report: PolicyReport) -> None:
     """By kind of prompt: the win rate against the baseline, and refusals, of which some are right."""
-    from rlaif.cli.render import print_table
+    from rlaif.cli.terminal import print_table
 
     against = [match for match in report.matches if match.baseline == report.baseline]
     tags = [each for each in report.players[0].refusals if each.tag]
@@ -345,7 +345,7 @@ def _show_tags(report: PolicyReport) -> None:
 
 
 def _show_ratings(report: PolicyReport) -> None:
-    from rlaif.cli.render import print_table
+    from rlaif.cli.terminal import print_table
 
     if not report.ratings:
         return
@@ -468,7 +468,7 @@ def _signed(found: Estimate) -> str:
 
 
 def _show_reward_groups(groups: Sequence[Group]) -> None:
-    from rlaif.cli.render import print_table
+    from rlaif.cli.terminal import print_table
 
     if not groups:
         return
@@ -484,7 +484,7 @@ def _reward_row(group: Group) -> tuple[str, ...]:
 
 
 def _show_best_of(found: BestOfN) -> None:
-    from rlaif.cli.render import print_table
+    from rlaif.cli.terminal import print_table
 
     echo(f"\nBest of n by the reward, over {found.prompts:,} prompts with {found.samples} answers of {found.policy}")
     echo(f"Other measure: {found.measure}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from rlaif.cli.render import echo
+from rlaif.cli.terminal import echo
 
 
 @click.group()

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import click
 
 from rlaif.cli.flags import run_options
-from rlaif.cli.render import echo, secho
+from rlaif.cli.terminal import echo, secho
 from rlaif.config.run_file import Flags, load_run, read_run
 from rlaif.config.schemas import JudgeSettings, PolicySettings, RunSettings
 from rlaif.config.shipped import resource

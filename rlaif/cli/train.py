@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 import click
 
 from rlaif.cli.flags import flag, parameter, template_options, warn_of_variables
-from rlaif.cli.render import echo
+from rlaif.cli.terminal import echo
 from rlaif.config.run_file import settable
 from rlaif.progress import Progress, first_process, show_progress, show_rows
 from rlaif.training.config import SETTINGS, CommonSettings, load_settings
@@ -226,7 +226,7 @@ def score(
 
 
 def _show(figures: Figures) -> None:
-    from rlaif.cli.render import print_table
+    from rlaif.cli.terminal import print_table
 
     echo(f"{figures.data}: {figures.rows:,} rows, {figures.responses:,} responses scored by {figures.model}")
     for each in figures.left_out:
@@ -266,7 +266,7 @@ def _told(figures: Figures) -> list[str]:
 
 
 def _show_extremes(title: str, shown: tuple[Shown, ...]) -> None:
-    from rlaif.cli.render import print_table, short
+    from rlaif.cli.terminal import print_table, short
 
     rows = [(f"{each.reward:.3f}", short(each.prompt, 50), short(each.response, 80)) for each in shown]
     print_table((title, "prompt", "response"), rows, right=(title,), cut=("prompt", "response"))

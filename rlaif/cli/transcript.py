@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from rlaif.cli.render import echo, secho
+from rlaif.cli.terminal import echo, secho
 from rlaif.feedback.revise import as_sample
 from rlaif.feedback.revision_checks import spoken
 from rlaif.records import (

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 import click
 
 from rlaif.cli.flags import run_options
-from rlaif.cli.render import echo, print_table, secho, show_report
+from rlaif.cli.render import show_report
+from rlaif.cli.terminal import echo, print_table, secho
 from rlaif.progress import Progress, show_progress, show_rows
 
 if TYPE_CHECKING:

@@ -20,8 +20,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from rlaif.cli.render import watch_training  # noqa: E402
 from rlaif.config.shipped import shipped_model  # noqa: E402
+from rlaif.progress import show_progress  # noqa: E402
 from rlaif.rl.config import OnlineSettings  # noqa: E402
 from rlaif.rl.run import train_online  # noqa: E402
 from tests.bench.behaviour import behaviour, fresh_prompts  # noqa: E402
@@ -66,7 +66,7 @@ def _trained(folder: Path, name: str, more: dict[str, Any], seed: int) -> str:
     target = folder / f"online-{name}-{seed}"
     if not (target / "metrics.json").exists():
         given = {**COMMON, "prompts": str(folder / "prompts.jsonl"), "output": str(target), "seed": seed, **more}
-        with watch_training() as told:
+        with show_progress() as told:
             train_online(OnlineSettings.model_validate(given), told, resume=(target / "train.json").exists())
     figures = json.loads((target / "metrics.json").read_text(encoding="utf-8"))
     first = json.loads((target / "log.jsonl").read_text(encoding="utf-8").splitlines()[0])

@@ -76,7 +76,7 @@ def start(root: Path) -> None:
 
 def ours(root: Path, plan: dict[str, int]) -> dict[str, Any]:
     """Train; seconds are those of the steps."""
-    from rlaif.cli.render import watch_training
+    from rlaif.progress import show_progress
     from rlaif.rl.config import OnlineSettings
     from rlaif.rl.run import train_online
 
@@ -87,7 +87,7 @@ def ours(root: Path, plan: dict[str, int]) -> dict[str, Any]:
         "schedule": "constant", "warmup": 0.0, "save_steps": 0, "rollout": {"max_tokens": plan["tokens"]},
         "value": {"learning_rate": 1e-5}, "watch": {"on_alarm": "warn"},
     }  # fmt: skip
-    with watch_training() as told:
+    with show_progress() as told:
         train_online(OnlineSettings.model_validate(given), told)
     log = [json.loads(line) for line in (root / "ours" / "log.jsonl").read_text().splitlines()]
     names = [name for name in log[0] if name.startswith("seconds/")]

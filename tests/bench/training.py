@@ -95,7 +95,7 @@ def ours(kind: str, root: Path, dtype: str, tokens: int) -> dict[str, Any]:
     """Train as the peer does; seconds are those of the loop with the reference's pass."""
     from transformers import AutoTokenizer
 
-    from rlaif.cli.render import watch_training
+    from rlaif.progress import show_progress
     from rlaif.training.config import DpoSettings, RewardSettings
     from rlaif.training.session import train
 
@@ -106,7 +106,7 @@ def ours(kind: str, root: Path, dtype: str, tokens: int) -> dict[str, Any]:
         "template": "plain", "batch_size": 8, "learning_rate": 1e-5, "schedule": "constant", "warmup": 0.0,
         "save_steps": 0, "dtype": dtype, "device": "cpu", "tokens": tokens,
     }  # fmt: skip
-    with watch_training() as told:
+    with show_progress() as told:
         if kind == "dpo":
             done = train("dpo", DpoSettings(**given, reference_cache=str(out / "cache")), told)
         else:

@@ -27,7 +27,6 @@ sys.path.insert(0, str(ROOT))
 
 from rlaif.cli.render import (  # noqa: E402
     watch,
-    watch_training,
 )
 from rlaif.config.schemas import (  # fmt: skip  # noqa: E402
     CompareSettings,
@@ -43,6 +42,7 @@ from rlaif.data.conversations import Turn  # noqa: E402
 from rlaif.demo.oracle import prefer_overall  # noqa: E402
 from rlaif.demo.world import demo_scenes  # noqa: E402
 from rlaif.feedback.pipeline import STAGES, run_pipeline  # noqa: E402
+from rlaif.progress import show_progress  # noqa: E402
 from rlaif.records import Messages, PreferencePair  # noqa: E402
 from rlaif.stats import (  # noqa: E402
     fit_temperature,
@@ -102,7 +102,7 @@ def trained(
         given = {"model": str(model), "data": str(data), "output": str(target), **COMMON, **more}
         if method == "dpo":
             given["reference_cache"] = str(folder / "references")
-        with watch_training() as told:
+        with show_progress() as told:
             train(method, SETTINGS[method](**given), told, resume=(target / "train.json").exists())
     return target
 

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from rlaif.cli import render
+from rlaif import progress
 from rlaif.cli.data import data
 from rlaif.cli.main import LazyGroup
 from tests.support import environment, rlaif
@@ -47,8 +47,8 @@ def test_a_long_reading_tells_lines_now_and_then(
 ) -> None:
     """Every fifteen seconds, where standard error is no terminal."""
     clock = iter([0.0, 1.0, 15.0, 16.0, 31.0])
-    monkeypatch.setattr(render.time, "monotonic", lambda: next(clock))
-    with render.rows_read("a.jsonl") as told:
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    with progress.show_rows("a.jsonl") as told:
         for rows in (1000, 20_000, 21_000, 40_000):
             told(rows)
     assert capsys.readouterr().err == "a.jsonl: 20,000 rows, 15 s\na.jsonl: 40,000 rows, 31 s\n"

@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
-from rlaif.cli.render import watch_training
 from rlaif.config.schemas import JudgeSettings, PolicySettings, PromptSettings, RunSettings
 from rlaif.config.shipped import resource, shipped_model
 from rlaif.demo.oracle import prefer_overall, read_reply, violations
 from rlaif.feedback.pipeline import run_pipeline
+from rlaif.progress import show_progress
 from rlaif.records import Prompt, Sample
 from rlaif.store import read_records
 from rlaif.training.config import SETTINGS, Method
@@ -74,7 +74,7 @@ def trained(world: Path, name: str, method: Method, data: str, **more: Any) -> t
     given = {"model": "demo-policy", "data": str(world / data), "output": str(world / name), "save_steps": 0, **more}
     if method == "dpo":
         given["reference_cache"] = str(world / "references")
-    with watch_training() as told:
+    with show_progress() as told:
         return world / name, train(method, SETTINGS[method](**given), told).metrics
 
 

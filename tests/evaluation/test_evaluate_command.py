@@ -215,7 +215,7 @@ def test_the_group_is_light_and_complete() -> None:
         assert getattr(importlib.import_module(entry.module), entry.name).name == name
     code = "import sys; sys.argv = ['rlaif', 'evaluate', 'judge', '--help']\nfrom rlaif.cli.main import main\n"
     code += "try: main()\nexcept SystemExit: pass\n"
-    code += "heavy = ('torch', 'transformers', 'datasets', 'matplotlib', 'pydantic', 'rich', 'aiohttp', 'yaml')\n"
+    code += "heavy = ('torch', 'transformers', 'datasets', 'matplotlib', 'rich', 'aiohttp')\n"
     code += "print([name for name in heavy if name in sys.modules], file=sys.stderr)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment())
     assert result.stderr.strip() == "[]"

@@ -16,6 +16,7 @@ from rlaif.evaluation.policy_specs import Contestant, EvaluateSettings
 from rlaif.inference.base import Tally
 from rlaif.inference.chat_template import ChatTemplate
 from rlaif.inference.model_folder import identity, parts_of
+from rlaif.progress import Silent
 from rlaif.records import Message, Prompt, Sample, content_id
 from rlaif.store import Table
 from tests.inference.tiny import make_tiny_model
@@ -51,7 +52,7 @@ def settings(**more: Any) -> EvaluateSettings:
 def measured(folder: Path, table: Path, **more: Any) -> tuple[Distance, Tally]:
     one, two = drawn(folder, "one"), drawn(folder, "two")
     likelihoods = Table(table, Likelihood)
-    found, tally = asyncio.run(measure([one], two, settings(**more), likelihoods, lambda _: None))
+    found, tally = asyncio.run(measure([one], two, settings(**more), likelihoods, Silent()))
     likelihoods.close()
     return found["one"], tally
 
