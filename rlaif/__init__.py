@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rlaif.api.evaluate import evaluate_judge, evaluate_policies, evaluate_reward
-    from rlaif.api.run import Generated, generate, run_loop, write_report
+    from rlaif.api.run import Generated, generate, run_workflow, write_report
     from rlaif.api.train import score, train
     from rlaif.constitution import Constitution, Example, Principle, load_constitution
     from rlaif.errors import ModelError, RecordError, RlaifError, UserError
@@ -38,7 +38,7 @@ __all__ = [
     "evaluate_reward",
     "generate",
     "load_constitution",
-    "run_loop",
+    "run_workflow",
     "score",
     "train",
     "write_report",
@@ -47,7 +47,7 @@ __all__ = [
 _PLACES = {
     "rlaif.api.evaluate": ("evaluate_judge", "evaluate_policies", "evaluate_reward"),
     "rlaif.api.train": ("score", "train"),
-    "rlaif.api.run": ("Generated", "generate", "run_loop", "write_report"),
+    "rlaif.api.run": ("Generated", "generate", "run_workflow", "write_report"),
     "rlaif.constitution": ("Constitution", "Example", "Principle", "load_constitution"),
     "rlaif.errors": ("ModelError", "RecordError", "RlaifError", "UserError"),
     "rlaif.records": ("PreferencePair",),

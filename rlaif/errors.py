@@ -24,14 +24,14 @@ class RlaifError(Exception):
 
 
 class UserError(RlaifError):
-    """The user's mistake: `what` is wrong at `where`, and `mend` is what to do about it."""
+    """The user's mistake: `what` is wrong at `where`, and `hint` is what to do about it."""
 
     exit_code = 2
 
-    def __init__(self, what: str, *, where: str | Path | None = None, line: int | None = None, mend: str = "") -> None:
-        self.what, self.where, self.line, self.mend = what, where, line, mend
+    def __init__(self, what: str, *, where: str | Path | None = None, line: int | None = None, hint: str = "") -> None:
+        self.what, self.where, self.line, self.hint = what, where, line, hint
         place = "" if where is None else f"{where}{'' if line is None else f':{line}'}: "
-        super().__init__(one_line(f"{place}{what}{f'; {mend}' if mend else ''}"))
+        super().__init__(one_line(f"{place}{what}{f'; {hint}' if hint else ''}"))
 
 
 class ModelError(RlaifError):

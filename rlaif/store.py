@@ -55,9 +55,9 @@ class Table(Generic[R]):
                 self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o644)
             except OSError as error:
                 if error.errno == errno.ELOOP:
-                    mend = "put the file itself there"
+                    hint = "put the file itself there"
                     raise UserError(
-                        "is a link, and a run writes into its own folder only", where=self.path, mend=mend
+                        "is a link, and a run writes into its own folder only", where=self.path, hint=hint
                     ) from None
                 raise _unwritable(self.path, error) from error
         return self._file
@@ -120,7 +120,7 @@ class Table(Generic[R]):
 
     def _changed(self) -> UserError:
         what = "was changed by another program while this one had it open"
-        return UserError(what, where=self.path, mend="run the same command again")
+        return UserError(what, where=self.path, hint="run the same command again")
 
     def _parse(self, line: bytes, offset: int) -> R:
         try:
@@ -161,7 +161,7 @@ def lock_folder(folder: Path) -> Iterator[None]:
         lock.acquire()
     except filelock.Timeout:
         raise UserError(
-            "another process is writing here", where=folder, mend="wait for it, stop it, or set another `output`"
+            "another process is writing here", where=folder, hint="wait for it, stop it, or set another `output`"
         ) from None
     except OSError as error:
         raise _unwritable(folder, error) from error
@@ -178,7 +178,7 @@ def _require_no_way_out(folder: Path) -> None:
         for entry in sorted(entries, key=lambda entry: entry.name):
             if entry.is_symlink() and not Path(entry.path).resolve().is_relative_to(inside):
                 what = f"`{entry.name}` is a link that leads out of this folder, and only this folder is written to"
-                raise UserError(what, where=folder, mend="remove the link, or put there what it leads to")
+                raise UserError(what, where=folder, hint="remove the link, or put there what it leads to")
 
 
 def require_writable(folder: Path) -> None:
@@ -267,4 +267,4 @@ def sha256_of(path: Path) -> str:
 
 
 def _unwritable(path: Path, error: OSError) -> UserError:
-    return UserError(f"cannot write: {error.strerror}", where=path, mend="free the place or set another `output`")
+    return UserError(f"cannot write: {error.strerror}", where=path, hint="free the place or set another `output`")

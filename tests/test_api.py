@@ -18,14 +18,14 @@ import pytest
 
 import rlaif
 from rlaif.config.run_file import load_run
-from rlaif.training.folder import Begun
+from rlaif.training.folder import TrainState
 from tests.fakes import FakeServer
 from tests.readme import prepare
 from tests.support import environment, lines, write_run
 
 FUNCTIONS = [name for name in rlaif.__all__ if isinstance(getattr(rlaif, name), types.FunctionType)]
 OURS = [name for name in FUNCTIONS if name != "load_constitution"]
-SLOW = {"run_loop"}
+SLOW = {"run_workflow"}
 PARTS = [("Thank you, I will gladly help.", "Go away."), ("I am sorry; here is how.", "You are an idiot.")]
 ASKED = ("boil eggs", "learn the guitar", "clean an oven", "make good coffee", "pack a suitcase", "win at chess")
 
@@ -247,7 +247,7 @@ MISTAKES: list[tuple[Callable[[], Any], str]] = [
     (lambda: rlaif.generate("run.yaml", stages=["pairs"]), "stages: `pairs` is not known; did you mean `pair`?"),
     (lambda: rlaif.generate(constitution="demo", prompts="x", judge="demo-judge"), "generate(): `output` is missing"),
     (lambda: rlaif.generate("nowhere.yaml"), "nowhere.yaml: no such file"),
-    (lambda: rlaif.run_loop("run.yaml", train={"dpo": {}}), "run_loop(): no setting `train`; it is set in the file"),
+    (lambda: rlaif.run_workflow("run.yaml", train={"dpo": {}}), "run_workflow(): no setting `train`; it is set in the file"),
     (lambda: rlaif.train("dop"), "train(): `dop` is not known; did you mean `dpo`?"),  # type: ignore[arg-type]
     (lambda: rlaif.train("dpo", model="m", data="d", output="o", betta=1),
      'train("dpo"): no setting `betta`; did you mean `beta`?'),
@@ -319,7 +319,7 @@ def test_a_training_takes_groups_and_goes_on_only_when_told(within: Path, tmp_pa
     }  # fmt: skip
     done = rlaif.train("sft", lora={"rank": 2, "alpha": 3}, **given)
     assert (done.steps, done.finished) == (1, True)
-    kept = Begun.model_validate_json((tmp_path / "m/train.json").read_text())
+    kept = TrainState.model_validate_json((tmp_path / "m/train.json").read_text())
     assert kept.settings["lora"] == {"rank": 2, "alpha": 3.0, "dropout": 0.0, "targets": [], "merge": False}
     (tmp_path / "m/metrics.json").unlink()  # as if it had been stopped
     with pytest.raises(rlaif.UserError, match=r"go on with `resume=True`, or remove it$"):

@@ -13,7 +13,7 @@ from rlaif.config.run_file import load_run
 from rlaif.config.schemas import CompareSettings, PairSettings
 from rlaif.errors import UserError
 from rlaif.feedback.pipeline import Report, run_pipeline
-from rlaif.feedback.ranking import Provenance, pairs, stand
+from rlaif.feedback.ranking import Provenance, pairs, rank_samples
 from rlaif.records import Message, Prompt, Sample, content_id
 from tests.fakes import MASS, FakeServer, Trouble, first_share, unit
 from tests.support import lines, rlaif, write_run
@@ -215,7 +215,7 @@ def test_revisions_meet_their_originals() -> None:
         Comparison(first.id, better.id, Status.LABELLED, logit=-1.0),
         Comparison(other.id, better.id, Status.LABELLED, logit=-2.0),
     ]
-    standing = stand(prompt, [first, other, better], comparisons)
+    standing = rank_samples(prompt, [first, other, better], comparisons)
     settings = PairSettings(select="revised")
     (made,) = pairs(standing, settings, CompareSettings(), Provenance("j", "c"))
     assert (made.chosen_id, made.rejected_id) == (better.id, first.id)

@@ -22,9 +22,9 @@ from rlaif.constitution import Constitution, Principle
 from rlaif.feedback.aggregate import Comparison, Status, fold
 from rlaif.feedback.judge import compare_questions, judgement, votes
 from rlaif.feedback.matchups import criteria_of, meetings
-from rlaif.feedback.ranking import Provenance, pairs, stand
+from rlaif.feedback.ranking import Provenance, pairs, rank_samples
 from rlaif.feedback.sampling import given_samples
-from rlaif.inference.base import Answer, Question
+from rlaif.inference.base import Output, Question
 from rlaif.records import GivenResponse, Judgement, Message, PreferencePair, Prompt, Sample, Verdict
 
 SAID = ("left", "right", "tie", "unparsed", "failed")
@@ -49,9 +49,9 @@ def answered(question: Question, said: str, soft: bool) -> Judgement | None:
         gap = {"first": 2.0, "second": -2.0, "tie": 0.0, "unparsed": 1.0}[said]
         mass = 0.01 if said == "unparsed" else 0.98
         p = mass / (1 + math.exp(-gap))
-        return judgement(question, Answer(logprobs=(math.log(p), math.log(mass - p))))
+        return judgement(question, Output(logprobs=(math.log(p), math.log(mass - p))))
     text = {"first": "A", "second": "B", "tie": "Verdict: tie", "unparsed": "Hard to say."}[said]
-    return judgement(question, Answer(text=text))
+    return judgement(question, Output(text=text))
 
 
 def run(
@@ -79,7 +79,7 @@ def run(
         )
         for meeting, cast in votes(met, questions, answers.get, compare)
     ]
-    standing = stand(prompt, samples, comparisons)
+    standing = rank_samples(prompt, samples, comparisons)
     return samples, comparisons, pairs(standing, pair, compare, Provenance("judge", "c"))
 
 

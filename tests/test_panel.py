@@ -23,7 +23,7 @@ from rlaif.config.schemas import JudgeSettings, RunSettings
 from rlaif.errors import UserError
 from rlaif.feedback.pipeline import Report, Silent, compare, run_pipeline
 from rlaif.feedback.run import open_run, require_different
-from rlaif.inference.base import Answer, Question
+from rlaif.inference.base import Output, Question
 from rlaif.inference.models import LazyModel
 from tests.fakes import FakeServer, Taste, Trouble, unit
 from tests.support import lines, rlaif, write_run
@@ -303,8 +303,8 @@ class Recorded:
     async def probe(self, labels: tuple[str, ...]) -> list[str]:
         return []
 
-    async def answer(self, questions: Sequence[Question]) -> list[Answer]:
-        return [Answer(text="A") for _ in questions]
+    async def answer(self, questions: Sequence[Question]) -> list[Output]:
+        return [Output(text="A") for _ in questions]
 
     async def close(self) -> None:
         self.story.append(f"close {self.name}")

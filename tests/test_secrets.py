@@ -15,7 +15,7 @@ import pytest
 from rlaif.config.secrets import secret_in, shown_url, without_secrets
 from rlaif.errors import UserError
 from rlaif.evaluation.policy_specs import contestants
-from rlaif.feedback.run import read_making
+from rlaif.feedback.run import read_provenance
 from rlaif.text import MOST_LEVELS, loads
 from tests.fakes import FakeServer
 from tests.inference.rawserver import Asked, RawServer, reply
@@ -234,7 +234,7 @@ def test_a_deep_manifest_is_one_line_that_names_it(tmp_path: Path) -> None:
     manifest = tmp_path / "run/manifest.json"
     manifest.write_text('{"constitution":' + "[" * 100_000 + "]" * 100_000 + "}")
     with pytest.raises(UserError, match=r"manifest\.json: this is not the manifest of a run"):
-        read_making(tmp_path / "run")
+        read_provenance(tmp_path / "run")
     run = tmp_path / "run"
     for words in (("report", run), ("data", "export", run, tmp_path / "to"), ("constitution", "coverage", run)):
         result = rlaif(*words)

@@ -13,7 +13,7 @@ import pytest
 
 from rlaif.errors import RecordError, UserError
 from rlaif.feedback.judge import judgement
-from rlaif.inference.base import Answer, Question
+from rlaif.inference.base import Output, Question
 from rlaif.records import Failure, Judgement, Sampling, Score, content_id
 from rlaif.store import Table, lock_folder, read_records, record_writer, write_records, write_text
 
@@ -110,7 +110,7 @@ def judged(first: float = -0.1, second: float = -2.5) -> Judgement:
     """A judgement as it is stored."""
     asked = {"prompt": "p", "first": "a", "second": "b", "principle": "kind"}
     question = Question("compare", "judge", (), Sampling(max_tokens=1), labels=("A", "B"), about=asked)
-    return judgement(question, Answer(text="A", logprobs=(first, second)))
+    return judgement(question, Output(text="A", logprobs=(first, second)))
 
 
 @pytest.mark.case("sec-16-flipped-digit")

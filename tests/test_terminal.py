@@ -39,7 +39,7 @@ def test_a_json_document_remains_one() -> None:
 @pytest.mark.parametrize(
     "error",
     [
-        UserError(f"no key {EVIL}\nError: all is well", where="a\nb", mend="c\nd"),
+        UserError(f"no key {EVIL}\nError: all is well", where="a\nb", hint="c\nd"),
         RecordError("a\x1b.jsonl", 3, "odd\nthing"),
         ModelError(f"server: {EVIL}\nNo problems."),
     ],

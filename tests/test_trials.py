@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from rlaif.analysis.principle_tests import Result, Trials, run_trials
+from rlaif.analysis.principle_tests import PrincipleTests, Result, run_principle_tests
 from rlaif.config.schemas import JudgeSettings
 from rlaif.constitution import load_constitution
 from rlaif.errors import UserError
@@ -39,12 +39,12 @@ def write(folder: Path, *principles: dict[str, Any]) -> Path:
     return path
 
 
-def tried(path: Path, url: str, **more: Any) -> Trials:
+def tried(path: Path, url: str, **more: Any) -> PrincipleTests:
     judge = LazyModel(JudgeSettings(model="fake", base_url=url), log=path.with_name("judge.log"), labels=("A", "B"))
 
-    async def run() -> Trials:
+    async def run() -> PrincipleTests:
         try:
-            return await run_trials(load_constitution(path), judge, path.parent / "answers", **more)
+            return await run_principle_tests(load_constitution(path), judge, path.parent / "answers", **more)
         finally:
             await judge.close()
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from rlaif.config.schemas import PairSettings
 from rlaif.feedback.aggregate import Comparison, Share, Status, Vote, folded, shares
-from rlaif.feedback.run import Run, read_making, reopen_run
+from rlaif.feedback.run import Run, read_provenance, reopen_run
 from rlaif.feedback.slot_bias import find_slots
 
 LEAST = 10
@@ -104,7 +104,7 @@ def wilson_upper(successes: int, trials: int) -> float:
 
 def coverage(folder: Path) -> Coverage:
     """The coverage of a finished run. Raises UserError where there is none in `folder`."""
-    made_with = read_making(folder).hash
+    made_with = read_provenance(folder).hash
     with reopen_run(folder) as run:
         return covered(run, edited=run.constitution.hash != made_with)
 
@@ -115,7 +115,7 @@ def covered(run: Run, *, edited: bool = False) -> Coverage:
     find_slots(run)
     counting = Counting([criterion.id for criterion in run.criteria], run.settings.pair)
     for prompt in run.prompts():
-        for meeting, votes in run.votes_of(prompt, run.meetings_of(prompt, run.samples_of(prompt))):
+        for meeting, votes in run.votes_of(prompt, run.matchups_of(prompt, run.samples_of(prompt))):
             counting.add(meeting.left.id, meeting.right.id, votes)
     return Coverage(
         constitution=run.constitution.name,

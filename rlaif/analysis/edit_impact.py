@@ -22,10 +22,10 @@ from rlaif.errors import UserError
 from rlaif.feedback.aggregate import Comparison, Status, Vote, folded, moves, shares
 from rlaif.feedback.critique import critique_record, require_critiques
 from rlaif.feedback.judge import compare_questions, judgement
-from rlaif.feedback.matchups import WHOLE, Meeting
+from rlaif.feedback.matchups import WHOLE, Matchup
 from rlaif.feedback.run import Run
 from rlaif.feedback.slot_bias import find_slots
-from rlaif.inference.base import Answer, ModelSource, Question, Tally, ask
+from rlaif.inference.base import ModelSource, Output, Question, StageStats, ask
 from rlaif.progress import Progress
 from rlaif.records import Prompt
 from rlaif.store import R, Table
@@ -107,7 +107,7 @@ def plans(run: Run, old: Constitution, new: Constitution) -> Plans:
     tournament = run.settings.compare.method == "tournament"
     if tournament and any(run.final_questions(prompt, run.samples_of(prompt)) for prompt in run.prompts()):
         what = "a tournament chooses by grades which samples meet, and other grades choose others"
-        raise UserError(what, where=run.folder, mend="compare constitutions on a run with `compare.method: pairwise`")
+        raise UserError(what, where=run.folder, hint="compare constitutions on a run with `compare.method: pairwise`")
     if run.settings.compare.critique:
         for constitution in (old, new):
             require_critiques(run.settings.model_copy(update={"constitution": constitution.name}), constitution)
@@ -127,14 +127,14 @@ def missing(both: Plans) -> Missing:
     return Missing(*(counts[name] for name in Missing._fields))
 
 
-async def ask_critiques(both: Plans, judge: ModelSource, progress: Progress | None = None) -> Tally:
+async def ask_critiques(both: Plans, judge: ModelSource, progress: Progress | None = None) -> StageStats:
     """Ask the missing critiques of both plans, where their comparisons show any."""
     found = _meetings(both) if both[0].settings.compare.critique else ()
     questions = (question for prompt, met in found for question in _critiques_of(both, prompt, met))
     return await _asked(both[0], questions, judge, both[0].critiques, critique_record, "critique", progress)
 
 
-async def ask_comparisons(both: Plans, judge: ModelSource, progress: Progress | None = None) -> Tally:
+async def ask_comparisons(both: Plans, judge: ModelSource, progress: Progress | None = None) -> StageStats:
     """Ask the missing comparisons of both plans."""
     questions = (question for prompt, met in _meetings(both) for question in _comparisons_of(both, prompt, met))
     return await _asked(both[0], questions, judge, both[0].judgements, judgement, "compare", progress)
@@ -152,20 +152,20 @@ def impact(both: Plans) -> Impact:
     return counting.result()
 
 
-def _meetings(both: Plans) -> Iterator[tuple[Prompt, Sequence[list[Meeting]]]]:
+def _meetings(both: Plans) -> Iterator[tuple[Prompt, Sequence[list[Matchup]]]]:
     """Every prompt, and who meets under the old and under the new constitution: the same pairs, by other criteria."""
     for prompt in both[0].prompts():
         samples = both[0].samples_of(prompt)
-        yield prompt, [run.meetings_of(prompt, samples) for run in both]
+        yield prompt, [run.matchups_of(prompt, samples) for run in both]
 
 
-def _critiques_of(both: Plans, prompt: Prompt, met: Sequence[list[Meeting]]) -> list[Question]:
+def _critiques_of(both: Plans, prompt: Prompt, met: Sequence[list[Matchup]]) -> list[Question]:
     """The critiques of one prompt that either plan wants, each once; those of another prompt are never the same."""
     found = [run.critique_questions_of(prompt, own) for run, own in zip(both, met, strict=True)]
     return list({question.id: question for questions in found for question in questions}.values())
 
 
-def _comparisons_of(both: Plans, prompt: Prompt, met: Sequence[list[Meeting]]) -> list[Question]:
+def _comparisons_of(both: Plans, prompt: Prompt, met: Sequence[list[Matchup]]) -> list[Question]:
     """The comparisons of one prompt that either plan wants, as far as they can be written yet, each once."""
     found = [run.compare_questions_of(prompt, own) for run, own in zip(both, met, strict=True)]
     return list({question.id: question for questions in found for question in questions}.values())
@@ -176,7 +176,7 @@ def _count(questions: Sequence[Question], table: Table[R], name: str, counts: Co
     counts.update({name: len(questions) - known, f"{name}_known": known})
 
 
-def _waiting(both: Plans, prompt: Prompt, met: Sequence[list[Meeting]]) -> int:
+def _waiting(both: Plans, prompt: Prompt, met: Sequence[list[Matchup]]) -> int:
     """Comparison questions of one prompt that cannot be written yet, for want of a critique."""
     found: set[tuple[str, str, str, str | None]] = set()
     for run, own in zip(both, met, strict=True):
@@ -199,15 +199,15 @@ async def _asked(
     questions: Iterable[Question],
     judge: ModelSource,
     table: Table[R],
-    record: Callable[[Question, Answer], R],
+    record: Callable[[Question, Output], R],
     stage: str,
     progress: Progress | None,
-) -> Tally:
+) -> StageStats:
     if judge.name != run.judge_name:
         raise UserError(
             f"the judge of this run was `{run.judge_name}`, and is `{judge.name}` now",
             where=run.folder,
-            mend="put the old one back, or generate the run again with the new one",
+            hint="put the old one back, or generate the run again with the new one",
         )
     return await ask(
         questions, judge, table, record, run.failures,
@@ -226,7 +226,7 @@ class _Counting:
         self._distance = 0.0
         self._widest: list[tuple[float, int, Moved]] = []
 
-    def add(self, prompt: Prompt, meeting: Meeting, before: list[Vote], after: list[Vote]) -> None:
+    def add(self, prompt: Prompt, meeting: Matchup, before: list[Vote], after: list[Vote]) -> None:
         """Count one pair."""
         ends = meeting.left.id, meeting.right.id
         found, old, new = self._found, *(folded(*ends, cast, self._pair) for cast in (before, after))
@@ -246,7 +246,7 @@ class _Counting:
             self._measure(prompt, meeting, (before, after), (old, new))
 
     def _measure(
-        self, prompt: Prompt, meeting: Meeting, cast: tuple[list[Vote], list[Vote]], ends: tuple[Comparison, Comparison]
+        self, prompt: Prompt, meeting: Matchup, cast: tuple[list[Vote], list[Vote]], ends: tuple[Comparison, Comparison]
     ) -> None:
         old, new = ends
         distance = abs(new.probability - old.probability)

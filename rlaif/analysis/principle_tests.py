@@ -22,9 +22,9 @@ from rlaif.errors import UserError, nearest
 from rlaif.feedback.aggregate import Comparison, Status, Vote, first_logit, folded
 from rlaif.feedback.critique import critique_questions, critique_record, notes_on
 from rlaif.feedback.judge import compare_questions, judgement, votes
-from rlaif.feedback.matchups import Criterion, Meeting
+from rlaif.feedback.matchups import Criterion, Matchup
 from rlaif.feedback.prompt_forms import judge_asked
-from rlaif.inference.base import ModelSource, Question, Tally, ask
+from rlaif.inference.base import ModelSource, Question, StageStats, ask
 from rlaif.progress import Progress
 from rlaif.records import Critique, Failure, Judgement, Message, Prompt, Sample, content_id
 from rlaif.stats import sigmoid
@@ -47,7 +47,7 @@ class Result(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Trial:
+class PrincipleTest:
     """One example and what the judge said to it."""
 
     principle: str
@@ -69,14 +69,14 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class Trials:
+class PrincipleTests:
     """All examples that were tried, in the order of the constitution."""
 
     judge: str
-    trials: tuple[Trial, ...]
+    trials: tuple[PrincipleTest, ...]
     untested: tuple[str, ...]
     """Principles without examples."""
-    tally: Tally
+    tally: StageStats
     """How many questions were asked now, and how many answers were on disk."""
 
     @property
@@ -84,7 +84,7 @@ class Trials:
         """Whether every example passed."""
         return all(trial.passed for trial in self.trials)
 
-    def of(self, principle: str) -> list[Trial]:
+    def of(self, principle: str) -> list[PrincipleTest]:
         """The trials of one principle."""
         return [trial for trial in self.trials if trial.principle == principle]
 
@@ -101,7 +101,7 @@ class _Case:
     number: int
     example: Example
     prompt: Prompt
-    meeting: Meeting
+    meeting: Matchup
     critiques: Sequence[Question] = ()
     """What is asked first where the comparisons show critiques."""
     questions: Sequence[Question] = ()
@@ -120,7 +120,7 @@ class _Asking(NamedTuple):
     failures: Table[Failure]
 
 
-async def run_trials(
+async def run_principle_tests(
     constitution: Constitution,
     judge: ModelSource,
     folder: Path,
@@ -132,7 +132,7 @@ async def run_trials(
     templates: Templates = SHIPPED,
     say: Callable[[str], None] | None = None,
     progress: Progress | None = None,
-) -> Trials:
+) -> PrincipleTests:
     """Put the examples of a constitution (of the principles `only`) to a judge; the answers are kept in `folder`.
 
     `compare`, `critique` and `templates` say how the judge is asked, `pair` what counts as a tie or an unreadable
@@ -154,7 +154,7 @@ async def run_trials(
         cases, tally = await _asked([case for each in principles for case in _cases(each)], asking, progress)
         trials = tuple(_trial(case, asking, pair) for case in cases)
     untested = tuple(principle.id for principle in principles if not principle.examples)
-    return Trials(judge.name, trials, untested, tally)
+    return PrincipleTests(judge.name, trials, untested, tally)
 
 
 def _chosen(constitution: Constitution, only: Sequence[str]) -> list[Principle]:
@@ -162,12 +162,12 @@ def _chosen(constitution: Constitution, only: Sequence[str]) -> list[Principle]:
     known = [principle.id for principle in constitution.principles]
     for name in only:
         if name not in known:
-            raise UserError(f"`{constitution.name}` has no principle `{name}`", mend=nearest(name, known))
+            raise UserError(f"`{constitution.name}` has no principle `{name}`", hint=nearest(name, known))
     chosen = [principle for principle in constitution.principles if not only or principle.id in only]
     if not any(principle.examples for principle in chosen):
         names = ", ".join(f"`{name}`" for name in only)
         what = f"no examples under {names}" if only else "no principle has an example"
-        raise UserError(what, where=constitution.name, mend="give it `examples`, each a prompt, `better` and `worse`")
+        raise UserError(what, where=constitution.name, hint="give it `examples`, each a prompt, `better` and `worse`")
     return chosen
 
 
@@ -175,7 +175,7 @@ def _require_requests(constitution: Constitution, principles: Sequence[Principle
     for principle in principles:
         if principle.examples and principle.critique is None:
             what = f"principle `{principle.id}` has no `critique`, which this run shows its judge"
-            raise UserError(what, where=constitution.name, mend="write one, or set `compare.critique` to false")
+            raise UserError(what, where=constitution.name, hint="write one, or set `compare.critique` to false")
 
 
 def _cases(principle: Principle) -> Iterator[_Case]:
@@ -184,13 +184,15 @@ def _cases(principle: Principle) -> Iterator[_Case]:
         messages = (Message(role="user", content=example.prompt),)
         prompt = Prompt(id=prompt_id(messages), messages=messages, source=_AUTHOR)
         better, worse = (_sample(prompt, at, text) for at, text in enumerate((example.better, example.worse)))
-        yield _Case(number, example, prompt, Meeting(better, worse, (criterion,)))
+        yield _Case(number, example, prompt, Matchup(better, worse, (criterion,)))
 
 
-async def _asked(cases: Sequence[_Case], asking: _Asking, progress: Progress | None) -> tuple[Sequence[_Case], Tally]:
+async def _asked(
+    cases: Sequence[_Case], asking: _Asking, progress: Progress | None
+) -> tuple[Sequence[_Case], StageStats]:
     """The cases with their questions, of which none that can be asked lacks an answer without a failure."""
     judge, own, compare, critique, answers, critiques, failures = asking
-    chars, told = compare.max_chars, Tally("test")
+    chars, told = compare.max_chars, StageStats("test")
     if compare.critique:
         cases = [
             replace(case, critiques=critique_questions(case.prompt, [case.meeting], critique, own, max_chars=chars))
@@ -215,14 +217,14 @@ def _sample(prompt: Prompt, index: int, text: str) -> Sample:
     )
 
 
-def _trial(case: _Case, asking: _Asking, pair: PairSettings) -> Trial:
+def _trial(case: _Case, asking: _Asking, pair: PairSettings) -> PrincipleTest:
     better, worse, (criterion,) = case.meeting
     ((_, cast),) = votes([case.meeting], case.questions, asking.answers.get, asking.compare)
     strict = pair.model_copy(update={"flips": "drop"})
     comparison = folded(better.id, worse.id, cast, strict)
     result = _result(comparison)
     silent = result is Result.NO_VERDICT
-    return Trial(
+    return PrincipleTest(
         criterion.id,
         case.number,
         case.example,

@@ -164,7 +164,7 @@ def _policy_settings(run: str | Path | None, judge: Judge | None, settings: Mapp
 
     call, base = "evaluate_policies()", run_of(run, judge)
     if settings.get("prompts") is None:
-        raise UserError("does not say what the policies answer", where=call, mend="add prompts=FILE")
+        raise UserError("does not say what the policies answer", where=call, hint="add prompts=FILE")
     data: dict[str, Any] = {"judge": plain(judge_settings(run, judge)), "prompts": {}}
     if base is not None:
         data |= {"compare": plain(base.compare), "pair": plain(base.pair), "max_failed": base.max_failed}
@@ -241,12 +241,12 @@ def _require_something(gold: object, policy: object, prompts: object, responses:
     """Raise UserError where there is nothing to evaluate on, or two things that exclude each other."""
     call = "evaluate_reward()"
     if policy is not None and responses is not None:
-        raise UserError("`responses` bring the answers", where=call, mend="leave `policy` out")
+        raise UserError("`responses` bring the answers", where=call, hint="leave `policy` out")
     if (policy is None) != (prompts is None):
-        raise UserError("`policy` and `prompts` go together", where=call, mend="give both, or neither")
+        raise UserError("`policy` and `prompts` go together", where=call, hint="give both, or neither")
     if gold is None and policy is None and responses is None:
-        mend = "give `gold`, `policy` with `prompts`, or `responses`"
-        raise UserError("there is nothing to evaluate on", where=call, mend=mend)
+        hint = "give `gold`, `policy` with `prompts`, or `responses`"
+        raise UserError("there is nothing to evaluate on", where=call, hint=hint)
 
 
 def _require_known(template: str | None, device: str, **counts: int | None) -> None:
@@ -259,7 +259,7 @@ def _require_answers(policy: object, responses: object, **more: object) -> None:
     """Raise UserError for what goes with answers only, where there are none."""
     for name, value in more.items():
         if value is not None and policy is None and responses is None:
-            raise UserError("goes with `policy`, or with `responses`", where=name, mend="leave it out, or give either")
+            raise UserError("goes with `policy`, or with `responses`", where=name, hint="leave it out, or give either")
 
 
 def _drawing(
@@ -299,7 +299,7 @@ class _Grades(NamedTuple):
 
         if self.measure is not None:
             if self.judge is not None or self.run is not None:
-                raise UserError("`measure` stands in for a judge", where="measure", mend="leave the judge out")
+                raise UserError("`measure` stands in for a judge", where="measure", hint="leave the judge out")
             return OnAnswers(answers, Own(getattr(self.measure, "__name__", "measure"), self.measure))
         base = run_of(self.run, self.judge)
         more: dict[str, Any] = {} if self.principles is None else {"principles": self.principles}

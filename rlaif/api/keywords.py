@@ -97,12 +97,12 @@ def in_python(function: Callable[P, T]) -> Callable[P, T]:
     def call(*args: P.args, **kwargs: P.kwargs) -> T:
         for name in kwargs:
             if name not in known and not takes_all:
-                raise UserError(f"no keyword `{name}`", where=f"{function.__name__}()", mend=nearest(name, known))
+                raise UserError(f"no keyword `{name}`", where=f"{function.__name__}()", hint=nearest(name, known))
         try:
             return function(*args, **kwargs)
         except UserError as error:
             found = UserError(
-                _spoken(error.what), where=_spoken_place(error.where), line=error.line, mend=_spoken(error.mend)
+                _spoken(error.what), where=_spoken_place(error.where), line=error.line, hint=_spoken(error.hint)
             )
             raise found from None  # a traceback tells nothing more of what is wrong
 
@@ -139,7 +139,7 @@ def given(
         whole = isinstance(value, Mapping) and name in tops
         path = (name,) if whole or (name in tops and name not in known) else known.get(name)
         if path is None:
-            raise UserError(f"no setting `{name}`", where=call, mend=_meant(name, {*known, *others}, {*tops, *others}))
+            raise UserError(f"no setting `{name}`", where=call, hint=_meant(name, {*known, *others}, {*tops, *others}))
         found |= dict(_leaves(path, value, name, groups))
     return found
 
@@ -148,8 +148,8 @@ def _meant(name: str, known: set[str], few: set[str]) -> str:
     """The mending of an unknown keyword: the one that is meant, or where none is like it the `few` to look among."""
     if name in LATER:
         return "it is set in the file"
-    mend = nearest(name, known | few)
-    return nearest(name, few) if mend.startswith("known") else mend
+    hint = nearest(name, known | few)
+    return nearest(name, few) if hint.startswith("known") else hint
 
 
 def _keyword(flag: str) -> str:
@@ -198,7 +198,7 @@ def one_of(value: T, known: tuple[T, ...], word: str) -> T:
     """The value. Raises UserError where it is none of those that are known."""
     if value not in known:
         names = [str(each) for each in known if each is not None]
-        raise UserError(f"`{value}` is not known", where=word, mend=nearest(str(value), names))
+        raise UserError(f"`{value}` is not known", where=word, hint=nearest(str(value), names))
     return value
 
 
@@ -221,7 +221,7 @@ def run_of(run: str | Path | None, judge: Judge | None) -> RunSettings | None:
     if run is None:
         return None
     if judge is not None:
-        raise UserError("takes the judge from the run file", where="run", mend="leave `judge` out")
+        raise UserError("takes the judge from the run file", where="run", hint="leave `judge` out")
     from rlaif.config.run_file import load_run
 
     return load_run(Path(run))
@@ -234,7 +234,7 @@ def judge_settings(run: str | Path | None, judge: Judge | None) -> JudgeSettings
         return base.judge
     if judge is None:
         what = "does not say which judge"
-        raise UserError(what, where="judge", mend='for instance judge="demo-judge", or run="run.yaml"')
+        raise UserError(what, where="judge", hint='for instance judge="demo-judge", or run="run.yaml"')
     return valid(named_model(judge, "judge") if isinstance(judge, str) else plain(judge), JudgeSettings, "judge")
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import datasets
 
     from rlaif.feedback.pipeline import Report
-    from rlaif.workflow.run import Looped, Meters
+    from rlaif.workflow.run import Meters, WorkflowResult
 
 
 @dataclass(frozen=True)
@@ -60,10 +60,10 @@ class Generated:
         """
         return _rows("json", self._file("sft.jsonl", 'set `revise={"enabled": True}`'))
 
-    def _file(self, name: str, mend: str) -> Path:
+    def _file(self, name: str, hint: str) -> Path:
         path = self.folder / name
         if not path.is_file() or not path.stat().st_size:
-            raise UserError("there is no such file, or nothing in it", where=path, mend=mend)
+            raise UserError("there is no such file, or nothing in it", where=path, hint=hint)
         return path
 
 
@@ -129,7 +129,9 @@ def generate(
 
 
 @in_python
-def run_loop(file: str | Path, /, *, meters: Meters | None = None, quiet: bool = False, **settings: Any) -> Looped:
+def run_workflow(
+    file: str | Path, /, *, meters: Meters | None = None, quiet: bool = False, **settings: Any
+) -> WorkflowResult:
     """Generate, train, evaluate, report, from one file: `rlaif run`.
 
     Keywords are those of `generate`; the sections `train` and `evaluate` are set in the file. `meters` are your own
@@ -137,7 +139,7 @@ def run_loop(file: str | Path, /, *, meters: Meters | None = None, quiet: bool =
     and does anew only what a change touches; where Ctrl-C stopped a training, `.stopped` names it.
 
         >>> import rlaif
-        >>> done = rlaif.run_loop("loop.yaml", output="runs/notebook-loop", quiet=True)
+        >>> done = rlaif.run_workflow("loop.yaml", output="runs/notebook-loop", quiet=True)
         >>> {name: folder.name for name, folder in done.trained.items()}
         {'dpo': 'dpo'}
         >>> done.page.name
@@ -146,9 +148,9 @@ def run_loop(file: str | Path, /, *, meters: Meters | None = None, quiet: bool =
         ['base', 'dpo']
     """
     from rlaif.workflow.plan import load_plan
-    from rlaif.workflow.run import run_loop as take_stages
+    from rlaif.workflow.run import run_workflow as take_stages
 
-    flags = _flags(file, settings, "run_loop()", ("meters", "quiet"))
+    flags = _flags(file, settings, "run_workflow()", ("meters", "quiet"))
     return take_stages(load_plan(Path(file), flags), Screen(quiet), meters=meters)
 
 
@@ -190,7 +192,7 @@ def _kept(constitution: Constitution, folder: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(
-            f"cannot be made ({error.strerror or error})", where=folder, mend="choose another `output`"
+            f"cannot be made ({error.strerror or error})", where=folder, hint="choose another `output`"
         ) from error
     write_text(path, constitution_yaml(constitution))
     return path

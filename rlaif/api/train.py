@@ -119,7 +119,7 @@ def score(
                 )  # fmt: skip
         except UserError as error:
             where = error.where if named or not str(error.where).startswith(folder) else "data"
-            raise UserError(error.what, where=where, line=error.line, mend=error.mend) from error
+            raise UserError(error.what, where=where, line=error.line, hint=error.hint) from error
         with target.open(encoding="utf-8") as lines:
             return [loads(line) for line in lines]
 
@@ -130,8 +130,8 @@ def _file(rows: Iterable[object], folder: Path) -> str:
     with path.open("w", encoding="utf-8") as file:
         for at, row in enumerate(rows, start=1):
             if not isinstance(row, Mapping):
-                mend = 'for instance [{"prompt": "...", "response": "..."}]'
-                raise UserError(f"is no row but {type(row).__name__}", where="data", line=at, mend=mend)
+                hint = 'for instance [{"prompt": "...", "response": "..."}]'
+                raise UserError(f"is no row but {type(row).__name__}", where="data", line=at, hint=hint)
             try:
                 file.write(json.dumps(plain(row)) + "\n")
             except (TypeError, ValueError) as error:

@@ -192,10 +192,10 @@ def write_new(path: Path, text: str, *, force: bool = False) -> None:
         with path.open("w" if force else "x", encoding="utf-8", newline="\n") as file:
             file.write(text)
     except FileExistsError:
-        mend = "choose another name, or move it away"
-        raise UserError("already there", where=path, mend=mend) from None
+        hint = "choose another name, or move it away"
+        raise UserError("already there", where=path, hint=hint) from None
     except OSError as error:
-        raise UserError(f"cannot write: {error.strerror}", where=path, mend="choose another place") from error
+        raise UserError(f"cannot write: {error.strerror}", where=path, hint="choose another place") from error
 
 
 @click.command()

@@ -28,11 +28,11 @@ if TYPE_CHECKING:
 
     from rlaif.analysis.coverage import Agreement, Coverage
     from rlaif.analysis.edit_impact import Impact, Missing, Moved, Plans
-    from rlaif.analysis.principle_tests import Result, Trial, Trials
+    from rlaif.analysis.principle_tests import PrincipleTest, PrincipleTests, Result
     from rlaif.config.schemas import JudgeSettings
     from rlaif.constitution import Constitution
     from rlaif.constitution.diff import Change, Changes, Wording
-    from rlaif.feedback.run import Making
+    from rlaif.feedback.run import RunProvenance
 
 
 @click.command()
@@ -232,9 +232,9 @@ def diff(old: str, new: str, folder: Path | None, dry_run: bool, as_json: bool) 
 def _with_run(folder: Path, old: Constitution, new: Constitution, dry_run: bool, as_json: bool) -> dict[str, Any]:
     """Count, ask, and tell the impact; returned as a document, shown unless that is what is wanted."""
     from rlaif.analysis.edit_impact import impact, missing, plans
-    from rlaif.feedback.run import read_making, reopen_run
+    from rlaif.feedback.run import read_provenance, reopen_run
 
-    notes = _notes(read_making(folder), old, new)
+    notes = _notes(read_provenance(folder), old, new)
     with reopen_run(folder, new) as run:
         both = plans(run, old, new)
         lacking = missing(both)
@@ -252,7 +252,7 @@ def _with_run(folder: Path, old: Constitution, new: Constitution, dry_run: bool,
     return {**told, "impact": impact_document(found)}
 
 
-def _notes(making: Making, old: Constitution, new: Constitution) -> list[str]:
+def _notes(making: RunProvenance, old: Constitution, new: Constitution) -> list[str]:
     if making.hash in (old.hash, new.hash):
         return []
     return [f"the run was made with neither: its constitution is {making.constitution}@{making.hash[:12]}"]
@@ -407,23 +407,25 @@ def _asked(run_file: Path | None, flags: Mapping[str, Any]) -> tuple[JudgeSettin
     return run.judge, {**asked, "critique": run.critique, "pair": run.pair}
 
 
-def _tried(name: str, judge: JudgeSettings, settings: dict[str, Any], answers: Path, only: tuple[str, ...]) -> Trials:
+def _tried(
+    name: str, judge: JudgeSettings, settings: dict[str, Any], answers: Path, only: tuple[str, ...]
+) -> PrincipleTests:
     import asyncio
 
-    from rlaif.analysis.principle_tests import run_trials
+    from rlaif.analysis.principle_tests import run_principle_tests
     from rlaif.constitution import load_constitution
     from rlaif.feedback.prompts import LABELS
     from rlaif.inference.models import LazyModel
 
     loaded = load_constitution(name)
 
-    async def tried() -> Trials:
+    async def tried() -> PrincipleTests:
         with show_progress() as progress:
             source = LazyModel(judge, log=answers / "judge.log", labels=LABELS, say=progress.note)
             chosen = [each for each in loaded.principles if not only or each.id in only]
             progress.begin("test", 2 * sum(len(each.examples) for each in chosen))
             try:
-                trials = await run_trials(
+                trials = await run_principle_tests(
                     loaded, source, answers, only=only, say=progress.note, progress=progress, **settings
                 )
             finally:
@@ -434,7 +436,7 @@ def _tried(name: str, judge: JudgeSettings, settings: dict[str, Any], answers: P
     return asyncio.run(tried())
 
 
-def _show_tests(trials: Trials) -> None:
+def _show_tests(trials: PrincipleTests) -> None:
     from rlaif.cli.terminal import decimal, print_table, short
 
     print_table(
@@ -474,7 +476,7 @@ def _coloured(result: Result) -> Text:
     return Text(result.value, style=_STYLES[result.value])
 
 
-def _show_failure(trial: Trial) -> None:
+def _show_failure(trial: PrincipleTest) -> None:
     """What the judge should have seen, in full."""
     example = trial.example
     because = f" ({trial.reason})" if trial.reason else ""
@@ -485,7 +487,7 @@ def _show_failure(trial: Trial) -> None:
         echo(f"  {'why':<7} {example.why}")
 
 
-def _tests_document(name: str, trials: Trials) -> dict[str, Any]:
+def _tests_document(name: str, trials: PrincipleTests) -> dict[str, Any]:
     return {
         "constitution": name,
         "judge": trials.judge,

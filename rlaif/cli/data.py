@@ -122,7 +122,7 @@ def _told(finding: Finding) -> str:
     if finding.lines:
         more = ", ..." if finding.count > len(finding.lines) else ""
         where = f" (line{'' if finding.count == 1 else 's'} {', '.join(map(str, finding.lines))}{more})"
-    return f"{finding.what}{where}\n-> {finding.mend}"
+    return f"{finding.what}{where}\n-> {finding.hint}"
 
 
 def _summary(report: Report) -> str:
@@ -162,7 +162,7 @@ def export(
     from rlaif.data.publish import make_dataset
 
     if public and push_to is None:
-        raise UserError("--public goes with --push", mend="give --push OWNER/NAME, or leave it out")
+        raise UserError("--public goes with --push", hint="give --push OWNER/NAME, or leave it out")
     kind = "parquet" if parquet else "jsonl"
     with show_rows(file) as told:
         made = make_dataset(

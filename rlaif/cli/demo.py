@@ -47,7 +47,7 @@ def demo(output: str, prompts: int) -> None:
     policies behave.
     """
     from rlaif.workflow.plan import load_plan
-    from rlaif.workflow.run import run_loop
+    from rlaif.workflow.run import run_workflow
 
     file = resource("examples") / "loop.yaml"
     plan = load_plan(file, {("output",): output, ("prompts", "limit"): str(prompts)})
@@ -62,7 +62,7 @@ def demo(output: str, prompts: int) -> None:
         f"judge's grades as the reward (ppo). This is `rlaif run {file}`.\n"
     )
     meters = {"faulty (oracle)": _faulty, "malformed": _malformed, "quality (oracle)": _quality}
-    done = run_loop(plan, _Screen(), meters=meters, command=shlex.join(["rlaif", *sys.argv[1:]]))
+    done = run_workflow(plan, _Screen(), meters=meters, command=shlex.join(["rlaif", *sys.argv[1:]]))
     if done.stopped is not None:
         echo(f"Stopped in `train {done.stopped}`; the same command goes on from there.", err=True)
         raise SystemExit(130)

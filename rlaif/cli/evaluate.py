@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from rlaif.evaluation.best_of_n import Grading
     from rlaif.evaluation.judge import EvaluatedJudge, Evaluation
     from rlaif.evaluation.policy import EvaluatedPolicies
-    from rlaif.evaluation.policy_specs import Contestant
+    from rlaif.evaluation.policy_specs import PolicySpec
     from rlaif.evaluation.reward_model import EvaluatedReward, OnAnswers, OnGold
     from rlaif.evaluation.reward_scores import Drawn, Given
     from rlaif.inference.models import LazyModel
@@ -294,7 +294,7 @@ def _policies_wanted(run_file: Path | None, flags: Mapping[str, Any]) -> _Wanted
 
 
 def _policies_evaluated(
-    wanted: _Wanted, policies: tuple[Contestant, ...], output: Path, plots: bool
+    wanted: _Wanted, policies: tuple[PolicySpec, ...], output: Path, plots: bool
 ) -> EvaluatedPolicies:
     from rlaif.constitution import load_constitution
     from rlaif.evaluation.policy import evaluate_policies_now

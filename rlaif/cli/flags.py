@@ -40,8 +40,8 @@ def warn_of_variables() -> None:
     known = _known() if given else set()
     for name in sorted(given - known):
         close = difflib.get_close_matches(name, sorted(known), n=1)
-        mend = f"; did you mean {close[0]}?" if close else ""
-        echo(f"note: the environment variable {name} names no setting and is passed over{mend}", err=True)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        echo(f"note: the environment variable {name} names no setting and is passed over{hint}", err=True)
 
 
 def _known() -> set[str]:

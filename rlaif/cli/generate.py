@@ -17,7 +17,7 @@ import click
 
 from rlaif.cli.flags import run_options, settings_of
 from rlaif.cli.render import end_report
-from rlaif.cli.setup import warn_of_kinship
+from rlaif.cli.setup import warn_of_same_family
 from rlaif.cli.terminal import echo, secho
 from rlaif.cli.transcript import read_story, show_transcript
 from rlaif.config.schemas import RunSettings
@@ -66,11 +66,11 @@ def _tokens(folder: Path) -> dict[str, tuple[int, int]]:
 
 
 def _show_cost(report: Report, settings: RunSettings, spent: dict[str, tuple[int, int]]) -> None:
-    from rlaif.data.prompts import Oddities, read_prompts
+    from rlaif.data.prompts import InputIssues, read_prompts
 
     wanted = settings.prompts
     found = read_prompts(
-        wanted.path, column=wanted.column, responses=wanted.responses, limit=wanted.limit, oddities=Oddities()
+        wanted.path, column=wanted.column, responses=wanted.responses, limit=wanted.limit, oddities=InputIssues()
     )
     whole = sum(1 for _ in found)
     times = whole / report.run.prompt_count
@@ -114,11 +114,11 @@ def warn_of_judges(run_file: Path, settings: RunSettings) -> None:
         if found is None:
             server = f" --base-url {judge.base_url}" if judge.base_url else ""
             how = f"--run {run_file}" if judge is settings.judge else f"--judge {judge.model}{server}"
-            mend = f"`rlaif evaluate judge {how} --gold FILE` does one"
-            echo(f"note: {FOLDER} has no evaluation of {name} by this constitution; {mend}", err=True)
+            hint = f"`rlaif evaluate judge {how} --gold FILE` does one"
+            echo(f"note: {FOLDER} has no evaluation of {name} by this constitution; {hint}", err=True)
         elif found.level != "fit":
             echo(f"note: by its evaluation in {FOLDER}, the judge {name} is {found}", err=True)
-    warn_of_kinship(settings)
+    warn_of_same_family(settings)
 
 
 @click.command(epilog=_PRECEDENCE)

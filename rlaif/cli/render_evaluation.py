@@ -26,7 +26,7 @@ if TYPE_CHECKING:
         JudgeReport,
         Match,
         Measures,
-        Player,
+        PolicyMetrics,
         PolicyReport,
         RewardReport,
     )
@@ -296,7 +296,7 @@ def _show_players(report: PolicyReport) -> None:
     )
 
 
-def _broken(player: Player) -> str:
+def _broken(player: PolicyMetrics) -> str:
     found = next((each.share for each in player.violations if each.principle == "*"), None)
     return _interval(found)
 

@@ -84,7 +84,7 @@ def init(folder: Path, constitution: str) -> None:
     }
     for name in ("run.yaml", *files):
         if (folder / name).exists():
-            raise UserError("already there", where=folder / name, mend="choose another folder, or move it away")
+            raise UserError("already there", where=folder / name, hint="choose another folder, or move it away")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, path in files.items():
@@ -94,7 +94,7 @@ def init(folder: Path, constitution: str) -> None:
         name = re.sub(r"[^\w.-]", "-", folder.resolve().name)
         (folder / "run.yaml").write_text(_RUN_FILE.replace("{name}", name), encoding="utf-8")
     except OSError as error:
-        raise UserError(f"cannot write: {error.strerror}", where=folder, mend="choose another folder") from error
+        raise UserError(f"cannot write: {error.strerror}", where=folder, hint="choose another folder") from error
     made = "run.yaml, constitution.yaml (with its schema) and prompts.jsonl"
     echo(f"Made {folder}/{made}. Next: rlaif generate {folder}/run.yaml")
 
@@ -118,7 +118,7 @@ def check(run_file: Path, flags: Flags, offline: bool) -> None:
         found += _helpful_problems(settings)
         templates = _template_problems(settings)
         found += templates
-        warn_of_kinship(settings)
+        warn_of_same_family(settings)
         if not found:
             _warn_of_toys(settings)
         if not offline:
@@ -142,7 +142,7 @@ def _output_problems(settings: RunSettings, run_file: Path, flags: Flags) -> lis
         require_writable(settings.folder)
     except UserError as error:
         where, line = read_run(run_file, flags).place(("output",))
-        return [UserError(f"{settings.output}: {error.what}", where=where, line=line, mend=error.mend)]
+        return [UserError(f"{settings.output}: {error.what}", where=where, line=line, hint=error.hint)]
     return []
 
 
@@ -172,9 +172,9 @@ def _constitution_problems(settings: RunSettings) -> list[UserError]:
 
 def _prompt_problems(settings: RunSettings, kinds: dict[tuple[str, ...], Prompt]) -> list[UserError]:
     """What is wrong with the prompts; `kinds` gets the first one of each kind by its roles."""
-    from rlaif.data.prompts import Oddities, read_prompts
+    from rlaif.data.prompts import InputIssues, read_prompts
 
-    wanted, oddities = settings.prompts, Oddities()
+    wanted, oddities = settings.prompts, InputIssues()
     count = given = 0
     try:
         for prompt in read_prompts(
@@ -189,8 +189,8 @@ def _prompt_problems(settings: RunSettings, kinds: dict[tuple[str, ...], Prompt]
     if oddities.counts:
         echo(f"note: in the prompts, {oddities}")
     if settings.policy is None and not given:
-        mend = "set `policy`, or name the column of the answers in `prompts.responses`"
-        return [UserError("no `policy`, and no answers in the input", where=wanted.path, mend=mend)]
+        hint = "set `policy`, or name the column of the answers in `prompts.responses`"
+        return [UserError("no `policy`, and no answers in the input", where=wanted.path, hint=hint)]
     return []
 
 
@@ -219,11 +219,11 @@ def _helpful_problems(settings: RunSettings) -> list[UserError]:
     return []
 
 
-def warn_of_kinship(settings: RunSettings) -> None:
+def warn_of_same_family(settings: RunSettings) -> None:
     """A line on standard error where a judge is of the policy's own family."""
-    from rlaif.inference.models import kinship
+    from rlaif.inference.models import same_family
 
-    note = kinship(settings.policy.model if settings.policy else None, [each.model for each in settings.judges])
+    note = same_family(settings.policy.model if settings.policy else None, [each.model for each in settings.judges])
     if note is not None:
         echo(f"note: {note}", err=True)
 
@@ -245,13 +245,13 @@ def _doubts(role: str, source: LazyModel, settings: RunSettings, mass: float | N
 def _warn_of_toys(settings: RunSettings) -> None:
     """A line on standard error where the demo's judge is to judge what it knows nothing of."""
     from rlaif.constitution import load_constitution
-    from rlaif.data.prompts import Oddities, read_prompts
+    from rlaif.data.prompts import InputIssues, read_prompts
     from rlaif.demo.agreement import is_toy, outside_its_world
 
     wanted = settings.prompts
     for judge in filter(is_toy, [each.model for each in settings.judges]):
         prompts = read_prompts(
-            wanted.path, column=wanted.column, responses=wanted.responses, limit=wanted.limit, oddities=Oddities()
+            wanted.path, column=wanted.column, responses=wanted.responses, limit=wanted.limit, oddities=InputIssues()
         )
         if (warning := outside_its_world(judge, load_constitution(settings.constitution), prompts)) is not None:
             secho(f"WARNING: {warning}", err=True, bold=True)

@@ -17,7 +17,7 @@ from rlaif.cli.terminal import echo
 from rlaif.config.run_file import settable
 from rlaif.progress import Progress, first_process, show_progress, show_rows
 from rlaif.training.config import SETTINGS, CommonSettings, load_settings
-from rlaif.training.folder import is_begun, last_checkpoint, leave_processes
+from rlaif.training.folder import is_started, last_checkpoint, leave_processes
 
 if TYPE_CHECKING:
     from rlaif.progress import Progress
@@ -118,7 +118,7 @@ def _train(
 
 def _interrupted(folder: Path) -> str:
     """What is left of a training that was stopped at once, and how to go on."""
-    if not is_begun(folder):
+    if not is_started(folder):
         return "\nInterrupted before the first step; the same command starts again."
     checkpoint = last_checkpoint(folder)
     if checkpoint is None:

@@ -22,11 +22,11 @@ from rlaif.cli.terminal import echo, print_table, secho
 from rlaif.progress import Progress, show_progress, show_rows
 
 if TYPE_CHECKING:
-    from rlaif.evaluation.reports import Match, Player, PolicyReport, RewardReport
+    from rlaif.evaluation.reports import Match, PolicyMetrics, PolicyReport, RewardReport
     from rlaif.feedback.pipeline import Report
     from rlaif.progress import Progress
     from rlaif.stats import Estimate
-    from rlaif.workflow.run import Looped
+    from rlaif.workflow.run import WorkflowResult
 
 
 @click.command()
@@ -82,11 +82,11 @@ def run(run_file: Path, flags: dict[tuple[str, ...], str]) -> None:
     from rlaif.cli.generate import warn_of_judges
     from rlaif.training.folder import leave_processes
     from rlaif.workflow.plan import load_plan
-    from rlaif.workflow.run import run_loop
+    from rlaif.workflow.run import run_workflow
 
     plan = load_plan(run_file, flags)
     warn_of_judges(run_file, plan.run)
-    done = run_loop(plan, Screen(), command=shlex.join(["rlaif", *sys.argv[1:]]))
+    done = run_workflow(plan, Screen(), command=shlex.join(["rlaif", *sys.argv[1:]]))
     leave_processes()
     if done.stopped is not None:
         echo(f"Stopped in `train {done.stopped}`; the same command goes on from there.", err=True)
@@ -94,7 +94,7 @@ def run(run_file: Path, flags: dict[tuple[str, ...], str]) -> None:
     show_loop(done)
 
 
-def show_loop(done: Looped) -> None:
+def show_loop(done: WorkflowResult) -> None:
     """What the loop has come to: the models, how the policies compare, where everything is."""
     echo()
     for name, folder in done.trained.items():
@@ -141,7 +141,7 @@ def show_reward(name: str, report: RewardReport) -> None:
         echo(f"note: {warning}")
 
 
-def _rows(report: PolicyReport, players: Sequence[Player]) -> Iterator[list[str]]:
+def _rows(report: PolicyReport, players: Sequence[PolicyMetrics]) -> Iterator[list[str]]:
     """A line a measure, as far as any policy has it."""
     against = {match.policy: match for match in report.matches if match.baseline == report.baseline}
     met = [against.get(player.name) for player in players]
@@ -164,7 +164,7 @@ def _rows(report: PolicyReport, players: Sequence[Player]) -> Iterator[list[str]
     yield ["length", *(f"{player.length.value:.0f}" for player in players)]
 
 
-def _broken(player: Player) -> Estimate | None:
+def _broken(player: PolicyMetrics) -> Estimate | None:
     return next((each.share for each in player.violations if each.principle == "*"), None)
 
 

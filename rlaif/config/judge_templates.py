@@ -162,7 +162,7 @@ def parse_template(text: str, *, name: str, where: str | Path) -> Template:
     lines = text.split("\n")
     if not lines[0].startswith("slots:"):
         raise UserError(
-            "the first line must declare the slots", where=where, line=1, mend="write `slots: first second ...`"
+            "the first line must declare the slots", where=where, line=1, hint="write `slots: first second ...`"
         )
     declared = lines[0].removeprefix("slots:").split()
     begun = len(lines) > 1 and lines[1].startswith("prefill:")
@@ -172,7 +172,7 @@ def parse_template(text: str, *, name: str, where: str | Path) -> Template:
     for slot in declared:
         if slot not in used:
             raise UserError(
-                f"slot `{slot}` is declared and never used", where=where, line=1, mend="use it or remove it"
+                f"slot `{slot}` is declared and never used", where=where, line=1, hint="use it or remove it"
             )
     return Template(
         name=name,
@@ -193,8 +193,8 @@ def _sections(lines: list[str], start: int, where: str | Path) -> tuple[range, r
             return range(0), range(at + 1, len(lines))
         case [("[system]", at), ("[user]", middle)] if at == start:
             return range(at + 1, middle), range(middle + 1, len(lines))
-    mend = "write `[system]` above the system message and `[user]` above the question, each once, and nothing before"
-    raise UserError("the system message is not set apart", where=where, line=heads[0][1] + 1, mend=mend)
+    hint = "write `[system]` above the system message and `[user]` above the question, each once, and nothing before"
+    raise UserError("the system message is not set apart", where=where, line=heads[0][1] + 1, hint=hint)
 
 
 def _parts(lines: list[str], part: range, declared: list[str], where: str | Path) -> tuple[str, ...]:
@@ -202,7 +202,7 @@ def _parts(lines: list[str], part: range, declared: list[str], where: str | Path
     for at in part:
         for used in _SLOT.findall(lines[at]):
             if used not in declared:
-                raise UserError(f"unknown slot {{{used}}}", where=where, line=at + 1, mend=nearest(used, declared))
+                raise UserError(f"unknown slot {{{used}}}", where=where, line=at + 1, hint=nearest(used, declared))
     return tuple(_SLOT.split("\n".join(lines[at] for at in part).strip("\n")))
 
 
@@ -312,11 +312,11 @@ def template_problems(folder: str) -> list[UserError]:
     """Every mistake in a folder of templates, each with its file and line."""
     where = Path(folder)
     if not where.is_dir():
-        return [UserError("there is no such folder", where=folder, mend="set `judge.templates` to one with templates")]
+        return [UserError("there is no such folder", where=folder, hint="set `judge.templates` to one with templates")]
     paths = _files(where)
     if not paths:
-        mend = f"put one or more of {', '.join(f'{name}.txt' for name in template_names())} there"
-        return [UserError("there is no template in this folder", where=folder, mend=mend)]
+        hint = f"put one or more of {', '.join(f'{name}.txt' for name in template_names())} there"
+        return [UserError("there is no template in this folder", where=folder, hint=hint)]
     return [problem for path in paths for problem in _problems(path)]
 
 
@@ -344,14 +344,14 @@ def _read(path: Path) -> Template:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         why = "is not UTF-8 text" if isinstance(error, UnicodeDecodeError) else f"cannot be read: {error.strerror}"
-        raise UserError(why, where=path, mend="save it again as UTF-8") from None
+        raise UserError(why, where=path, hint="save it again as UTF-8") from None
     return parse_template(text, name=path.stem, where=path)
 
 
 def _problems(path: Path) -> Iterator[UserError]:
     names = template_names()
     if path.stem not in names:
-        yield UserError("no judge template has this name", where=path, mend=nearest(path.stem, names))
+        yield UserError("no judge template has this name", where=path, hint=nearest(path.stem, names))
         return
     try:
         template = _read(path)
@@ -360,17 +360,17 @@ def _problems(path: Path) -> Iterator[UserError]:
         return
     wanted = load_template(path.stem).slots
     for slot in sorted(wanted - template.slots):
-        yield UserError(f"slot `{slot}` is missing", where=path, line=1, mend=f"declare it, and write {{{slot}}} below")
+        yield UserError(f"slot `{slot}` is missing", where=path, line=1, hint=f"declare it, and write {{{slot}}} below")
     for slot in sorted(template.slots - wanted):
-        yield UserError(f"`{path.stem}` has no slot `{slot}`", where=path, line=1, mend=nearest(slot, wanted))
+        yield UserError(f"`{path.stem}` has no slot `{slot}`", where=path, line=1, hint=nearest(slot, wanted))
     for slot in sorted(set(template.system[1::2]) - _BESIDE_MATERIAL):
-        mend = "put it below `[user]`: what a conversation or a reply says is never a system message"
-        yield UserError(f"slot `{slot}` stands in the system message", where=path, line=_line_of(path, slot), mend=mend)
+        hint = "put it below `[user]`: what a conversation or a reply says is never a system message"
+        yield UserError(f"slot `{slot}` stands in the system message", where=path, line=_line_of(path, slot), hint=hint)
     if template.prefill and path.stem not in _PREFILLED:
-        mend = f"remove the line; only {', '.join(sorted(_PREFILLED))} can have it"
-        yield UserError("the answer to this template is a text, and is not begun", where=path, line=2, mend=mend)
+        hint = f"remove the line; only {', '.join(sorted(_PREFILLED))} can have it"
+        yield UserError("the answer to this template is a text, and is not begun", where=path, line=2, hint=hint)
     if path.stem.startswith("compare") and not _names_both(_words(template)):
-        yield UserError("does not ask for A or B", where=path, mend="end it with a line such as `Answer A or B.`")
+        yield UserError("does not ask for A or B", where=path, hint="end it with a line such as `Answer A or B.`")
 
 
 def _names_both(words: str) -> bool:
@@ -384,7 +384,7 @@ def _line_of(path: Path, slot: str) -> int:
     return next(at for at, line in enumerate(lines, start=1) if f"{{{slot}}}" in line)
 
 
-def trial_comparison(templates: Templates = SHIPPED, kind: Fence = "marks", *, swapped: bool = False) -> Messages:
+def example_comparison(templates: Templates = SHIPPED, kind: Fence = "marks", *, swapped: bool = False) -> Messages:
     """The fixed comparison as a run would ask it, its replies in either order."""
     first, second = TRIAL_REPLIES[::-1] if swapped else TRIAL_REPLIES
     shown = conversation((Message(role="user", content=_TRIAL_PROMPT),))

@@ -22,7 +22,7 @@ class Complaint(NamedTuple):
 
     path: Where
     what: str
-    mend: str = ""
+    hint: str = ""
 
 
 def located(title: str, found: Iterable[tuple[Where, str]]) -> ValidationError:

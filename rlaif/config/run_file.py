@@ -122,7 +122,7 @@ def _without_later(source: Source) -> Source:
     faults = list(source.faults)
     for key in source.data.keys() - own - set(LATER):
         where, line = source.place((key,))
-        faults.append(UserError(f"unknown key `{key}`", where=where, line=line, mend=nearest(key, own | set(LATER))))
+        faults.append(UserError(f"unknown key `{key}`", where=where, line=line, hint=nearest(key, own | set(LATER))))
     return Source(kept, source.where, source.places, tuple(faults))
 
 

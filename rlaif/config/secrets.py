@@ -90,10 +90,10 @@ def expanded(url: str) -> tuple[str, tuple[str, ...]]:
             value = os.environ.get(name[1], "").strip()
             if not value:
                 what = f"the environment variable `{name[1]}` is not set"
-                raise UserError(what, where=shown_url(url), mend=f"export {name[1]}=... before the run")
+                raise UserError(what, where=shown_url(url), hint=f"export {name[1]}=... before the run")
             if not value.isprintable():
                 what = f"the environment variable `{name[1]}` holds a character that no address can have"
-                raise UserError(what, where=shown_url(url), mend="set it again, in one line")
+                raise UserError(what, where=shown_url(url), hint="set it again, in one line")
             values.append(value)
             return written(value)
 

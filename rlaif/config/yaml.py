@@ -125,7 +125,7 @@ class Source:
             if inner is not None and not isinstance(inner, wanted):
                 name = ".".join(str(step + 1 if isinstance(step, int) else step) for step in path[:at])
                 file, line = self.place(path[:at])
-                raise UserError(f"`{name}` must be a mapping here", where=file, line=line, mend=f"{where} goes into it")
+                raise UserError(f"`{name}` must be a mapping here", where=file, line=line, hint=f"{where} goes into it")
             data[key] = data = wanted(inner or ())
         data[path[-1]] = value
         kept = {known: place for known, place in self.places.items() if known[: len(path)] != path}
@@ -165,8 +165,8 @@ def refuse(found: list[UserError], listing: str = "rlaif check") -> None:
     if not more:
         raise first
     rest = f"and {more} more: `{listing}` lists them all"
-    mend = f"{first.mend}; {rest}" if first.mend else rest
-    raise UserError(first.what, where=first.where, line=first.line, mend=mend) from first
+    hint = f"{first.hint}; {rest}" if first.hint else rest
+    raise UserError(first.what, where=first.where, line=first.line, hint=hint) from first
 
 
 def find_problems(source: Source, model_type: type[BaseModel]) -> list[UserError]:
@@ -174,7 +174,7 @@ def find_problems(source: Source, model_type: type[BaseModel]) -> list[UserError
     found = list(source.faults)
     for complaint in complaints(source.data, model_type):
         where, line = source.place(complaint.path)
-        found.append(UserError(complaint.what, where=where, line=line, mend=complaint.mend))
+        found.append(UserError(complaint.what, where=where, line=line, hint=complaint.hint))
     # What is missing is told last: an unknown key above it is often the missing one, misspelt.
     return sorted(
         found, key=lambda error: (error.what.endswith(" is missing"), str(error.where) != source.where, error.line or 0)
@@ -199,7 +199,7 @@ def parse_yaml(text: str, where: str) -> Source:
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         what = f"the character U+{_code(error.character):04X} is not allowed in YAML"
-        raise UserError(what, where=where, line=line, mend="delete it") from None
+        raise UserError(what, where=where, line=line, hint="delete it") from None
     except RecursionError:
         raise UserError("nested too deeply", where=where) from None
     return Source(data, where, builder.places, tuple(builder.faults))
@@ -211,7 +211,7 @@ def _text(path: Path) -> str:
             raise UserError("is a folder, not a file", where=path)
         size = path.stat().st_size
         if size > _MAX_BYTES:
-            raise UserError(f"is too large for a YAML file ({size / 1e6:.0f} MB)", where=path, mend="5 MB is the limit")
+            raise UserError(f"is too large for a YAML file ({size / 1e6:.0f} MB)", where=path, hint="5 MB is the limit")
         raw = path.read_bytes()
     except FileNotFoundError:
         raise UserError("no such file", where=path) from None
@@ -224,12 +224,12 @@ def _text(path: Path) -> str:
 
 def _decoded(raw: bytes, path: Path) -> str:
     if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        raise UserError("is UTF-16, not UTF-8", where=path, mend="save it as UTF-8")
+        raise UserError("is UTF-16, not UTF-8", where=path, hint="save it as UTF-8")
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
-        raise UserError("is not UTF-8", where=path, line=line, mend="save it as UTF-8") from None
+        raise UserError("is not UTF-8", where=path, line=line, hint="save it as UTF-8") from None
 
 
 _HINTS = {
@@ -251,11 +251,11 @@ def _syntax_error(error: yaml.MarkedYAMLError, where: str) -> UserError:
     line, column = (mark.line + 1, mark.column + 1) if mark else (None, 0)
     problem = error.problem or error.context or "unreadable"
     if "'\\t'" in problem:
-        return UserError(f"a tab where spaces are wanted (column {column})", where=where, line=line, mend="use spaces")
+        return UserError(f"a tab where spaces are wanted (column {column})", where=where, line=line, hint="use spaces")
     if "but found another document" in problem:
-        return UserError("a second document starts here", where=where, line=line, mend="one file, one document")
-    mend = next((hint for sign, hint in _HINTS.items() if sign in problem), "")
-    return UserError(f"not YAML: {problem} (column {column})", where=where, line=line, mend=mend)
+        return UserError("a second document starts here", where=where, line=line, hint="one file, one document")
+    hint = next((hint for sign, hint in _HINTS.items() if sign in problem), "")
+    return UserError(f"not YAML: {problem} (column {column})", where=where, line=line, hint=hint)
 
 
 def _code(character: object) -> int:
@@ -295,7 +295,7 @@ class _Builder:
         if id(node) in self._open:
             raise UserError("an alias stands inside its own anchor", where=self.where, line=node.start_mark.line + 1)
         if self._repeats > _MAX_REPEATS:
-            raise UserError("its aliases (`*name`) repeat too much", where=self.where, mend="write the values out")
+            raise UserError("its aliases (`*name`) repeat too much", where=self.where, hint="write the values out")
 
     def _mapping(self, node: yaml.MappingNode, path: Where) -> dict[str, Any]:
         data: dict[str, object] = {}
@@ -336,5 +336,5 @@ class _Builder:
     def _unknown_tag(self, node: yaml.Node) -> None:
         self._fault(f"the tag `{node.tag}` is not supported", node.start_mark.line + 1, "write a plain value")
 
-    def _fault(self, what: str, line: int, mend: str = "") -> None:
-        self.faults.append(UserError(what, where=self.where, line=line, mend=mend))
+    def _fault(self, what: str, line: int, hint: str = "") -> None:
+        self.faults.append(UserError(what, where=self.where, line=line, hint=hint))

@@ -238,7 +238,7 @@ def import_constitution(path: str | Path, *, name: str | None = None, shape: Sha
     found = shape or _shape(text, path)
     parts, notes = _statements(text, path) if found == "text" else (_parts(found, text, path), [])
     if not parts:
-        raise UserError("no principles found", where=path, mend="write one a line, each after `- `")
+        raise UserError("no principles found", where=path, hint="write one a line, each after `- `")
     derived: list[str] = []
     principles = [_principle(part, id, derived) for part, id in zip(parts, _ids(parts), strict=True)]
     try:
@@ -248,7 +248,7 @@ def import_constitution(path: str | Path, *, name: str | None = None, shape: Sha
             principles=tuple(principles),
         )
     except ValidationError:  # a name that is not Unicode
-        raise UserError("has a name that no text can hold", where=repr(str(path)), mend="rename it") from None
+        raise UserError("has a name that no text can hold", where=repr(str(path)), hint="rename it") from None
     return Imported(constitution, found, (*notes, *_derivations(derived, len(parts))))
 
 
@@ -263,7 +263,7 @@ def _read(path: Path) -> str:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
-        raise UserError("is not UTF-8", where=path, line=line, mend="save it as UTF-8") from None
+        raise UserError("is not UTF-8", where=path, line=line, hint="save it as UTF-8") from None
     if "\0" in text:
         raise UserError("is not a text file", where=path)
     return text.replace("\r\n", "\n")
@@ -283,7 +283,7 @@ def _shape(text: str, path: str | Path) -> Shape:
     if isinstance(items, dict) and any(isinstance(one, dict) and "prompt" in one for one in items.values()):
         return "requests"
     forms = "a list of texts, a list of `critic` and `revision`, or ids with `prompt` and `edit_request`"
-    raise UserError("is JSON, but no list of principles that is known here", where=path, mend=f"known: {forms}")
+    raise UserError("is JSON, but no list of principles that is known here", where=path, hint=f"known: {forms}")
 
 
 def _json(text: str, path: str | Path) -> Any:
@@ -380,7 +380,7 @@ def _unwrapped(text: str) -> str:
 
 def _statements(text: str, path: str | Path) -> tuple[list[_Part], list[str]]:
     if re.search(r"^principles:", text, re.MULTILINE) and re.search(r"^\s*- +id:", text, re.MULTILINE):
-        raise UserError("is a constitution already", where=path, mend="use it as it is: `rlaif constitution check` it")
+        raise UserError("is a constitution already", where=path, hint="use it as it is: `rlaif constitution check` it")
     found, left_out = statements(text)
     notes = [f"Left out: {left_out} paragraph(s) outside of the bullet points."] if left_out else []
     return [_of_statement(one) for one in found], notes

@@ -174,12 +174,12 @@ class Finding(Record):
     principle: str | None
     """Id of the principle it is about."""
     message: str
-    mend: str = ""
+    hint: str = ""
     """What to do about it."""
 
     def __str__(self) -> str:
         place = self.file if self.line is None else f"{self.file}:{self.line}"
-        return f"{place}: {self.level}: {self.message}{f'; {self.mend}' if self.mend else ''}"
+        return f"{place}: {self.level}: {self.message}{f'; {self.hint}' if self.hint else ''}"
 
 
 def lint_constitution(name_or_path: str | Path) -> list[Finding]:
@@ -207,7 +207,7 @@ def _error(error: UserError, file: str, principle: str | None) -> Finding:
     where = file if error.where is None else str(error.where)
     rule = "unreadable" if error.what.startswith("not YAML") or error.line is None else "format"
     return Finding(
-        file=where, line=error.line, level="error", rule=rule, principle=principle, message=error.what, mend=error.mend
+        file=where, line=error.line, level="error", rule=rule, principle=principle, message=error.what, hint=error.hint
     )
 
 
@@ -256,11 +256,11 @@ class _Stand:
     def line(self, *path: str | int) -> int | None:
         return self.source.place(("principles", self.at, *path)).line
 
-    def warning(self, rule: str, path: Where, message: str, mend: str) -> Finding:
+    def warning(self, rule: str, path: Where, message: str, hint: str) -> Finding:
         """A warning about what stands at `path` below the principle."""
         return Finding(
             file=self.source.where, line=self.line(*path), level="warning", rule=rule, principle=self.id,
-            message=message, mend=mend,
+            message=message, hint=hint,
         )  # fmt: skip
 
 
@@ -275,8 +275,8 @@ def _slots(stands: list[_Stand]) -> Iterator[Finding]:
                 message = f"`{key}` of `{stand.id}` says “{words}”, but every pair is shown in both orders"
                 if key != "compare":
                     message = f"`{key}` of `{stand.id}` says “{words}”, but it is asked about one reply alone"
-                mend = "say `which reply` or `the better one`" if key == "compare" else "say `the reply`"
-                yield stand.warning("slot", (key,), message, mend)
+                hint = "say `which reply` or `the better one`" if key == "compare" else "say `the reply`"
+                yield stand.warning("slot", (key,), message, hint)
 
 
 def _left_slots(stands: list[_Stand]) -> Iterator[Finding]:
@@ -298,17 +298,17 @@ def _double_negatives(stands: list[_Stand]) -> Iterator[Finding]:
 
 
 def _one_reply(stands: list[_Stand]) -> Iterator[Finding]:
-    mend = "begin with `Which reply ...`"
+    hint = "begin with `Which reply ...`"
     for stand in stands:
         compare = stand.principle.compare
         words = asks_about_one(compare)
         if words:
             short = words if len(words) <= 50 else f"{words[:47]}..."
             message = f"`compare` of `{stand.id}` asks about one reply (“{short}”), not which of two is better"
-            yield stand.warning("one-reply", ("compare",), message, mend)
+            yield stand.warning("one-reply", ("compare",), message, hint)
         elif not offers_a_choice(compare):
             message = f"`compare` of `{stand.id}` does not ask which of two replies is better"
-            yield stand.warning("one-reply", ("compare",), message, mend)
+            yield stand.warning("one-reply", ("compare",), message, hint)
 
 
 def _too_long(stands: list[_Stand]) -> Iterator[Finding]:
@@ -393,8 +393,8 @@ def _examples(stands: list[_Stand]) -> Iterator[Finding]:
         if turned:
             place = f"example {turned.at + 1} of `{turned.stand.id}` (line {turned.line})"
             message = f"example {case.at + 1} of `{case.stand.id}` contradicts {place}: better and worse are swapped"
-            mend = "decide which reply is better"
-            yield case.stand.warning("contradiction", ("examples", case.at), message, mend)
+            hint = "decide which reply is better"
+            yield case.stand.warning("contradiction", ("examples", case.at), message, hint)
         same = seen.setdefault((case.prompt, case.better, case.worse), case)
         if same is not case and same.stand is case.stand:  # two principles may share a case
             message = f"example {case.at + 1} of `{case.stand.id}` repeats example {same.at + 1} (line {same.line})"

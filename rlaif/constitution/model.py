@@ -133,8 +133,8 @@ def find_constitution(name_or_path: str | Path, relative_to: str | Path | None =
     if name and path.is_file():
         return path
     beside = [f"{name}{ending}" for ending in _ENDINGS if path.with_name(f"{path.name}{ending}").is_file()]
-    mend = f"did you mean `{beside[0]}`?" if beside else f"{nearest(name, shipped)} (or give the path of a .yaml file)"
-    raise UserError(f"no constitution is called `{name}`", mend=mend)
+    hint = f"did you mean `{beside[0]}`?" if beside else f"{nearest(name, shipped)} (or give the path of a .yaml file)"
+    raise UserError(f"no constitution is called `{name}`", hint=hint)
 
 
 def load_constitution(name_or_path: str | Path, relative_to: str | Path | None = None) -> Constitution:

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from rlaif.data.conversations import Odd, ordered
-from rlaif.data.findings import Finding, Labels, Level, Refusals, Tally, about_file
+from rlaif.data.findings import Finding, FindingCounter, Labels, Level, Refusals, about_file
 from rlaif.data.formats import Reading, Shape
 from rlaif.data.length_bias import LEAST_PAIRS
 from rlaif.data.winners import number_of
@@ -185,7 +185,7 @@ class Kinds:
     def __init__(self) -> None:
         self._kinds: dict[str, str] = {}
 
-    def add(self, row: dict[str, object], line: int, main: Iterable[str], tally: Tally) -> None:
+    def add(self, row: dict[str, object], line: int, main: Iterable[str], tally: FindingCounter) -> None:
         """Take one row in, and count it where a column holds another kind of value than before."""
         odd = []
         for name, value in row.items():
@@ -329,8 +329,8 @@ def label_finding(labels: Labels | None) -> Finding | None:
     if labels.desirable is not None:
         return _class_finding(labels.rows, labels.desirable)
     if labels.certain == 1.0:
-        what, mend = "all soft labels are exactly 0 or 1: they are hard labels", "nothing, if that is meant"
-        return about_file("note", "hard-labels", labels.rows, what, mend)
+        what, hint = "all soft labels are exactly 0 or 1: they are hard labels", "nothing, if that is meant"
+        return about_file("note", "hard-labels", labels.rows, what, hint)
     if labels.rows >= LEAST_PAIRS and labels.entropy is not None and labels.entropy > _FLAT:
         what = f"soft labels are all near 0.5 (mean entropy {labels.entropy:.3f} bits): they say next to nothing"
         return about_file("warning", "flat-labels", labels.rows, what, "ask a better judge, or for other replies")
@@ -343,8 +343,8 @@ def _class_finding(rows: int, desirable: float) -> Finding | None:
         return about_file("error", "one-class", rows, what, "add the others")
     if min(desirable, 1 - desirable) >= _MINORITY:
         return None
-    mend = "weigh the classes (TRL: desirable_weight, undesirable_weight), or balance them"
-    return about_file("warning", "class-balance", rows, f"{desirable:.0%} of the replies are desirable", mend)
+    hint = "weigh the classes (TRL: desirable_weight, undesirable_weight), or balance them"
+    return about_file("warning", "class-balance", rows, f"{desirable:.0%} of the replies are desirable", hint)
 
 
 @dataclass
@@ -370,5 +370,5 @@ def refusal_finding(refusals: Refusals, rows: int) -> Finding | None:
     if rows < LEAST_PAIRS or abs(gap) < _REFUSAL_GAP:
         return None
     what = f"{refusals.chosen:.0%} of the chosen and {refusals.rejected:.0%} of the rejected replies open as refusals"
-    mend = "if the model should not " + ("refuse more" if gap > 0 else "refuse less") + ", balance the two sides"
-    return about_file("warning", "refusal-gap", rows, what, mend)
+    hint = "if the model should not " + ("refuse more" if gap > 0 else "refuse less") + ", balance the two sides"
+    return about_file("warning", "refusal-gap", rows, what, hint)

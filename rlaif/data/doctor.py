@@ -22,7 +22,7 @@ from rlaif.data.checks import (
 from rlaif.data.conversations import UnreadableValueError
 from rlaif.data.duplicates import MOST, EvaluationSet, Neighbours, Repeats
 from rlaif.data.export import open_rows
-from rlaif.data.findings import Finding, Report, Tally, about_file, in_order
+from rlaif.data.findings import Finding, FindingCounter, Report, about_file, in_order
 from rlaif.data.formats import Reading, Shape, read
 from rlaif.data.length_bias import LengthSums, Limit, length_finding, special_tokens_of, truncation_finding
 from rlaif.errors import UserError
@@ -72,7 +72,7 @@ class _Visit:
         self._usable = self._chosen = self._rejected = 0
         self._shape, self._special = shape, special
         self._columns: tuple[str, ...] = ()
-        self._tally, self._kinds = Tally(), Kinds()
+        self._tally, self._kinds = FindingCounter(), Kinds()
         self._repeats, self._neighbours = Repeats(), Neighbours()
         self._lengths, self._labels, self._refusals = LengthSums(), LabelSums(), RefusalSums()
         self._cut, self._evaluations = cut, evaluations

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from rlaif.data.conversations import ROLES, SYSTEM_COLUMNS, Turns
 from rlaif.data.files import read_rows
-from rlaif.data.findings import Overlap, Tally
+from rlaif.data.findings import FindingCounter, Overlap
 from rlaif.data.formats import Reading
 from rlaif.errors import UserError
 
@@ -69,7 +69,7 @@ class Repeats:
         self.lines.append(line)
         return key
 
-    def find(self, tally: Tally) -> None:
+    def find(self, tally: FindingCounter) -> None:
         """Count the rows whose prompt, or whose whole content, stood before, and those that contradict another."""
         import numpy as np
 
@@ -84,7 +84,7 @@ class Repeats:
         swapped = _mixed(prompts, rejected, chosen)
         self._count("contradictory", np.isin(swapped, whole) & (chosen != rejected), tally)
 
-    def _count(self, rule: str, found: Numbers, tally: Tally) -> None:
+    def _count(self, rule: str, found: Numbers, tally: FindingCounter) -> None:
         import numpy as np
 
         rows = np.flatnonzero(found)

@@ -140,7 +140,7 @@ def draft_folder(path: Path) -> Iterator[Path]:
     Raises UserError where `path` is there already and not empty, or where it cannot be written.
     """
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise UserError("is there already and not empty", where=path, mend="name another folder, or remove it")
+        raise UserError("is there already and not empty", where=path, hint="name another folder, or remove it")
     path = path.resolve()
     draft = path.with_name(f".{path.name}.draft")
     try:
@@ -151,7 +151,7 @@ def draft_folder(path: Path) -> Iterator[Path]:
             path.rmdir()
         draft.replace(path)
     except OSError as error:
-        raise UserError(f"cannot write: {error.strerror or error}", where=path, mend="name another folder") from error
+        raise UserError(f"cannot write: {error.strerror or error}", where=path, hint="name another folder") from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
 
@@ -213,10 +213,10 @@ def export_rows(
             counts.rows[name] += 1
     if not sum(counts.rows.values()):
         why = ", ".join(f"{count:,} {rule}" for rule, count in counts.left_out.most_common(3)) or "it is empty"
-        raise UserError(f"no row can be exported ({why})", where=source, mend=f"see `rlaif data check {source}`")
+        raise UserError(f"no row can be exported ({why})", where=source, hint=f"see `rlaif data check {source}`")
     for name in names:
         if not counts.rows[name]:
-            raise UserError(f"`{name}` would be empty", where=source, mend="give another --split, or none")
+            raise UserError(f"`{name}` would be empty", where=source, hint="give another --split, or none")
     return counts
 
 
@@ -232,7 +232,7 @@ def _rows(
         if shape is None:
             break
         if shape.kind == "unpaired" and form != "kto":
-            raise UserError("the rows are single replies, not pairs", where=source, line=line, mend="use --format kto")
+            raise UserError("the rows are single replies, not pairs", where=source, line=line, hint="use --format kto")
         reading = _sound(row, shape, margin, counts)
         if reading is not None and form == "kto" and reading.probability == 0.5:
             counts.left_out["label-half"] += 1  # neither reply is good or bad
@@ -240,7 +240,7 @@ def _rows(
             counts.pairs += reading.chosen is not None and reading.rejected is not None
             yield from _written(reading, form, seen)
     if shape is None and number:
-        raise UserError("no preference data of a known shape", where=source, mend=f"see `rlaif data check {source}`")
+        raise UserError("no preference data of a known shape", where=source, hint=f"see `rlaif data check {source}`")
 
 
 def _sound(row: object, shape: Shape, margin: float, counts: Exported) -> Reading | None:

@@ -199,7 +199,7 @@ def _rows(batch: Any, before: int, file: Path, largest: int) -> Iterator[tuple[i
             (value,) = row.to_pylist()
         except UnicodeDecodeError as error:
             what = f"is not UTF-8 (byte 0x{error.object[error.start]:02X})"
-            raise UserError(what, where=file, line=before + at + 1, mend="write the text as UTF-8") from None
+            raise UserError(what, where=file, line=before + at + 1, hint="write the text as UTF-8") from None
         yield before + at + 1, value
 
 
@@ -229,7 +229,7 @@ def _entries(array: Any) -> Any:
 
 
 def _too_large(file: Path, row: int, largest: int) -> UserError:
-    return UserError(f"the row is larger than {largest // 1_000_000} MB", where=file, line=row, mend="leave it out")
+    return UserError(f"the row is larger than {largest // 1_000_000} MB", where=file, line=row, hint="leave it out")
 
 
 Rows = Iterator[tuple[int, object]]
@@ -255,9 +255,9 @@ def require_rows(path: str | Path) -> None:
     if file.is_dir():
         raise UserError("is a folder, not a file", where=path)
     if file.exists() and _ending(file) not in _READERS:
-        raise UserError("not a kind of file that prompts are read from", where=path, mend=f"known: {_ENDINGS}")
+        raise UserError("not a kind of file that prompts are read from", where=path, hint=f"known: {_ENDINGS}")
     if not file.exists() and (isinstance(path, Path) or not _is_hub_name(path)):
-        raise UserError("no such file", where=path, mend=_MEANT if _ending(file) not in _READERS else "")
+        raise UserError("no such file", where=path, hint=_MEANT if _ending(file) not in _READERS else "")
 
 
 def _ending(file: Path) -> str:
@@ -277,7 +277,7 @@ def _readable(reader: Callable[[Path], Rows], file: Path) -> Rows:
     except FileNotFoundError:
         raise UserError("no such file", where=file) from None
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise UserError(f"is not a whole gzip file ({error})", where=file, mend="copy it again") from None
+        raise UserError(f"is not a whole gzip file ({error})", where=file, hint="copy it again") from None
     except OSError as error:
         raise UserError(f"cannot be read ({error.strerror or error})", where=file) from None
 
@@ -293,8 +293,8 @@ def _lines(file: Path) -> Iterator[tuple[int, str]]:
         while raw := stream.readline(_MAX_LINE + 1):
             number += 1
             if len(raw) > _MAX_LINE:
-                what, mend = f"the line is longer than {_MAX_LINE // 1_000_000} MB", "is it one JSON object a line?"
-                raise UserError(what, where=file, line=number, mend=mend)
+                what, hint = f"the line is longer than {_MAX_LINE // 1_000_000} MB", "is it one JSON object a line?"
+                raise UserError(what, where=file, line=number, hint=hint)
             yield number, _decoded(raw, file, number)
     if not number:
         raise UserError("the file is empty", where=file)
@@ -303,15 +303,15 @@ def _lines(file: Path) -> Iterator[tuple[int, str]]:
 def _decoded(raw: bytes, file: Path, number: int) -> str:
     if number == 1:
         if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-            raise UserError("is UTF-16, not UTF-8", where=file, mend="save it as UTF-8")
+            raise UserError("is UTF-16, not UTF-8", where=file, hint="save it as UTF-8")
         raw = raw.removeprefix(codecs.BOM_UTF8)
     if b"\0" in raw:
-        raise UserError("holds NUL bytes", where=file, line=number, mend="is it UTF-8 text?")
+        raise UserError("holds NUL bytes", where=file, line=number, hint="is it UTF-8 text?")
     try:
         return raw.decode("utf-8")
     except UnicodeDecodeError as error:
         what = f"is not UTF-8 (byte 0x{raw[error.start]:02X})"
-        raise UserError(what, where=file, line=number, mend="save it as UTF-8") from None
+        raise UserError(what, where=file, line=number, hint="save it as UTF-8") from None
 
 
 def _text_rows(file: Path) -> Rows:
@@ -330,7 +330,7 @@ def _json(line: str, file: Path, number: int) -> object:
         value: object = loads(line)
     except json.JSONDecodeError as error:
         what = f"not JSON: {error.msg} (column {error.colno})"
-        raise UserError(what, where=file, line=number, mend="one JSON value a line") from None
+        raise UserError(what, where=file, line=number, hint="one JSON value a line") from None
     except ValueError as error:  # too deep, or a number of thousands of digits
         raise UserError(f"not usable JSON: {error}", where=file, line=number) from None
     return value
@@ -369,7 +369,7 @@ def _csv_rows(file: Path) -> Rows:
             lines.new_row()
             if len(cells) > len(header):
                 what = f"has {len(cells)} cells, the header {len(header)}"
-                raise UserError(what, where=file, line=start, mend="put a text with commas in quotes")
+                raise UserError(what, where=file, line=start, hint="put a text with commas in quotes")
             if cells:
                 yield start, dict(zip(header, cells, strict=False))
             start = reader.line_num + 1
@@ -393,7 +393,7 @@ class _BoundedLines:
         self._length += len(line)
         if self._length > _MAX_LINE:
             what = f"the row that ends here is longer than {_MAX_LINE // 1_000_000} MB"
-            raise UserError(what, where=self._file, line=number, mend="is a quotation mark left open?")
+            raise UserError(what, where=self._file, line=number, hint="is a quotation mark left open?")
         return line
 
     def new_row(self) -> None:
@@ -414,7 +414,7 @@ def _require_names(header: list[str], file: Path, line: int) -> None:
     twice = sorted({name for name in header if name and header.count(name) > 1})
     if twice:
         what = f"two columns are called `{twice[0]}`"
-        raise UserError(what, where=file, line=line, mend="give each column its own name")
+        raise UserError(what, where=file, line=line, hint="give each column its own name")
 
 
 def _parquet_rows(file: Path) -> Rows:
@@ -434,11 +434,11 @@ def _hub(path: str) -> Rows:
             for number, row in enumerate(rows, start=1):
                 if _exceeds(row, _MAX_LINE):
                     what = f"the row is larger than {_MAX_LINE // 1_000_000} MB"
-                    raise UserError(what, where=path, line=number, mend="leave it out")
+                    raise UserError(what, where=path, line=number, hint="leave it out")
                 yield number, row
     except (OSError, ValueError, RuntimeError, httpx.HTTPError) as error:
         why = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise UserError(f"neither a file nor a dataset that can be loaded ({why})", where=path, mend=_MEANT) from None
+        raise UserError(f"neither a file nor a dataset that can be loaded ({why})", where=path, hint=_MEANT) from None
 
 
 def _exceeds(value: object, most: int) -> bool:

@@ -29,7 +29,7 @@ class Finding(Record):
     lines: tuple[int, ...]
     """The first lines (row numbers in Parquet and on the hub); none for a rule about the whole file."""
     what: str
-    mend: str
+    hint: str
 
 
 class Lengths(Record):
@@ -117,7 +117,7 @@ class Rule(NamedTuple):
 
     level: Level
     what: str
-    mend: str
+    hint: str
     note_up_to: float = 0.0
     """Up to this share of the rows it is only a note."""
 
@@ -195,7 +195,7 @@ RULES: dict[str, Rule] = {
 """Rules about rows. Those about the whole file are made where they are measured."""
 
 
-class Tally:
+class FindingCounter:
     """Counts the rows that break each rule, and keeps the first few lines."""
 
     def __init__(self) -> None:
@@ -220,12 +220,12 @@ class Tally:
             rule, share = RULES[name], count / max(rows, 1)
             level = "note" if share <= rule.note_up_to else rule.level
             lines = tuple(self._lines[name])
-            yield Finding(level=level, rule=name, count=count, share=share, lines=lines, what=rule.what, mend=rule.mend)
+            yield Finding(level=level, rule=name, count=count, share=share, lines=lines, what=rule.what, hint=rule.hint)
 
 
-def about_file(level: Level, rule: str, rows: int, what: str, mend: str) -> Finding:
+def about_file(level: Level, rule: str, rows: int, what: str, hint: str) -> Finding:
     """A finding about the file as a whole, measured on `rows` rows."""
-    return Finding(level=level, rule=rule, count=rows, share=1.0, lines=(), what=what, mend=mend)
+    return Finding(level=level, rule=rule, count=rows, share=1.0, lines=(), what=what, hint=hint)
 
 
 def in_order(findings: list[Finding]) -> tuple[Finding, ...]:

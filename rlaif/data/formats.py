@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from rlaif.data.conversations import SYSTEM_COLUMNS, Odd, Turn, Turns, UnreadableValueError, system_of, turns_of
-from rlaif.data.prompts import PROMPT_COLUMNS, OddPromptError, PromptColumns, joined_prompt, parts_of, unread
+from rlaif.data.prompts import PROMPT_COLUMNS, InvalidPromptError, PromptColumns, joined_prompt, parts_of, unread
 from rlaif.data.winners import Row, Sided, Winner, best_and_worst, find_sided, number_of, plain_name, winner_columns
 from rlaif.text import loads
 
@@ -233,7 +233,7 @@ def usual(row: Row, shape: Shape) -> Row:
     if shape.prompt is not None and shape.prompt.main in row and (shape.prompt.parts or shape.sided is not None):
         try:
             changed[shape.columns["prompt"]] = joined_prompt(row, shape.prompt)
-        except OddPromptError:
+        except InvalidPromptError:
             raise UnreadableValueError("prompt-part") from None
     if shape.ratings is not None:
         changed[shape.columns["completions"]] = _zipped(row, shape)

@@ -213,8 +213,8 @@ def _tokenizer(name: str) -> Any:
         return AutoTokenizer.from_pretrained(shipped_model(name) or name, trust_remote_code=False)
     except (OSError, ValueError) as error:
         why = str(error).strip().partition("\n")[0]
-        mend = "give the folder of a model, or a name on the hub"
-        raise UserError(f"no tokenizer that can be loaded ({why})", where=name, mend=mend) from None
+        hint = "give the folder of a model, or a name on the hub"
+        raise UserError(f"no tokenizer that can be loaded ({why})", where=name, hint=hint) from None
 
 
 def special_tokens_of(name: str | None) -> frozenset[str]:

@@ -50,7 +50,7 @@ Value = Any
 """A cell."""
 
 
-class OddPromptError(Exception):
+class InvalidPromptError(Exception):
     """Columns of a prompt that cannot be joined."""
 
 
@@ -88,7 +88,7 @@ def unread(row: Mapping[str, Value], columns: PromptColumns | None, texts: Itera
 def joined_prompt(row: Mapping[str, Value], columns: PromptColumns) -> Value:
     """The prompt of a row: the cell of its main column as it stands, or joined with the others.
 
-    Raises OddPromptError where a part is no text and no conversation, or cannot be joined with the prompt.
+    Raises InvalidPromptError where a part is no text and no conversation, or cannot be joined with the prompt.
     """
     value = row[columns.main]
     for name in reversed(columns.parts):  # turns go before all texts, so they are joined last
@@ -114,7 +114,7 @@ def _joined(value: Value, part: Value, name: str, main: str) -> Value:
     if not isinstance(value, str) or is_transcript(value) or _messages(value) is not None:
         if text.strip() in str(value):
             return value
-        raise OddPromptError
+        raise InvalidPromptError
     if not value.strip():
         return text
     before = name in _TEXTS and main in _QUESTIONS
@@ -126,7 +126,7 @@ def _text(part: Value) -> str:
         return part
     if isinstance(part, list) and all(isinstance(each, str) for each in part):
         return "\n\n".join(part)
-    raise OddPromptError
+    raise InvalidPromptError
 
 
 def _turns_in(part: Value, name: str) -> list[Value] | None:
@@ -136,14 +136,14 @@ def _turns_in(part: Value, name: str) -> list[Value] | None:
             return [{"role": turn.role, "content": turn.content} for turn in parse_transcript(part)]
         return _messages(part)
     if not isinstance(part, list):
-        raise OddPromptError
+        raise InvalidPromptError
     if all(isinstance(each, dict) for each in part):
         return part
     if name in _TURNS and all(isinstance(each, (list, tuple)) and len(each) == 2 for each in part):
         roles = ("user", "assistant")
         return [{"role": role, "content": said} for pair in part for role, said in zip(roles, pair, strict=True)]
     if name in _TURNS:
-        raise OddPromptError  # texts that may be anybody's
+        raise InvalidPromptError  # texts that may be anybody's
     return None
 
 
@@ -151,20 +151,20 @@ def _messages(text: str) -> list[Value] | None:
     try:
         return messages_in(text)
     except UnparsedMessagesError:
-        raise OddPromptError from None
+        raise InvalidPromptError from None
 
 
 def _after(turns: list[Value], value: Value) -> Value:
     """The prompt after the turns before it, which it may repeat."""
     if isinstance(value, str):
         if is_transcript(value):
-            raise OddPromptError
+            raise InvalidPromptError
         messages = _messages(value)
         value = [{"role": "user", "content": value}] if messages is None else messages
     elif isinstance(value, dict):
         value = [value]
     if not isinstance(value, list):
-        raise OddPromptError
+        raise InvalidPromptError
     if value[: len(turns)] == turns:
         return value
     if turns[-len(value) :] == value:
@@ -180,7 +180,7 @@ _KNOWN = ("prompt", "messages", "conversations")
 _NO_TEXT = "given response that is not text (left out)"
 
 
-class OddRowError(Exception):
+class InvalidRowError(Exception):
     """This row holds no usable prompt; the text is the kind, for counting."""
 
 
@@ -205,14 +205,14 @@ class Form:
     """Other columns that are part of the prompt."""
 
     def read(self, row: object, note: Note) -> Found:
-        """The conversation and the answers of one row. Raises OddRowError where there is none."""
+        """The conversation and the answers of one row. Raises InvalidRowError where there is none."""
         if self.pair and self.column is None:
             return _pair_of_dialogues(row, note)
         turns = _turns(self._prompt(row))
         answers = []
         if turns and turns[-1].role == "assistant":
             if turns[-1].content and self.column == "prompt":
-                raise OddRowError("prompt that ends in an assistant turn")
+                raise InvalidRowError("prompt that ends in an assistant turn")
             answers = [turns[-1].content] if turns[-1].content else []
             turns = turns[:-1]
         given: list[object] = [*answers]
@@ -230,8 +230,8 @@ class Form:
             return value_at(row, self.column)
         try:
             return joined_prompt(row, PromptColumns(self.column, self.parts))
-        except OddPromptError:
-            raise OddRowError("row with a column that is part of the prompt and cannot be joined with it") from None
+        except InvalidPromptError:
+            raise InvalidRowError("row with a column that is part of the prompt and cannot be joined with it") from None
 
     def _note_unread(self, row: object, turns: Messages, given: Sequence[object], note: Note) -> None:
         if self.column is None or not isinstance(row, dict) or self.column not in row:
@@ -250,10 +250,10 @@ def recognise(row: object, where: str, line: int, column: str | None, responses:
     names = [str(name) for name in row]
     for name in (column, responses):
         if name is not None and not list(_dig(row, name)):
-            mend = f"columns: {', '.join(names)}"
+            hint = f"columns: {', '.join(names)}"
             close = nearest(name, names)
-            mend = f"{close} {mend}" if close.startswith("did") else mend
-            raise UserError(f"no column `{name}`", where=where, line=line, mend=mend)
+            hint = f"{close} {hint}" if close.startswith("did") else hint
+            raise UserError(f"no column `{name}`", where=where, line=line, hint=hint)
     pair = responses is None and all(name in row for name in _PAIR)
     taken = (*_PAIR, (responses or "").split(".")[0])
     if column is not None:
@@ -268,7 +268,7 @@ def recognise(row: object, where: str, line: int, column: str | None, responses:
         f"no column `prompt`, `messages`, or `chosen` with `rejected`; columns: {', '.join(names) or 'none'}",
         where=where,
         line=line,
-        mend=f"name yours: prompts: {{path: ..., column: {example}}}",
+        hint=f"name yours: prompts: {{path: ..., column: {example}}}",
     )
 
 
@@ -300,10 +300,10 @@ def _dig(value: object, name: str) -> Iterable[object]:
 
 
 def value_at(row: object, name: str) -> object:
-    """What stands at a dotted path. Raises OddRowError where that is nothing, or several things."""
+    """What stands at a dotted path. Raises InvalidRowError where that is nothing, or several things."""
     values = list(_dig(row, name))
     if len(values) != 1:
-        raise OddRowError(f"row without one `{name}`")
+        raise InvalidRowError(f"row without one `{name}`")
     return values[0]
 
 
@@ -318,7 +318,7 @@ def _turns(value: object) -> Messages:
         return parse_transcript(text)
     if isinstance(value, list) and value:
         return tuple(_message(item) for item in value)
-    raise OddRowError("blank prompt" if value is None or value == [] else "prompt that is not text")
+    raise InvalidRowError("blank prompt" if value is None or value == [] else "prompt that is not text")
 
 
 def _written_down(text: str) -> list[object] | None:
@@ -326,7 +326,7 @@ def _written_down(text: str) -> list[object] | None:
     try:
         return messages_in(text)
     except UnparsedMessagesError:
-        raise OddRowError("messages written into a text in a form that cannot be read back") from None
+        raise InvalidRowError("messages written into a text in a form that cannot be read back") from None
 
 
 def _after_system(row: object, turns: Messages) -> Messages:
@@ -339,21 +339,21 @@ def _after_system(row: object, turns: Messages) -> Messages:
 
 def _message(item: object) -> Message:
     if not isinstance(item, dict):
-        raise OddRowError("message that is not an object")
+        raise InvalidRowError("message that is not an object")
     if uses_tools(item):
-        raise OddRowError("message that calls a tool, or is what one answered")
+        raise InvalidRowError("message that calls a tool, or is what one answered")
     role = ROLES.get(str(item.get("role", item.get("from"))).lower())
     if role is None:
-        raise OddRowError("message with a role that is not system, user or assistant")
+        raise InvalidRowError("message with a role that is not system, user or assistant")
     content = content_of(item.get("content", item.get("value")))
     if content is None:
-        raise OddRowError("message that is not text")
+        raise InvalidRowError("message that is not text")
     return Message(role=role, content=_sound(content))
 
 
 def _sound(text: str) -> str:
     if not _encodes(text):
-        raise OddRowError("text with half a surrogate pair")
+        raise InvalidRowError("text with half a surrogate pair")
     return text
 
 
@@ -368,9 +368,9 @@ def _encodes(text: str) -> bool:
 
 def _checked(messages: Messages, note: Note) -> Messages:
     if not messages or not messages[-1].content.strip():
-        raise OddRowError("blank prompt")
+        raise InvalidRowError("blank prompt")
     if messages[-1].role != "user":
-        raise OddRowError(f"prompt that ends in a turn of the {messages[-1].role}")
+        raise InvalidRowError(f"prompt that ends in a turn of the {messages[-1].role}")
     if not alternate(messages):
         note("prompt with one speaker twice in a row (turns joined)")
         return joined(messages)
@@ -385,7 +385,7 @@ def _pair_of_dialogues(row: object, note: Note) -> Found:
     while shared and dialogues[0][shared - 1].role != "user":
         shared -= 1
     if not shared:
-        raise OddRowError("pair of dialogues that share no prompt")
+        raise InvalidRowError("pair of dialogues that share no prompt")
     prompt = dialogues[0][:shared]
     answers = [_rest(turns[shared:], note) for turns in dialogues]
     return Found(_checked(prompt, note), _given(answers, note))
@@ -404,7 +404,7 @@ def _final_answer(value: object, prompt: Messages, note: Note) -> str | None:
         return value
     try:
         turns = _turns(value)
-    except OddRowError:
+    except InvalidRowError:
         note(_NO_TEXT)
         return None
     if turns[-1].role == "assistant" and turns[:-1] in ((), prompt):
@@ -461,7 +461,7 @@ def _answer(value: object, note: Note) -> str | None:
 
 
 @dataclass
-class Oddities:
+class InputIssues:
     """What was odd in a prompt file, counted by kind, each with the first line where it was met."""
 
     rows: int = 0
@@ -492,7 +492,7 @@ def read_prompts(
     column: str | None = None,
     responses: str | None = None,
     limit: int | None = None,
-    oddities: Oddities | None = None,
+    oddities: InputIssues | None = None,
     with_answers: bool = False,
     keep: str | None = None,
 ) -> Iterator[Prompt]:
@@ -504,7 +504,7 @@ def read_prompts(
     odd. `keep` names a column that comes into the prompts' metadata. Odd rows are skipped and counted in `oddities`;
     raises UserError where the file is broken or all rows are odd.
     """
-    counter = Oddities() if oddities is None else oddities
+    counter = InputIssues() if oddities is None else oddities
     seen: set[bytes] = set()
     form: Form | None = None
     for line, row in read_rows(path):
@@ -532,15 +532,15 @@ def read_prompts(
 def _require_column(row: object, name: str | None, path: str | Path, line: int) -> None:
     if name is not None and not (isinstance(row, dict) and name in row):
         names = list(map(str, row)) if isinstance(row, dict) else []
-        raise UserError(f"no column `{name}`", where=path, line=line, mend=nearest(name, names))
+        raise UserError(f"no column `{name}`", where=path, line=line, hint=nearest(name, names))
 
 
 def _prompt(
-    form: Form, row: object, source: str, line: int, counter: Oddities, keep: str | None = None
+    form: Form, row: object, source: str, line: int, counter: InputIssues, keep: str | None = None
 ) -> Prompt | None:
     try:
         messages, responses = form.read(row, lambda kind: counter.add(kind, line))
-    except OddRowError as odd:
+    except InvalidRowError as odd:
         counter.add(str(odd), line)
         return None
     kept = {keep: _plain(row[keep])} if keep is not None and isinstance(row, dict) and keep in row else {}

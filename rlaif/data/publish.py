@@ -238,15 +238,15 @@ def push(folder: Path, name: str, *, public: bool = False) -> str:
             address = api.create_repo(name, repo_type="dataset", private=not public, exist_ok=True)
             api.upload_folder(repo_id=name, folder_path=folder, repo_type="dataset", commit_message="Upload by rlaif")
     except HFValidationError as error:
-        raise UserError(f"no name of a dataset: {_first_line(error)}", where=name, mend="write owner/name") from None
+        raise UserError(f"no name of a dataset: {_first_line(error)}", where=name, hint="write owner/name") from None
     except OfflineModeIsEnabled:
-        raise UserError("HF_HUB_OFFLINE is set", where=name, mend="unset it to push") from None
+        raise UserError("HF_HUB_OFFLINE is set", where=name, hint="unset it to push") from None
     except HfHubHTTPError as error:
         status = error.response.status_code if error.response is not None else None
         if status is not None and status >= 500:
             raise ModelError(f"{name}: the hub failed ({_first_line(error)}); push again later") from None
-        mend = "log in with `hf auth login`, or set HF_TOKEN to a token that may write there"
-        raise UserError(f"the hub refuses ({_first_line(error)})", where=name, mend=mend) from None
+        hint = "log in with `hf auth login`, or set HF_TOKEN to a token that may write there"
+        raise UserError(f"the hub refuses ({_first_line(error)})", where=name, hint=hint) from None
     except _transport_errors() as error:
         raise ModelError(f"{name}: the hub cannot be reached ({_first_line(error)}); push again later") from None
     return str(address)

@@ -321,7 +321,7 @@ def settle_winner(sided: Sided, rows: Iterable[object], where: str) -> Winner:
     if sided.winner is None and not sided.voters:
         if sided.scores is None:
             what = f"two responses a row ({_both(sided)}), and no column that says which is better"
-            raise UserError(what, where=where, mend="add one that is called `preference`: 1 the first, 2 the second")
+            raise UserError(what, where=where, hint="add one that is called `preference`: 1 the first, 2 the second")
         order = "the lower" if sided.ranks else "the higher"
         return Winner(sided, says=f"{order} of {_quoted(sided.scores)} is better")
     seen = _look(sided, rows)
@@ -333,8 +333,8 @@ def settle_winner(sided: Sided, rows: Iterable[object], where: str) -> Winner:
     if found is None:
         held = ", ".join(f"{each:g}" for each in sorted(seen.numbers)[:5])
         what = f"{column} says which of {_both(sided)} is better, but not clearly: it holds {held}"
-        mend = "write `preference` as 1 (the first), 2 (the second), or between; 1.5 is a tie"
-        raise UserError(what, where=where, mend=mend)
+        hint = "write `preference` as 1 (the first), 2 (the second), or between; 1.5 is a tie"
+        raise UserError(what, where=where, hint=hint)
     of_number, signed, says = found
     graded = of_number is None and bool(seen.numbers - {1.0, 1.5, 2.0})
     return Winner(sided, of_number, signed, soft or graded, f"by {column}: {says}")

@@ -56,7 +56,7 @@ def critique_right(principle: str, prompt: str, reply: str, critique: str) -> bo
     return fault_named(critique) is None and _head(NO_FAULT) in critique
 
 
-def mend(prompt: str, reply: str, voice: Voice | None = None) -> str:
+def corrected(prompt: str, reply: str, voice: Voice | None = None) -> str:
     """The reply as a perfect rewriter leaves it: what was good is kept word by word, the rest dropped or replaced.
 
     What is new is in words drawn by `voice`, else in the plainest.

@@ -186,7 +186,7 @@ def scene_of(prompt: str) -> Scene:
     """The scene of a prompt. Raises UserError for a prompt from outside this world."""
     scene = read_prompt(prompt)
     if scene is None:
-        raise UserError(f"the demo's oracle does not know the prompt {prompt!r}", mend="use the demo's own prompts")
+        raise UserError(f"the demo's oracle does not know the prompt {prompt!r}", hint="use the demo's own prompts")
     return scene
 
 

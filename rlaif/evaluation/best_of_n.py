@@ -32,7 +32,7 @@ from rlaif.evaluation.reports import BestOf, BestOfN, Gold
 from rlaif.evaluation.reward_scores import Answers
 from rlaif.feedback.matchups import Criterion, criteria_of
 from rlaif.feedback.scoring import readable, score_question, score_record
-from rlaif.inference.base import ModelSource, Question, Tally, ask
+from rlaif.inference.base import ModelSource, Question, StageStats, ask
 from rlaif.records import Failure, Messages, Prompt, Sample, Score
 from rlaif.stats import Estimate, average, mean
 from rlaif.store import Table
@@ -221,7 +221,7 @@ class Grading:
 
     async def ask(
         self, answers: Sequence[Answers], scores: Table[Score], failures: Table[Failure], **options: Any
-    ) -> Tally:
+    ) -> StageStats:
         """Ask for the grades that are missing; `options` go to `ask`."""
         questions = (question for each in answers for sample in each.samples for question in self._asked(each, sample))
         return await ask(questions, self.judge, scores, score_record, failures, max_failed=self.max_failed, **options)
@@ -257,7 +257,7 @@ MOST_CUT = 0.2
 FEW_PROMPTS = 30
 
 
-def doubts(gold: Gold | None, best_of_n: BestOfN | None, *, raw: bool = False) -> tuple[str, ...]:
+def best_of_n_warnings(gold: Gold | None, best_of_n: BestOfN | None, *, raw: bool = False) -> tuple[str, ...]:
     """The warnings, most important first; `raw` says that a model learned raw text and now gets its chat template."""
     found = list(_gold(gold)) if gold is not None else []
     if raw:

@@ -20,7 +20,7 @@ from rlaif.evaluation.gold import Case
 from rlaif.evaluation.reports import Canary
 from rlaif.feedback.aggregate import first_logit
 from rlaif.feedback.judge import compare_questions, votes
-from rlaif.feedback.matchups import Meeting
+from rlaif.feedback.matchups import Matchup
 from rlaif.inference.base import Question
 from rlaif.records import Judgement, Sample, content_id
 from rlaif.stats import Estimate, hits, mean, share_of
@@ -104,7 +104,7 @@ def _probe(kind: str, fenced: bool, case: Case, text: str) -> Probe:
 
 
 def _meeting(case: Case, canary: Sample) -> Case:
-    return case._replace(meeting=Meeting(canary, case.meeting.left, case.meeting.criteria))
+    return case._replace(meeting=Matchup(canary, case.meeting.left, case.meeting.criteria))
 
 
 def count_wins(

@@ -36,11 +36,11 @@ from rlaif.data.export import LEFT_OUT, first_known
 from rlaif.data.files import Rows, read_rows
 from rlaif.data.findings import RULES
 from rlaif.data.formats import Reading, Shape, better_first, read, recognise
-from rlaif.data.prompts import Oddities, OddRowError, prompt_id, value_at
+from rlaif.data.prompts import InputIssues, InvalidRowError, prompt_id, value_at
 from rlaif.errors import RecordError, UserError, nearest
 from rlaif.feedback.aggregate import Status, Vote, first_logit, folded, shares
 from rlaif.feedback.judge import compare_questions, votes
-from rlaif.feedback.matchups import Criterion, Meeting, criteria_of, draw
+from rlaif.feedback.matchups import Criterion, Matchup, criteria_of, draw
 from rlaif.feedback.sampling import is_planned
 from rlaif.inference.base import Question
 from rlaif.records import Judgement, Message, Messages, Prompt, Record, Sample, content_id
@@ -99,7 +99,7 @@ def _alike(samples: list[Sample], path: Path) -> list[Sample]:
 
 
 def _mixed(what: str, path: Path) -> UserError:
-    return UserError(f"holds {what}", where=path, mend="give each its own file")
+    return UserError(f"holds {what}", where=path, hint="give each its own file")
 
 
 _WRITER = "gold"
@@ -135,13 +135,13 @@ class GoldPair(Record):
 
 
 def read_gold(
-    path: str, *, column: str | None = None, limit: int | None = None, oddities: Oddities | None = None
+    path: str, *, column: str | None = None, limit: int | None = None, oddities: InputIssues | None = None
 ) -> Iterator[GoldPair]:
     """The gold pairs of a file or of a `datasets` name, each once; odd rows are skipped and counted in `oddities`.
 
     Raises UserError where the file is broken, where its rows are no pairs, or where all of them are odd.
     """
-    counter = Oddities() if oddities is None else oddities
+    counter = InputIssues() if oddities is None else oddities
     seen: set[str] = set()
     shape, rows = first_known(path, lambda row: recognise(_as_pair(row, column)))
     first = next(rows, None)
@@ -176,7 +176,7 @@ def _as_pair(row: Any, column: str | None) -> Any:
         return row
     try:
         prompt = value_at(row, column)
-    except OddRowError:
+    except InvalidRowError:
         prompt = None
     return {"prompt": prompt, **{name: value for name, value in row.items() if name not in ("prompt", column)}}
 
@@ -184,10 +184,10 @@ def _as_pair(row: Any, column: str | None) -> Any:
 def _require_pairs(shape: Shape | None, row: Any, path: str, line: int, column: str | None) -> Shape:
     names = list(map(str, row)) if isinstance(row, dict) else []
     if column is not None and column.split(".")[0] not in names and column not in names:
-        raise UserError(f"no column `{column}`", where=path, line=line, mend=nearest(column, names))
+        raise UserError(f"no column `{column}`", where=path, line=line, hint=nearest(column, names))
     if shape is None or shape.kind == "unpaired":
         what = "gold pairs need the columns `chosen` and `rejected`, or two responses and a column of the winner"
-        raise UserError(what, where=path, line=line, mend=f"columns: {', '.join(names) or 'none'}")
+        raise UserError(what, where=path, line=line, hint=f"columns: {', '.join(names) or 'none'}")
     return shape
 
 
@@ -215,7 +215,7 @@ _LEFT_OUT = {
 }
 
 
-def _pair(shape: Shape, row: Any, source: str, line: int, counter: Oddities) -> GoldPair | None:
+def _pair(shape: Shape, row: Any, source: str, line: int, counter: InputIssues) -> GoldPair | None:
     try:
         reading = _sound(shape, row)
     except UnreadableValueError as odd:
@@ -254,7 +254,7 @@ class Case(NamedTuple):
 
     pair: GoldPair
     prompt: Prompt
-    meeting: Meeting
+    meeting: Matchup
 
 
 class JudgedPair(Record):
@@ -306,13 +306,13 @@ def cases(pairs: Iterable[GoldPair], constitution: Constitution, compare: Compar
         if pair.principle is not None:
             if pair.principle not in single:
                 what = f"`{constitution.name}` has no principle `{pair.principle}`"
-                raise UserError(what, where=pair.source, mend=nearest(pair.principle, single))
+                raise UserError(what, where=pair.source, hint=nearest(pair.principle, single))
             chosen: tuple[Criterion, ...] = (single[pair.principle],)
         elif compare.principles == "one":
             chosen = (draw(criteria, (better.id, worse.id)),)
         else:
             chosen = criteria
-        yield Case(pair, pair.as_prompt(), Meeting(better, worse, chosen))
+        yield Case(pair, pair.as_prompt(), Matchup(better, worse, chosen))
 
 
 def questions_of(case: Case, compare: CompareSettings, judge: Judge) -> list[Question]:

@@ -20,14 +20,14 @@ from rlaif import __version__
 from rlaif.config.judge_templates import SHIPPED, Judge, Templates
 from rlaif.config.schemas import CompareSettings, PairSettings
 from rlaif.constitution import Constitution
-from rlaif.data.prompts import Oddities
+from rlaif.data.prompts import InputIssues
 from rlaif.evaluation.canaries import chosen_cases, count_probes, count_wins, probes
 from rlaif.evaluation.gold import Case, JudgedPair, cases, judged_pair, questions_of, read_gold
 from rlaif.evaluation.judge_metrics import decide, known_reports, measure, shared_errors
 from rlaif.evaluation.reports import About, Cost, JudgeReport, data_word, report_name, sha256_known
 from rlaif.feedback.judge import judgement
 from rlaif.feedback.prompt_forms import judge_asked
-from rlaif.inference.base import ModelSource, Question, Tally, ask
+from rlaif.inference.base import ModelSource, Question, StageStats, ask
 from rlaif.progress import Progress
 from rlaif.records import Failure, Judgement
 from rlaif.store import Table, lock_folder, write_records, write_text
@@ -54,7 +54,7 @@ class Evaluation:
     max_failed: float = 0.5
     """Stop when more than this share of the questions failed."""
 
-    def cases(self, oddities: Oddities | None = None) -> Iterator[Case]:
+    def cases(self, oddities: InputIssues | None = None) -> Iterator[Case]:
         """The gold pairs, streamed."""
         pairs = read_gold(self.gold, column=self.column, limit=self.limit, oddities=oddities)
         return cases(pairs, self.constitution, self.compare)
@@ -76,7 +76,7 @@ class EvaluatedJudge(NamedTuple):
     report: JudgeReport
     path: Path
     """Of the report."""
-    tallies: tuple[Tally, ...]
+    tallies: tuple[StageStats, ...]
     """What was asked now."""
 
 
@@ -92,7 +92,7 @@ class _Plan:
 
     questions: int = 0
     canaries: list[Case] = field(default_factory=list)
-    oddities: Oddities = field(default_factory=Oddities)
+    oddities: InputIssues = field(default_factory=InputIssues)
 
 
 async def evaluate_judge(
@@ -156,7 +156,7 @@ async def _asked(
     tables: _Tables,
     wanted: Evaluation,
     progress: Progress,
-) -> Tally:
+) -> StageStats:
     progress.begin(stage, most)
     tally = await ask(
         questions,
@@ -173,7 +173,7 @@ async def _asked(
 
 
 def _report(
-    wanted: Evaluation, judge: Judge, plan: _Plan, tables: _Tables, tally: Tally, folder: Path
+    wanted: Evaluation, judge: Judge, plan: _Plan, tables: _Tables, tally: StageStats, folder: Path
 ) -> tuple[JudgeReport, list[JudgedPair]]:
     read = _Reading(wanted, judge, tables)
     judged = list(read.judged())
@@ -238,7 +238,7 @@ class _Reading:
         )
         return found
 
-    def cost(self, tally: Tally, labels: int, known_seconds: float | None) -> Cost:
+    def cost(self, tally: StageStats, labels: int, known_seconds: float | None) -> Cost:
         """What the answers took; the time as measured now, or when they were asked."""
         spent = self._spent
 

@@ -184,8 +184,8 @@ def _doubts(found: Measures) -> Iterator[Reason]:
         MOST_ERROR, found.calibration.chance_high or 0.0
     ):
         cooled = found.temperature
-        mend = f" ({cooled.error_after:.2f} with the fitted temperature)" if cooled is not None and cooled.helps else ""
-        yield _doubt(f"the calibration error is {found.calibration.error:.2f}{mend}")
+        hint = f" ({cooled.error_after:.2f} with the fitted temperature)" if cooled is not None and cooled.helps else ""
+        yield _doubt(f"the calibration error is {found.calibration.error:.2f}{hint}")
     yield from _canary_doubts(found.canaries)
     short, long = found.length.shorter, found.length.longer
     if short is not None and long is not None and long.value - short.value > MOST_LENGTH_GAP:

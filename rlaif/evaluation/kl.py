@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rlaif.errors import ModelError
-from rlaif.evaluation.policy_specs import Contestant, EvaluateSettings
+from rlaif.evaluation.policy_specs import EvaluateSettings, PolicySpec
 from rlaif.feedback.sampling import with_system
-from rlaif.inference.base import Tally
+from rlaif.inference.base import StageStats
 from rlaif.inference.chat_template import ChatTemplate, UnwritableError
 from rlaif.inference.model_folder import load_tokenizer, model_folder, parts_of
 from rlaif.progress import Progress
@@ -51,15 +51,15 @@ class Distance(NamedTuple):
     """Why there is none, or what to know of it."""
 
 
-class Drawn(NamedTuple):
+class SampledPolicy(NamedTuple):
     """A policy that takes part in process, and its answers."""
 
-    contestant: Contestant
+    contestant: PolicySpec
     identity: str
     answers: Sequence[tuple[Prompt, Sample]]
 
 
-def obstacle(contestant: Contestant, baseline: Contestant, settings: EvaluateSettings) -> str:
+def obstacle(contestant: PolicySpec, baseline: PolicySpec, settings: EvaluateSettings) -> str:
     """Why the divergence cannot be told; empty where nothing is in its way."""
     for each, who in ((contestant, "its"), (baseline, "the baseline's")):
         if each.model is None:
@@ -82,17 +82,17 @@ def _vocabulary(model: str) -> dict[str, int]:
 
 
 async def measure(
-    players: Sequence[Drawn],
-    baseline: Drawn,
+    players: Sequence[SampledPolicy],
+    baseline: SampledPolicy,
     settings: EvaluateSettings,
     table: Table[Likelihood],
     progress: Progress,
-) -> tuple[dict[str, Distance], Tally]:
+) -> tuple[dict[str, Distance], StageStats]:
     """The divergence of every policy from the baseline, and what was computed now; one model is loaded at a time.
 
     What `table` holds is not computed again. Raises UserError where a model cannot be loaded.
     """
-    tally, started = Tally(STAGE), time.perf_counter()
+    tally, started = StageStats(STAGE), time.perf_counter()
 
     def told(count: int) -> None:
         tally.answered += count
@@ -111,7 +111,7 @@ async def measure(
 
 
 async def _in_thread(
-    model: Drawn,
+    model: SampledPolicy,
     answers: Sequence[tuple[Prompt, Sample]],
     settings: EvaluateSettings,
     table: Table[Likelihood],
@@ -125,16 +125,18 @@ async def _in_thread(
         raise
 
 
-def most(players: Sequence[Drawn]) -> int:
+def most(players: Sequence[SampledPolicy]) -> int:
     """Log-probabilities to work out: each answer by its own policy and by the baseline."""
     return 2 * sum(len(player.answers) for player in players)
 
 
-def _key(model: Drawn, sample: Sample, settings: EvaluateSettings) -> str:
+def _key(model: SampledPolicy, sample: Sample, settings: EvaluateSettings) -> str:
     return content_id("likelihood", model.identity, settings.temperature, settings.system, sample.id)
 
 
-def _distance(player: Drawn, baseline: Drawn, settings: EvaluateSettings, table: Table[Likelihood]) -> Distance:
+def _distance(
+    player: SampledPolicy, baseline: SampledPolicy, settings: EvaluateSettings, table: Table[Likelihood]
+) -> Distance:
     gaps, prompts = [], []
     for prompt, sample in player.answers:
         own, other = (table.get(_key(model, sample, settings)) for model in (player, baseline))
@@ -152,7 +154,7 @@ def _distance(player: Drawn, baseline: Drawn, settings: EvaluateSettings, table:
 
 
 def _compute(
-    model: Drawn,
+    model: SampledPolicy,
     answers: Sequence[tuple[Prompt, Sample]],
     settings: EvaluateSettings,
     table: Table[Likelihood],
@@ -165,7 +167,7 @@ def _compute(
     from rlaif.inference.transformers_model import place_of, read_model
     from rlaif.training.batches import lay_out, split
     from rlaif.training.examples import Group
-    from rlaif.training.forward import choose_way, compute
+    from rlaif.training.forward import compute, select_forward_path
     from rlaif.training.tokenize import end_ids
 
     assert model.contestant.model is not None
@@ -183,7 +185,7 @@ def _compute(
         members.append(samples)
     if not groups:
         return
-    way = choose_way(network, groups, "logps", temperature=settings.temperature)
+    way = select_forward_path(network, groups, "logps", temperature=settings.temperature)
     for part in split(groups, _TOKENS, way.layout):
         if halted.is_set():
             raise ModelError("stopped")

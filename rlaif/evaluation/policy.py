@@ -15,10 +15,10 @@ from typing import NamedTuple
 
 from rlaif.config.judge_templates import Judge, load_templates
 from rlaif.constitution import Constitution
-from rlaif.data.prompts import Oddities
+from rlaif.data.prompts import InputIssues
 from rlaif.errors import ModelError
 from rlaif.evaluation import kl
-from rlaif.evaluation.kl import Distance, Drawn
+from rlaif.evaluation.kl import Distance, SampledPolicy
 from rlaif.evaluation.policy_metrics import Compared, Meter, Plan
 from rlaif.evaluation.policy_report import Costs, Facts, Tables, derive, opened, report_stem, seconds_of, timed
 from rlaif.evaluation.policy_responses import (
@@ -30,13 +30,13 @@ from rlaif.evaluation.policy_responses import (
     require_told_apart,
     tag_of,
 )
-from rlaif.evaluation.policy_specs import Contestant, EvaluateSettings
+from rlaif.evaluation.policy_specs import EvaluateSettings, PolicySpec
 from rlaif.evaluation.reports import PolicyReport
 from rlaif.feedback.judge import judgement
 from rlaif.feedback.matchups import criteria_of
 from rlaif.feedback.prompt_forms import judge_asked
 from rlaif.feedback.scoring import score_question, score_record
-from rlaif.inference.base import ModelSource, Question, Tally, ask
+from rlaif.inference.base import ModelSource, Question, StageStats, ask
 from rlaif.progress import Progress
 from rlaif.records import Prompt
 from rlaif.store import write_records, write_text
@@ -51,14 +51,14 @@ class EvaluatedPolicies(NamedTuple):
     report: PolicyReport
     path: Path
     """Of the report."""
-    tallies: tuple[Tally, ...]
+    tallies: tuple[StageStats, ...]
     """What was asked now."""
 
 
 async def evaluate_policies(
     settings: EvaluateSettings,
     constitution: Constitution,
-    contestants: Sequence[Contestant],
+    contestants: Sequence[PolicySpec],
     judge: ModelSource,
     folder: Path,
     *,
@@ -79,13 +79,13 @@ async def evaluate_policies(
     if len({each.name for each in contestants}) < max(2, len(contestants)):
         raise ValueError("needs two or more contestants, each with a name of its own")
     require_told_apart(contestants)
-    oddities = Oddities()
+    oddities = InputIssues()
     progress.note(f"reading {settings.prompts.path}")
     prompts = prompts_of(settings, oddities)
     given = {each.name: given_answers(each, settings, prompts) for each in contestants if each.answers is not None}
     with opened(folder) as tables:
         stages = _Stages(settings, constitution, prompts, judge, tables, folder, progress)
-        tallies: list[Tally] = []
+        tallies: list[StageStats] = []
         stem = report_stem(settings, constitution, judge.name, [(each.name, identity_of(each)) for each in contestants])
         with timed(folder, stem, tallies):
             gathered = await _gather(stages, contestants, given, tallies)
@@ -114,7 +114,7 @@ async def evaluate_policies(
 def evaluate_policies_now(
     settings: EvaluateSettings,
     constitution: Constitution,
-    contestants: Sequence[Contestant],
+    contestants: Sequence[PolicySpec],
     judge: ModelSource,
     folder: Path,
     *,
@@ -151,7 +151,7 @@ class _Stages(NamedTuple):
 
 
 async def _gather(
-    stages: _Stages, contestants: Sequence[Contestant], given: Mapping[str, Gathered], tallies: list[Tally]
+    stages: _Stages, contestants: Sequence[PolicySpec], given: Mapping[str, Gathered], tallies: list[StageStats]
 ) -> list[Gathered]:
     """Every policy's answers, one policy after another; those of files are kept with the drawn ones."""
     tables = stages.tables
@@ -195,7 +195,7 @@ async def _plan(stages: _Stages, gathered: Sequence[Gathered]) -> Plan:
     return plan._replace(judge=await judge_asked(stages.judge, templates, settings.asked, stages.folder, answers, say))
 
 
-async def _compare(stages: _Stages, plan: Plan, tallies: list[Tally]) -> None:
+async def _compare(stages: _Stages, plan: Plan, tallies: list[StageStats]) -> None:
     tables, progress = stages.tables, stages.progress
     criteria = 1 if plan.asked.principles == "one" else len(plan.criteria)
     progress.begin("compare", 2 * criteria * len(plan.pairs) * len(plan.prompts) * plan.samples)
@@ -221,7 +221,7 @@ def grade_questions(
                     )
 
 
-async def _grade(stages: _Stages, gathered: Sequence[Gathered], judge: Judge, tallies: list[Tally]) -> None:
+async def _grade(stages: _Stages, gathered: Sequence[Gathered], judge: Judge, tallies: list[StageStats]) -> None:
     tables, progress, settings = stages.tables, stages.progress, stages.settings
     most = len(stages.constitution.principles) * sum(len(each.found()) for each in gathered)
     progress.begin("grade", most)
@@ -234,7 +234,7 @@ async def _grade(stages: _Stages, gathered: Sequence[Gathered], judge: Judge, ta
     progress.end(tally.stage, tally.summary)
 
 
-async def _distances(stages: _Stages, gathered: Sequence[Gathered], tallies: list[Tally]) -> dict[str, Distance]:
+async def _distances(stages: _Stages, gathered: Sequence[Gathered], tallies: list[StageStats]) -> dict[str, Distance]:
     """How far each policy is from the baseline; why not, where it cannot be told."""
     if not stages.settings.kl:
         return {}
@@ -242,7 +242,9 @@ async def _distances(stages: _Stages, gathered: Sequence[Gathered], tallies: lis
     by_id = {prompt.id: prompt for prompt in stages.prompts}
     notes = {each.name: kl.obstacle(each.contestant, last.contestant, stages.settings) for each in others}
     drawn = {
-        each.name: Drawn(each.contestant, each.identity, [(by_id[sample.prompt], sample) for sample in each.found()])
+        each.name: SampledPolicy(
+            each.contestant, each.identity, [(by_id[sample.prompt], sample) for sample in each.found()]
+        )
         for each in gathered
     }
     able = [drawn[name] for name, note in notes.items() if not note]

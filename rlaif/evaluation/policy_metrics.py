@@ -29,11 +29,11 @@ from typing import Literal, NamedTuple
 from rlaif.config.judge_templates import Judge
 from rlaif.config.schemas import CompareSettings, PairSettings
 from rlaif.data.checks import refuses
-from rlaif.evaluation.reports import Match, Part, Player, Refusals, Violations
+from rlaif.evaluation.reports import Match, Part, PolicyMetrics, Refusals, Violations
 from rlaif.evaluation.win_rate import length_controlled
 from rlaif.feedback.aggregate import Comparison, Share, Status, folded, shares
 from rlaif.feedback.judge import compare_questions, votes
-from rlaif.feedback.matchups import Criterion, Meeting, draw
+from rlaif.feedback.matchups import Criterion, Matchup, draw
 from rlaif.feedback.scoring import readable
 from rlaif.inference.base import Question
 from rlaif.records import Judgement, Messages, Prompt, Record, Sample, Score
@@ -169,9 +169,9 @@ class Plan(NamedTuple):
         met = [self._meeting(bout.left, bout.right) for bout in bouts if bout.left and bout.right and not _alike(bout)]
         return list(compare_questions(prompt, met, self.asked, self.judge))
 
-    def _meeting(self, left: Sample, right: Sample) -> Meeting:
+    def _meeting(self, left: Sample, right: Sample) -> Matchup:
         one = self.asked.principles == "one"
-        return Meeting(left, right, (draw(self.criteria, (left.id, right.id)),) if one else self.criteria)
+        return Matchup(left, right, (draw(self.criteria, (left.id, right.id)),) if one else self.criteria)
 
     def _compared(
         self,
@@ -231,7 +231,7 @@ ANY = "*"
 """For the answers that break any principle."""
 
 
-class Answer(NamedTuple):
+class PolicyResponse(NamedTuple):
     """One answer with its prompt."""
 
     prompt: Prompt
@@ -268,7 +268,7 @@ def value_of(meter: Meter) -> Value:
 def player_of(
     name: str,
     model: str,
-    answers: Sequence[Answer],
+    answers: Sequence[PolicyResponse],
     missing: int,
     shared: frozenset[tuple[str, int]],
     *,
@@ -276,7 +276,7 @@ def player_of(
     kinds: Kinds,
     bounds: Bounds,
     values: Mapping[str, Value],
-) -> Player:
+) -> PolicyMetrics:
     """The figures of one policy.
 
     `shared` are the prompts and indices that every policy answered: variety, which falls with the number of texts, is
@@ -288,7 +288,7 @@ def player_of(
     words = [words_of(text) for text in texts]
     alike = [own for own, each in zip(words, answers, strict=True) if (each.prompt.id, each.sample.index) in shared]
     ends = [each.sample.finish_reason == "length" for each in answers if each.sample.finish_reason is not None]
-    return Player(
+    return PolicyMetrics(
         name=name,
         model=model,
         answers=len(answers),
@@ -315,7 +315,7 @@ def shared_places(answers: Answered) -> frozenset[tuple[str, int]]:
     return frozenset(set.intersection(*places)) if places else frozenset()
 
 
-def _meters(answers: Sequence[Answer], values: Mapping[str, Value]) -> Iterator[tuple[str, Estimate]]:
+def _meters(answers: Sequence[PolicyResponse], values: Mapping[str, Value]) -> Iterator[tuple[str, Estimate]]:
     """The mean of each measure over the answers that have it; a share's interval where it is one."""
     for name, value in values.items():
         found = [(value(each.prompt.messages, each.sample.text), each.prompt.id) for each in answers]
@@ -325,7 +325,7 @@ def _meters(answers: Sequence[Answer], values: Mapping[str, Value]) -> Iterator[
             yield name, (share if 0 <= min(numbers) <= max(numbers) <= 1 else average)(numbers, prompts)
 
 
-def _refusals(answers: Sequence[Answer], kinds: Kinds) -> tuple[Refusals, ...]:
+def _refusals(answers: Sequence[PolicyResponse], kinds: Kinds) -> tuple[Refusals, ...]:
     tags = [kinds.tag_of(each.prompt) for each in answers]
     said = [float(refuses(each.sample.text)) for each in answers]
     prompts = [each.prompt.id for each in answers]
@@ -337,7 +337,9 @@ def _refusals(answers: Sequence[Answer], kinds: Kinds) -> tuple[Refusals, ...]:
     return tuple(found)
 
 
-def _violations(answers: Sequence[Answer], criteria: Sequence[Criterion], bounds: Bounds) -> tuple[Violations, ...]:
+def _violations(
+    answers: Sequence[PolicyResponse], criteria: Sequence[Criterion], bounds: Bounds
+) -> tuple[Violations, ...]:
     """Of any principle and of each. An answer without a readable grade is left out of a principle's, and of `ANY` where
     no other grade of it is a violation, for then nothing tells."""
     values = [_values(each, criteria, bounds.min_label_mass) for each in answers]
@@ -357,7 +359,7 @@ def _violations(answers: Sequence[Answer], criteria: Sequence[Criterion], bounds
     return tuple(found)
 
 
-def _values(answer: Answer, criteria: Sequence[Criterion], min_mass: float) -> list[float | None]:
+def _values(answer: PolicyResponse, criteria: Sequence[Criterion], min_mass: float) -> list[float | None]:
     """The grade by each principle; None where there is none to be read, which is no grade of 0."""
     scores = (answer.grades.get(criterion.id) for criterion in criteria)
     return [score.value if score is not None and readable(score, min_mass=min_mass) else None for score in scores]

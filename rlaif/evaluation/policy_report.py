@@ -21,16 +21,16 @@ from pydantic import JsonValue
 from rlaif import __version__
 from rlaif.config.judge_templates import Judge
 from rlaif.constitution import Constitution
-from rlaif.data.prompts import Oddities
+from rlaif.data.prompts import InputIssues
 from rlaif.evaluation.judge_metrics import FOLDER, known_verdict
 from rlaif.evaluation.kl import Distance, Likelihood
 from rlaif.evaluation.policy_metrics import (
-    Answer,
     Bounds,
     Compared,
     Kinds,
     Meter,
     Plan,
+    PolicyResponse,
     Value,
     match_of,
     outcome,
@@ -44,9 +44,9 @@ from rlaif.evaluation.provenance import Lineage, lineage_of, same_model, trained
 from rlaif.evaluation.ratings import Won, ratings
 from rlaif.evaluation.reports import (
     Match,
-    Player,
     PolicyAbout,
     PolicyCost,
+    PolicyMetrics,
     PolicyReport,
     Rating,
     report_name,
@@ -54,8 +54,8 @@ from rlaif.evaluation.reports import (
 )
 from rlaif.feedback.matchups import Criterion, criteria_of
 from rlaif.feedback.scoring import score_question
-from rlaif.inference.base import Tally
-from rlaif.inference.models import kinship, related
+from rlaif.inference.base import StageStats
+from rlaif.inference.models import related, same_family
 from rlaif.records import Failure, Judgement, Prompt, Sample, Score
 from rlaif.stats import Estimate, share
 from rlaif.store import Table, lock_folder, write_json
@@ -92,7 +92,7 @@ def opened(folder: Path) -> Iterator[Tables]:
 
 
 @contextlib.contextmanager
-def timed(folder: Path, stem: str, tallies: Sequence[Tally]) -> Iterator[None]:
+def timed(folder: Path, stem: str, tallies: Sequence[StageStats]) -> Iterator[None]:
     """Keep the time that the stages in the block took, also where they are stopped between two of them."""
     try:
         yield
@@ -123,7 +123,7 @@ class Known(NamedTuple):
     judge: str
     """Name of its model."""
     constitution_hash: str
-    players: Sequence[Player]
+    players: Sequence[PolicyMetrics]
     lineages: dict[str, Lineage]
     """By player; those of which nothing is known are empty."""
     matches: Sequence[Match]
@@ -135,7 +135,7 @@ class Known(NamedTuple):
     """Players that the caller knows to be trained on this judge's labels."""
 
 
-def doubts(known: Known) -> tuple[str, ...]:
+def policy_warnings(known: Known) -> tuple[str, ...]:
     """The warnings, a sentence each."""
     return tuple(
         text
@@ -171,7 +171,7 @@ def _kin(known: Known) -> Iterator[str]:
     for player in known.players:
         bases = known.lineages.get(player.name, Lineage()).bases
         kin = next((name for name in (player.model, *bases) if related(known.judge, name)), None)
-        told = kinship(kin, [known.judge])
+        told = same_family(kin, [known.judge])
         if told is not None:
             yield f"`{player.name}`: {told}"
 
@@ -179,8 +179,8 @@ def _kin(known: Known) -> Iterator[str]:
 def _unknown_judge(known: Known) -> Iterator[str]:
     found = known_verdict(known.judge, known.constitution_hash)
     if found is None:
-        mend = "`rlaif evaluate judge` does one"
-        yield f"{FOLDER} has no evaluation of {known.judge} by this constitution: {mend}"
+        hint = "`rlaif evaluate judge` does one"
+        yield f"{FOLDER} has no evaluation of {known.judge} by this constitution: {hint}"
     elif found.level != "fit":
         yield f"by its evaluation in {FOLDER}, the judge {known.judge} is {found}"
 
@@ -247,7 +247,7 @@ class Facts(NamedTuple):
 
     settings: EvaluateSettings
     constitution: Constitution
-    oddities: Oddities
+    oddities: InputIssues
     judge: Judge
     gathered: Sequence[Gathered]
     """The baseline last."""
@@ -344,7 +344,7 @@ def _ratings(names: Sequence[str], rows: Sequence[Compared], margin: float) -> t
 
 def _players(
     facts: Facts, criteria: Sequence[Criterion], costs: Costs, values: Mapping[str, Value]
-) -> Iterator[Player]:
+) -> Iterator[PolicyMetrics]:
     settings, answered = facts.settings, {each.name: each.answers for each in facts.gathered}
     shared = shared_places(answered)
     kinds, bounds = (
@@ -361,7 +361,7 @@ def _players(
         yield player.model_copy(update={"kl": far.kl, "kl_note": far.note})
 
 
-def _answers(own: Gathered, facts: Facts, criteria: Sequence[Criterion], costs: Costs) -> Iterator[Answer]:
+def _answers(own: Gathered, facts: Facts, criteria: Sequence[Criterion], costs: Costs) -> Iterator[PolicyResponse]:
     for prompt in facts.prompts:
         for sample in own.answers[prompt.id]:
             if sample is None:
@@ -371,7 +371,7 @@ def _answers(own: Gathered, facts: Facts, criteria: Sequence[Criterion], costs: 
                 most = facts.settings.compare.max_chars
                 question = score_question(prompt, sample, criterion, facts.judge, max_chars=most)
                 grades[criterion.id] = costs.grade(question.id)
-            yield Answer(prompt, sample, grades)
+            yield PolicyResponse(prompt, sample, grades)
 
 
 class Costs:
@@ -447,12 +447,12 @@ def _about(facts: Facts) -> PolicyAbout:
     )
 
 
-def _warnings(facts: Facts, players: Sequence[Player], matches: Sequence[Match]) -> tuple[str, ...]:
+def _warnings(facts: Facts, players: Sequence[PolicyMetrics], matches: Sequence[Match]) -> tuple[str, ...]:
     lineages = {
         each.name: lineage_of(each.contestant.thing) if each.contestant.folder is not None else Lineage()
         for each in facts.gathered
     }
-    return doubts(
+    return policy_warnings(
         Known(
             judge=facts.judge.name,
             constitution_hash=facts.constitution.hash,

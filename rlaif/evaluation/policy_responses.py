@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rlaif.data.files import Rows, read_rows
-from rlaif.data.prompts import Oddities, OddRowError, prompt_id, read_prompts, recognise
+from rlaif.data.prompts import InputIssues, InvalidRowError, prompt_id, read_prompts, recognise
 from rlaif.errors import ModelError, UserError, nearest
 from rlaif.evaluation.gold import run_samples
 from rlaif.evaluation.kl import log_of
-from rlaif.evaluation.policy_specs import Contestant, EvaluateSettings
+from rlaif.evaluation.policy_specs import EvaluateSettings, PolicySpec
 from rlaif.feedback.sampling import GIVEN, rehearsals, sample_questions, sample_record
-from rlaif.inference.base import Tally, ask
+from rlaif.inference.base import StageStats, ask
 from rlaif.inference.models import LazyModel, model_name
 from rlaif.progress import Progress
 from rlaif.records import Failure, Prompt, Sample, content_id
@@ -81,7 +81,7 @@ def _of_rows(rows: Rows, path: Path, line: int, first: object) -> Answers:
     for _, row in rows:
         try:
             read = form.read(row, _nothing)
-        except OddRowError:
+        except InvalidRowError:
             continue
         texts = [each.text for each in read.responses] if reply is None else list(_texts(row, reply))
         found.setdefault(prompt_id(read.messages), []).extend(
@@ -95,14 +95,14 @@ def _of_rows(rows: Rows, path: Path, line: int, first: object) -> Answers:
 def _columns(path: Path, row: object) -> tuple[str | None, str | None]:
     """The columns of answer and prompt; None for an answer that ends a dialogue, and a prompt that is recognised."""
     if not isinstance(row, dict):
-        raise UserError("its rows are not objects", where=path, mend="give rows with `prompt` and `response`")
+        raise UserError("its rows are not objects", where=path, hint="give rows with `prompt` and `response`")
     talk = next((name for name in _TALKS if name in row), None)
     prompt = None if "prompt" in row or talk else next((name for name in _PROMPTS if name in row), None)
     reply = next((name for name in _REPLIES if name in row and name != prompt), None)
     if reply is None and ("prompt" in row or talk is None):
         held = ", ".join(map(str, row)) or "none"
-        mend = "give rows with `prompt` and `response` or `responses`, or dialogues in `messages`"
-        raise UserError(f"no answers that can be recognised (columns: {held})", where=path, mend=mend)
+        hint = "give rows with `prompt` and `response` or `responses`, or dialogues in `messages`"
+        raise UserError(f"no answers that can be recognised (columns: {held})", where=path, hint=hint)
     return reply, prompt
 
 
@@ -135,14 +135,14 @@ def require_known(answers: Answers, prompts: Sequence[str], path: Path) -> None:
     """Raise UserError where the answers are to none of the prompts."""
     if not any(prompt in answers for prompt in prompts):
         what = f"answers none of the {len(prompts):,} prompts (it has answers to {len(answers):,} others)"
-        raise UserError(what, where=path, mend="is it the file for these prompts? They are joined by their texts")
+        raise UserError(what, where=path, hint="is it the file for these prompts? They are joined by their texts")
 
 
 @dataclass
 class Gathered:
     """One policy with its answers."""
 
-    contestant: Contestant
+    contestant: PolicySpec
     identity: str
     """Of the model, or the file."""
     answers: dict[str, list[Sample | None]] = field(default_factory=dict)
@@ -170,14 +170,14 @@ class Gathered:
         return sum(each is None for own in self.answers.values() for each in own)
 
 
-def identity_of(contestant: Contestant) -> str:
+def identity_of(contestant: PolicySpec) -> str:
     """What its answers come from: the model with the fingerprint of its files, its name on a server, or the file."""
     if contestant.model is None:
         return str(contestant.answers)
     return model_name(contestant.model)
 
 
-def require_told_apart(contestants: Sequence[Contestant]) -> None:
+def require_told_apart(contestants: Sequence[PolicySpec]) -> None:
     """Raise UserError where two servers call their models by one name: one's answers would pass for the other's."""
     known: dict[str, tuple[str, str]] = {}
     for each in contestants:
@@ -188,7 +188,7 @@ def require_told_apart(contestants: Sequence[Contestant]) -> None:
         other, where = known.setdefault(name, (each.name, place.rstrip("/")))
         if where != place.rstrip("/"):
             what = f"`{other}` and `{each.name}` are both called `{name}` by their servers, which makes them one"
-            raise UserError(what, where=place, mend="serve them under different names (`--served-model-name`)")
+            raise UserError(what, where=place, hint="serve them under different names (`--served-model-name`)")
 
 
 def tag_of(settings: EvaluateSettings) -> Callable[[Prompt], str | None]:
@@ -201,7 +201,7 @@ def tag_of(settings: EvaluateSettings) -> Callable[[Prompt], str | None]:
     return tag
 
 
-def prompts_of(settings: EvaluateSettings, oddities: Oddities) -> list[Prompt]:
+def prompts_of(settings: EvaluateSettings, oddities: InputIssues) -> list[Prompt]:
     """The prompts, each once, with the column that tells kinds of them apart.
 
     Raises UserError where there are none, there is no such column, or a harmful kind never occurs.
@@ -214,11 +214,11 @@ def prompts_of(settings: EvaluateSettings, oddities: Oddities) -> list[Prompt]:
     for value in settings.harmful:
         if value not in kinds:
             what = f"no prompt has `{value}` in the column `{settings.tag}`"
-            raise UserError(what, where=wanted.path, mend=nearest(value, kinds) if kinds else "")
+            raise UserError(what, where=wanted.path, hint=nearest(value, kinds) if kinds else "")
     return prompts
 
 
-def given_answers(contestant: Contestant, settings: EvaluateSettings, prompts: Sequence[Prompt]) -> Gathered:
+def given_answers(contestant: PolicySpec, settings: EvaluateSettings, prompts: Sequence[Prompt]) -> Gathered:
     """The answers in a policy's file, the first `samples` to every prompt. Raises UserError where there are none."""
     path = contestant.answers
     assert path is not None
@@ -248,14 +248,14 @@ def _given(answer: GivenAnswer, prompt: Prompt, index: int, path: str) -> Sample
 
 
 async def drawn_answers(
-    contestant: Contestant,
+    contestant: PolicySpec,
     settings: EvaluateSettings,
     prompts: Sequence[Prompt],
     samples: Table[Sample],
     failures: Table[Failure],
     folder: Path,
     progress: Progress,
-) -> tuple[Gathered, Tally]:
+) -> tuple[Gathered, StageStats]:
     """Draw what is missing of a model's answers; it is loaded or started only where something is, and closed again.
 
     Raises ModelError where the model cannot go on, or gives no answer at all.

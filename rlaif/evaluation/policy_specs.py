@@ -120,7 +120,7 @@ _WHERE = "--against"
 
 
 @dataclass(frozen=True)
-class Contestant:
+class PolicySpec:
     """One policy: a model that answers here, or the file of its answers. Exactly one of the two is there."""
 
     name: str
@@ -171,7 +171,7 @@ def contestants(
     served: Served | None = None,
     template_options: Options = None,
     of_run: Options = None,
-) -> tuple[Contestant, ...]:
+) -> tuple[PolicySpec, ...]:
     """The policies that texts name, in their order.
 
     A text is a model (a shipped name, a folder, an adapter's folder, a hub name), `http://host:port/v1#model` for one
@@ -190,12 +190,12 @@ def contestants(
         if name in names[:at]:
             other = parsed[names.index(name)].thing
             what = f"two policies are called `{name}` ({other} and {parsed[at].thing})"
-            raise UserError(what, where=_WHERE, mend=f"give them names: first={other} second={parsed[at].thing}")
+            raise UserError(what, where=_WHERE, hint=f"give them names: first={other} second={parsed[at].thing}")
     found = (_contestant(name, each.thing, api_key_env, served) for name, each in zip(names, parsed, strict=True))
     return tuple(_with_options(each, template_options, of_run) for each in found)
 
 
-def _with_options(contestant: Contestant, given: Options, of_run: Options) -> Contestant:
+def _with_options(contestant: PolicySpec, given: Options, of_run: Options) -> PolicySpec:
     if contestant.model is None:
         return contestant
     local = "" if contestant.model.base_url is not None else contestant.model.model
@@ -213,31 +213,31 @@ def _parsed(text: str) -> _Given:
 def _require_no_secret(thing: str) -> None:
     """A policy's address is written into its evaluation."""
     if thing.startswith(("http://", "https://")) and (secret := secret_in(thing)) is not None:
-        raise UserError(f"holds {secret}", where=shown_url(thing), mend=SECRET_IN_URL)
+        raise UserError(f"holds {secret}", where=shown_url(thing), hint=SECRET_IN_URL)
 
 
-def _contestant(name: str, thing: str, api_key_env: str | None, served: Served | None) -> Contestant:
+def _contestant(name: str, thing: str, api_key_env: str | None, served: Served | None) -> PolicySpec:
     if thing.startswith(("http://", "https://")):
         url, _, model = thing.partition("#")
         if not model:
             if served is None:
-                raise UserError("does not say which model", where=thing, mend=f"append it: {thing}#model-name")
+                raise UserError("does not say which model", where=thing, hint=f"append it: {thing}#model-name")
             model = served(url)
-        return Contestant(name, ModelSettings(model=model, base_url=url, api_key_env=api_key_env))
+        return PolicySpec(name, ModelSettings(model=model, base_url=url, api_key_env=api_key_env))
     path = Path(thing).expanduser()
     if path.is_dir() and not _is_model(path):
         if not (path / _RUN).is_file():
-            mend = "name the folder of a model, a run folder, or a file of answers"
+            hint = "name the folder of a model, a run folder, or a file of answers"
             raise UserError(
-                "neither a model nor answers: no `config.json` and no `samples.jsonl`", where=path, mend=mend
+                "neither a model nor answers: no `config.json` and no `samples.jsonl`", where=path, hint=hint
             )
-        return Contestant(name, answers=path / _RUN)
+        return PolicySpec(name, answers=path / _RUN)
     if _is_file(thing):
         if not path.is_file():
             raise UserError("no such file", where=path)
-        return Contestant(name, answers=path)
+        return PolicySpec(name, answers=path)
     model_folder(thing)  # a mistyped name is told before anything is asked
-    return Contestant(name, ModelSettings(model=thing))
+    return PolicySpec(name, ModelSettings(model=thing))
 
 
 def _is_model(folder: Path) -> bool:

@@ -25,7 +25,7 @@ from rlaif.inference.base import name_without
 from rlaif.records import content_id
 from rlaif.store import sha256_of
 from rlaif.text import loads
-from rlaif.training.text_format import learned_of
+from rlaif.training.text_format import text_format_of
 
 _DEEPEST = 5
 """Trainings on trainings that are followed."""
@@ -72,7 +72,7 @@ def _lineage(model: str, depth: int) -> Lineage:
         bases.append(start)
         under = _lineage(start, depth - 1)
         judges, bases, data = judges | under.judges, [*bases, *under.bases], [*data, *under.data]
-    raw = learned_of(folder).template in ("text", "plain")
+    raw = text_format_of(folder).template in ("text", "plain")
     return Lineage(frozenset(judges), tuple(dict.fromkeys(data)), tuple(dict.fromkeys(bases)), raw)
 
 

@@ -433,7 +433,7 @@ class Violations(Record):
     """Mean grade from 0 to 9; None for `*`."""
 
 
-class Player(Record):
+class PolicyMetrics(Record):
     """One policy, and what its answers are like."""
 
     name: str
@@ -571,7 +571,7 @@ class PolicyReport(Record):
     """What speaks against believing the figures, most important first."""
     baseline: str
     """Name of the player that the others are measured against."""
-    players: tuple[Player, ...]
+    players: tuple[PolicyMetrics, ...]
     """In the order given, the baseline last."""
     matches: tuple[Match, ...]
     """Those against the baseline first, in the players' order."""

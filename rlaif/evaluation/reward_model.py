@@ -29,9 +29,9 @@ from pydantic import JsonValue
 
 from rlaif import __version__
 from rlaif.config.schemas import PairSettings
-from rlaif.data.prompts import Oddities, prompt_id
+from rlaif.data.prompts import InputIssues, prompt_id
 from rlaif.errors import ModelError
-from rlaif.evaluation.best_of_n import Grading, Meter, Own, Rated, curve_of, doubts
+from rlaif.evaluation.best_of_n import Grading, Meter, Own, Rated, best_of_n_warnings, curve_of
 from rlaif.evaluation.gold import GoldPair, JudgedPair, read_gold
 from rlaif.evaluation.judge import EvaluatedJudge, Evaluation, evaluate_judge
 from rlaif.evaluation.judge_metrics import measure
@@ -52,7 +52,7 @@ from rlaif.evaluation.reward_scores import (
 )
 from rlaif.feedback.aggregate import Status
 from rlaif.inference.background import blocking
-from rlaif.inference.base import ModelSource, Tally
+from rlaif.inference.base import ModelSource, StageStats
 from rlaif.progress import Progress
 from rlaif.records import Failure, Record, Sample, Score
 from rlaif.stats import average_of
@@ -213,7 +213,7 @@ class EvaluatedReward(NamedTuple):
     report: RewardReport
     path: Path
     """Of the report."""
-    tallies: tuple[Tally, ...]
+    tallies: tuple[StageStats, ...]
     """What was scored and asked now."""
 
 
@@ -227,7 +227,7 @@ class _Open:
     samples: Table[Sample]
     scores: Table[Score]
     failures: Table[Failure]
-    tallies: list[Tally] = field(default_factory=list)
+    tallies: list[StageStats] = field(default_factory=list)
 
     def reward_of(self, reply: Reply) -> Reward | None:
         return self.rewards.get(self.model.key(reply))
@@ -252,7 +252,7 @@ async def evaluate_reward(
     if gold is None and answers is None:
         raise ValueError("there is nothing to evaluate on: give gold pairs, or answers")
     path = folder / f"{name_of(model, gold, answers)}.json"
-    oddities = Oddities()
+    oddities = InputIssues()
     pairs = _read_gold(gold, oddities, progress)
     given = given_pool(answers.answers) if answers is not None and isinstance(answers.answers, Given) else None
     with _opened(folder, model, progress) as opened:
@@ -266,7 +266,9 @@ async def evaluate_reward(
             model=model.name,
             folder=model.folder,
             template=model.template,
-            warnings=doubts(on_gold, best, raw=known is not None and known.raw and model.template == "chat"),
+            warnings=best_of_n_warnings(
+                on_gold, best, raw=known is not None and known.raw and model.template == "chat"
+            ),
             gold=on_gold,
             best_of_n=best,
         )
@@ -286,7 +288,7 @@ def _opened(folder: Path, model: RewardModel, progress: Progress) -> Iterator[_O
         yield _Open(model, progress, rewards, samples, scores, failures)
 
 
-def _read_gold(gold: OnGold | None, oddities: Oddities, progress: Progress) -> list[GoldPair]:
+def _read_gold(gold: OnGold | None, oddities: InputIssues, progress: Progress) -> list[GoldPair]:
     """The pairs, but for ties, which no reward gets right; mistakes in the file are told before anything is scored."""
     if gold is None:
         return []
@@ -309,7 +311,11 @@ async def _scored(pairs: Sequence[GoldPair], opened: _Open) -> list[ScoredPair]:
 
 
 def _on_gold(
-    gold: OnGold, pairs: Sequence[GoldPair], scored: Sequence[ScoredPair], oddities: Oddities, known: TrainedOn | None
+    gold: OnGold,
+    pairs: Sequence[GoldPair],
+    scored: Sequence[ScoredPair],
+    oddities: InputIssues,
+    known: TrainedOn | None,
 ) -> Gold:
     if not any(pair.margin is not None for pair in scored):
         reasons = sorted({pair.reason for pair in scored})

@@ -27,17 +27,17 @@ from pydantic import JsonValue
 from rlaif.config.schemas import ModelSettings, PolicySettings
 from rlaif.data.conversations import Turn
 from rlaif.data.files import read_rows
-from rlaif.data.prompts import Oddities, read_prompts
+from rlaif.data.prompts import InputIssues, read_prompts
 from rlaif.errors import ModelError, UserError
 from rlaif.evaluation.gold import TABLE, run_samples
 from rlaif.evaluation.reports import sha256_known
 from rlaif.feedback.sampling import given_samples, sample_questions, sample_record
-from rlaif.inference.base import ModelSource, Question, Tally, ask
+from rlaif.inference.base import ModelSource, Question, StageStats, ask
 from rlaif.inference.model_folder import identity
 from rlaif.progress import Progress
 from rlaif.records import Failure, Messages, Prompt, Record, Sample, content_id
 from rlaif.store import Table, read_records
-from rlaif.training.text_format import learned_of
+from rlaif.training.text_format import text_format_of
 
 if TYPE_CHECKING:
     from rlaif.training.examples import Example, Group, Template
@@ -79,14 +79,14 @@ class Scorer(Protocol):
 
 async def keep_rewards(
     replies: Iterable[Reply], scorer: Scorer, table: Table[Reward], *, stage: str, progress: Progress
-) -> Tally:
+) -> StageStats:
     """Score the replies that `table` does not hold, equal ones once, and append their rewards as they come.
 
     Gives way after every few of them, so that an interrupt is heard.
     """
     wanted = {scorer.key(reply): reply for reply in replies}
     missing = iter([(key, reply) for key, reply in wanted.items() if key not in table])
-    tally = Tally(stage, planned=len(wanted), known=sum(key in table for key in wanted))
+    tally = StageStats(stage, planned=len(wanted), known=sum(key in table for key in wanted))
     progress.begin(stage, len(wanted))
     start = time.perf_counter()
     while batch := list(itertools.islice(missing, _AT_ONCE)):
@@ -145,7 +145,7 @@ class RewardModel:
         self.folder = folder
         self.name = identity(folder, rewards=True)
         self._template, self._max_length, self._tokens, self._device = template, max_length, tokens, device
-        self._options, self._learned = template_options, learned_of(folder).asked(template)
+        self._options, self._learned = template_options, text_format_of(folder).asked(template)
         self._limits: Tokens | None = None
         self._rewards: Apart | None = None
 
@@ -173,9 +173,9 @@ class RewardModel:
 
         loaded = load(self.folder, self._device)
         if self.template == "chat" and not getattr(loaded.tokenizer, "chat_template", None):
-            mend = "save a chat_template.jinja in its folder, or read dialogues as text with --template plain"
+            hint = "save a chat_template.jinja in its folder, or read dialogues as text with --template plain"
             raise UserError(
-                "the reward model has no chat template, and prompts are messages", where=self.folder, mend=mend
+                "the reward model has no chat template, and prompts are messages", where=self.folder, hint=hint
             )
         self._limits = loaded.tokens(self._max_length, self._options)
         self._rewards = Apart(loaded, self._tokens)
@@ -215,10 +215,10 @@ class RewardModel:
 
     def _fitted(self, examples: Sequence[Example]) -> Iterator[tuple[int, Group | None, Scored]]:
         """Each as tokens, and whether it lost something; those that cannot be used with the reason."""
-        from rlaif.training.dataset_report import Intake
+        from rlaif.training.dataset_report import RowCounts
 
         assert self._limits is not None
-        intake, cut, kept = Intake(), 0, set()
+        intake, cut, kept = RowCounts(), 0, set()
         # Examples come one by one, in order, each counted just before: what the count grew by belongs to it.
         for example, group in self._limits.with_examples(examples, intake):
             kept.add(example.id)
@@ -226,7 +226,7 @@ class RewardModel:
             cut = intake.truncated
         for example in examples:
             if example.id not in kept:
-                alone = Intake()
+                alone = RowCounts()
                 list(self._limits.groups([example], alone))
                 yield int(example.id), None, Scored(None, reason=next(iter(alone.left_out), "unusable"))
 
@@ -273,7 +273,7 @@ class Drawn:
         how = self.settings.model_dump(mode="json", exclude=set(ModelSettings.model_fields))
         return [self.source.name, how, sha256_known(self.prompts) or self.prompts, self.column, self.limit]
 
-    def read(self, oddities: Oddities | None = None) -> Iterator[Prompt]:
+    def read(self, oddities: InputIssues | None = None) -> Iterator[Prompt]:
         """The prompts."""
         found = read_prompts(self.prompts, column=self.column, limit=self.limit, oddities=oddities)
         return (prompt.model_copy(update={"responses": ()}) for prompt in found)
@@ -327,7 +327,7 @@ class Pool:
     answers: list[Answers] = field(default_factory=list)
     left_out: Counter[str] = field(default_factory=Counter)
     """Prompts, by reason."""
-    oddities: Oddities = field(default_factory=Oddities)
+    oddities: InputIssues = field(default_factory=InputIssues)
     """Rows of the file, by reason."""
 
     @property
@@ -339,7 +339,7 @@ class Pool:
 
 async def draw(
     wanted: Drawn, prompts: Sequence[Prompt], samples: Table[Sample], failures: Table[Failure], **options: Any
-) -> Tally:
+) -> StageStats:
     """Ask the policy for the answers that are missing; `options` go to `ask`."""
     questions = (question for prompt in prompts for question in wanted.questions(prompt))
     return await ask(questions, wanted.source, samples, sample_record, failures, **options)
@@ -366,7 +366,7 @@ def given_pool(wanted: Given) -> Pool:
     pool = Pool()
     found = list(_given(wanted, pool.oddities))
     if not found:
-        raise UserError("holds no answers", where=wanted.path, mend="give prompts with `responses`, or a run folder")
+        raise UserError("holds no answers", where=wanted.path, hint="give prompts with `responses`, or a run folder")
     sizes = Counter(len(each.samples) for each in found)
     wanted_size = wanted.samples or max(sizes, key=lambda size: (sizes[size], size))
     for each in found:
@@ -376,15 +376,15 @@ def given_pool(wanted: Given) -> Pool:
             pool.left_out[f"fewer than {wanted_size} answers"] += 1
     if not pool.answers:
         what = f"no prompt has {wanted_size} answers; the most that one has are {max(sizes)}"
-        raise UserError(what, where=wanted.path, mend="lower --samples")
+        raise UserError(what, where=wanted.path, hint="lower --samples")
     return pool
 
 
-def _given(wanted: Given, oddities: Oddities) -> Iterator[Answers]:
+def _given(wanted: Given, oddities: InputIssues) -> Iterator[Answers]:
     path = Path(wanted.path).expanduser()
     file = path / TABLE if path.is_dir() else path
     if path.is_dir() and not file.is_file():
-        raise UserError("the folder holds no samples.jsonl", where=wanted.path, mend="give a file, or a run folder")
+        raise UserError("the folder holds no samples.jsonl", where=wanted.path, hint="give a file, or a run folder")
     if file.name == TABLE and (beside := file.with_name("prompts.jsonl")).is_file():
         yield from _of_run(beside, file, wanted.limit)
         return
@@ -419,6 +419,6 @@ def _column(path: str) -> str:
     found = next((name for name in REPLIES if name in names), None)
     if found is None:
         held = f"columns: {', '.join(names)}" if names else "the rows are not objects"
-        mend = "needed: a prompt with `responses`; --responses-column names another"
-        raise UserError(f"no answers that can be recognised ({held})", where=path, mend=mend)
+        hint = "needed: a prompt with `responses`; --responses-column names another"
+        raise UserError(f"no answers that can be recognised ({held})", where=path, hint=hint)
     return found

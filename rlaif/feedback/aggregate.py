@@ -258,7 +258,7 @@ def _readable(own: Comparison) -> bool:
     return own.status not in (Status.UNPARSED, Status.FAILED)
 
 
-class Ballot(NamedTuple):
+class JudgeVotes(NamedTuple):
     """What one judge said about a pair."""
 
     weight: float
@@ -267,7 +267,7 @@ class Ballot(NamedTuple):
     """One a principle, with the judge's own calibration in their temperature."""
 
 
-class Election(NamedTuple):
+class PanelVerdict(NamedTuple):
     """A pair as the panel sees it, and as each judge does."""
 
     panel: Comparison
@@ -275,14 +275,14 @@ class Election(NamedTuple):
     """In the order of the judges; flips are told and not left out, unless there is one judge, who is the panel."""
 
 
-def elect(left: str, right: str, ballots: Sequence[Ballot], pair: PairSettings) -> Election:
+def aggregate_panel(left: str, right: str, ballots: Sequence[JudgeVotes], pair: PairSettings) -> PanelVerdict:
     """Fold the ballots on a pair under a run's thresholds."""
     if len(ballots) == 1:
         alone = folded(left, right, ballots[0].votes, pair)
-        return Election(alone, (alone,))
+        return PanelVerdict(alone, (alone,))
     soft = pair.model_copy(update={"flips": "soft"})
     owns = tuple(folded(left, right, ballot.votes, soft) for ballot in ballots)
-    return Election(pooled([ballot.weight for ballot in ballots], owns, pair), owns)
+    return PanelVerdict(pooled([ballot.weight for ballot in ballots], owns, pair), owns)
 
 
 def pooled(weights: Sequence[float], owns: Sequence[Comparison], pair: PairSettings) -> Comparison:

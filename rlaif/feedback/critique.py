@@ -10,9 +10,9 @@ from rlaif.config.schemas import CritiqueSettings, RunSettings
 from rlaif.constitution import Constitution
 from rlaif.errors import UserError
 from rlaif.feedback.judge import Notes
-from rlaif.feedback.matchups import Criterion, Meeting
+from rlaif.feedback.matchups import Criterion, Matchup
 from rlaif.feedback.prompts import Shot, critique_messages
-from rlaif.inference.base import Answer, Question
+from rlaif.inference.base import Output, Question
 from rlaif.records import Critique, Prompt, Sample, Sampling
 from rlaif.text import without_thinking
 
@@ -56,7 +56,7 @@ def critique_question(
 
 
 def critique_questions(
-    prompt: Prompt, met: Sequence[Meeting], settings: CritiqueSettings, judge: Judge, *, max_chars: int
+    prompt: Prompt, met: Sequence[Matchup], settings: CritiqueSettings, judge: Judge, *, max_chars: int
 ) -> list[Question]:
     """One question for every sample and criterion that occur together, each once."""
     wanted = {
@@ -87,7 +87,7 @@ def notes_on(
     return notes
 
 
-def critique_record(question: Question, answer: Answer) -> Critique:
+def critique_record(question: Question, answer: Output) -> Critique:
     """The record of one critique."""
     return Critique(
         id=question.id,
@@ -109,5 +109,5 @@ def require_critiques(settings: RunSettings, constitution: Constitution) -> None
             raise UserError(
                 f"principle `{principle.id}` has no `critique`, which this run asks for",
                 where=settings.constitution,
-                mend="write one, or set `compare.critique` and `critique.enabled` to false",
+                hint="write one, or set `compare.critique` and `critique.enabled` to false",
             )

@@ -32,12 +32,12 @@ from pydantic import JsonValue
 from rlaif import __version__
 from rlaif.config.judge_templates import Templates, template_names
 from rlaif.config.shipped import resource
-from rlaif.feedback.aggregate import HARD_LOGIT, Ballot, Comparison, Status, elect
+from rlaif.feedback.aggregate import HARD_LOGIT, Comparison, JudgeVotes, Status, aggregate_panel
 from rlaif.feedback.agreement import Agreement, Counting
 from rlaif.feedback.judge import votes
-from rlaif.feedback.matchups import Criterion, Meeting, distinct_samples, draw, meetings
+from rlaif.feedback.matchups import Criterion, Matchup, distinct_samples, draw, meetings
 from rlaif.feedback.prompt_forms import Forms
-from rlaif.feedback.ranking import Provenance, Standing, pairs, ranking, stand, write_parquet
+from rlaif.feedback.ranking import PromptRanking, Provenance, pairs, rank_samples, ranking, write_parquet
 from rlaif.feedback.revise import Revised
 from rlaif.feedback.run import Run
 from rlaif.feedback.scoring import MOST, Said, aggregate_scores, grade_logit, order_questions, readable, win_shares
@@ -159,7 +159,7 @@ def rank_questions_of(run: Run, prompt: Prompt) -> list[Question]:
     return [question for questions in found for question in questions]
 
 
-def graded_comparisons(run: Run, prompt: Prompt, met: Sequence[Meeting]) -> list[Comparison]:
+def graded_comparisons(run: Run, prompt: Prompt, met: Sequence[Matchup]) -> list[Comparison]:
     """What the grades, or the rankings, of one prompt say about its pairs."""
     margin = run.settings.pair.margin
     if run.settings.compare.method == "rank":
@@ -172,7 +172,7 @@ def graded_comparisons(run: Run, prompt: Prompt, met: Sequence[Meeting]) -> list
     ]
 
 
-def _graded(run: Run, prompt: Prompt, met: Meeting, criterion: Criterion) -> Said:
+def _graded(run: Run, prompt: Prompt, met: Matchup, criterion: Criterion) -> Said:
     left, right = (run.scores.get(run.score_question(prompt, side, criterion).id) for side in (met.left, met.right))
     known = [score for score in (left, right) if score is not None]
     logit = None
@@ -257,7 +257,7 @@ def derive(run: Run, sessions: JsonValue = None) -> Outcome:
 
     `sessions` goes into the manifest as it is: what the stages did this time.
     """
-    run.unfinish()
+    run.invalidate_manifest()
     names = [name for name, _ in run.judges]
     outcome = Outcome(panel=Counting(names) if len(names) > 1 else None, slots=find_slots(run))
     provenance = Provenance(" + ".join(names), f"{run.constitution.name}@{run.constitution.hash[:12]}")
@@ -266,7 +266,7 @@ def derive(run: Run, sessions: JsonValue = None) -> Outcome:
         record_writer(run.folder / "pairs.jsonl") as write_pair,
     ):
         for prompt in run.prompts():
-            standing = settle(run, prompt, outcome)
+            standing = aggregate_prompt(run, prompt, outcome)
             write_ranking(ranking(standing))
             made = pairs(standing, run.settings.pair, run.settings.compare, provenance)
             for pair in made:
@@ -277,11 +277,11 @@ def derive(run: Run, sessions: JsonValue = None) -> Outcome:
     return outcome
 
 
-def settle(run: Run, prompt: Prompt, outcome: Outcome) -> Standing:
+def aggregate_prompt(run: Run, prompt: Prompt, outcome: Outcome) -> PromptRanking:
     """One prompt's samples, compared and ranked by the answers on disk; everything is counted into `outcome`."""
     samples = run.samples_of(prompt)
     _count_samples(run, prompt, samples, outcome)
-    met = run.meetings_of(prompt, samples)
+    met = run.matchups_of(prompt, samples)
     graded = run.settings.compare.method in ("score", "rank")
     comparisons = graded_comparisons(run, prompt, met) if graded else _comparisons(run, prompt, met, outcome)
     _count_others(run, prompt, met, outcome)
@@ -291,10 +291,10 @@ def settle(run: Run, prompt: Prompt, outcome: Outcome) -> Standing:
         outcome.counts["comparisons_hard"] += each.hard
         for principle in each.principles:
             outcome.principles[principle].update(labels=each.status is Status.LABELLED, flips=principle in each.flips)
-    return stand(prompt, samples, comparisons)
+    return rank_samples(prompt, samples, comparisons)
 
 
-def _comparisons(run: Run, prompt: Prompt, met: Sequence[Meeting], outcome: Outcome) -> list[Comparison]:
+def _comparisons(run: Run, prompt: Prompt, met: Sequence[Matchup], outcome: Outcome) -> list[Comparison]:
     def answer_of(key: str) -> Judgement | None:
         judgement = run.judgements.get(key)
         _count_judgement(run, key, judgement, outcome)
@@ -305,16 +305,16 @@ def _comparisons(run: Run, prompt: Prompt, met: Sequence[Meeting], outcome: Outc
     for name, judge in run.judges:
         questions = run.compare_questions_of(prompt, list(met), name)
         own = votes(met, questions, answer_of, settings.compared_by(judge), slot=run.slots.get(name, 0.0))
-        cast.append([Ballot(judge.weight, said) for _, said in own])
+        cast.append([JudgeVotes(judge.weight, said) for _, said in own])
     for meeting, *ballots in zip(met, *cast, strict=True):
-        election = elect(meeting.left.id, meeting.right.id, ballots, settings.pair)
+        election = aggregate_panel(meeting.left.id, meeting.right.id, ballots, settings.pair)
         found.append(election.panel)
         if outcome.panel is not None:
             outcome.panel.add(election.panel, election.owns)
     return found
 
 
-def _count_others(run: Run, prompt: Prompt, met: list[Meeting], outcome: Outcome) -> None:
+def _count_others(run: Run, prompt: Prompt, met: list[Matchup], outcome: Outcome) -> None:
     """Count the judge's answers that are no comparisons."""
     for stage, asked, table in (
         ("score", score_questions_of(run, prompt), run.scores),

@@ -17,10 +17,10 @@ from collections.abc import Callable, Iterator, Sequence
 from rlaif.config.judge_templates import Judge
 from rlaif.config.schemas import CompareSettings
 from rlaif.feedback.aggregate import Vote
-from rlaif.feedback.matchups import Criterion, Meeting, drawn_order
+from rlaif.feedback.matchups import Criterion, Matchup, drawn_order
 from rlaif.feedback.prompts import LABELS, compare_messages
 from rlaif.feedback.verdict_reader import parse_verdict
-from rlaif.inference.base import Answer, Question
+from rlaif.inference.base import Output, Question
 from rlaif.records import Judgement, Prompt, Sample, Sampling, Verdict
 
 
@@ -29,14 +29,14 @@ def label_mass(logprobs: tuple[float, float]) -> float:
     return min(1.0, math.exp(logprobs[0]) + math.exp(logprobs[1]))
 
 
-def _said(question: Question, answer: Answer) -> str:
+def _said(question: Question, answer: Output) -> str:
     """What is read: of a begun answer what follows, as a stated verdict. (Some servers repeat the beginning.)"""
     if not question.prefill:
         return answer.text
     return f"Verdict: {answer.text.strip().removeprefix(question.prefill).strip()}"
 
 
-def judgement(question: Question, answer: Answer) -> Judgement:
+def judgement(question: Question, answer: Output) -> Judgement:
     """The record of one ordered judge call. A higher log-probability of the first label means the first reply won."""
     about = question.about
     logprobs: tuple[float, float] | None = None
@@ -77,7 +77,7 @@ Notes = Callable[[Sample, Criterion], str | None]
 
 def compare_questions(
     prompt: Prompt,
-    met: Sequence[Meeting],
+    met: Sequence[Matchup],
     settings: CompareSettings,
     judge: Judge,
     notes: Notes | None = None,
@@ -131,7 +131,7 @@ def _with_reasons(settings: CompareSettings) -> Sampling:
     return Sampling(max_tokens=settings.reasoning_tokens, temperature=warm, seed=0 if warm else None)
 
 
-def _orders(meeting: Meeting, orders: str) -> Iterator[tuple[Sample, Sample]]:
+def _orders(meeting: Matchup, orders: str) -> Iterator[tuple[Sample, Sample]]:
     pair = (meeting.left, meeting.right)
     if orders == "both":
         yield from (pair, pair[::-1])
@@ -141,13 +141,13 @@ def _orders(meeting: Meeting, orders: str) -> Iterator[tuple[Sample, Sample]]:
 
 
 def votes(
-    met: Sequence[Meeting],
+    met: Sequence[Matchup],
     questions: Sequence[Question],
     answer_of: Callable[[str], Judgement | None],
     settings: CompareSettings,
     *,
     slot: float = 0.0,
-) -> Iterator[tuple[Meeting, list[Vote]]]:
+) -> Iterator[tuple[Matchup, list[Vote]]]:
     """For every meeting, what each criterion's ordered calls said, joined by what a question is about, not by place.
 
     `slot` is the judge's liking for the first one, to be taken off.

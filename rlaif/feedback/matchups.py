@@ -36,7 +36,7 @@ class Criterion(NamedTuple):
     """Request to the reviewer; None where the principle has none."""
 
 
-class Meeting(NamedTuple):
+class Matchup(NamedTuple):
     """Two samples of one prompt (`left` was drawn earlier) and the criteria that they are judged by."""
 
     left: Sample
@@ -54,18 +54,18 @@ def criteria_of(constitution: Constitution, principles: str) -> tuple[Criterion,
     return (Criterion(WHOLE, 1.0, joint, "\n".join(requests) or None),)
 
 
-def meetings(samples: Sequence[Sample], criteria: Sequence[Criterion], settings: CompareSettings) -> list[Meeting]:
+def meetings(samples: Sequence[Sample], criteria: Sequence[Criterion], settings: CompareSettings) -> list[Matchup]:
     """The meetings of one prompt's samples, given in the order of their index.
 
     Blank answers and repeated texts meet nobody: a pair needs two different answers.
     """
-    met: list[Meeting] = []
+    met: list[Matchup] = []
     distinct = distinct_samples(samples)
     for at, later in enumerate(distinct):
         for earlier in _opponents(distinct[:at], later, settings.opponents):
             pair = (earlier.id, later.id)
             chosen = (draw(criteria, pair),) if settings.principles == "one" else tuple(criteria)
-            met.append(Meeting(earlier, later, chosen))
+            met.append(Matchup(earlier, later, chosen))
     return met
 
 

@@ -33,7 +33,7 @@ from rlaif.feedback.run import Run, open_run, opened_models
 from rlaif.feedback.sampling import given_samples, sample_record
 from rlaif.feedback.scoring import order_record, score_record
 from rlaif.inference.background import blocking
-from rlaif.inference.base import Answer, ModelSource, Question, Tally, ask
+from rlaif.inference.base import ModelSource, Output, Question, StageStats, ask
 from rlaif.progress import Progress, Silent
 from rlaif.records import Sample
 from rlaif.store import R, Table
@@ -50,7 +50,7 @@ class Report:
     """None where the pair stage was not asked for."""
     revised: Revised | None = None
     """None where the revise stage was not."""
-    tallies: list[Tally] = field(default_factory=list)
+    tallies: list[StageStats] = field(default_factory=list)
     seconds: float = 0.0
 
     @property
@@ -125,7 +125,7 @@ def _begin(run: Run, stages: Sequence[str], progress: Progress) -> None:
     """Read the prompts, save the settings, and take away the manifests that this session makes untrue: those of what it
     will derive anew, and all of them where the prompts, or settings that all rests on, are others than before. A
     mistake in the prompts leaves a finished run as it was."""
-    run.read_prompts(lambda: run.unfinish("manifest.json", REVISED))
+    run.read_prompts(lambda: run.invalidate_manifest("manifest.json", REVISED))
     if run.before is not None and run.before.prompts.path != run.settings.prompts.path:
         progress.note(
             f"{run.folder} was a run on {run.before.prompts.path}: its answers are kept, its pairs are replaced"
@@ -134,9 +134,9 @@ def _begin(run: Run, stages: Sequence[str], progress: Progress) -> None:
     revise_before, revise_now = (None if each is None else each.pop("revise") for each in (before, now))
     other = before != now
     if other or set(stages) - {"revise"}:
-        run.unfinish()
+        run.invalidate_manifest()
     if other or revise_before != revise_now or _revises(run.settings, stages):
-        run.unfinish(REVISED)
+        run.invalidate_manifest(REVISED)
     run.save_settings()
     found = (outside_its_world(each.model, run.constitution, run.prompts()) for each in run.settings.judges)
     run.warnings = tuple(warning for warning in found if warning is not None)
@@ -144,13 +144,13 @@ def _begin(run: Run, stages: Sequence[str], progress: Progress) -> None:
         progress.note(f"WARNING: {warning}")
 
 
-async def sample(run: Run, policy: ModelSource | None, progress: Progress, *, most: int | None = None) -> Tally:
+async def sample(run: Run, policy: ModelSource | None, progress: Progress, *, most: int | None = None) -> StageStats:
     """Store the given answers and draw the missing ones, of each prompt the first `most`."""
     drawn = run.settings.policy.samples if run.settings.policy else 0
     drawn = drawn if most is None else min(drawn, most)
     progress.begin("sample", run.prompt_count * drawn)
     given = _store_given(run)
-    tally = Tally("sample")
+    tally = StageStats("sample")
     if policy is not None:
         tally = await ask(
             run.sample_questions(most),
@@ -167,7 +167,7 @@ async def sample(run: Run, policy: ModelSource | None, progress: Progress, *, mo
         raise UserError(
             "there is nothing to judge: no `policy`, and no answers in the input",
             where=run.settings.prompts.path,
-            mend="set `policy`, or name the column of the answers in `prompts.responses`",
+            hint="set `policy`, or name the column of the answers in `prompts.responses`",
         )
     progress.end(tally.stage, tally.summary)
     return tally
@@ -184,7 +184,7 @@ def _store_given(run: Run) -> int:
     return count
 
 
-async def critique(run: Run, judge: ModelSource, progress: Progress) -> Tally:
+async def critique(run: Run, judge: ModelSource, progress: Progress) -> StageStats:
     """Write the missing critiques."""
     progress.begin("critique", 0)
     return await _judged(run, run.critique_questions(), judge, run.critiques, critique_record, "critique", progress)
@@ -192,7 +192,7 @@ async def critique(run: Run, judge: ModelSource, progress: Progress) -> Tally:
 
 async def revise(
     run: Run, policy: ModelSource | None, judge: ModelSource, progress: Progress, *, draw: int
-) -> list[Tally]:
+) -> list[StageStats]:
     """Draw the first `draw` samples if need be, revise the samples round by round, and let the judge compare.
 
     A round needs the revisions of the one before, so each asks its critiques and then its revisions.
@@ -215,7 +215,7 @@ async def revise(
     return tallies
 
 
-async def grade(run: Run, judge: ModelSource, progress: Progress) -> list[Tally]:
+async def grade(run: Run, judge: ModelSource, progress: Progress) -> list[StageStats]:
     """Ask the missing grades and rankings, where the way of judging wants any; a tournament chooses by its grades."""
     method = run.settings.compare.method
     if method in ("score", "tournament"):
@@ -227,12 +227,12 @@ async def grade(run: Run, judge: ModelSource, progress: Progress) -> list[Tally]
     return []
 
 
-async def compare(run: Run, judges: Sequence[ModelSource], progress: Progress) -> list[Tally]:
+async def compare(run: Run, judges: Sequence[ModelSource], progress: Progress) -> list[StageStats]:
     """Ask each judge its missing ordered comparisons, one judge after the other."""
     tallies = []
     for judge in judges:
         stage = "compare" if judge is judges[0] else f"compare by {judge.name}"
-        progress.begin(stage, run.most_comparisons)
+        progress.begin(stage, run.max_comparisons)
         await _settle_form(run, judge, run.compare_questions(judge.name), progress)
         asked = run.compare_questions(judge.name)
         tallies.append(await _judged(run, asked, judge, run.judgements, judgement, stage, progress))
@@ -255,10 +255,10 @@ async def _judged(
     questions: Iterable[Question],
     judge: ModelSource,
     table: Table[R],
-    record: Callable[[Question, Answer], R],
+    record: Callable[[Question, Output], R],
     stage: str,
     progress: Progress,
-) -> Tally:
+) -> StageStats:
     tally = await ask(
         questions,
         judge,

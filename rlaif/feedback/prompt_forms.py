@@ -14,12 +14,12 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from rlaif.config.judge_templates import BEGUN, ENOUGH, PLAIN, TRIAL_REPLIES, Form, Judge, Templates, trial_comparison
+from rlaif.config.judge_templates import BEGUN, ENOUGH, PLAIN, TRIAL_REPLIES, Form, Judge, Templates, example_comparison
 from rlaif.config.schemas import CompareSettings
 from rlaif.errors import RecordError
 from rlaif.feedback.judge import judgement, label_mass
 from rlaif.feedback.prompts import LABELS
-from rlaif.inference.base import Answer, Model, ModelSource, Question
+from rlaif.inference.base import Model, ModelSource, Output, Question
 from rlaif.records import Judgement, Record, Sampling, Verdict
 from rlaif.store import Table, write_text
 
@@ -174,7 +174,7 @@ def best(tried: list[Tried]) -> Form:
 
 
 async def _tried(model: Model, templates: Templates, form: Form) -> Tried:
-    questions = list(trial_questions(model.name, templates, form))
+    questions = list(example_questions(model.name, templates, form))
     answers = await model.answer(questions)
     failed = [answer for answer in answers if answer.failure not in (None, "no_labels")]
     if failed:
@@ -183,17 +183,17 @@ async def _tried(model: Model, templates: Templates, form: Form) -> Tried:
     return Tried(form=form, label_mass=sum(shares) / len(shares))
 
 
-def trial_questions(model: str, templates: Templates, form: Form) -> Iterator[Question]:
+def example_questions(model: str, templates: Templates, form: Form) -> Iterator[Question]:
     """The fixed comparison, in both orders."""
     for swapped in (False, True):
-        messages = trial_comparison(templates, form.fence, swapped=swapped)
+        messages = example_comparison(templates, form.fence, swapped=swapped)
         first, second = TRIAL_REPLIES[::-1] if swapped else TRIAL_REPLIES
         about = {"prompt": "trial", "first": first, "second": second, "principle": "trial"}
         sampling = Sampling(max_tokens=1)
         yield Question("probe", model, messages, sampling, labels=LABELS, prefill=form.prefill, about=about)
 
 
-def _share(question: Question, answer: Answer) -> float:
+def _share(question: Question, answer: Output) -> float:
     if answer.failure is not None:  # neither label is among the most probable tokens
         return 0.0
     if answer.label_mass is not None:

@@ -23,7 +23,7 @@ from rlaif.stats import strengths
 from rlaif.store import draft_of, read_records
 
 
-class Standing(NamedTuple):
+class PromptRanking(NamedTuple):
     """One prompt with its samples, the comparisons between them, and what they come to."""
 
     prompt: Prompt
@@ -42,7 +42,7 @@ class Provenance(NamedTuple):
     constitution: str
 
 
-def stand(prompt: Prompt, samples: Sequence[Sample], comparisons: Sequence[Comparison]) -> Standing:
+def rank_samples(prompt: Prompt, samples: Sequence[Sample], comparisons: Sequence[Comparison]) -> PromptRanking:
     """Rank the samples of a prompt by their soft wins. Comparisons without a label say nothing."""
     said = [each for each in comparisons if each.status not in (Status.UNPARSED, Status.FAILED)]
     met = {name for each in comparisons for name in (each.left, each.right)}
@@ -53,10 +53,10 @@ def stand(prompt: Prompt, samples: Sequence[Sample], comparisons: Sequence[Compa
         wins[each.right, each.left] = 1 - each.probability
     strength = strengths(list(known), wins)
     rank = {name: 1 + sum(other > own + 1e-6 for other in strength.values()) for name, own in strength.items()}
-    return Standing(prompt, known, comparisons, strength, rank)
+    return PromptRanking(prompt, known, comparisons, strength, rank)
 
 
-def ranking(standing: Standing) -> Ranking:
+def ranking(standing: PromptRanking) -> Ranking:
     """The record of a prompt's ranking, with every comparison behind it."""
     return Ranking(
         id=standing.prompt.id,
@@ -80,7 +80,7 @@ def ranking(standing: Standing) -> Ranking:
 
 
 def pairs(
-    standing: Standing, settings: PairSettings, compare: CompareSettings, provenance: Provenance
+    standing: PromptRanking, settings: PairSettings, compare: CompareSettings, provenance: Provenance
 ) -> list[PreferencePair]:
     """The preference pairs of one prompt: of labelled comparisons only, the judge's winner as `chosen`."""
     labelled = [each for each in standing.comparisons if each.status is Status.LABELLED]
@@ -89,7 +89,7 @@ def pairs(
     return [_pair(standing, each, compare, provenance) for each in _selected(standing, labelled, settings)]
 
 
-def _selected(standing: Standing, labelled: list[Comparison], settings: PairSettings) -> list[Comparison]:
+def _selected(standing: PromptRanking, labelled: list[Comparison], settings: PairSettings) -> list[Comparison]:
     if settings.select == "best_worst":
         # A verdict against the whole ranking (a cycle) has a negative gap and is no best-against-worst.
         agreeing = [each for each in labelled if _gap(standing, each) > 0]
@@ -99,7 +99,7 @@ def _selected(standing: Standing, labelled: list[Comparison], settings: PairSett
     return sorted(labelled, key=lambda each: -abs(each.logit))[: settings.per_prompt]
 
 
-def _cut_off_wins(standing: Standing, comparison: Comparison) -> bool:
+def _cut_off_wins(standing: PromptRanking, comparison: Comparison) -> bool:
     """Whether a response that was cut off would be chosen over a whole one."""
     winner, loser = (standing.samples[name] for name in _winner_first(comparison))
     return winner.truncated and not loser.truncated
@@ -109,18 +109,18 @@ def _winner_first(comparison: Comparison) -> tuple[str, str]:
     return (comparison.left, comparison.right) if comparison.logit > 0 else (comparison.right, comparison.left)
 
 
-def _gap(standing: Standing, comparison: Comparison) -> float:
+def _gap(standing: PromptRanking, comparison: Comparison) -> float:
     winner, loser = _winner_first(comparison)
     return standing.strength[winner] - standing.strength[loser]
 
 
-def _is_revision(standing: Standing, comparison: Comparison) -> bool:
+def _is_revision(standing: PromptRanking, comparison: Comparison) -> bool:
     left, right = standing.samples[comparison.left], standing.samples[comparison.right]
     return right.revision_of == left.id or left.revision_of == right.id
 
 
 def _pair(
-    standing: Standing, comparison: Comparison, compare: CompareSettings, provenance: Provenance
+    standing: PromptRanking, comparison: Comparison, compare: CompareSettings, provenance: Provenance
 ) -> PreferencePair:
     chosen_id, rejected_id = _winner_first(comparison)
     chosen, rejected = standing.samples[chosen_id], standing.samples[rejected_id]

@@ -33,18 +33,18 @@ from rlaif import __version__
 from rlaif.config.judge_templates import Judge, restored
 from rlaif.config.schemas import CompareSettings, RunSettings
 from rlaif.constitution import Constitution, Principle
-from rlaif.data.prompts import Oddities, read_prompts
+from rlaif.data.prompts import InputIssues, read_prompts
 from rlaif.errors import UserError
 from rlaif.feedback.aggregate import Comparison, Status, folded
 from rlaif.feedback.critique import critique_question
 from rlaif.feedback.judge import compare_questions, votes
-from rlaif.feedback.matchups import Meeting, criteria_of, distinct_samples, draw, meetings
+from rlaif.feedback.matchups import Matchup, criteria_of, distinct_samples, draw, meetings
 from rlaif.feedback.prompts import Shot, revise_messages
-from rlaif.feedback.ranking import Provenance, pairs, stand, write_parquet
+from rlaif.feedback.ranking import Provenance, pairs, rank_samples, write_parquet
 from rlaif.feedback.revision_checks import Parent, Use, spoken, use_of
 from rlaif.feedback.run import Run
 from rlaif.feedback.slot_bias import SlotBias, removes_bias, slot_bias, told_slots
-from rlaif.inference.base import Answer, Question
+from rlaif.inference.base import Output, Question
 from rlaif.records import (
     Chain,
     Critique,
@@ -92,7 +92,7 @@ def reviser_principles(constitution: Constitution, settings: RunSettings) -> tup
     found = tuple(each for each in constitution.principles if each.revise and (each.critique or skip))
     if not found:
         wanted = "`revise`" if skip else "both `critique` and `revise`"
-        raise UserError(f"no principle has {wanted}", where=settings.constitution, mend="write them for at least one")
+        raise UserError(f"no principle has {wanted}", where=settings.constitution, hint="write them for at least one")
     return found
 
 
@@ -212,7 +212,7 @@ def _seed(seed: int, sample: str, number: int) -> int:
     return int.from_bytes(digest, "big") % 2**31
 
 
-def revision_record(question: Question, answer: Answer) -> Revision:
+def revision_record(question: Question, answer: Output) -> Revision:
     """The record of one revision, its text as it came."""
     about = question.about
     critique = about["critique"]
@@ -329,7 +329,7 @@ class Revised:
     """The same for every principle."""
     failures: Counter[str] = field(default_factory=Counter)
     """Questions without an answer, as `stage: reason`."""
-    oddities: Oddities = field(default_factory=Oddities)
+    oddities: InputIssues = field(default_factory=InputIssues)
     """What was odd about the helpful answers."""
     slot: SlotBias | None = None
     """The judge's liking for a slot, where it compares in one order and this is to be removed."""
@@ -378,7 +378,7 @@ def confirm_questions(run: Run) -> Iterator[Question]:
             yield from _compared(run, prompt, each)[1]
 
 
-def _compared(run: Run, prompt: Prompt, each: Revising) -> tuple[list[Meeting], list[Question]]:
+def _compared(run: Run, prompt: Prompt, each: Revising) -> tuple[list[Matchup], list[Question]]:
     """The meeting of a chain's end with its beginning, none where they are the same, and the judge's questions."""
     compare = _compare_settings(run)
     criteria = criteria_of(run.constitution, compare.principles)
@@ -417,7 +417,7 @@ def judged(run: Run, prompt: Prompt, each: Revising, slot: float = 0.0) -> Compa
 
 def derive_revised(run: Run, sessions: JsonValue = None) -> Revised:
     """Write what everything on disk comes to: chains, SFT dataset, judged pairs, and the counts last."""
-    run.unfinish(MANIFEST)
+    run.invalidate_manifest(MANIFEST)
     made = Revised(slot=_slot_bias(run))
     constitution = f"{run.constitution.name}@{run.constitution.hash[:12]}"
     with ExitStack() as stack:
@@ -480,14 +480,14 @@ def _pair_up(
         for question in _compared(run, prompt, each)[1]:
             if question.id not in run.judgements:
                 _count_failure(run, "confirm", question, made)
-    standing = stand(prompt, [each.sample, each.final], [comparison])
+    standing = rank_samples(prompt, [each.sample, each.final], [comparison])
     select = run.settings.pair.model_copy(update={"select": "all"})
     for pair in pairs(standing, select, _compare_settings(run), Provenance(run.judge_name, constitution)):
         write(pair)
         made.counts["pairs"] += 1
 
 
-def helpful_demonstrations(settings: RunSettings, oddities: Oddities | None = None) -> Iterator[Demonstration]:
+def helpful_demonstrations(settings: RunSettings, oddities: InputIssues | None = None) -> Iterator[Demonstration]:
     """The answers that `revise.helpful` mixes in. Raises UserError where its file has none."""
     wanted = settings.revise.helpful
     if wanted is None:
@@ -505,8 +505,8 @@ def helpful_demonstrations(settings: RunSettings, oddities: Oddities | None = No
             count += 1
             yield row
     if not count:
-        mend = "name their column in `revise.helpful.responses`, or give `messages` that end in an answer"
-        raise UserError("holds prompts and no answers", where=wanted.path, mend=mend)
+        hint = "name their column in `revise.helpful.responses`, or give `messages` that end in an answer"
+        raise UserError("holds prompts and no answers", where=wanted.path, hint=hint)
 
 
 def _manifest(run: Run, made: Revised, sessions: JsonValue) -> JsonValue:

@@ -28,12 +28,12 @@ from rlaif.config.run_file import save_run
 from rlaif.config.schemas import JudgeSettings, RunSettings
 from rlaif.config.yaml import load_yaml
 from rlaif.constitution import Constitution, load_constitution
-from rlaif.data.prompts import Oddities, read_prompts
+from rlaif.data.prompts import InputIssues, read_prompts
 from rlaif.errors import UserError
 from rlaif.feedback.aggregate import Vote
 from rlaif.feedback.critique import critique_questions, notes_on
 from rlaif.feedback.judge import Notes, compare_questions, votes
-from rlaif.feedback.matchups import Criterion, Meeting, criteria_of, distinct_samples, meetings
+from rlaif.feedback.matchups import Criterion, Matchup, criteria_of, distinct_samples, meetings
 from rlaif.feedback.prompt_forms import Forms
 from rlaif.feedback.prompts import LABELS
 from rlaif.feedback.sampling import given_samples, rehearsals, sample_questions
@@ -45,7 +45,7 @@ from rlaif.store import Table, draft_of, lock_folder, read_records, sha256_of, w
 from rlaif.text import loads
 
 
-class Making(NamedTuple):
+class RunProvenance(NamedTuple):
     """What the manifest of a finished run says that it was made with."""
 
     policy: str | None
@@ -56,20 +56,20 @@ class Making(NamedTuple):
     """Its content hash."""
 
 
-def read_making(folder: Path) -> Making:
+def read_provenance(folder: Path) -> RunProvenance:
     """Who made a finished run. Raises UserError where there is none in `folder`."""
     path = folder / "manifest.json"
     try:
         manifest = loads(path.read_text(encoding="utf-8"))
         constitution = manifest["constitution"]
-        return Making(manifest["policy"], manifest["judge"], constitution["name"], constitution["hash"])
+        return RunProvenance(manifest["policy"], manifest["judge"], constitution["name"], constitution["hash"])
     except OSError:
         known = (folder / "run.yaml").is_file()
-        mend = f"`rlaif generate {folder / 'run.yaml'}` goes on with it" if known else "give a folder that a run wrote"
-        raise UserError("there is no finished run here", where=folder, mend=mend) from None
+        hint = f"`rlaif generate {folder / 'run.yaml'}` goes on with it" if known else "give a folder that a run wrote"
+        raise UserError("there is no finished run here", where=folder, hint=hint) from None
     except (ValueError, KeyError, TypeError):
-        mend = f"`rlaif pair {folder / 'run.yaml'}` writes it again"
-        raise UserError("this is not the manifest of a run", where=path, mend=mend) from None
+        hint = f"`rlaif pair {folder / 'run.yaml'}` writes it again"
+        raise UserError("this is not the manifest of a run", where=path, hint=hint) from None
 
 
 class Models(NamedTuple):
@@ -126,7 +126,7 @@ def require_different(names: Sequence[str]) -> None:
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         what = f"two judges of the panel are the same model, {twice[0]}"
-        raise UserError(what, where="judge", mend="remove one of them, and give the other its weight")
+        raise UserError(what, where="judge", hint="remove one of them, and give the other its weight")
 
 
 @dataclass
@@ -151,10 +151,10 @@ class Run:
     """Those of a panel's other judges."""
     before: RunSettings | None = None
     """The settings that were saved in the folder before, if there were any that can be read."""
-    oddities: Oddities = field(default_factory=Oddities)
+    oddities: InputIssues = field(default_factory=InputIssues)
     """What was odd about the prompts, by kind."""
     prompt_count: int = 0
-    most_meetings: int = 0
+    max_matchups: int = 0
     """Pairs of samples that meet if all answers of a prompt differ."""
     warnings: tuple[str, ...] = ()
     """What speaks against believing the labels, for the manifest."""
@@ -218,15 +218,15 @@ class Run:
         drawn = self.settings.policy.samples if self.settings.policy else 0
         opponents = self.settings.compare.opponents
         for prompt in prompts:
-            self.most_meetings += sum(min(at, opponents) for at in range(drawn + len(prompt.responses)))
+            self.max_matchups += sum(min(at, opponents) for at in range(drawn + len(prompt.responses)))
             yield prompt
 
     @property
-    def most_comparisons(self) -> int:
+    def max_comparisons(self) -> int:
         """Questions of the compare stage if all answers of a prompt differ."""
         compare = self.settings.compare
         orders = 2 if compare.orders == "both" else 1
-        return self.most_meetings * orders * (len(self.criteria) if compare.principles == "each" else 1)
+        return self.max_matchups * orders * (len(self.criteria) if compare.principles == "each" else 1)
 
     def prompts(self) -> Iterator[Prompt]:
         """The prompts of the plan, streamed."""
@@ -252,7 +252,7 @@ class Run:
         drawn = (self.samples.get(question.id) for question in self.drawn_questions(prompt, most))
         return [*given_samples(prompt), *(sample for sample in drawn if sample is not None)][:most]
 
-    def meetings_of(self, prompt: Prompt, samples: list[Sample]) -> list[Meeting]:
+    def matchups_of(self, prompt: Prompt, samples: list[Sample]) -> list[Matchup]:
         """Which of a prompt's samples meet, and under which criteria."""
         if self.settings.compare.method == "tournament":
             samples = finalists(distinct_samples(samples), lambda each: self.scores.get(self._final(prompt, each).id))
@@ -273,9 +273,9 @@ class Run:
     def critique_questions(self) -> Iterator[Question]:
         """Every question of the critique stage, as far as there are samples."""
         for prompt in self.prompts():
-            yield from self.critique_questions_of(prompt, self.meetings_of(prompt, self.samples_of(prompt)))
+            yield from self.critique_questions_of(prompt, self.matchups_of(prompt, self.samples_of(prompt)))
 
-    def critique_questions_of(self, prompt: Prompt, met: list[Meeting]) -> list[Question]:
+    def critique_questions_of(self, prompt: Prompt, met: list[Matchup]) -> list[Question]:
         """The critiques of one prompt's samples, each once."""
         chars = self.settings.compare.max_chars
         return critique_questions(prompt, met, self.settings.critique, self.judge, max_chars=chars)
@@ -283,15 +283,15 @@ class Run:
     def compare_questions(self, judge: str | None = None) -> Iterator[Question]:
         """The compare stage's questions to a judge (or the first) as far as there are samples (and critiques shown)."""
         for prompt in self.prompts():
-            yield from self.compare_questions_of(prompt, self.meetings_of(prompt, self.samples_of(prompt)), judge)
+            yield from self.compare_questions_of(prompt, self.matchups_of(prompt, self.samples_of(prompt)), judge)
 
-    def compare_questions_of(self, prompt: Prompt, met: list[Meeting], judge: str | None = None) -> list[Question]:
+    def compare_questions_of(self, prompt: Prompt, met: list[Matchup], judge: str | None = None) -> list[Question]:
         """The ordered questions of one prompt to a judge, or to the first; the judges of a panel read the same."""
         compare = self.settings.compare
         notes = self._notes(prompt) if compare.critique else None
         return list(compare_questions(prompt, met, compare, self.asked(judge or self.judge_name), notes))
 
-    def votes_of(self, prompt: Prompt, met: list[Meeting]) -> Iterator[tuple[Meeting, list[Vote]]]:
+    def votes_of(self, prompt: Prompt, met: list[Matchup]) -> Iterator[tuple[Matchup, list[Vote]]]:
         """What the (first) judge's answers on disk say about each of a prompt's meetings."""
         compare, slot = self.settings.compared_by(self.settings.judge), self.slots.get(self.judge_name, 0.0)
         return votes(met, self.compare_questions_of(prompt, met), self.judgements.get, compare, slot=slot)
@@ -308,7 +308,7 @@ class Run:
         """Save the settings that this run goes by."""
         save_run(self.settings, self.folder / "run.yaml")
 
-    def unfinish(self, *manifests: str) -> None:
+    def invalidate_manifest(self, *manifests: str) -> None:
         """Take manifests away: their presence means that what they tell of is finished."""
         for manifest in manifests or ("manifest.json",):
             (self.folder / manifest).unlink(missing_ok=True)
@@ -328,8 +328,8 @@ def open_run(
         saved = settings.folder / "run.yaml"
         for name in ("pairs.jsonl", "pairs.parquet", "rankings.jsonl"):
             if (settings.folder / name).exists() and not saved.exists():
-                mend = "give another `output`"
-                raise UserError("there is a file of this name here already", where=settings.folder / name, mend=mend)
+                hint = "give another `output`"
+                raise UserError("there is a file of this name here already", where=settings.folder / name, hint=hint)
         before = _saved_settings(saved)
         with _tables(settings, constitution, policy_name, judge_name) as run:
             run.before, run.panel_names = before, panel_names
@@ -349,14 +349,14 @@ def reopen_run(folder: Path, constitution: Constitution | None = None) -> Iterat
 
     It is planned under `constitution`, or else under the file that its settings name, which may have changed since.
     """
-    making = read_making(folder)
+    making = read_provenance(folder)
     settings = load_yaml(folder / "run.yaml", RunSettings).model_copy(update={"output": str(folder)})
     if settings.compare.method in ("score", "rank"):
         what = f"this run was judged by `{settings.compare.method}`, and this looks at pairs shown in both orders"
-        raise UserError(what, where=folder, mend="generate it with `compare.method: pairwise` or `tournament`")
+        raise UserError(what, where=folder, hint="generate it with `compare.method: pairwise` or `tournament`")
     if settings.panel:
         what = f"this run has a panel of {len(settings.judges)} judges, and this looks at one judge's answers"
-        raise UserError(what, where=folder, mend="generate it with one `judge`: its answers are here already")
+        raise UserError(what, where=folder, hint="generate it with one `judge`: its answers are here already")
     planned = constitution or load_constitution(settings.constitution)
     with lock_folder(folder), _tables(settings, planned, making.policy, making.judge) as run:
         yield run

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterable, Mapping
 
 from rlaif.config.schemas import PolicySettings
-from rlaif.inference.base import Answer, Question, Rehearsal
+from rlaif.inference.base import Output, Question, Rehearsal
 from rlaif.records import Message, Messages, Prompt, Sample, Sampling, content_id
 
 GIVEN = "given"
@@ -44,9 +44,9 @@ def rehearsals(prompts: Iterable[Prompt], system: str | None, where: str = "poli
     found = [
         Rehearsal("prompts", messages, "give other prompts, or another chat template") for messages in kinds.values()
     ]
-    mend = "leave it out, or write it at the beginning of each prompt"
+    hint = "leave it out, or write it at the beginning of each prompt"
     return found + [
-        Rehearsal(where, with_system(messages, system), mend)
+        Rehearsal(where, with_system(messages, system), hint)
         for messages in kinds.values()
         if system and messages[0].role != "system"
     ]
@@ -76,7 +76,7 @@ def seed_of(policy: PolicySettings, prompt: str, index: int) -> int | None:
     return int.from_bytes(digest, "big") % 2**31
 
 
-def sample_record(question: Question, answer: Answer) -> Sample:
+def sample_record(question: Question, answer: Output) -> Sample:
     """The record of one drawn answer."""
     return Sample(
         id=question.id,

@@ -23,7 +23,7 @@ from rlaif.config.judge_templates import Judge
 from rlaif.feedback.aggregate import HARD_LOGIT, Comparison, Status
 from rlaif.feedback.matchups import Criterion
 from rlaif.feedback.prompts import DIGITS, LETTERS, rank_messages, score_messages
-from rlaif.inference.base import Answer, Question
+from rlaif.inference.base import Output, Question
 from rlaif.records import Order, Prompt, Sample, Sampling, Score, mean_grade
 from rlaif.stats import sigmoid
 from rlaif.text import without_thinking
@@ -49,7 +49,7 @@ def score_question(prompt: Prompt, sample: Sample, criterion: Criterion, judge: 
     )
 
 
-def score_record(question: Question, answer: Answer) -> Score:
+def score_record(question: Question, answer: Output) -> Score:
     """The record of one grade."""
     value: float | None
     mass: float | None = None
@@ -193,7 +193,7 @@ def shuffled(samples: Sequence[Sample], count: int) -> list[list[Sample]]:
     return orders[:count]
 
 
-def order_record(question: Question, answer: Answer) -> Order:
+def order_record(question: Question, answer: Output) -> Order:
     """The record of one ranking."""
     shown = tuple(str(question.about["shown"]).split())
     places = parse_order(answer.text, len(shown))

@@ -125,7 +125,7 @@ def find_slots(run: Run) -> dict[str, SlotBias]:
 
 def _answers(run: Run, judge: str) -> Iterator[list[Judgement | None]]:
     for prompt in run.prompts():
-        met = run.meetings_of(prompt, run.samples_of(prompt))
+        met = run.matchups_of(prompt, run.samples_of(prompt))
         yield [run.judgements.get(question.id) for question in run.compare_questions_of(prompt, met, judge)]
 
 

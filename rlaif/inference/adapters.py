@@ -62,7 +62,7 @@ def with_adapter(model: Any, parts: Parts, task: Task, *, new_head: bool, where:
     config = _config(about, where)
     weights = _weights(parts.adapter)
     if task == "language" and about.get("task_type") == "SEQ_CLS":
-        raise UserError("is an adapter of a reward model", where=where, mend="name a language model")
+        raise UserError("is an adapter of a reward model", where=where, hint="name a language model")
     if task == "reward" and about.get("task_type") != "SEQ_CLS":  # its layers are the same, its head is of no use here
         inner = f"{_ROOT}{model.base_model_prefix}."
         weights = {name: each for name, each in weights.items() if name.startswith(inner)}
@@ -79,11 +79,11 @@ def with_adapter(model: Any, parts: Parts, task: Task, *, new_head: bool, where:
         brought = any(name.startswith(f"{_ROOT}score.") for name in weights)
         if task == "reward" and not (brought or new_head) and not _has_own_head(parts):
             what = "is an adapter without the head of a reward model"
-            raise UserError(what, where=where, mend="`rlaif train reward` trains one")
-        return merged(adapted, where, mend=_MERGE), brought
+            raise UserError(what, where=where, hint="`rlaif train reward` trains one")
+        return merged(adapted, where, hint=_MERGE), brought
 
 
-def merged(model: Any, where: str | Path, *, mend: str) -> Any:
+def merged(model: Any, where: str | Path, *, hint: str) -> Any:
     """The whole model with its adapter added to the weights, which answers as the two did apart.
 
     Raises UserError where it does not.
@@ -101,7 +101,7 @@ def merged(model: Any, where: str | Path, *, mend: str) -> Any:
     off = float((after - before).abs().max())
     if not off <= most:
         what = f"the adapter cannot be added to the weights: what the model says changes (logits by {off:.2g})"
-        raise UserError(what, where=where, mend=mend)
+        raise UserError(what, where=where, hint=hint)
     return whole
 
 
@@ -110,11 +110,11 @@ def require_kind(about: Mapping[str, Any], where: str | Path) -> None:
     kind = str(about.get("peft_type"))
     if kind not in _MERGED:
         what = f"is an adapter of the kind {kind}; those that can be loaded are {_KINDS}"
-        raise UserError(what, where=where, mend=_MERGE)
+        raise UserError(what, where=where, hint=_MERGE)
     begun = about.get("init_lora_weights")
     if kind == "LORA" and begun not in _FROM_SCRATCH:
         what = f"began as `{begun}`, which changed the weights of its model as well"
-        raise UserError(what, where=where, mend="convert it to a plain LoRA adapter with PEFT, or merge it there")
+        raise UserError(what, where=where, hint="convert it to a plain LoRA adapter with PEFT, or merge it there")
 
 
 def _config(about: Mapping[str, Any], where: str | Path) -> Any:
@@ -127,7 +127,7 @@ def _config(about: Mapping[str, Any], where: str | Path) -> Any:
     unknown = [name for name, value in about.items() if name not in known and value and name not in _BESIDE]
     if unknown:
         what = f"has settings that this PEFT does not know: {', '.join(sorted(unknown)[:3])}"
-        raise UserError(what, where=where, mend="pip install --upgrade peft")
+        raise UserError(what, where=where, hint="pip install --upgrade peft")
     given = {name: value for name, value in about.items() if name in known}
     # One of a language model is added to a reward model as well; how an adapter began is nothing to what it became.
     given |= {"task_type": None, "inference_mode": True}
@@ -187,7 +187,7 @@ def _resize(model: Any, tables: list[_Table], parts: Parts, where: str | Path) -
     if lacking or len(rows) > 1:
         what = f"has embeddings for {max(rows):,} tokens, its model {parts.weights.name} for {here:,}"
         more = f", and lacks those of {', '.join(lacking)}" if lacking else ""
-        raise UserError(f"{what}{more}", where=where, mend=_MERGE)
+        raise UserError(f"{what}{more}", where=where, hint=_MERGE)
     model.resize_token_embeddings(rows.pop(), mean_resizing=False)
 
 
@@ -206,22 +206,22 @@ def _parts_them(tables: list[_Table], whole: list[_Table], rest: Mapping[str, Te
 
 def _require_same(wanted: Mapping[str, Tensor], weights: Mapping[str, Tensor], parts: Parts, where: str | Path) -> None:
     """Every weight of the adapter stands in its file, in its shape, and no other."""
-    mend = f"is {parts.weights.name} the model that it was trained on, and was it saved with `save_pretrained`?"
+    hint = f"is {parts.weights.name} the model that it was trained on, and was it saved with `save_pretrained`?"
     missing, left = sorted(wanted.keys() - weights.keys()), sorted(weights.keys() - wanted.keys())
     if missing:
         seen = f" (its file has {_short(left[0])} in their place)" if left else ""
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         what = f"the adapter lacks weights: {_short(missing[0])}{more}{seen}"
-        raise UserError(what, where=where, mend=mend)
+        raise UserError(what, where=where, hint=hint)
     if left:
         more = f" and {len(left) - 1} more" if len(left) > 1 else ""
         what = f"the adapter has weights that have no place in {parts.weights.name}: {_short(left[0])}{more}"
-        raise UserError(what, where=where, mend=mend)
+        raise UserError(what, where=where, hint=hint)
     for name, each in wanted.items():
         if weights[name].shape != each.shape:
             theirs, ours = ("x".join(map(str, shape)) for shape in (weights[name].shape, each.shape))
             what = f"the adapter does not fit {parts.weights.name}: {_short(name)} is {theirs}, not {ours}"
-            raise UserError(what, where=where, mend=mend)
+            raise UserError(what, where=where, hint=hint)
 
 
 def _short(name: str) -> str:

@@ -89,7 +89,7 @@ class Question:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class Output:
     """What came back: a text or label log-probabilities, or the reason why not. `failure` set means nothing else is."""
 
     text: str = ""
@@ -123,7 +123,7 @@ class Rehearsal(NamedTuple):
     where: str
     """The setting that it comes from."""
     messages: Messages
-    mend: str
+    hint: str
     """What helps where the template cannot write it."""
 
 
@@ -141,7 +141,7 @@ class Model(Protocol):
         """Find out whether questions with these labels can be asked. Returns everything that is wrong, a line each."""
         ...
 
-    async def answer(self, questions: Sequence[Question]) -> list[Answer]:
+    async def answer(self, questions: Sequence[Question]) -> list[Output]:
         """One answer a question, in order. Raises ModelError when no further question can be answered."""
         ...
 
@@ -177,7 +177,7 @@ _JUDGED_EARLY = 100
 
 
 @dataclass
-class Tally:
+class StageStats:
     """What one stage did in this run."""
 
     stage: str
@@ -220,9 +220,9 @@ class Tally:
         """Show how far the stage is."""
         progress.advance(self.stage, self.done, self.note)
 
-    def __add__(self, other: Tally) -> Tally:
+    def __add__(self, other: StageStats) -> StageStats:
         """Both together, under the name of the first."""
-        return Tally(
+        return StageStats(
             self.stage,
             self.planned + other.planned,
             self.known + other.known,
@@ -237,20 +237,20 @@ async def ask(
     questions: Iterable[Question],
     source: ModelSource,
     table: Table[R],
-    record: Callable[[Question, Answer], R],
+    record: Callable[[Question, Output], R],
     failures: Table[Failure],
     *,
     stage: str,
     max_failed: float = 1.0,
     progress: Progress | None = None,
-) -> Tally:
+) -> StageStats:
     """Put the questions that `table` does not hold to the model, and append `record(question, answer)` for each answer.
 
     Raises ModelError when the model cannot go on, or when more than `max_failed` of the stage's questions have failed,
     those whose answer was on disk counted: looked at from the hundredth on, and at the end of a stage of any size. 1.0
     never stops: the failures are in the tally, for the caller to judge.
     """
-    tally = Tally(stage)
+    tally = StageStats(stage)
     missing = _missing(questions, table, tally)
     first = next((question for question in missing if question is not None), None)
     if first is None:
@@ -282,7 +282,7 @@ async def ask(
     return tally
 
 
-def _missing(questions: Iterable[Question], table: Table[R], tally: Tally) -> Iterator[Question | None]:
+def _missing(questions: Iterable[Question], table: Table[R], tally: StageStats) -> Iterator[Question | None]:
     """The questions without an answer, each id once; None now and then while passing over known ones."""
     asked: set[str] = set()
     for question in questions:
@@ -313,11 +313,11 @@ def _batches(questions: Iterable[Question | None], size: int) -> Iterator[list[Q
 
 def _store(
     batch: list[Question],
-    answers: list[Answer],
+    answers: list[Output],
     table: Table[R],
-    record: Callable[[Question, Answer], R],
+    record: Callable[[Question, Output], R],
     failures: Table[Failure],
-    tally: Tally,
+    tally: StageStats,
 ) -> None:
     pairs = list(zip(batch, answers, strict=True))
     good = [record(question, answer) for question, answer in pairs if answer.failure is None]
@@ -334,7 +334,7 @@ def _store(
     tally.complaint = bad[-1].detail if bad else tally.complaint
 
 
-def _stop_if_too_slow(tally: Tally, *, new: bool) -> None:
+def _stop_if_too_slow(tally: StageStats, *, new: bool) -> None:
     """Of a server that answers nothing in time, a stage without a single answer asks no more; where earlier sessions
     were answered, it is what is left that hangs, and each question fails alone."""
     failed = tally.failed["too_slow"]
@@ -342,7 +342,7 @@ def _stop_if_too_slow(tally: Tally, *, new: bool) -> None:
         raise ModelError(f"{tally.stage}: {tally.complaint}")
 
 
-def _stop_if_hopeless(tally: Tally, max_failed: float, *, over: bool = False) -> None:
+def _stop_if_hopeless(tally: StageStats, max_failed: float, *, over: bool = False) -> None:
     failed = tally.failed.total()
     if (over or tally.done >= _JUDGED_EARLY) and failed > max_failed * tally.done:
         kinds = ", ".join(f"{kind} {count}" for kind, count in tally.failed.most_common())

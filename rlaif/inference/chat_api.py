@@ -37,7 +37,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from rlaif.inference.base import Answer, Question
+from rlaif.inference.base import Output, Question
 from rlaif.inference.faults import Fault, incomplete, storable
 
 Way = Literal["continue", "prefix", "plain"]
@@ -80,13 +80,13 @@ _NOTHING = -50.0
 """Log-probabilities below this come from no model."""
 
 
-def checked(answer: Answer) -> Answer:
+def checked(answer: Output) -> Output:
     """The answer with minus infinity as `FLOOR`, so that its record can be stored; or a failure where a value is NaN,
     or far above 0: a model that gives such numbers (half precision that overflowed) has not answered."""
     if answer.logprobs is None:
         return answer
     if not all(value <= _MOST for value in answer.logprobs):
-        return Answer(failure="bad_logprobs", detail=f"not log-probabilities: {answer.logprobs}")
+        return Output(failure="bad_logprobs", detail=f"not log-probabilities: {answer.logprobs}")
     return replace(answer, logprobs=tuple(max(FLOOR, value) for value in answer.logprobs))
 
 
@@ -352,7 +352,7 @@ def _label_options(question: Question, route: LabelRoute) -> dict[str, Any]:
     return options | {"top_logprobs": route.top} if route.top else options
 
 
-def read_answers(payload: Mapping[str, Any], questions: Sequence[Question], route: LabelRoute) -> list[Answer] | Fault:
+def read_answers(payload: Mapping[str, Any], questions: Sequence[Question], route: LabelRoute) -> list[Output] | Fault:
     """The answers to `questions`, in order, or the fault of the whole reply."""
     try:
         return _read(payload["choices"], payload.get("usage"), questions, route)
@@ -366,7 +366,7 @@ def _read(
     spent: object,
     questions: Sequence[Question],
     route: LabelRoute,
-) -> list[Answer] | Fault:
+) -> list[Output] | Fault:
     found = {choice.get("index") or 0: choice for choice in choices}
     if len(choices) == len(questions) == 1:
         found = {0: choices[0]}  # whatever its number
@@ -374,7 +374,7 @@ def _read(
         places = [choice.get("index") for choice in choices]
         return incomplete("short_batch", f"{len(questions)} conversations sent, choices {places[:40]} came back")
     usage = _shares(spent if isinstance(spent, dict) else {}, questions)
-    answers: list[Answer] = []
+    answers: list[Output] = []
     for at, question in enumerate(questions):
         answer = _read_choice(found[at], question, route, usage[at])
         if isinstance(answer, Fault):
@@ -386,11 +386,11 @@ def _read(
 
 def _read_choice(
     choice: Mapping[str, Any], question: Question, route: LabelRoute, usage: tuple[int, int, int]
-) -> Answer | Fault:
+) -> Output | Fault:
     message = choice.get("message") or {}
     finish = _text_of(choice.get("finish_reason")) or None
     text = _text_of(message.get("content")) or _text_of(message.get("refusal"))
-    answer = Answer(text, None, finish, *usage, reasoning=_thoughts_of(message))
+    answer = Output(text, None, finish, *usage, reasoning=_thoughts_of(message))
     if question.reasoned:
         return checked(replace(answer, logprobs=read_last(choice, question.labels)))
     if question.labels and route.kind != "text":
@@ -398,12 +398,12 @@ def _read_choice(
     return answer
 
 
-def _labelled(answer: Answer, listed: Sequence[Listed], labels: Sequence[str], route: LabelRoute) -> Answer | Fault:
+def _labelled(answer: Output, listed: Sequence[Listed], labels: Sequence[str], route: LabelRoute) -> Output | Fault:
     """The answer with the labels' log-probabilities out of those of its first token."""
     if not listed:
         return incomplete("no_logprobs", "the reply lacks the label log-probabilities")
     if (wrong := wrong_listing(listed)) is not None:
-        return Answer(failure="bad_logprobs", detail=wrong)
+        return Output(failure="bad_logprobs", detail=wrong)
     exact = route.kind == "exact"
     likeliest = max(listed, key=lambda each: -math.inf if each.value is None else each.value).text
     answer = replace(answer, text=answer.text or likeliest)  # without a text: a special token, which none shows
@@ -416,14 +416,14 @@ def _labelled(answer: Answer, listed: Sequence[Listed], labels: Sequence[str], r
         return incomplete("no_logprobs", "the reply lacks the label log-probabilities")
     if values is None:
         what = f"no label is among the {len(listed)} most probable tokens; the most probable is {likeliest[:40]!r}"
-        return Answer(failure="no_labels", detail=what)
+        return Output(failure="no_labels", detail=what)
     mass = None if exact else listed_mass(listed, labels)
     return checked(
         replace(answer, logprobs=values, label_mass=mass, listed=len(listed), lowest=min(known, default=0.0))
     )
 
 
-def _unless_only_thoughts(answer: Answer, choice: Mapping[str, Any], spent: object) -> Answer:
+def _unless_only_thoughts(answer: Output, choice: Mapping[str, Any], spent: object) -> Output:
     """The answer, or the failure that it is where thinking took all the tokens and nothing was said; some servers hide
     the thoughts, and count them."""
     if answer.failure is not None or answer.text or answer.logprobs is not None or answer.finish_reason != "length":
@@ -432,8 +432,8 @@ def _unless_only_thoughts(answer: Answer, choice: Mapping[str, Any], spent: obje
     hidden = isinstance(details, dict) and bool(details.get("reasoning_tokens"))
     if not hidden and not _thoughts_of(choice.get("message") or {}):
         return answer
-    mend = "raise `max_tokens`, or switch reasoning off through the chat template"
-    return Answer(failure="only_reasoning", detail=f"the model used up its tokens on reasoning; {mend}")
+    hint = "raise `max_tokens`, or switch reasoning off through the chat template"
+    return Output(failure="only_reasoning", detail=f"the model used up its tokens on reasoning; {hint}")
 
 
 _THOUGHTS = ("thinking", "reasoning", "reasoning_content", "reasoning.text", "redacted_thinking")

@@ -121,11 +121,11 @@ class ChatTemplate:
             return
         listed, chosen = ", ".join(sorted(known)), self._options.get("chat_template")
         if chosen is None and "default" not in known:
-            mend = f"choose one with `template_options: {{chat_template: {sorted(known)[0]}}}`"
-            raise UserError(f"several chat templates ({listed}), and no default", where=self._name, mend=mend)
+            hint = f"choose one with `template_options: {{chat_template: {sorted(known)[0]}}}`"
+            raise UserError(f"several chat templates ({listed}), and no default", where=self._name, hint=hint)
         if isinstance(chosen, str) and chosen not in known and "{" not in chosen:
-            mend = nearest(chosen, known)
-            raise UserError(f"no chat template `{chosen}` (there are {listed})", where=self._name, mend=mend)
+            hint = nearest(chosen, known)
+            raise UserError(f"no chat template `{chosen}` (there are {listed})", where=self._name, hint=hint)
 
     def prompt(self, turns: Sequence[Spoken], prefill: str = "") -> str:
         """A conversation with the cue for the next response, as the model is asked; `prefill` begins that response, in

@@ -14,13 +14,13 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from rlaif.errors import ModelError
-from rlaif.inference.base import Answer, Question, name_with
+from rlaif.inference.base import Output, Question, name_with
 from rlaif.inference.chat_api import LabelRoute, Way
 from rlaif.inference.faults import Fault
 from rlaif.inference.probe import Capabilities, Prober
-from rlaif.inference.requests import Chat, Talk, address_of
-from rlaif.inference.server_health import Patience, Throttle
-from rlaif.inference.transport import wire_to
+from rlaif.inference.requests import Chat, ServerConnection, address_of
+from rlaif.inference.server_health import ServerHealth, Throttle
+from rlaif.inference.transport import open_transport
 
 if TYPE_CHECKING:
     import httpx
@@ -69,11 +69,11 @@ class Server:
         """`say` hears when fewer questions are asked at once than were allowed; `note` what is sent otherwise than
         asked for, and what is lost by it (see `Chat`)."""
         address = address_of(base_url, api_key)
-        self._talk = Talk(address, wire_to(address.url, address.headers, transport))
+        self._talk = ServerConnection(address, open_transport(address.url, address.headers, transport))
         self._chat = Chat(self._talk, model, template_options=template_options, note=note)
         self._timeout, self._max_attempts = timeout, max_attempts
         self._throttle = Throttle(concurrency)
-        self._patience = Patience(self._talk.shown, give_up_after=give_up_after, timeout=timeout, backoff=backoff)
+        self._patience = ServerHealth(self._talk.shown, give_up_after=give_up_after, timeout=timeout, backoff=backoff)
         self._say, self._lowest = say, concurrency
         self._answered, self._checks = False, 0
         self._late_requests = self._late_alone = 0
@@ -114,14 +114,14 @@ class Server:
             self.concurrency = 2 * fitting if found.batch else fitting
         return prober.problems
 
-    async def answer(self, questions: Sequence[Question]) -> list[Answer]:
+    async def answer(self, questions: Sequence[Question]) -> list[Output]:
         """One answer a question, in order. Raises ModelError when no further question can be answered."""
         if not questions:
             return []
         if self.capabilities is None:
             await self._probe_once(questions[0])
         groups = self._groups(questions)
-        answers: list[Answer | None] = [None] * len(questions)
+        answers: list[Output | None] = [None] * len(questions)
         found = await _together([self._ask([questions[at] for at in group]) for group in groups])
         for group, part in zip(groups, found, strict=True):
             for at, answer in zip(group, part, strict=True):
@@ -147,7 +147,7 @@ class Server:
             for start in range(0, len(group), self.batch_size)
         ]
 
-    async def _ask(self, questions: list[Question], *, asked: bool = False) -> list[Answer]:
+    async def _ask(self, questions: list[Question], *, asked: bool = False) -> list[Output]:
         """Ask in one request, until there are answers or no hope; `asked` where it was tried before, with others."""
         counted = tries = 0
         since = time.monotonic()
@@ -177,10 +177,10 @@ class Server:
             if len(questions) > 1 and _split_helps(result, counted):
                 return await self._ask_in_parts(questions)
             if hopeless:
-                return [Answer(failure=result.kind, detail=result.detail)] * len(questions)
+                return [Output(failure=result.kind, detail=result.detail)] * len(questions)
             await asyncio.sleep(pause)
 
-    async def _ask_in_parts(self, questions: list[Question]) -> list[Answer]:
+    async def _ask_in_parts(self, questions: list[Question]) -> list[Output]:
         """The answers of a batch that failed, by its halves; one by one where none of many was answered in time."""
         size = 1 if self._is_late() else len(questions) // 2
         cuts = range(0, len(questions), size) if size == 1 else (0, size)
@@ -216,14 +216,14 @@ class Server:
         if self._late_alone > 1 and await self._alive():
             self._too_slow = True
 
-    def _given_up(self, questions: list[Question]) -> list[Answer]:
+    def _given_up(self, questions: list[Question]) -> list[Output]:
         detail = (
             f"{self._talk.shown} answers a small question, but none of these within {self._timeout:g} s, one at a time "
             "neither: raise `timeout`, or lower `concurrency`"
         )
-        return [Answer(failure="too_slow", detail=detail)] * len(questions)
+        return [Output(failure="too_slow", detail=detail)] * len(questions)
 
-    async def _exchange(self, questions: list[Question]) -> list[Answer] | Fault:
+    async def _exchange(self, questions: list[Question]) -> list[Output] | Fault:
         route = self._routes.get(questions[0].labels)
         if route is None:
             route = await self._route(questions[0].labels)
@@ -233,10 +233,10 @@ class Server:
         found = await self._chat.ask(questions, route, timeout=self._timeout, way=way)
         return found if isinstance(found, Fault) else [self._without_key(answer) for answer in found]
 
-    def _without_key(self, answer: Answer) -> Answer:
+    def _without_key(self, answer: Output) -> Output:
         """The answer, unless its text repeats the key: that is to be stored nowhere."""
         if self._talk.tells_secret(answer.text) or self._talk.tells_secret(answer.reasoning):
-            return Answer(failure="key_in_reply", detail="the model's text repeats the API key")
+            return Output(failure="key_in_reply", detail="the model's text repeats the API key")
         return answer
 
     async def _note(self, fault: Fault, cuts: int) -> None:

@@ -31,7 +31,7 @@ from datetime import UTC
 from typing import Any
 
 from rlaif.config.secrets import shown_url
-from rlaif.inference.transport import NoReplyError, Reply
+from rlaif.inference.transport import HttpReply, NoReplyError
 from rlaif.text import loads
 
 DETAIL_CHARS = 300
@@ -249,7 +249,7 @@ def incomplete(kind: str, detail: str) -> Fault:
     return Fault(kind, shortened(detail, DETAIL_CHARS), retry=True)
 
 
-def refused(reply: Reply, hide: Callable[[str], str] = str) -> Fault:
+def refused(reply: HttpReply, hide: Callable[[str], str] = str) -> Fault:
     """The fault behind a reply whose status says no; `hide` takes out of the server's words what nobody is to read."""
     return _refused(reply.status, body_of(reply.body), reply.headers, hide)
 

@@ -79,7 +79,7 @@ def require_loadable(folder: Path, where: str | Path) -> None:
     require_ends(folder)
     found = dict(_headers(folder, where))
     if not found:
-        raise UserError("has no weights in its files", where=where, mend=_SAVED_WHOLE)
+        raise UserError("has no weights in its files", where=where, hint=_SAVED_WHOLE)
     _require_floats(found, where, packed="quantization_config" in config)
 
 
@@ -100,7 +100,7 @@ def is_adapter(folder: Path) -> bool:
         return False
     if next(folder.glob("model*.safetensors"), None) is not None:
         what = "holds an adapter and a whole model"
-        raise UserError(what, where=folder, mend="leave one of the two in it")
+        raise UserError(what, where=folder, hint="leave one of the two in it")
     return True
 
 
@@ -111,7 +111,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         found = None
     if not isinstance(found, dict):
-        raise UserError("cannot be read as a JSON object", where=path, mend=_SAVED_WHOLE)
+        raise UserError("cannot be read as a JSON object", where=path, hint=_SAVED_WHOLE)
     return found
 
 
@@ -127,7 +127,7 @@ def require_ends(folder: Path) -> frozenset[int]:
     ends = told if isinstance(told, list) else [told]
     if any(each is not None and (isinstance(each, bool) or not isinstance(each, int) or each < 0) for each in ends):
         what = f"`eos_token_id` is {json.dumps(told)[:40]}"
-        raise UserError(what, where=path, mend="set the number of the token that ends a reply, or a list of numbers")
+        raise UserError(what, where=path, hint="set the number of the token that ends a reply, or a list of numbers")
     return frozenset(each for each in ends if each is not None)
 
 
@@ -143,10 +143,10 @@ def headers(path: Path, where: str | Path) -> dict[str, Header]:
         wanted = _LENGTH + length + max((int(each["data_offsets"][1]) for each in found.values()), default=0)
     except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError):
         what = f"{path.name} is no file of safetensors, or a damaged one"
-        raise UserError(what, where=where, mend="copy or download it again") from None
+        raise UserError(what, where=where, hint="copy or download it again") from None
     if size != wanted:
         gap = f"{wanted - size:,} bytes are missing" if size < wanted else f"{size - wanted:,} bytes are too many"
-        raise UserError(f"{path.name} is damaged: {gap}", where=where, mend="copy or download it again")
+        raise UserError(f"{path.name} is damaged: {gap}", where=where, hint="copy or download it again")
     return tensors
 
 
@@ -165,14 +165,14 @@ def _headers(folder: Path, where: str | Path) -> Iterator[tuple[str, Header]]:
     elif (folder / _INDEX).is_file():
         listed = read_json(folder / _INDEX).get("weight_map")
         if not isinstance(listed, dict) or not all(isinstance(name, str) for name in listed.values()):
-            raise UserError("does not list the files of its weights", where=folder / _INDEX, mend=_SAVED_WHOLE)
+            raise UserError("does not list the files of its weights", where=folder / _INDEX, hint=_SAVED_WHOLE)
         paths = [folder / name for name in sorted(set(listed.values()))]
     else:
         raise _no_weights(folder, where, "model.safetensors")
     missing = [path.name for path in paths if not path.is_file()]
     if missing:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-        raise UserError(f"lacks files of its weights: {', '.join(missing[:3])}{more}", where=where, mend=_SAVED_WHOLE)
+        raise UserError(f"lacks files of its weights: {', '.join(missing[:3])}{more}", where=where, hint=_SAVED_WHOLE)
     for path in paths:
         yield from headers(path, where).items()
 
@@ -181,8 +181,8 @@ def _no_weights(folder: Path, where: str | Path, name: str) -> UserError:
     unread = sorted(path.name for kind in _UNREAD for path in folder.glob(kind) if path.is_file())
     if unread:
         what = f"has its weights in {unread[0]}, and only safetensors are read, which run no code"
-        return UserError(what, where=where, mend="convert it: load it with transformers, and `save_pretrained`")
-    return UserError(f"has no weights: {name} is missing", where=where, mend=_SAVED_WHOLE)
+        return UserError(what, where=where, hint="convert it: load it with transformers, and `save_pretrained`")
+    return UserError(f"has no weights: {name} is missing", where=where, hint=_SAVED_WHOLE)
 
 
 def _require_floats(found: Mapping[str, Header], where: str | Path, *, packed: bool) -> None:
@@ -190,7 +190,7 @@ def _require_floats(found: Mapping[str, Header], where: str | Path, *, packed: b
     odd = next((name for name, each in found.items() if each.dtype not in _FLOATS), None)
     if odd is not None and not packed:
         what = f"{odd} holds {found[odd].dtype}, no floats, and no `quantization_config` says how they are packed"
-        raise UserError(what, where=where, mend="save the weights as float32 or bfloat16")
+        raise UserError(what, where=where, hint="save the weights as float32 or bfloat16")
 
 
 def _require_no_code(config: Mapping[str, Any], where: str | Path) -> None:
@@ -201,7 +201,7 @@ def _require_no_code(config: Mapping[str, Any], where: str | Path) -> None:
 
     if config.get("model_type") not in CONFIG_MAPPING:
         what = f"needs code of its own (`auto_map` in config.json, `{config.get('model_type')}`), which is never run"
-        raise UserError(what, where=where, mend="name a model of a family that transformers knows, or serve this one")
+        raise UserError(what, where=where, hint="name a model of a family that transformers knows, or serve this one")
 
 
 _DECIDING = ("*.safetensors", "*.bin", "*.json", "*.jinja", "*.model", "*.txt")
@@ -234,8 +234,8 @@ def model_folder(model: str) -> Path:
         inside = sorted(each.parent.name for each in path.glob(f"*/{ADAPTER}")) if path.is_dir() else []
         if inside:
             what = f"holds adapters in folders of their own: {', '.join(inside[:5])}"
-            raise UserError(what, where=path, mend=f"name one of them, as in {path / inside[0]}")
-        raise UserError("no model here: `config.json` is missing", where=path, mend="name the folder of a saved model")
+            raise UserError(what, where=path, hint=f"name one of them, as in {path / inside[0]}")
+        raise UserError("no model here: `config.json` is missing", where=path, hint="name the folder of a saved model")
     return path
 
 
@@ -248,8 +248,8 @@ def require_model(model: str) -> None:
         model_folder(model)
     elif "/" not in model and not _is_cached(model):
         meant = nearest(model, SHIPPED)
-        mend = "name the folder of a saved model, or one of the hub as `owner/name`"
-        raise UserError(f"no model is called `{model}`", mend=meant if meant.startswith("did you mean") else mend)
+        hint = "name the folder of a saved model, or one of the hub as `owner/name`"
+        raise UserError(f"no model is called `{model}`", hint=meant if meant.startswith("did you mean") else hint)
 
 
 def _is_cached(model: str) -> bool:
@@ -274,11 +274,11 @@ def parts_of(folder: Path, *, rewards: bool = False) -> Parts:
     if not isinstance(base, str) or not base:
         raise UserError("does not say which model the adapter belongs to", where=folder / ADAPTER)
     if about.get("task_type") == "SEQ_CLS" and not rewards:
-        raise UserError("is an adapter of a reward model", where=folder, mend="name a language model")
+        raise UserError("is an adapter of a reward model", where=folder, hint="name a language model")
     weights = model_folder(base)
     if is_adapter(weights):
-        mend = "merge the one below first (`lora.merge: true`)"
-        raise UserError("is an adapter on top of another adapter", where=folder, mend=mend)
+        hint = "merge the one below first (`lora.merge: true`)"
+        raise UserError("is an adapter on top of another adapter", where=folder, hint=hint)
     return Parts(weights, folder, folder if has_tokenizer(folder) else weights)
 
 
@@ -289,18 +289,18 @@ def load_tokenizer(folder: Path) -> Any:
     """
     from transformers import AutoTokenizer
 
-    mend = "save the model together with its tokenizer"
+    hint = "save the model together with its tokenizer"
     if not has_tokenizer(folder):
-        raise UserError("no tokenizer here", where=folder, mend=mend)
+        raise UserError("no tokenizer here", where=folder, hint=hint)
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:
         # Its Rust half raises bare exceptions for files that it cannot read.
         if "trust_remote_code" in str(error):
-            what, mend = "the tokenizer here needs code of its own, which is never run", "save it as tokenizer.json"
+            what, hint = "the tokenizer here needs code of its own, which is never run", "save it as tokenizer.json"
         else:
             what = "the tokenizer here cannot be loaded"
-        raise UserError(what, where=folder, mend=mend) from error
+        raise UserError(what, where=folder, hint=hint) from error
 
 
 def has_tokenizer(folder: Path) -> bool:
@@ -353,7 +353,7 @@ def _from_hub(model: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
-    mend = "check the name, or name the folder of a saved model"
+    hint = "check the name, or name the folder of a saved model"
     try:
         with hub_client():
             return Path(snapshot_download(model, allow_patterns=list(_DECIDING)))
@@ -361,9 +361,9 @@ def _from_hub(model: str) -> Path:
         what = f"model `{model}` is not on this machine, and the Hugging Face hub cannot be reached"
         meant = "" if "/" in model else nearest(model, SHIPPED)  # a hub name has an owner, as a rule
         download = "download it first, or name the folder of a saved model"
-        raise UserError(what, mend=meant if meant.startswith("did you mean") else download) from None
+        raise UserError(what, hint=meant if meant.startswith("did you mean") else download) from None
     except (OSError, ValueError) as error:  # the hub's own errors are OSErrors
-        raise UserError(f"model `{model}` cannot be found: {str(error).splitlines()[0]}", mend=mend) from None
+        raise UserError(f"model `{model}` cannot be found: {str(error).splitlines()[0]}", hint=hint) from None
 
 
 Task = Literal["language", "reward"]
@@ -430,7 +430,7 @@ def require_embeddings(tokenizer: Any, model: Any, where: str | Path) -> None:
     if written:
         first, last = min(written), max(written)
         what = f"has {rows:,} embeddings, and its tokenizer gives ids up to {last:,} (`{beyond[first]}` is {first:,})"
-        raise UserError(what, where=where, mend="take the tokenizer that belongs to it, or resize its embeddings")
+        raise UserError(what, where=where, hint="take the tokenizer that belongs to it, or resize its embeddings")
 
 
 def cast(model: Any, dtype: torch.dtype) -> None:
@@ -457,12 +457,12 @@ def untie(model: Any) -> None:
     _tell_untied(model)
 
 
-def refused(error: Exception, where: str | Path, mend: str) -> UserError:
+def refused(error: Exception, where: str | Path, hint: str) -> UserError:
     """What transformers or PEFT says, in a line."""
     first = str(error).strip().partition("\n")[0] or type(error).__name__
     if "trust_remote_code" in str(error) or "custom code" in str(error):
-        return UserError("needs code of its own, which is never run", where=where, mend=mend)
-    return UserError(f"cannot be loaded: {first}", where=where, mend=mend)
+        return UserError("needs code of its own, which is never run", where=where, hint=hint)
+    return UserError(f"cannot be loaded: {first}", where=where, hint=hint)
 
 
 def _loaded(
@@ -493,15 +493,15 @@ def _require_whole(
     missing: Sequence[str], left: Sequence[str], wrong: Sequence[Any], task: Task, where: str | Path
 ) -> None:
     if missing:
-        raise UserError(f"lacks weights of a {task} model: {_some(missing)}", where=where, mend=_SAVED_WHOLE_LAYERS)
+        raise UserError(f"lacks weights of a {task} model: {_some(missing)}", where=where, hint=_SAVED_WHOLE_LAYERS)
     if wrong:
         name, *shapes = wrong[0]
         theirs, ours = ("x".join(map(str, shape)) for shape in shapes)
         what = f"{name} is {theirs} in its files, and its config.json asks for {ours}"
-        raise UserError(what, where=where, mend=_SAVED_WHOLE_LAYERS)
+        raise UserError(what, where=where, hint=_SAVED_WHOLE_LAYERS)
     if left:
         what = f"has weights that are no part of a {task} model of its kind: {_some(left)}"
-        raise UserError(what, where=where, mend="does its config.json belong to it?")
+        raise UserError(what, where=where, hint="does its config.json belong to it?")
 
 
 def _some(names: Sequence[str]) -> str:
@@ -514,8 +514,8 @@ def _require_numbers(model: Any, where: str | Path) -> None:
 
     for name, each in model.named_parameters():
         if each.is_floating_point() and not torch.isfinite(each.sum(dtype=torch.float32)):
-            mend = "take a version of it from before they were"
-            raise UserError(f"has weights that are no numbers: {name}", where=where, mend=mend)
+            hint = "take a version of it from before they were"
+            raise UserError(f"has weights that are no numbers: {name}", where=where, hint=hint)
 
 
 def _require_flag(model: Any) -> None:

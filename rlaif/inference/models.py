@@ -26,8 +26,8 @@ from rlaif.config.schemas import JudgeSettings, ModelSettings, PolicySettings
 from rlaif.errors import ModelError, UserError
 from rlaif.inference.base import Model, Question, Rehearsal, name_with, name_without
 from rlaif.inference.faults import Fault
-from rlaif.inference.requests import Talk, address_of, usable_key
-from rlaif.inference.transport import wire_to
+from rlaif.inference.requests import ServerConnection, address_of, usable_key
+from rlaif.inference.transport import open_transport
 from rlaif.records import Message, Sampling
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ async def only_model(base_url: str, api_key: str | None = None) -> str:
     `base_url` is that of the API, for instance http://127.0.0.1:8000/v1.
     """
     address = address_of(base_url, api_key)
-    talk = Talk(address, wire_to(address.url, address.headers))
+    talk = ServerConnection(address, open_transport(address.url, address.headers))
     try:
         reply = await talk.get("/models", timeout=_SECONDS)
     finally:
@@ -53,7 +53,7 @@ async def only_model(base_url: str, api_key: str | None = None) -> str:
     if isinstance(reply, Fault):
         if reply.kind in ("refused", "dropped", "timeout"):
             raise ModelError(f"{talk.shown}: not reachable ({reply.detail})")
-        raise UserError(f"cannot tell its models: {reply.detail}", where=talk.shown, mend="name the model")
+        raise UserError(f"cannot tell its models: {reply.detail}", where=talk.shown, hint="name the model")
     listed = reply.get("data")
     names = [
         str(card["id"])
@@ -62,7 +62,7 @@ async def only_model(base_url: str, api_key: str | None = None) -> str:
     ]
     if len(names) != 1:
         told = f"lists {len(names)} models" + (f": {talk.hide(', '.join(names[:10]))}" if names else "")
-        raise UserError(told, where=talk.shown, mend="name the one that is meant")
+        raise UserError(told, where=talk.shown, hint="name the one that is meant")
     return names[0]
 
 
@@ -100,7 +100,7 @@ def related(first: str, second: str) -> bool:
     return first == second or (least > 0 and one[:least] == other[:least])
 
 
-def kinship(policy: str | None, judges: Sequence[str]) -> str | None:
+def same_family(policy: str | None, judges: Sequence[str]) -> str | None:
     """A sentence about the judges that are of the policy's family; None where there are none."""
     found = [judge for judge in judges if policy is not None and related(judge, policy)]
     if not found:
@@ -258,13 +258,13 @@ def key_in(variable: str | None, *, where: str = "api_key_env") -> str | None:
         return None
     key = os.environ.get(variable, "").strip()
     if not key:
-        mend = f"export {variable}=... before the run"
-        raise UserError(f"the environment variable `{variable}` is not set", where=where, mend=mend)
+        hint = f"export {variable}=... before the run"
+        raise UserError(f"the environment variable `{variable}` is not set", where=where, hint=hint)
     return usable_key(key, f"the environment variable `{variable}`", where=where)
 
 
-def served_model(base_url: str, api_key_env: str | None, mend: str) -> str:
-    """The one model of a server. Raises UserError where it has several: `mend` is how to name one of them."""
+def served_model(base_url: str, api_key_env: str | None, hint: str) -> str:
+    """The one model of a server. Raises UserError where it has several: `hint` is how to name one of them."""
     from rlaif.errors import UserError
     from rlaif.inference.background import blocking
     from rlaif.inference.models import key_in, only_model
@@ -273,4 +273,4 @@ def served_model(base_url: str, api_key_env: str | None, mend: str) -> str:
     try:
         return blocking(only_model(base_url, key))
     except UserError as error:
-        raise UserError(error.what, where=error.where, mend=f"say which one with {mend}") from None
+        raise UserError(error.what, where=error.where, hint=f"say which one with {hint}") from None

@@ -19,9 +19,9 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from rlaif.config.judge_templates import ENOUGH, trial_comparison
+from rlaif.config.judge_templates import ENOUGH, example_comparison
 from rlaif.errors import nearest
-from rlaif.inference.base import Answer, Question
+from rlaif.inference.base import Output, Question
 from rlaif.inference.chat_api import THINKING_TOKENS, TOP, WAYS, LabelRoute, Way, label_text, label_tokens
 from rlaif.inference.faults import Fault
 from rlaif.inference.requests import Chat
@@ -91,15 +91,15 @@ class Capabilities:
             return None
         names = " and ".join(self.labels) if len(self.labels) <= 2 else f"{self.labels[0]} to {self.labels[-1]}"
         began = f" (it began with {self.said[:_SHOWN]!r})" if self.said else ""
-        mend = (
+        hint = (
             "let it give its reasons first (`compare: {reasoning: reply}`), switch its thinking off "
             "(`template_options`), or take another judge"
         )
         if self.label_mass is not None and self.label_mass < least:
             share = f"{self.label_mass:.3%}"
-            return f"{names} had a share of {share} of the first token in the test question{began}; {mend}"
+            return f"{names} had a share of {share} of the first token in the test question{began}; {hint}"
         if self.route.kind == "text" and not says_label(self.said, self.labels):
-            return f"the reply to the test question says none of {', '.join(self.labels)}{began}; {mend}"
+            return f"the reply to the test question says none of {', '.join(self.labels)}{began}; {hint}"
         return None
 
 
@@ -154,7 +154,7 @@ class Prober:
     async def way(self, asked: Question, route: LabelRoute) -> Way | Fault:
         """How the server goes on with the begun answer of a question: of the ways that it takes, the first that leaves
         the most probability to the labels. The fault of the last one where it takes none."""
-        trial = Question("probe", self._model, trial_comparison(), Sampling(max_tokens=1),
+        trial = Question("probe", self._model, example_comparison(), Sampling(max_tokens=1),
                          labels=asked.labels, prefill=asked.prefill)  # fmt: skip
         found: dict[Way, float] = {}
         fault: Fault | None = None
@@ -193,11 +193,11 @@ class Prober:
 
     async def _single(
         self, question: Question, routes: Sequence[LabelRoute]
-    ) -> tuple[LabelRoute, list[Answer] | Fault, str]:
+    ) -> tuple[LabelRoute, list[Output] | Fault, str]:
         """The first way of asking that is of use, what it brought, and why no values are read where none are."""
         why, silent = "", False
         route = routes[-1]
-        found: list[Answer] | Fault = Fault("", "")
+        found: list[Output] | Fault = Fault("", "")
         for route in routes:
             if route.kind == "top" and not route.top and silent:
                 continue  # it takes the question and lists nothing: fewer would not help
@@ -221,8 +221,8 @@ class Prober:
         return route, found, why
 
     async def _warmer(
-        self, question: Question, route: LabelRoute, answer: Answer
-    ) -> tuple[LabelRoute, list[Answer]] | None:
+        self, question: Question, route: LabelRoute, answer: Output
+    ) -> tuple[LabelRoute, list[Output]] | None:
         """The same way of asking at temperature 1, where the values at temperature 0 are not the model's own: some
         servers divide by the temperature first."""
         if route.temperature or (answer.lowest > _SHARP and not self._chat.dialect.warmed()):
@@ -251,8 +251,8 @@ class Prober:
         """Say why the server is of no use."""
         if fault.kind in _UNREACHABLE:
             self.unreachable = True
-            mend = "" if fault.kind == "proxy" else ": start the server, or fix `base_url`"
-            self._say(f"not reachable ({fault.detail}){mend}")
+            hint = "" if fault.kind == "proxy" else ": start the server, or fix `base_url`"
+            self._say(f"not reachable ({fault.detail}){hint}")
         elif self._served and self._model not in self._served and fault.kind in ("http_404", "bad_request"):
             self._say(f"does not serve a model called `{self._model}`; {nearest(self._model, self._served)}")
         else:
@@ -274,11 +274,11 @@ class Prober:
 
     async def _ask(
         self, question: Question, route: LabelRoute, *, conversations: int, way: Way | None = None
-    ) -> list[Answer] | Fault:
+    ) -> list[Output] | Fault:
         questions = [question] * conversations
         found = await self._steadily(lambda: self._chat.ask(questions, route, timeout=self._patient, way=way))
         if isinstance(found, Fault) and found.kind == "only_reasoning":  # it thinks, and would answer after that
-            return [Answer(failure=found.kind, detail=found.detail)] * conversations
+            return [Output(failure=found.kind, detail=found.detail)] * conversations
         return found
 
     async def _steadily(self, call: Callable[[], Awaitable[T | Fault]]) -> T | Fault:
@@ -296,26 +296,26 @@ class Prober:
         self.problems.append(f"{self._talk.shown}: {self._talk.hide(problem)}")
 
 
-def _is_usable(answer: Answer, question: Question, route: LabelRoute) -> bool:
+def _is_usable(answer: Output, question: Question, route: LabelRoute) -> bool:
     """Whether this way of asking brings what it is for."""
     if not question.labels or route.kind == "text":
         return route.kind == "text" and not (question.labels and _thinks(answer))
     return answer.logprobs is not None or answer.failure == "no_labels"
 
 
-def _is_collapsed(answer: Answer, question: Question, route: LabelRoute) -> bool:
+def _is_collapsed(answer: Output, question: Question, route: LabelRoute) -> bool:
     """Whether values came that are no distribution."""
     return bool(question.labels) and route.kind != "text" and answer.logprobs is None and answer.failure is None
 
 
-def _thinks(answer: Answer) -> bool:
+def _thinks(answer: Output) -> bool:
     """Whether a reply in words ended before the model had said anything."""
     unsaid = not answer.text.strip() and answer.finish_reason == "length"
     return answer.failure == "only_reasoning" or unsaid or begins_with_thinking(answer.text)
 
 
 def _capabilities(
-    route: LabelRoute, batch: bool, context: int | None, labels: tuple[str, ...], answer: Answer, why: str
+    route: LabelRoute, batch: bool, context: int | None, labels: tuple[str, ...], answer: Output, why: str
 ) -> Capabilities:
     known = answer.logprobs is not None or answer.failure == "no_labels"
     mass = _mass_of(answer) if known else None
@@ -323,7 +323,7 @@ def _capabilities(
     return Capabilities(route, batch, context, mass, labels, answer.listed, said, why if route.kind == "text" else "")
 
 
-def _mass_of(answer: Answer) -> float:
+def _mass_of(answer: Output) -> float:
     """Probability of the labels together, those that were listed."""
     return sum(map(math.exp, answer.logprobs or ())) if answer.label_mass is None else answer.label_mass
 

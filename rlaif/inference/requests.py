@@ -29,10 +29,10 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 
 from rlaif.config.secrets import Secrets, expanded, shown_url, written_secrets
 from rlaif.errors import ModelError, UserError
-from rlaif.inference.base import Answer, Question
+from rlaif.inference.base import Output, Question
 from rlaif.inference.chat_api import LabelRoute, Way, begun, read_answers, request_body
 from rlaif.inference.faults import Fault, Refusal, broken, error_inside, incomplete, refused, shortened, storable
-from rlaif.inference.transport import NoReplyError, Wire
+from rlaif.inference.transport import NoReplyError, Transport
 from rlaif.text import loads
 
 Body = Mapping[str, Any]
@@ -267,10 +267,10 @@ def address_of(base_url: str, api_key: str | None = None) -> Address:
     except ValueError:
         known = False
     if not known:
-        raise UserError(f"`base_url` is not a URL: {shown}", mend="write it like http://127.0.0.1:8000/v1")
+        raise UserError(f"`base_url` is not a URL: {shown}", hint="write it like http://127.0.0.1:8000/v1")
     if api_key and parts.username is not None:
-        mend = "take the user out of `base_url`, or leave out `api_key_env`"
-        raise UserError("`base_url` names a user, and there is an API key", where=shown, mend=mend)
+        hint = "take the user out of `base_url`, or leave out `api_key_env`"
+        raise UserError("`base_url` names a user, and there is an API key", where=shown, hint=hint)
     path = parts.path.rstrip("/").removesuffix("/chat/completions")
     url = urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], path=path, fragment=""))
     login, _, _ = parts.netloc.rpartition("@")
@@ -296,13 +296,13 @@ def usable_key(key: str, what: str, *, where: str | None = None) -> str:
         return key
     odd = next(at for at, letter in enumerate(key) if not (letter.isascii() and letter.isprintable()))
     kind = "a line break" if key[odd] in "\r\n" else f"U+{ord(key[odd]):04X}"
-    raise UserError(f"{what} holds {kind} (at {odd + 1}), and a key is plain ASCII", where=where, mend="set it again")
+    raise UserError(f"{what} holds {kind} (at {odd + 1}), and a key is plain ASCII", where=where, hint="set it again")
 
 
-class Talk:
+class ServerConnection:
     """One server, its address and its key."""
 
-    def __init__(self, address: Address, wire: Wire) -> None:
+    def __init__(self, address: Address, wire: Transport) -> None:
         self.shown = address.shown
         self._parts, self._wire, self._secrets = urlsplit(address.url), wire, address.secrets
 
@@ -373,7 +373,7 @@ class Chat:
 
     def __init__(
         self,
-        talk: Talk,
+        talk: ServerConnection,
         model: str,
         *,
         template_options: Mapping[str, Any] | None = None,
@@ -389,7 +389,7 @@ class Chat:
 
     async def ask(
         self, questions: Sequence[Question], route: LabelRoute, *, timeout: float, way: Way | None = None
-    ) -> list[Answer] | Fault:
+    ) -> list[Output] | Fault:
         """The answers to questions that share a request, in order, or the fault of the request. `way` says how their
         answers are begun, if they are.
 

@@ -36,7 +36,7 @@ LONGEST_LIMITED = 300.0
 _LONGEST_PAUSE = 8.0
 
 
-class Patience:
+class ServerHealth:
     """Watches all exchanges with one server."""
 
     def __init__(self, url: str, *, give_up_after: float, timeout: float, backoff: float) -> None:

@@ -35,7 +35,7 @@ from typing import TYPE_CHECKING, Any
 from rlaif.config.judge_templates import without_special_tokens
 from rlaif.errors import ModelError, UserError
 from rlaif.inference.background import in_thread
-from rlaif.inference.base import Answer, Question, Rehearsal, name_with
+from rlaif.inference.base import Output, Question, Rehearsal, name_with
 from rlaif.inference.chat_api import LabelRoute, checked, label_text, label_tokens, last_label, logsumexp
 from rlaif.inference.chat_template import ChatTemplate, UnwritableError, special_tokens
 from rlaif.inference.model_folder import (
@@ -170,19 +170,19 @@ class Loaded:
         """Why the chat template cannot write a conversation, a line; empty where it can."""
         return self._template.problem(conversation)
 
-    def row(self, at: int, question: Question) -> Row | Answer:
+    def row(self, at: int, question: Question) -> Row | Output:
         """The question as tokens, or the reason why it cannot be asked."""
         try:
             (ids,) = self._template.ids([self._template.prompt(self._material(question), question.prefill)])
         except UnwritableError as error:
-            return Answer(failure="bad_request", detail=str(error))
+            return Output(failure="bad_request", detail=str(error))
         left = question.sampling.max_tokens if self.context is None else self.context - len(ids)
         if left < 1:
-            return Answer(
+            return Output(
                 failure="too_long", detail=f"{len(ids)} prompt tokens leave no room in a context of {self.context}"
             )
         if question.labels and self._ids_of(question.labels) is None:
-            return Answer(failure="no_labels", detail="a label is not one token of the model's vocabulary")
+            return Output(failure="no_labels", detail="a label is not one token of the model's vocabulary")
         return Row(at, question, ids, min(left, question.sampling.max_tokens))
 
     def _material(self, question: Question) -> Sequence[Message]:
@@ -194,7 +194,7 @@ class Loaded:
             for turn in question.messages
         ]
 
-    def labels(self, rows: Sequence[Row], most: int, halted: Event) -> Iterator[tuple[Row, Answer]]:
+    def labels(self, rows: Sequence[Row], most: int, halted: Event) -> Iterator[tuple[Row, Output]]:
         """Each row's answer: log-probabilities of its labels as the next token. At most `most` rows go at once."""
         sequences = [row.ids for row in rows]
         able = self._prefixes.able
@@ -243,7 +243,7 @@ class Loaded:
             chances: torch.Tensor = last.float().log_softmax(-1).cpu()
         return chances
 
-    def texts(self, rows: Sequence[Row], halted: Event) -> list[Answer]:
+    def texts(self, rows: Sequence[Row], halted: Event) -> list[Output]:
         """A text for each row; all have the same room."""
         import torch
 
@@ -262,7 +262,7 @@ class Loaded:
         answers = [self._text_answer(row, tokens) for row, tokens in zip(rows, said, strict=True)]
         return self._with_labels(rows, said, answers)
 
-    def _with_labels(self, rows: Sequence[Row], said: Sequence[list[int]], answers: Sequence[Answer]) -> list[Answer]:
+    def _with_labels(self, rows: Sequence[Row], said: Sequence[list[int]], answers: Sequence[Output]) -> list[Output]:
         """The answers, those to reasoned questions with the labels' values where a text ends in one: in a second pass,
         as keeping the values of all tokens of all texts would take more memory than the model."""
         found = list(answers)
@@ -276,18 +276,18 @@ class Loaded:
                     found[at] = read if read.failure else replace(answer, logprobs=read.logprobs)
         return found
 
-    def _label_answer(self, row: Row, chances: torch.Tensor) -> Answer:
+    def _label_answer(self, row: Row, chances: torch.Tensor) -> Output:
         ids = self._ids_of(row.question.labels)
         assert ids is not None
         values = tuple(logsumexp(chances[tokens].tolist()) for tokens in ids)
         said = self._tokenizer.decode([int(chances.argmax())], skip_special_tokens=True)
-        return checked(Answer(said, values, "length", len(row.ids), 1))
+        return checked(Output(said, values, "length", len(row.ids), 1))
 
-    def _text_answer(self, row: Row, tokens: list[int]) -> Answer:
+    def _text_answer(self, row: Row, tokens: list[int]) -> Output:
         end = next((at for at, token in enumerate(tokens) if token in self._ends), None)
         tokens = tokens if end is None else tokens[: end + 1]
         text = self._tokenizer.decode(tokens, skip_special_tokens=True)
-        return Answer(text, None, "length" if end is None else "stop", len(row.ids), len(tokens))
+        return Output(text, None, "length" if end is None else "stop", len(row.ids), len(tokens))
 
     def _ids_of(self, labels: tuple[str, ...]) -> list[list[int]] | None:
         if labels not in self._label_ids:
@@ -308,8 +308,8 @@ def read_model(folder: Path, device: torch.device, dtype: str | None = None) -> 
     require_parts(parts, folder)
     tokenizer = load_tokenizer(parts.tokenizer)
     if not getattr(tokenizer, "chat_template", None):
-        mend = "use an instruction-tuned model, or save a chat_template.jinja in its folder"
-        raise UserError("the model has no chat template", where=folder, mend=mend)
+        hint = "use an instruction-tuned model, or save a chat_template.jinja in its folder"
+        raise UserError("the model has no chat template", where=folder, hint=hint)
     wanted: Any = dtype or ("float32" if device.type == "cpu" else "auto")
     model, _ = open_model(parts, "language", wanted if wanted == "auto" else getattr(torch, wanted), where=folder)
     require_embeddings(tokenizer, model, folder)
@@ -354,7 +354,7 @@ def place_of(device: str) -> torch.device:
         torch.empty(0, device=place)
     except (RuntimeError, AssertionError) as error:  # an assertion is how a build without CUDA says so
         why = str(error).splitlines()[0]
-        raise UserError(f"device `{device}` cannot be used: {why}", mend="take auto, cpu or cuda") from None
+        raise UserError(f"device `{device}` cannot be used: {why}", hint="take auto, cpu or cuda") from None
     return place
 
 
@@ -403,13 +403,13 @@ class Local:
         """Have the chat template write what will be asked. Returns the first problem of each setting, one line each."""
         loaded = await in_thread(self._load)
         found: dict[str, str] = {}
-        for where, messages, mend in rehearsals:
+        for where, messages, hint in rehearsals:
             problem = loaded.refusal(messages)
             if problem:
-                found.setdefault(where, f"{where}: {problem} ({self._folder}); {mend}")
+                found.setdefault(where, f"{where}: {problem} ({self._folder}); {hint}")
         return list(found.values())
 
-    async def answer(self, questions: Sequence[Question]) -> list[Answer]:
+    async def answer(self, questions: Sequence[Question]) -> list[Output]:
         """One answer a question, in order. Raises UserError when the model cannot be loaded."""
         halted = threading.Event()
         try:
@@ -428,13 +428,13 @@ class Local:
                 self._loaded = Loaded(self._folder, self._device, self._dtype, self._options)
             return self._loaded
 
-    def _answer(self, questions: list[Question], halted: threading.Event) -> list[Answer]:
+    def _answer(self, questions: list[Question], halted: threading.Event) -> list[Output]:
         loaded = self._load()
-        answers: dict[int, Answer] = {}
+        answers: dict[int, Output] = {}
         rows: list[Row] = []
         for at, question in enumerate(questions):
             row = loaded.row(at, question)
-            if isinstance(row, Answer):
+            if isinstance(row, Output):
                 answers[at] = row
             else:
                 rows.append(row)

@@ -48,7 +48,7 @@ class Proxy:
         return f"the proxy {shown(self.url)} ({source})"
 
     @property
-    def mend(self) -> str:
+    def hint(self) -> str:
         """What to do about it."""
         unset = f"fix or unset {self.variable}" if self.variable else "fix the system's settings"
         return f"{unset}, or add {self.host} to NO_PROXY"
@@ -98,8 +98,8 @@ def hub_client() -> Iterator[None]:
             ("all", "socks://"),
         )
         what = f"{shown(value)} is a proxy of a kind that is not supported ({urlsplit(value).scheme})"
-        mend = "unset it, or name an HTTP proxy, to reach the Hugging Face hub"
-        raise UserError(what, where=_variable(name) or None, mend=mend) from None
+        hint = "unset it, or name an HTTP proxy, to reach the Hugging Face hub"
+        raise UserError(what, where=_variable(name) or None, hint=hint) from None
 
 
 def _variable(name: str) -> str:
@@ -115,10 +115,10 @@ def _usable(proxy: Proxy) -> Proxy:
         known = False
     where = proxy.variable or None
     if not known:
-        raise UserError("no URL of a proxy", where=where, mend=proxy.mend)
+        raise UserError("no URL of a proxy", where=where, hint=proxy.hint)
     if parts.scheme.lower() not in ("http", "https"):
         what = f"{shown(proxy.url)} is a proxy of a kind that is not supported ({parts.scheme})"
-        raise UserError(what, where=where, mend=f"unset it, name an HTTP proxy, or add {proxy.host} to NO_PROXY")
+        raise UserError(what, where=where, hint=f"unset it, name an HTTP proxy, or add {proxy.host} to NO_PROXY")
     return proxy
 
 
@@ -161,7 +161,7 @@ _MOST_TOGETHER = 8 * MOST_BYTES
 
 
 @dataclass(frozen=True, slots=True)
-class Reply:
+class HttpReply:
     """What a server sent back."""
 
     status: int
@@ -179,10 +179,10 @@ class NoReplyError(Exception):
         super().__init__(f"{kind}: {detail}")
 
 
-class Wire(Protocol):
+class Transport(Protocol):
     """Carries single requests; raises NoReplyError where no whole reply comes back."""
 
-    async def send(self, method: str, url: str, body: bytes | None, timeout: float) -> Reply:
+    async def send(self, method: str, url: str, body: bytes | None, timeout: float) -> HttpReply:
         """One request and its whole reply."""
         ...
 
@@ -191,9 +191,11 @@ class Wire(Protocol):
         ...
 
 
-def wire_to(url: str, headers: Mapping[str, str], transport: httpx.AsyncBaseTransport | None = None) -> Wire:
+def open_transport(
+    url: str, headers: Mapping[str, str], transport: httpx.AsyncBaseTransport | None = None
+) -> Transport:
     """What carries requests to a server: aiohttp, or the `transport` that takes the network's place in tests."""
-    return AiohttpWire(headers, base_url=url) if transport is None else HttpxWire(headers, transport)
+    return AiohttpTransport(headers, base_url=url) if transport is None else HttpxTransport(headers, transport)
 
 
 def unpacked(body: bytes, encoding: str) -> bytes:
@@ -224,7 +226,7 @@ def oversized() -> NoReplyError:
     return NoReplyError("oversized", f"a reply of more than {MOST_BYTES >> 20} MiB")
 
 
-class AiohttpWire:
+class AiohttpTransport:
     """Keep-alive connections through aiohttp. Its number of connections is unbounded: the throttle bounds requests."""
 
     def __init__(self, headers: Mapping[str, str], *, base_url: str) -> None:
@@ -235,7 +237,7 @@ class AiohttpWire:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._timeouts: dict[float, aiohttp.ClientTimeout] = {}
 
-    async def send(self, method: str, url: str, body: bytes | None, timeout: float) -> Reply:
+    async def send(self, method: str, url: str, body: bytes | None, timeout: float) -> HttpReply:
         """One request and its whole reply."""
         import aiohttp
 
@@ -253,7 +255,7 @@ class AiohttpWire:
             ) as response:
                 body = await self._body(response)
             packing = response.headers.get("content-encoding", "")
-            return Reply(response.status, response.headers, unpacked(body, packing))
+            return HttpReply(response.status, response.headers, unpacked(body, packing))
         except TimeoutError:  # aiohttp's timeouts are subclasses of it, and of its ClientError too: this one goes first
             through = "" if self._proxy is None else f" through {self._proxy}"
             raise NoReplyError("timeout", f"no reply within {timeout:g} s{through}") from None
@@ -301,13 +303,13 @@ class AiohttpWire:
             self._session = None
 
 
-class HttpxWire:
+class HttpxTransport:
     """Any httpx transport; the tests pass `httpx.MockTransport`."""
 
     def __init__(self, headers: Mapping[str, str], transport: httpx.AsyncBaseTransport) -> None:
         self._headers, self._transport = dict(headers), transport
 
-    async def send(self, method: str, url: str, body: bytes | None, timeout: float) -> Reply:
+    async def send(self, method: str, url: str, body: bytes | None, timeout: float) -> HttpReply:
         """One request and its whole reply."""
         import httpx
 
@@ -318,7 +320,7 @@ class HttpxWire:
                 body = await response.aread()
             if len(body) > MOST_BYTES:
                 raise oversized()
-            return Reply(response.status_code, response.headers, body)
+            return HttpReply(response.status_code, response.headers, body)
         except (TimeoutError, httpx.TimeoutException):
             raise NoReplyError("timeout", f"no reply within {timeout:g} s") from None
         except httpx.ConnectError as error:
@@ -333,7 +335,7 @@ class HttpxWire:
 
 def proxy_trouble(proxy: Proxy | None, why: str) -> str:
     """What is said where a proxy failed, and not the server."""
-    return why if proxy is None else f"{proxy} failed: {why}; {proxy.mend}"
+    return why if proxy is None else f"{proxy} failed: {why}; {proxy.hint}"
 
 
 def _why(error: BaseException) -> str:

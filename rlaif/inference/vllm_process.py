@@ -42,13 +42,13 @@ def find_vllm() -> list[str]:
     python = os.environ.get(PYTHON_VARIABLE)
     if python:
         if shutil.which(python) is None:
-            raise UserError(f"no Python at {python}", where=PYTHON_VARIABLE, mend="name one that has vLLM installed")
+            raise UserError(f"no Python at {python}", where=PYTHON_VARIABLE, hint="name one that has vLLM installed")
         return [python, "-m", "vllm.entrypoints.openai.api_server", "--model"]
     beside = Path(sys.executable).with_name("vllm")  # our own environment, which need not be activated
     command = str(beside) if beside.is_file() else shutil.which("vllm")
     if command is None:
-        mend = f"install it (`pip install vllm`), or set {PYTHON_VARIABLE} to the Python of an environment that has it"
-        raise UserError("vLLM is not installed here", mend=mend)
+        hint = f"install it (`pip install vllm`), or set {PYTHON_VARIABLE} to the Python of an environment that has it"
+        raise UserError("vLLM is not installed here", hint=hint)
     return [command, "serve"]
 
 
@@ -68,8 +68,8 @@ def serve_command(
     silent. A shipped model is small: it runs in fp32, starts without compilation, and leaves most of a GPU free.
     """
     if (flag := placing(extra)) is not None:
-        mend = "remove it; `rlaif judge serve` has --host, --port and --name of its own"
-        raise UserError(f"`{flag}` cannot be among vLLM's arguments: nobody else would know of it", mend=mend)
+        hint = "remove it; `rlaif judge serve` has --host, --port and --name of its own"
+        raise UserError(f"`{flag}` cannot be among vLLM's arguments: nobody else would know of it", hint=hint)
     folder = shipped_model(model)
     if folder is not None and not (folder / "config.json").is_file():
         raise UserError(f"`{model}` is missing from this installation", where=folder)

@@ -18,16 +18,16 @@ from rlaif.errors import UserError
 from rlaif.report.evaluations import Found, find_reports, judges_of, policies_of, rewards_of
 from rlaif.report.examples import choose, gather, tell
 from rlaif.report.render import render
-from rlaif.report.run_data import Rows, Tally, count_data, counted, read_verdicts, rows, within
+from rlaif.report.run_data import PrincipleCounts, Rows, count_data, counted, read_verdicts, rows, within
 from rlaif.report.run_settings import (
     ANSWERS,
     TABLES,
-    Told,
-    drawn_by,
+    RunDocuments,
     panel_of,
     principles_of,
-    read_told,
+    read_documents,
     reading_of,
+    sampled_by,
     stages_of,
 )
 from rlaif.report.trainings import read_trainings
@@ -46,12 +46,12 @@ def figures_of(folder: Path, told_rows: Callable[[int], None] | None = None) -> 
     """
     if not folder.is_dir():
         what = "is a file" if folder.exists() else "there is no such folder"
-        raise UserError(what, where=folder, mend="give a folder that `rlaif` wrote")
-    told, found = read_told(folder), find_reports(folder)
+        raise UserError(what, where=folder, hint="give a folder that `rlaif` wrote")
+    told, found = read_documents(folder), find_reports(folder)
     hashes = {name: sha256_of(folder / name) for name in _DATA if (folder / name).is_file()}
     trainings = read_trainings(folder, hashes)
     if not (told.is_run or trainings or found):
-        raise UserError("holds no run, no training and no evaluation", where=folder, mend=_instead(folder, told))
+        raise UserError("holds no run, no training and no evaluation", where=folder, hint=_instead(folder, told))
     data, verdicts, tallies, examples = (
         _run(told, counted(told_rows or _nothing)) if told.is_run else (None, None, {}, None)
     )
@@ -89,9 +89,9 @@ def _nothing(count: int) -> None:
     """Whoever does not listen."""
 
 
-def _run(told: Told, read: Rows) -> tuple[Data, Verdicts | None, dict[str, Tally], Examples | None]:
+def _run(told: RunDocuments, read: Rows) -> tuple[Data, Verdicts | None, dict[str, PrincipleCounts], Examples | None]:
     reading = reading_of(told)
-    data, plan = count_data(told.folder, both=reading.both, drawn=drawn_by(told), read=read)
+    data, plan = count_data(told.folder, both=reading.both, drawn=sampled_by(told), read=read)
     chosen = choose(plan, told.folder)
     verdicts, tallies, kept = read_verdicts(told.folder, plan, reading, frozenset(chosen), read)
     if not chosen:
@@ -99,7 +99,7 @@ def _run(told: Told, read: Rows) -> tuple[Data, Verdicts | None, dict[str, Tally
     return data, verdicts, tallies, tell(gather(told.folder, chosen, kept, read), chosen, data.prompts, reading)
 
 
-def _judge(told: Told, verdicts: Verdicts | None) -> str | None:
+def _judge(told: RunDocuments, verdicts: Verdicts | None) -> str | None:
     """Who judged: by the manifest, or while there is none by the answers, or else who is to judge."""
     if told.judge is not None or not told.is_run:
         return told.judge
@@ -109,18 +109,18 @@ def _judge(told: Told, verdicts: Verdicts | None) -> str | None:
     return " + ".join(known or [str(each.get("model")) for each in listed if isinstance(each, dict)]) or None
 
 
-def _hash(told: Told) -> str | None:
+def _hash(told: RunDocuments) -> str | None:
     found = told.constitution
     return told.constitution_hash or (found.hash if found is not None and told.is_run else None)
 
 
-def _instead(folder: Path, told: Told) -> str:
+def _instead(folder: Path, told: RunDocuments) -> str:
     if told.text and told.settings:
         return f"`rlaif generate {shlex.quote(str(folder / 'run.yaml'))}` makes a run; report on the folder it names"
     return "give a folder that `rlaif generate`, `train` or `evaluate` wrote"
 
 
-def _about(folder: Path, told: Told, trainings: list[Training], found: Found, judge: str | None) -> About:
+def _about(folder: Path, told: RunDocuments, trainings: list[Training], found: Found, judge: str | None) -> About:
     kind: Literal["run", "training", "evaluation"] = "run" if told.is_run else "training" if trainings else "evaluation"
     last = _last(folder, told, found)
     stamp = "" if last is None else _utc(last)
@@ -145,7 +145,7 @@ def _about(folder: Path, told: Told, trainings: list[Training], found: Found, ju
     )
 
 
-def _last(folder: Path, told: Told, found: Found) -> Path | None:
+def _last(folder: Path, told: RunDocuments, found: Found) -> Path | None:
     """The result that was written last, by whose date the page is dated; without one, the settings."""
     if told.is_run and not told.finished:
         results = [folder / name for name in TABLES]
@@ -171,7 +171,7 @@ def _texts(found: object) -> tuple[str, ...]:
     return tuple(str(each) for each in found) if isinstance(found, list) else ()
 
 
-def _failures(told: Told) -> dict[str, int]:
+def _failures(told: RunDocuments) -> dict[str, int]:
     """Questions without an answer; of an unfinished run those that are on record."""
     found = _integers(told.manifest.get("failures"))
     for name, count in _integers(told.revised.get("failures")).items():
@@ -191,7 +191,7 @@ def _unanswered(folder: Path) -> dict[str, str]:
     return failed
 
 
-def _provenance(told: Told, trainings: list[Training], hashes: dict[str, str]) -> Provenance:
+def _provenance(told: RunDocuments, trainings: list[Training], hashes: dict[str, str]) -> Provenance:
     manifest = told.manifest
     versions = {"run": str(manifest["made_by"])} if manifest.get("made_by") else {}
     versions |= {f"training {each.name}": f"rlaif {each.version}" for each in trainings if each.version}
@@ -211,7 +211,7 @@ def _provenance(told: Told, trainings: list[Training], hashes: dict[str, str]) -
     )
 
 
-def _changed(told: Told, hashes: dict[str, str]) -> list[str]:
+def _changed(told: RunDocuments, hashes: dict[str, str]) -> list[str]:
     files = told.manifest.get("files")
     found = []
     for name, known in files.items() if isinstance(files, dict) else ():
@@ -222,12 +222,12 @@ def _changed(told: Told, hashes: dict[str, str]) -> list[str]:
     return found
 
 
-def _commands(told: Told, trainings: list[Training]) -> list[str]:
+def _commands(told: RunDocuments, trainings: list[Training]) -> list[str]:
     run = [f"rlaif generate {shlex.quote(str(told.folder / 'run.yaml'))}"] if told.is_run and told.text else []
     return run + [each.command.removesuffix(" --resume") for each in trainings if each.command]
 
 
-def _missing(folder: Path, told: Told, page: Page) -> list[Missing]:
+def _missing(folder: Path, told: RunDocuments, page: Page) -> list[Missing]:
     """The parts that are not there, each with what makes it."""
     found, where = [], shlex.quote(str(folder))
     if told.is_run:
@@ -253,7 +253,7 @@ def _missing(folder: Path, told: Told, page: Page) -> list[Missing]:
     return found
 
 
-def _evaluation(folder: Path, told: Told, page: Page) -> str:
+def _evaluation(folder: Path, told: RunDocuments, page: Page) -> str:
     policies = [each for each in page.trainings if each.method != "reward"]
     trained = policies[-1] if policies else page.trainings[-1]
     start = trained.settings.get("model") or "MODEL"
@@ -272,5 +272,5 @@ def write_page(folder: Path, told: Callable[[int], None] | None = None) -> Path:
     """
     page = figures_of(folder, told)
     path = folder / NAME
-    write_text(path, render(page, reading_of(read_told(folder)).least_mass))
+    write_text(path, render(page, reading_of(read_documents(folder)).least_mass))
     return path

@@ -96,7 +96,7 @@ _LENGTHS = (0, 25, 50, 100, 200, 400, 800, 1600, 3200, 6400)
 """Lower edges of the bins of lengths; the last one is open."""
 
 
-Drawn = Callable[[Mapping[str, Any]], bool]
+SampledBy = Callable[[Mapping[str, Any]], bool]
 """Whether a row of samples.jsonl is of the run as it is set up now, and not of earlier settings."""
 
 
@@ -146,7 +146,7 @@ def shows_left_first(comparison: Mapping[str, Any], *, both: bool) -> list[bool]
     return [drawn_order(pair)[0] == pair[0]] * len(keys)
 
 
-def count_data(folder: Path, *, both: bool = True, drawn: Drawn = every, read: Rows = rows) -> tuple[Data, Plan]:
+def count_data(folder: Path, *, both: bool = True, drawn: SampledBy = every, read: Rows = rows) -> tuple[Data, Plan]:
     """The figures of a run's data, and its plan; both of as much as there is. Raises RecordError on a broken line.
 
     `both` says that pairs are asked in both orders, `drawn` which samples count.
@@ -321,7 +321,7 @@ class Reading(NamedTuple):
         return {} if (temperature, slot) == (1.0, 0.0) else {"temperature": temperature, "slot": slot}
 
 
-class Tally(NamedTuple):
+class PrincipleCounts(NamedTuple):
     """What one principle did."""
 
     compared: int
@@ -377,7 +377,7 @@ def told_logit(row: Mapping[str, Any], least_mass: float, **how: float) -> float
 
 def read_verdicts(
     folder: Path, plan: Plan, reading: Reading, wanted: frozenset[str], read: Rows = rows
-) -> tuple[Verdicts | None, dict[str, Tally], dict[str, dict[str, Any]]]:
+) -> tuple[Verdicts | None, dict[str, PrincipleCounts], dict[str, dict[str, Any]]]:
     """The figures, what each principle did, and the answers about the `wanted` prompts by id.
 
     None, and nothing, where there are no answers. Raises RecordError on a broken line.
@@ -454,7 +454,7 @@ def _forward(columns: _Columns, at: Any, asked: Any, of: Any, plan: Plan) -> Any
     )
 
 
-def _tallies(columns: _Columns, at: Any, asked: Any, plan: Plan, reading: Reading) -> dict[str, Tally]:
+def _tallies(columns: _Columns, at: Any, asked: Any, plan: Plan, reading: Reading) -> dict[str, PrincipleCounts]:
     import numpy as np
 
     principles, judges = len(columns.principles), len(columns.judges)
@@ -482,7 +482,7 @@ def _tallies(columns: _Columns, at: Any, asked: Any, plan: Plan, reading: Readin
 
 def _by_principle(
     columns: _Columns, cells: Any, mean: Any, flip: Any, plan: Plan, reading: Reading
-) -> dict[str, Tally]:
+) -> dict[str, PrincipleCounts]:
     import numpy as np
 
     readable = ~np.isnan(mean)
@@ -507,7 +507,7 @@ def _by_principle(
         if part is not None:
             whole = np.bincount(comparison, weights=part, minlength=len(said))[seen]
             decided = int(((label != 0) & (np.sign(whole - word) != label) & (np.sign(whole) == label)).sum())
-        found[name] = Tally(
+        found[name] = PrincipleCounts(
             compared=len(seen),
             flips=int((2 * flips > many).sum()),
             agreed=int(((label != 0) & (np.sign(word) == label)).sum()),

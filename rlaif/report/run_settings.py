@@ -22,7 +22,7 @@ from rlaif.config.yaml import plain_yaml
 from rlaif.constitution import Constitution, load_constitution
 from rlaif.errors import RlaifError
 from rlaif.feedback.sampling import GIVEN, is_planned
-from rlaif.report.run_data import Drawn, Reading, Tally, document, every, within
+from rlaif.report.run_data import PrincipleCounts, Reading, SampledBy, document, every, within
 from rlaif.report.view import Panel, Panelist, Principle, Stage
 
 _COUNTS = {"*": int}
@@ -111,7 +111,7 @@ ANSWERS = ("samples.jsonl", "critiques.jsonl", "revisions.jsonl", "judgements.js
 
 
 @dataclass
-class Told:
+class RunDocuments:
     """The run's own words, as far as they can be read."""
 
     folder: Path
@@ -157,7 +157,7 @@ class Told:
         return known if isinstance(known, str) else None
 
 
-def read_told(folder: Path) -> Told:
+def read_documents(folder: Path) -> RunDocuments:
     """Read manifest, settings and constitution; what is not there, or cannot be read, is empty."""
     manifest = manifest_in(folder)
     try:
@@ -166,14 +166,14 @@ def read_told(folder: Path) -> Told:
     except (OSError, ValueError):
         text, settings = "", None
     known = settings if isinstance(settings, dict) else manifest.get("settings")
-    told = Told(folder, manifest, text, known if isinstance(known, dict) else {})
+    told = RunDocuments(folder, manifest, text, known if isinstance(known, dict) else {})
     told.revised, told.loop = revised_in(folder), loop_in(folder)
     if isinstance(told.settings.get("constitution"), str):
         _read_constitution(told)
     return told
 
 
-def _read_constitution(told: Told) -> None:
+def _read_constitution(told: RunDocuments) -> None:
     name = told.settings["constitution"]
     try:
         found = load_constitution(name, told.folder)
@@ -186,7 +186,7 @@ def _read_constitution(told: Told) -> None:
     told.constitution = found
 
 
-def reading_of(told: Told) -> Reading:
+def reading_of(told: RunDocuments) -> Reading:
     """How the run reads its judges' answers."""
     given = told.settings.get("judge")
     listed = [each for each in (given if isinstance(given, list) else [given]) if isinstance(each, dict)]
@@ -208,7 +208,7 @@ def reading_of(told: Told) -> Reading:
     )
 
 
-def drawn_by(told: Told) -> Drawn:
+def sampled_by(told: RunDocuments) -> SampledBy:
     """Which rows of samples.jsonl are of the run's own settings."""
     try:
         policy = PolicySettings.model_validate(told.settings.get("policy"))
@@ -231,7 +231,7 @@ def _number(value: object, otherwise: float) -> float:
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else otherwise
 
 
-def principles_of(told: Told, tallies: Mapping[str, Tally]) -> list[Principle]:
+def principles_of(told: RunDocuments, tallies: Mapping[str, PrincipleCounts]) -> list[Principle]:
     """The principles in the order of the constitution, with what the manifest and the answers say of each."""
     counted = told.manifest.get("principles")
     labels: dict[str, dict[str, int]] = counted if isinstance(counted, dict) else {}
@@ -252,11 +252,11 @@ def principles_of(told: Told, tallies: Mapping[str, Tally]) -> list[Principle]:
     return found
 
 
-def _of(tally: Tally) -> dict[str, Any]:
+def _of(tally: PrincipleCounts) -> dict[str, Any]:
     return {name: getattr(tally, name) for name in ("compared", "agreed", "opposed", "decided")}
 
 
-def panel_of(told: Told) -> Panel | None:
+def panel_of(told: RunDocuments) -> Panel | None:
     """How the judges of a panel agree; None of a single judge."""
     found = told.manifest.get("panel")
     if not isinstance(found, dict):
@@ -282,7 +282,7 @@ def panel_of(told: Told) -> Panel | None:
     )
 
 
-def stages_of(told: Told) -> list[Stage]:
+def stages_of(told: RunDocuments) -> list[Stage]:
     """What the last session asked, stage by stage."""
     found = within(told.manifest or told.revised, "session", "stages")
     return [

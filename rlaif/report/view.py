@@ -24,7 +24,7 @@ class Warning(Record):
 
     level: Level
     what: str
-    mend: str
+    hint: str
     where: str = ""
     """Id of the section that tells more."""
 

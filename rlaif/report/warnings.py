@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from rlaif.evaluation.judge_metrics import MOST_FLIPS, SOME_FLIPS
-from rlaif.report.run_settings import Told
+from rlaif.report.run_settings import RunDocuments
 from rlaif.report.view import Judges, Page, Training, Warning
 
 SOME_LOW_MASS = 0.01
@@ -20,7 +20,7 @@ MOST_SLOT = 0.1
 _ORDER = {"serious": 0, "caution": 1, "note": 2}
 
 
-def warnings_of(page: Page, told: Told) -> list[Warning]:
+def warnings_of(page: Page, told: RunDocuments) -> list[Warning]:
     """Every warning about what is on the page."""
     found = [
         *_state(page, told),
@@ -33,29 +33,29 @@ def warnings_of(page: Page, told: Told) -> list[Warning]:
     return sorted(found, key=lambda each: _ORDER[each.level])
 
 
-def _state(page: Page, told: Told) -> Iterator[Warning]:
+def _state(page: Page, told: RunDocuments) -> Iterator[Warning]:
     if told.is_run and (not told.finished or told.goes_on):
         what = "The run is unfinished: everything below is about what is on disk so far."
-        yield Warning(level="serious", what=what, mend=f"Run `{page.about.next}`: it goes on.", where="counts")
+        yield Warning(level="serious", what=what, hint=f"Run `{page.about.next}`: it goes on.", where="counts")
     for what in page.announced:
-        yield Warning(level="serious", what=f"{what}.", mend="Do not train on these labels.", where="judges")
+        yield Warning(level="serious", what=f"{what}.", hint="Do not train on these labels.", where="judges")
     if page.provenance.changed:
         what = f"{', '.join(page.provenance.changed)} changed since the manifest was written."
-        mend = "Run `rlaif pair` to derive them again, or find out who changed them."
-        yield Warning(level="caution", what=what, mend=mend, where="provenance")
+        hint = "Run `rlaif pair` to derive them again, or find out who changed them."
+        yield Warning(level="caution", what=what, hint=hint, where="provenance")
     if page.constitution_note:
-        mend = "Name the file as it was in run.yaml, or generate the run again."
-        yield Warning(level="caution", what=page.constitution_note, mend=mend, where="constitution")
+        hint = "Name the file as it was in run.yaml, or generate the run again."
+        yield Warning(level="caution", what=page.constitution_note, hint=hint, where="constitution")
     failed = sum(page.failures.values())
     if failed:
         reasons = ", ".join(f"{name} {count:,}" for name, count in page.failures.items())
         what = f"{failed:,} questions have no answer ({reasons})."
-        mend = "Run the same command again: it asks those alone."
-        yield Warning(level="caution", what=what, mend=mend, where="counts")
+        hint = "Run the same command again: it asks those alone."
+        yield Warning(level="caution", what=what, hint=hint, where="counts")
     if page.oddities:
         told_of = ", ".join(f"{name} {count:,}" for name, count in page.oddities.items())
-        mend = "Look at those rows if they are many."
-        yield Warning(level="note", what=f"Odd rows in the prompts: {told_of}.", mend=mend, where="counts")
+        hint = "Look at those rows if they are many."
+        yield Warning(level="note", what=f"Odd rows in the prompts: {told_of}.", hint=hint, where="counts")
 
 
 def _labels(page: Page) -> Iterator[Warning]:
@@ -65,19 +65,19 @@ def _labels(page: Page) -> Iterator[Warning]:
         share = data.flipped / readable if readable else 0.0
         if share > SOME_FLIPS:
             what = f"In {share:.0%} of the comparisons the two orders disagree ({data.flipped:,} of {readable:,})."
-            mend = (
+            hint = (
                 "Such a judge goes by the slot nearly as much as by the reply: take a larger one."
                 if share > MOST_FLIPS
                 else "Large judges flip on about 20%: try a larger one, or clearer principles."
             )
-            yield Warning(level="serious" if share > MOST_FLIPS else "caution", what=what, mend=mend, where="judge")
+            yield Warning(level="serious" if share > MOST_FLIPS else "caution", what=what, hint=hint, where="judge")
         if data.ranked and data.without_pair is not None and 2 * data.without_pair > data.ranked:
             what = f"{data.without_pair:,} of {data.ranked:,} prompts came to no pair."
-            mend = "Draw more samples at a higher temperature, or lower `pair.margin`."
-            yield Warning(level="caution", what=what, mend=mend, where="data")
+            hint = "Draw more samples at a higher temperature, or lower `pair.margin`."
+            yield Warning(level="caution", what=what, hint=hint, where="data")
     if verdicts is None or not verdicts.judgements:
         return
-    for count, least, what, mend in (
+    for count, least, what, hint in (
         (verdicts.low_mass, SOME_LOW_MASS, "put little probability on the labels", "The judge wants to say something "
          "else: look at its replies, and at its chat template (`template_options`)."),
         (verdicts.unparsed, SOME_UNPARSED, "could not be read", "Look at the replies in judgements.jsonl; a judge "
@@ -87,12 +87,12 @@ def _labels(page: Page) -> Iterator[Warning]:
         share = count / verdicts.judgements
         if share > least:
             told = f"{count:,} of {verdicts.judgements:,} answers of the judge ({share:.1%}) {what}."
-            yield Warning(level="serious" if share > MUCH else "caution", what=told, mend=mend, where="judge")
+            yield Warning(level="serious" if share > MUCH else "caution", what=told, hint=hint, where="judge")
     for slot in verdicts.slots:
         if slot.first is not None and abs(slot.first - 0.5) > MOST_SLOT:
             what = f"{slot.judge} gives {slot.first:.0%} of its verdicts to the first slot."
-            mend = "In both orders this cancels; never ask it in one."
-            yield Warning(level="caution", what=what, mend=mend, where="judge")
+            hint = "In both orders this cancels; never ask it in one."
+            yield Warning(level="caution", what=what, hint=hint, where="judge")
 
 
 def _lengths(page: Page) -> Iterator[Warning]:
@@ -104,8 +104,8 @@ def _lengths(page: Page) -> Iterator[Warning]:
         if share > MOST_LONGER:
             medians = f"medians {found.chosen.median:,.0f} and {found.rejected.median:,.0f} characters"
             what = f"The chosen reply is the {name} one in {share:.0%} of the pairs ({medians})."
-            mend = f"A policy may learn to be {other}, so compare at equal length; `rlaif data check` tells more."
-            yield Warning(level="caution", what=what, mend=mend, where="data")
+            hint = f"A policy may learn to be {other}, so compare at equal length; `rlaif data check` tells more."
+            yield Warning(level="caution", what=what, hint=hint, where="data")
 
 
 def _judge(page: Page) -> Iterator[Warning]:
@@ -114,8 +114,8 @@ def _judge(page: Page) -> Iterator[Warning]:
     own = [each for each in page.judges if each.labeller]
     if not own:
         what = f"No evaluation of the judge {page.about.judge or ''} under this constitution is known."
-        mend = "Measure it on pairs whose better reply is known: `rlaif evaluate judge`."
-        yield Warning(level="caution", what=what.replace("  ", " "), mend=mend, where="judges")
+        hint = "Measure it on pairs whose better reply is known: `rlaif evaluate judge`."
+        yield Warning(level="caution", what=what.replace("  ", " "), hint=hint, where="judges")
     for each in own:
         yield from _verdict(each)
 
@@ -124,14 +124,14 @@ def _verdict(found: Judges) -> Iterator[Warning]:
     verdict, name = found.report.verdict, found.report.about.judge
     for reason in verdict.reasons:
         what = f"Evaluation of the judge {name}: {reason.text}."
-        mend = "Do not train on its labels." if reason.level == "unfit" else "See its evaluation before training."
-        yield Warning(level="serious" if reason.level == "unfit" else "caution", what=what, mend=mend, where="judges")
+        hint = "Do not train on its labels." if reason.level == "unfit" else "See its evaluation before training."
+        yield Warning(level="serious" if reason.level == "unfit" else "caution", what=what, hint=hint, where="judges")
     slope = found.report.measures.length.slope
     if slope is not None and (slope.low > 0 or slope.high < 0):
         liked = "longer" if slope.low > 0 else "shorter"
         what = f"The judge {name} likes the {liked} reply, whatever its quality (slope {slope.value:+.2f})."
-        mend = "Compare policies at equal length."
-        yield Warning(level="caution", what=what, mend=mend, where="judges")
+        hint = "Compare policies at equal length."
+        yield Warning(level="caution", what=what, hint=hint, where="judges")
 
 
 def _training(found: Training) -> Iterator[Warning]:
@@ -139,22 +139,22 @@ def _training(found: Training) -> Iterator[Warning]:
     if found.status == "unfinished":
         so_far = f" after step {found.steps:,}" if found.steps is not None else ""
         what = f"{name} is unfinished{so_far}."
-        yield Warning(level="caution", what=what, mend=f"Run `{found.command}`.", where="trainings")
+        yield Warning(level="caution", what=what, hint=f"Run `{found.command}`.", where="trainings")
     if found.status == "damaged":
-        mend = "Start it again in another folder."
-        yield Warning(level="serious", what=f"{name}: train.json is damaged.", mend=mend, where="trainings")
+        hint = "Start it again in another folder."
+        yield Warning(level="serious", what=f"{name}: train.json is damaged.", hint=hint, where="trainings")
     if found.status == "stopped":
         what = f"{name} stopped at step {found.steps:,} of {found.planned:,}."
-        yield Warning(level="caution", what=what, mend="See its alarms and its curves.", where="trainings")
+        yield Warning(level="caution", what=what, hint="See its alarms and its curves.", where="trainings")
     for alarm in found.alarms:
-        what, _, mend = alarm.rpartition("): ") if "): " in alarm else (alarm, "", "")
-        told = f"{what})" if mend else alarm
-        todo = f"{mend[:1].upper()}{mend[1:]}." if mend else "See its curves."
-        yield Warning(level="caution", what=f"{name}, {told}", mend=todo, where="trainings")
+        what, _, hint = alarm.rpartition("): ") if "): " in alarm else (alarm, "", "")
+        told = f"{what})" if hint else alarm
+        todo = f"{hint[:1].upper()}{hint[1:]}." if hint else "See its curves."
+        yield Warning(level="caution", what=f"{name}, {told}", hint=todo, where="trainings")
     if found.data_note.startswith("changed"):
         what = f"{name} learned from other data than this folder holds now."
-        mend = "Train again, or report on the folder as it was."
-        yield Warning(level="caution", what=what, mend=mend, where="trainings")
+        hint = "Train again, or report on the folder as it was."
+        yield Warning(level="caution", what=what, hint=hint, where="trainings")
 
 
 def _evaluations(page: Page) -> Iterator[Warning]:
@@ -163,21 +163,21 @@ def _evaluations(page: Page) -> Iterator[Warning]:
         said = any("trained on" in text and str(judge) in text for text in each.report.warnings)
         if judge is not None and each.report.about.judge == judge and not said:
             what = f"The policies of {each.path} are judged by {page.about.judge}, which labelled the training data."
-            mend = "A judge prefers what it taught: confirm with another judge."
-            yield Warning(level="caution", what=what, mend=mend, where="policies")
+            hint = "A judge prefers what it taught: confirm with another judge."
+            yield Warning(level="caution", what=what, hint=hint, where="policies")
         for text in each.report.warnings:
             if judge is None or f"no evaluation of {judge}" not in text:  # which `_judge` has said, or knows better
                 what = f"Evaluation of policies: {_stopped(text)}"
-                yield Warning(level="caution", what=what, mend=f"See {each.path}.", where="policies")
+                yield Warning(level="caution", what=what, hint=f"See {each.path}.", where="policies")
     for found in page.rewards:
         for text in found.report.warnings:
             what = f"Evaluation of the reward model {found.report.model}: {_stopped(text)}"
-            yield Warning(level="caution", what=what, mend=f"See {found.path}.", where="rewards")
+            yield Warning(level="caution", what=what, hint=f"See {found.path}.", where="rewards")
         best = found.report.best_of_n
         if best is not None and best.overoptimised:
             what = f"Choosing the best of more than {best.best_n} answers by {found.report.model} makes them worse."
-            mend = "Optimise less against this reward, or train it on more pairs."
-            yield Warning(level="caution", what=what, mend=mend, where="rewards")
+            hint = "Optimise less against this reward, or train it on more pairs."
+            yield Warning(level="caution", what=what, hint=hint, where="rewards")
 
 
 def _stopped(text: str) -> str:

@@ -61,7 +61,7 @@ class Loss(NamedTuple):
     """By name, a sum and what it is divided by."""
 
 
-def credited(found: Experience, settings: OnlineSettings, beta: float, over: Over) -> Experience:
+def compute_advantages(found: Experience, settings: OnlineSettings, beta: float, over: Over) -> Experience:
     """The same with advantages, and returns for a value network."""
     kl = estimate("k1", found.old, found.reference)
     charged = beta if settings.kl.place == "reward" else 0.0

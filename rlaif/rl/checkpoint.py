@@ -109,8 +109,8 @@ def load_checkpoint(made: Path, loop: Loop) -> dict[str, Any]:
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError, ModelError) as error:
         if out_of_memory(error):
             raise
-        mend = "remove it: `--resume` takes the one before, or without one starts from the beginning"
-        raise UserError(f"is damaged: {first_line(error)}", where=made, mend=mend) from error
+        hint = "remove it: `--resume` takes the one before, or without one starts from the beginning"
+        raise UserError(f"is damaged: {first_line(error)}", where=made, hint=hint) from error
     loop.players.sampler.update(done)
     return state
 

@@ -17,10 +17,10 @@ Rule = Literal[
     "kl", "kl_stop", "length", "distinct", "truncated", "repetition", "openings", "refusals", "empty", "entropy",
     "win_rate", "reward_hacking", "not_finite",
 ]  # fmt: skip
-"""The rules by name. All but the last three have their bound under this name in `WatchLimits`."""
+"""The rules by name. All but the last three have their bound under this name in `MonitorLimits`."""
 
 
-class WatchLimits(Record):
+class MonitorLimits(Record):
     """When to take a training for one that games its reward. A bound that is none leaves its rule out."""
 
     kl: float | None = Field(10.0, gt=0)
@@ -207,7 +207,7 @@ class OnlineSettings(CommonSettings):
     rollout: RolloutSettings = RolloutSettings()
     mismatch: MismatchSettings = MismatchSettings()
     held_out: HeldOutSettings = HeldOutSettings()
-    watch: WatchLimits = WatchLimits()
+    watch: MonitorLimits = MonitorLimits()
 
     @model_validator(mode="before")
     @classmethod

@@ -99,7 +99,7 @@ def grouped(responses: Sequence[Response]) -> list[Group]:
     return found
 
 
-def gathered(responses: Sequence[Response], scores: Sequence[float]) -> Experience:
+def make_experience(responses: Sequence[Response], scores: Sequence[float]) -> Experience:
     """Answers with their scores; what a model has to say of their tokens is still missing."""
     groups = grouped(responses)
     lengths = torch.tensor([len(response.ids) for response in responses], dtype=torch.long)

@@ -31,7 +31,7 @@ from rlaif.errors import ModelError, UserError
 from rlaif.evaluation.win_rate import length_controlled
 from rlaif.feedback.aggregate import Comparison, Status, folded
 from rlaif.feedback.judge import compare_questions, judgement, votes
-from rlaif.feedback.matchups import Meeting, criteria_of
+from rlaif.feedback.matchups import Matchup, criteria_of
 from rlaif.feedback.prompt_forms import judge_asked
 from rlaif.inference.background import Background
 from rlaif.inference.base import ModelSource, Question, ask
@@ -40,7 +40,7 @@ from rlaif.progress import Progress, first_process
 from rlaif.records import Failure, Judgement, Messages, Prompt, Record, Sample, content_id
 from rlaif.rl.checkpoint import save_best
 from rlaif.rl.config import OnlineSettings
-from rlaif.rl.monitor import Alarm, Watch
+from rlaif.rl.monitor import Alarm, RewardHackingMonitor
 from rlaif.rl.responses import Asked
 from rlaif.rl.rewards import has_judge
 from rlaif.rl.trainer import Loop
@@ -98,7 +98,7 @@ class HeldOut(Record):
 class _Case(NamedTuple):
     """One prompt whose two answers meet: `left` is the policy's."""
 
-    meeting: Meeting
+    meeting: Matchup
     questions: Sequence[Question]
 
 
@@ -243,7 +243,7 @@ class HeldOutJudge:
 
     def _case(self, asked: Judge, messages: Messages, policy: str, start: str) -> _Case:
         prompt = Prompt(id=prompt_id(messages), messages=messages, source=STAGE)
-        meeting = Meeting(_sample(prompt, "policy", policy), _sample(prompt, "start", start), self._criteria)
+        meeting = Matchup(_sample(prompt, "policy", policy), _sample(prompt, "start", start), self._criteria)
         if _alike(meeting):
             return _Case(meeting, ())
         return _Case(meeting, list(compare_questions(prompt, [meeting], self._compare, asked)))
@@ -273,7 +273,7 @@ def _sample(prompt: Prompt, side: str, text: str) -> Sample:
     return Sample(id=content_id(STAGE, side, prompt.id, text), prompt=prompt.id, index=0, text=text, policy=side)
 
 
-def _alike(meeting: Meeting) -> bool:
+def _alike(meeting: Matchup) -> bool:
     return meeting.left.text.strip() == meeting.right.text.strip()
 
 
@@ -281,7 +281,7 @@ _START = 1_000_000_000
 """The number of the step whose noise the held-out answers are drawn with: the same at every look."""
 
 
-class Watching:
+class Monitoring:
     """Looks at every step's figures; asks the held-out judge every so many steps; says when to stop."""
 
     def __init__(
@@ -293,7 +293,7 @@ class Watching:
         note: Callable[[str], None],
     ) -> None:
         self._settings, self._held, self._loop, self._judge, self._note = settings, held, loop, judge, note
-        self._watch = Watch(settings.watch)
+        self._watch = RewardHackingMonitor(settings.watch)
         self._start: list[str] = []
         self._alarms: list[str] = []
         self.kept_best: int | None = None
@@ -311,7 +311,7 @@ class Watching:
             return
         if judge is None:
             what = "`held_out.every` needs a judge"
-            raise UserError(what, where="held_out.judge", mend="set `held_out.judge.model`")
+            raise UserError(what, where="held_out.judge", hint="set `held_out.judge.model`")
         if has_judge(settings.reward) and settings.judge is not None and judge.model == settings.judge.model:
             note("the held-out judge is the reward's own: it is no independent witness; set `held_out.judge`")
         source = LazyModel(judge, log=settings.folder / "held-out.log", say=note)

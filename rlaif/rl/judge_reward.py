@@ -13,7 +13,7 @@ from rlaif.errors import ModelError
 from rlaif.feedback.matchups import WHOLE, criteria_of
 from rlaif.feedback.scoring import readable, score_question, score_record
 from rlaif.inference.background import Background
-from rlaif.inference.base import Answer, Model, ModelSource, Question
+from rlaif.inference.base import Model, ModelSource, Output, Question
 from rlaif.records import Messages, Prompt, Sample
 from rlaif.rl.responses import Reward, Scores
 
@@ -87,7 +87,7 @@ class JudgeReward(Reward):
         ]
 
     def _grades(
-        self, questions: Mapping[str, Question], answers: Mapping[str, Answer]
+        self, questions: Mapping[str, Question], answers: Mapping[str, Output]
     ) -> tuple[dict[str, float | None], list[tuple[str, str]]]:
         """By question the grade from 0 to 1, or None; and the kind and the detail of every failure."""
         grades: dict[str, float | None] = {}
@@ -126,9 +126,9 @@ class JudgeReward(Reward):
             self._background.close(self._judge.close())
 
 
-async def _answers(model: Model, questions: Sequence[Question]) -> dict[str, Answer]:
+async def _answers(model: Model, questions: Sequence[Question]) -> dict[str, Output]:
     """The answers by question, in batches, with as many calls under way as the model likes."""
-    found: dict[str, Answer] = {}
+    found: dict[str, Output] = {}
     starts = iter(range(0, len(questions), model.batch_size))
 
     async def worker() -> None:

@@ -42,7 +42,7 @@ from pydantic import JsonValue
 
 from rlaif.data.checks import refuses
 from rlaif.evaluation.policy_metrics import commonest_opening, distinct, repetition, words_of
-from rlaif.rl.config import Rule, WatchLimits
+from rlaif.rl.config import MonitorLimits, Rule
 from rlaif.rl.responses import Response
 from rlaif.stats import mean
 
@@ -130,7 +130,7 @@ class _Bound(NamedTuple):
     form: str
     """How its numbers are written."""
     seen: str
-    mend: str
+    hint: str
 
 
 _BOUNDS = (
@@ -175,10 +175,10 @@ class _Evaluation(NamedTuple):
     """Median reward of the steps up to it."""
 
 
-class Watch:
+class RewardHackingMonitor:
     """Watches one training. Its start is what the first look sees."""
 
-    def __init__(self, limits: WatchLimits) -> None:
+    def __init__(self, limits: MonitorLimits) -> None:
         self.limits = limits
         self._start: dict[str, float] = {}
         self._recent: dict[str, list[float]] = {}
@@ -196,8 +196,8 @@ class Watch:
         """
         self._take(figures)
         broken = ", ".join(sorted(name for name in _WATCHED if not math.isfinite(figures.get(name, 0.0))))
-        mend = "go back to an earlier checkpoint with a lower learning rate"
-        judged: dict[Rule, str | None] = {"not_finite": f"not a finite number: {broken}; {mend}" if broken else None}
+        hint = "go back to an earlier checkpoint with a lower learning rate"
+        judged: dict[Rule, str | None] = {"not_finite": f"not a finite number: {broken}; {hint}" if broken else None}
         judged |= {bound.rule: self._passed(bound) for bound in _BOUNDS if bound.figure in figures}
         if held_out is not None:
             reward = self._median("reward")
@@ -262,7 +262,7 @@ class Watch:
         if (now >= bound) if rule.way == "least" else (now <= bound):
             return None
         before = "" if rule.way == "most" else f", at the start {start:{rule.form}}"
-        return f"{rule.seen.format(format(now, rule.form))}{before} (bound {bound:{rule.form}}): {rule.mend}"
+        return f"{rule.seen.format(format(now, rule.form))}{before} (bound {bound:{rule.form}}): {rule.hint}"
 
     def _bound(self, rule: _Bound, limit: float, start: float) -> float:
         if rule.way == "most":

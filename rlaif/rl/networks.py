@@ -23,7 +23,7 @@ from rlaif.inference.model_folder import ADAPTER, load_tokenizer, read_json
 from rlaif.inference.models import key_in
 from rlaif.records import content_id
 from rlaif.rl.config import OnlineSettings
-from rlaif.rl.prompts import Cue, Dealer, Prompts
+from rlaif.rl.prompts import Cue, Prompts, PromptSampler
 from rlaif.rl.responses import Asked, Reward, Sampler
 from rlaif.rl.rewards import only_model, open_reward
 from rlaif.rl.rollout import AheadSampler, LocalSampler
@@ -33,7 +33,7 @@ from rlaif.store import draft_of
 from rlaif.training.batches import Batch, lay_out, split
 from rlaif.training.config import rate_of
 from rlaif.training.examples import Group
-from rlaif.training.forward import Kind, Way, choose_way, compute
+from rlaif.training.forward import ForwardPath, Kind, compute, select_forward_path
 from rlaif.training.loading import Start, find_start, load_frozen, load_policy, load_reward_model, weights_type
 from rlaif.training.reward_model import ends_of
 from rlaif.training.tokenize import pad_id
@@ -47,7 +47,7 @@ _EPSILON = 1e-5
 class Computing(nn.Module):
     """A model whose call is `forward.compute`: what wraps it for several processes hooks into the whole call."""
 
-    def __init__(self, model: Any, way: Way, kind: Kind) -> None:
+    def __init__(self, model: Any, way: ForwardPath, kind: Kind) -> None:
         super().__init__()
         self.model, self.way, self.kind = model, way, kind
 
@@ -60,7 +60,7 @@ class Network:
     """A model with its optimizer, on its device, over one process or many."""
 
     def __init__(
-        self, model: Any, way: Way, kind: Kind, accelerator: Any, *, tokens: int, max_grad_norm: float
+        self, model: Any, way: ForwardPath, kind: Kind, accelerator: Any, *, tokens: int, max_grad_norm: float
     ) -> None:
         """`tokens` is what fits into memory at once."""
         self.accelerator, self.tokens, self._norm = accelerator, tokens, max_grad_norm
@@ -119,8 +119,8 @@ class Network:
         most = self._norm if self._norm > 0 else float("inf")
         length = float(torch.nn.utils.clip_grad_norm_(trained, most))
         if not math.isfinite(length):
-            mend = "start again with a lower `learning_rate`"
-            raise ModelError(f"the gradient is {length}, and no step was taken with it: {mend}")
+            hint = "start again with a lower `learning_rate`"
+            raise ModelError(f"the gradient is {length}, and no step was taken with it: {hint}")
         self.rate = float(self._schedule.get_last_lr()[0])
         self.optimizer.step()
         self._schedule.step()
@@ -245,7 +245,7 @@ def _value_start(settings: OnlineSettings, tokenizer: Any, note: Callable[[str],
         return start or settings.model
     if settings.value.model is not None:
         what = "has other tokens than the policy, whose ids a value network reads"
-        raise UserError(what, where=start, mend="name a model with the policy's tokenizer in `value.model`")
+        raise UserError(what, where=start, hint="name a model with the policy's tokenizer in `value.model`")
     note(f"the value network starts from the policy: {start} has other tokens")
     return settings.model
 
@@ -287,7 +287,9 @@ def reference_of(settings: OnlineSettings, policy: Network, accelerator: Any) ->
     return Reference(Network(model, policy.way, "logps", accelerator, tokens=settings.tokens, max_grad_norm=0.0), None)
 
 
-def sampler_of(settings: OnlineSettings, policy: Network, tokenizer: Any, start: Start, dealer: Dealer) -> Sampler:
+def sampler_of(
+    settings: OnlineSettings, policy: Network, tokenizer: Any, start: Start, dealer: PromptSampler
+) -> Sampler:
     """Where answers are drawn: in this process, or on a server."""
     rollout = settings.rollout
     ends = ends_of(start.weights) | {tokenizer.eos_token_id}
@@ -336,14 +338,14 @@ def reward_of(settings: OnlineSettings, tokenizer: Any, note: Callable[[str], No
     )
 
 
-def dealer_of(settings: OnlineSettings, prompts: Prompts) -> Dealer:
+def prompt_sampler_of(settings: OnlineSettings, prompts: Prompts) -> PromptSampler:
     """Which prompts each step gets."""
-    return Dealer(prompts.train, settings.batch_size // settings.samples, settings.seed)
+    return PromptSampler(prompts.train, settings.batch_size // settings.samples, settings.seed)
 
 
 def _network(model: Any, kind: Kind, settings: OnlineSettings, asked: Sequence[Asked], accelerator: Any) -> Network:
     model = model.to(accelerator.device)
-    way = choose_way(model, _probes(asked), kind, temperature=settings.rollout.temperature)
+    way = select_forward_path(model, _probes(asked), kind, temperature=settings.rollout.temperature)
     return Network(model, way, kind, accelerator, tokens=settings.tokens, max_grad_norm=settings.max_grad_norm)
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rlaif.data.prompts import Oddities, read_prompts
+from rlaif.data.prompts import InputIssues, read_prompts
 from rlaif.errors import UserError
 from rlaif.inference.chat_template import ChatTemplate, UnwritableError
 from rlaif.records import Messages, content_id
@@ -46,7 +46,7 @@ def load_prompts(
     Raises UserError where there are none, or too few to set `held` of them aside.
     """
     file = Path(path).expanduser()
-    odd, notes = Oddities(), []
+    odd, notes = InputIssues(), []
     read = read_prompts(file / "prompts.jsonl" if file.is_dir() else path, limit=limit, oddities=odd)
     cue = Cue(tokenizer, template_options)
     asked, refused = [], Counter[str]()
@@ -65,7 +65,7 @@ def load_prompts(
     if len(kept) <= held:
         what = f"{len(kept)} prompts are too few" + (f" to set {held} of them aside" if held else "")
         what += f" ({'; '.join(notes)})" if notes else ""
-        raise UserError(what, where=path, mend="give more, or lower `held_out.prompts`" if held else "give others")
+        raise UserError(what, where=path, hint="give more, or lower `held_out.prompts`" if held else "give others")
     away = {each.id for each in sorted(kept, key=lambda each: content_id("held", each.id))[:held]}
     train = [each for each in kept if each.id not in away]
     notes.append(f"{len(train):,} prompts to train on" + (f", {held} for the held-out judge" if held else ""))
@@ -89,19 +89,19 @@ class Cue:
                 return messages[0].content
             what = "the tokenizer has no chat template, and a prompt has several messages"
             name = str(getattr(self._tokenizer, "name_or_path", "") or "the tokenizer")
-            raise UserError(what, where=name, mend="save a chat_template.jinja beside it")
+            raise UserError(what, where=name, hint="save a chat_template.jinja beside it")
         return self.template.prompt(messages)
 
     def __call__(self, messages: Messages) -> Sequence[int]:
         """The token ids; a chat template has written all special tokens, raw text gets the tokenizer's start."""
         (ids,) = self.template.ids([self.text(messages)], raw=not self.template.exists)
         if not ids:
-            raise UserError("a prompt is empty", mend="remove it")
+            raise UserError("a prompt is empty", hint="remove it")
         return array("i", ids)
 
 
 @dataclass(frozen=True)
-class Dealer:
+class PromptSampler:
     """Deals prompts out: pass after pass over all of them, each in an order of its own.
 
     What a step gets depends on its number and the seed alone, so that a resumed training needs no memory of it.

@@ -28,8 +28,8 @@ from rlaif.config.secrets import Secrets, expanded, shown_url, written_secrets
 from rlaif.data.conversations import Turn, transcript
 from rlaif.errors import ModelError, UserError, nearest
 from rlaif.inference.faults import Fault, error_message, retry_after, shortened, storable
-from rlaif.inference.requests import Talk
-from rlaif.inference.server_health import Patience, Throttle
+from rlaif.inference.requests import ServerConnection
+from rlaif.inference.server_health import ServerHealth, Throttle
 from rlaif.inference.transport import MOST_BYTES, NoReplyError, oversized, proxy_of, proxy_trouble, unpacked
 from rlaif.records import Messages
 from rlaif.rl.responses import Reward, Scores
@@ -43,13 +43,13 @@ _LONGEST_WAIT = 60.0
 _AWAY = ("refused", "dropped", "timeout")
 
 
-class Line:
+class RetryingClient:
     """Calls to one server from one event loop, tried again after what may pass."""
 
-    def __init__(self, talk: Talk, *, concurrency: int, timeout: float, backoff: float) -> None:
+    def __init__(self, talk: ServerConnection, *, concurrency: int, timeout: float, backoff: float) -> None:
         """`concurrency` bounds the calls under way together, `timeout` the seconds of one."""
         self._talk, self._timeout, self._throttle = talk, timeout, Throttle(concurrency)
-        self._patience = Patience(talk.shown, give_up_after=timeout, timeout=timeout, backoff=backoff)
+        self._patience = ServerHealth(talk.shown, give_up_after=timeout, timeout=timeout, backoff=backoff)
         self.shown = talk.shown
 
     async def get(self, path: str) -> dict[str, Any] | Fault:
@@ -78,8 +78,8 @@ class Line:
 
     def failure(self, fault: Fault, how: str = "") -> ModelError:
         """The error of a call that nothing fixes; `how` says more about starting the server again."""
-        mend = f"; start the server again{how} and go on with `--resume`" if fault.kind in _AWAY else ""
-        return ModelError(f"{self.shown}: {fault.detail}{mend}")
+        hint = f"; start the server again{how} and go on with `--resume`" if fault.kind in _AWAY else ""
+        return ModelError(f"{self.shown}: {fault.detail}{hint}")
 
     async def close(self) -> None:
         """Close all connections."""
@@ -100,7 +100,7 @@ class Line:
         models = {str(card.get("id")): card for card in cards if not card.get("parent")}
         wanted = next(iter(models), "") if name is None else name
         if wanted not in models:
-            raise UserError(f"no model called `{wanted}`", where=self.shown, mend=nearest(wanted, models))
+            raise UserError(f"no model called `{wanted}`", where=self.shown, hint=nearest(wanted, models))
         return models[wanted]
 
     async def _steadily(
@@ -172,8 +172,8 @@ class RemoteReward(Reward):
         self._shown = shown_url(url)
         whole, values = expanded(url)
         if not _is_url(whole):
-            mend = "write it like http://127.0.0.1:5000/get_reward"
-            raise UserError(f"no URL of a reward server: {self._shown}", mend=mend)
+            hint = "write it like http://127.0.0.1:5000/get_reward"
+            raise UserError(f"no URL of a reward server: {self._shown}", hint=hint)
         self._url, self._secrets = whole, Secrets([*values, *written_secrets(whole)])
         self._timeout, self._retries, self._render, self._backoff = timeout, retries, render, backoff
         # A transport of our own, as the environment's proxy must not stand between us and this machine.

@@ -25,7 +25,7 @@ from rlaif.errors import ModelError, UserError, nearest
 from rlaif.inference.chat_template import FAULTS
 from rlaif.records import Messages
 from rlaif.rl.responses import Reward, Scores
-from rlaif.training.dataset_report import Intake
+from rlaif.training.dataset_report import RowCounts
 from rlaif.training.examples import Example, Template
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class FunctionReward(Reward):
         """
         module, _, function = name.rpartition(":")
         if not module or not function:
-            raise UserError(f"no function: `{name}`", mend="write it like `module:function` or `file.py:function`")
+            raise UserError(f"no function: `{name}`", hint="write it like `module:function` or `file.py:function`")
         self._name, self._part = name, function
         found = _of_file(Path(module).expanduser(), name) if module.endswith(".py") else _of_name(module, name)
         self._function, self._file = _function(found, function, name), _file_of(found, function)
@@ -112,12 +112,12 @@ def require_function(name: str) -> None:
     try:
         tree = ast.parse(path.read_bytes())
     except (SyntaxError, ValueError, OSError) as error:
-        raise UserError(f"cannot be read: {error}", where=path, mend="fix that file") from None
+        raise UserError(f"cannot be read: {error}", where=path, hint="fix that file") from None
     known = {each for node in ast.walk(tree) for each in _defined(node)}
     if not known & {function, "*", "__getattr__"}:
         meant = nearest(function, known)
-        mend = meant if meant.startswith("did you mean") else "define it there"
-        raise UserError(f"no function `{function}` in {path}", where=name, mend=mend)
+        hint = meant if meant.startswith("did you mean") else "define it there"
+        raise UserError(f"no function `{function}` in {path}", where=name, hint=hint)
 
 
 def _defined(node: ast.AST) -> Iterator[str]:
@@ -132,7 +132,7 @@ def _defined(node: ast.AST) -> Iterator[str]:
 
 def _require_file(path: Path) -> None:
     if not path.is_file():
-        raise UserError("there is no such file", where=path, mend="name the file of the reward function")
+        raise UserError("there is no such file", where=path, hint="name the file of the reward function")
 
 
 def _of_file(path: Path, name: str) -> ModuleType:
@@ -160,8 +160,8 @@ def _of_name(module: str, name: str) -> ModuleType:
         missing = str(error.name)
         if module != missing and not module.startswith(f"{missing}."):
             raise _broken(error, name) from error
-        mend = "install it, go to the folder that it lies in, or name its file like `path/to/file.py:function`"
-        raise UserError(f"there is no module `{missing}`", where=name, mend=mend) from None
+        hint = "install it, go to the folder that it lies in, or name its file like `path/to/file.py:function`"
+        raise UserError(f"there is no module `{missing}`", where=name, hint=hint) from None
     except Exception as error:
         raise _broken(error, name) from error
 
@@ -175,7 +175,7 @@ def _look_in(folder: Path) -> None:
 def _broken(error: Exception, name: str, file: str = "") -> UserError:
     said = f"{type(error).__name__}: {error}"[:_SHOWN]
     where = "" if isinstance(error, SyntaxError) else f" ({_line(error, file)})"  # which names file and line itself
-    return UserError(f"cannot be imported: {said}{where}", where=name, mend="fix that file")
+    return UserError(f"cannot be imported: {said}{where}", where=name, hint="fix that file")
 
 
 def _line(error: Exception, file: str) -> str:
@@ -189,12 +189,12 @@ def _line(error: Exception, file: str) -> str:
 def _function(module: ModuleType, function: str, name: str) -> Callable[..., Any]:
     if not hasattr(module, function):
         known = [each for each, value in vars(module).items() if callable(value) and not each.startswith("_")]
-        mend = nearest(function, known) if known else "define it there"
-        raise UserError(f"there is no function `{function}`", where=name, mend=mend)
+        hint = nearest(function, known) if known else "define it there"
+        raise UserError(f"there is no function `{function}`", where=name, hint=hint)
     found = getattr(module, function)
     if not callable(found):
         what = f"`{function}` is a {type(found).__name__}, not a function"
-        raise UserError(what, where=name, mend="name a function that takes prompts and responses")
+        raise UserError(what, where=name, hint="name a function that takes prompts and responses")
     called: Callable[..., Any] = found
     return called
 
@@ -233,9 +233,9 @@ class ModelReward(Reward):
         loaded = load(self._name, device)
         self._learned = loaded.learned.asked(template)
         if self._learned.template in ("auto", "chat") and not getattr(loaded.tokenizer, "chat_template", None):
-            mend = "save a chat_template.jinja in its folder, or take one that was trained with `template: plain`"
+            hint = "save a chat_template.jinja in its folder, or take one that was trained with `template: plain`"
             raise UserError(
-                "the reward model has no chat template, and prompts are messages", where=self._name, mend=mend
+                "the reward model has no chat template, and prompts are messages", where=self._name, hint=hint
             )
         self._limits = loaded.tokens()
         self.note = ""
@@ -254,7 +254,7 @@ class ModelReward(Reward):
         """
         if self._rewards is None:
             raise ModelError(f"the reward model {self._name} was closed")
-        intake = Intake()
+        intake = RowCounts()
         pairs = enumerate(zip(prompts, responses, strict=True))
         readable = [self._example(at, *pair) for at, pair in pairs if _can_be_read(*pair)]
         examples = [example for example in readable if example is not None]
@@ -281,7 +281,7 @@ class ModelReward(Reward):
             torch.cuda.empty_cache()
 
 
-def _refused(intake: Intake, examples: Sequence[Example]) -> str:
+def _refused(intake: RowCounts, examples: Sequence[Example]) -> str:
     """What keeps every conversation from being written; empty where it is another reason, such as a length."""
     if not examples:
         return "it was trained on single prompts without a chat template, and all prompts have several turns"

@@ -81,7 +81,7 @@ class WeightedReward:
             if not name or "/" in name or names.count(name) > 1:
                 raise UserError(f"a sum of rewards needs a name of its own for each, without a `/`, not `{name}`")
             if not math.isfinite(weight):
-                raise UserError(f"the weight of the reward `{name}` is {weight}", mend="give a number")
+                raise UserError(f"the weight of the reward `{name}` is {weight}", hint="give a number")
         if not rewards:
             raise UserError("a sum of rewards needs at least one")
         self._rewards, self._everyones = tuple(rewards), everyones
@@ -122,7 +122,7 @@ class WeightedReward:
         if wanted != {key for key in state if "/" not in key}:
             known = ", ".join(name for name, _, _ in self._rewards)
             what = f"the running means to go on from are not those of these rewards ({known})"
-            raise UserError(what, mend="resume with the rewards that the training began with")
+            raise UserError(what, hint="resume with the rewards that the training began with")
         for name, moments in self._moments.items():
             moments.count = int(state[f"{name}:count"])
             moments.mean, moments.squares = state[f"{name}:mean"], state[f"{name}:squares"]
@@ -201,9 +201,9 @@ def open_reward(
 
     listed = _listed(spec)
     kinds = {name: _known_kind(name) for name, _ in listed}
-    for needed, thing, mend in ((judge, "judge", "judge.model"), (constitution, "constitution", "constitution")):
+    for needed, thing, hint in ((judge, "judge", "judge.model"), (constitution, "constitution", "constitution")):
         if JUDGE in kinds and needed is None:
-            raise UserError(f"the reward `judge` needs a {thing}", where="reward", mend=f"set `{mend}`")
+            raise UserError(f"the reward `judge` needs a {thing}", where="reward", hint=f"set `{hint}`")
     if len(listed) == 1:
         return opened(listed[0][0])
     return _sum(listed, opened, normalise, everyones)
@@ -265,11 +265,11 @@ def _listed(spec: str) -> list[tuple[str, float]]:
         name, star, weight = (text.strip() for text in part.rpartition("*"))
         name = name if star else weight
         if not name:
-            raise UserError(f"there is an empty reward in `{spec}`", where="reward", mend=_FORMS)
+            raise UserError(f"there is an empty reward in `{spec}`", where="reward", hint=_FORMS)
         found.append((name, _weight(weight, name) if star else 1.0))
     if len(found) == 1 and "*" in spec:
-        what, mend = "a single reward has nothing to be weighed against", f"write `{found[0][0]}`"
-        raise UserError(f"{what}: `{spec}`", where="reward", mend=mend)
+        what, hint = "a single reward has nothing to be weighed against", f"write `{found[0][0]}`"
+        raise UserError(f"{what}: `{spec}`", where="reward", hint=hint)
     return found
 
 
@@ -277,7 +277,7 @@ def _weight(text: str, name: str) -> float:
     with contextlib.suppress(ValueError):
         if math.isfinite(weight := float(text)):
             return weight
-    raise UserError(f"the weight `{text}` of `{name}` is not a number", where="reward", mend=f"write `{name}*0.5`")
+    raise UserError(f"the weight `{text}` of `{name}` is not a number", where="reward", hint=f"write `{name}*0.5`")
 
 
 def _kind(name: str) -> _Kind | None:
@@ -333,8 +333,8 @@ def _judge(
 
 def _unknown(name: str, why: str = "") -> UserError:
     close = _closest(name)
-    mend = f"{_FORMS}; did you mean `{close}`?" if close else _FORMS
-    return UserError(why or f"no reward is called `{name}`", where="reward", mend=mend)
+    hint = f"{_FORMS}; did you mean `{close}`?" if close else _FORMS
+    return UserError(why or f"no reward is called `{name}`", where="reward", hint=hint)
 
 
 def _closest(name: str) -> str | None:

@@ -105,7 +105,7 @@ class LocalSampler:
         left = self._policy.context - len(asked.ids)
         if left < 1:
             what = f"{len(asked.ids)} tokens leave no room for an answer in a context of {self._policy.context}"
-            raise UserError(what, where=f"prompt {asked.id}", mend="shorten it, or leave it out")
+            raise UserError(what, where=f"prompt {asked.id}", hint="shorten it, or leave it out")
         return min(left, self._max_tokens)
 
     def _batches(self, asked: Sequence[Asked], each: int) -> Iterator[tuple[list[int], range]]:
@@ -184,7 +184,7 @@ class _Policy:
         self._cache = cache_name(self._inner)
         if not self._cache:
             what = f"{type(self._inner).__name__} keeps no cache of keys and values to generate with"
-            raise UserError(what, mend="train a model of another family")
+            raise UserError(what, hint="train a model of another family")
         self._options = {"logits_to_keep": 1} if "logits_to_keep" in taken else {}
         self._positions = "position_ids" in taken
         self.context = positions_of(self._inner.config) or sys.maxsize

@@ -28,29 +28,29 @@ from rlaif.inference.model_folder import load_tokenizer, quiet
 from rlaif.progress import Progress, first_process
 from rlaif.rl.checkpoint import add_responses, cut_back, load_checkpoint, remove_best, save_checkpoint, take_best
 from rlaif.rl.config import OnlineSettings
-from rlaif.rl.heldout import Watching
-from rlaif.rl.networks import dealer_of, policy_of, reference_of, reward_of, sampler_of, value_of
+from rlaif.rl.heldout import Monitoring
+from rlaif.rl.networks import policy_of, prompt_sampler_of, reference_of, reward_of, sampler_of, value_of
 from rlaif.rl.prompts import Prompts, load_prompts
-from rlaif.rl.trainer import Loop, Players
+from rlaif.rl.trainer import Loop, Networks
 from rlaif.store import write_text
 from rlaif.training.callbacks import StopCleanly, shown_metrics
 from rlaif.training.card import base_model, is_adapter, name_of, setting_rows, table, use
 from rlaif.training.config import resolved
 from rlaif.training.curves import BLUE, GREEN, GREY, ORANGE, Curve, Panel, draw, figure_of, points_of
 from rlaif.training.folder import (
-    Begun,
+    TrainState,
     add_to_log,
     begin,
-    claimed,
     finish,
-    going_on,
     last_checkpoint,
+    locked,
     remove_checkpoints,
+    resume_checkpoint,
 )
 from rlaif.training.loading import Start, cast_files, find_start, merged, positions_of, type_of
 from rlaif.training.reward_model import ends_of
 from rlaif.training.session import Trained, enough_memory, room_to_write
-from rlaif.training.text_format import Learned, learned_of, with_template_options
+from rlaif.training.text_format import TextFormat, text_format_of, with_template_options
 from rlaif.training.trainer import narrow, require_reporters
 
 if TYPE_CHECKING:
@@ -210,7 +210,7 @@ def train_online(settings: OnlineSettings, progress: Progress, *, resume: bool =
         if note:
             progress.note(note)
         require_reporters(settings)
-        with claimed(settings.folder, resume), contextlib.ExitStack() as opened:
+        with locked(settings.folder, resume), contextlib.ExitStack() as opened:
             return _Training(settings, progress, opened).run(resume)
 
 
@@ -226,21 +226,21 @@ class _Training:
         start = find_start(settings.model)
         if start.adapter is not None and is_adapter(settings):
             what = "is an adapter, and another one on top of it would have no model to lie on"
-            raise UserError(what, where=settings.model, mend="set `lora.merge: true`, or train all weights")
+            raise UserError(what, where=settings.model, hint="set `lora.merge: true`, or train all weights")
         tokenizer = load_tokenizer(start.tokenizer)
         prompts = self._prompts(tokenizer, start)
-        learned = Learned(
+        learned = TextFormat(
             template="chat" if tokenizer.chat_template else "text", template_options=settings.template_options
         )
-        begun = Begun(
+        begun = TrainState(
             method=settings.method, settings=settings.plain(), data_hash=prompts.hash, model_hash=start.hash(),
             learned=learned,
         )  # fmt: skip
-        checkpoint = going_on(settings.folder, begun) if resume else None
+        checkpoint = resume_checkpoint(settings.folder, begun) if resume else None
         loop = self._loop(start, tokenizer, prompts)
         if checkpoint is None:  # whose weights go there below; before a word is written, as the server may not be there
             loop.players.sampler.update(0)
-        watching = self.opened.enter_context(Watching.opened(settings, prompts.held, loop, self.progress.note))
+        watching = self.opened.enter_context(Monitoring.opened(settings, prompts.held, loop, self.progress.note))
         state = load_checkpoint(checkpoint, loop) if checkpoint is not None else None
         begin(settings.folder, begun)
         stop = StopCleanly(self.progress.note)
@@ -276,12 +276,12 @@ class _Training:
                 f"the chat template ends a reply with `{end}`, and the model's texts do not end there: name it as "
                 "`eos_token_id` in generation_config.json, or answers go on behind it"
             )
-        if template.exists and learned_of(settings.model).template in ("text", "plain"):
+        if template.exists and text_format_of(settings.model).template in ("text", "plain"):
             self.progress.note(f"{settings.model} was trained on texts, and is asked in its chat template")
         wanted = settings.batch_size // settings.samples
         if len(prompts.train) < wanted:
             what = f"{len(prompts.train)} prompts are too few: a step takes {wanted}"
-            raise UserError(what, where=settings.prompts, mend="lower `batch_size`, or raise `samples`")
+            raise UserError(what, where=settings.prompts, hint="lower `batch_size`, or raise `samples`")
         return prompts
 
     def _loop(self, start: Start, tokenizer: Any, prompts: Prompts) -> Loop:
@@ -292,13 +292,13 @@ class _Training:
         policy = policy_of(settings, prompts.train, accelerator, self.progress.note)
         ppo = settings.algorithm == "ppo"
         value = value_of(settings, prompts.train, accelerator, tokenizer, self.progress.note) if ppo else None
-        dealer = dealer_of(settings, prompts)
+        dealer = prompt_sampler_of(settings, prompts)
         sampler = sampler_of(settings, policy, tokenizer, start, dealer)
         self.opened.callback(sampler.close)
-        players = Players(policy, reference_of(settings, policy, accelerator), value, sampler, reward, dealer)
+        players = Networks(policy, reference_of(settings, policy, accelerator), value, sampler, reward, dealer)
         return Loop(settings, players, accelerator, settings.kl.beta)
 
-    def _steps(self, loop: Loop, watching: Watching, stop: StopCleanly, state: dict[str, Any] | None) -> None:
+    def _steps(self, loop: Loop, watching: Monitoring, stop: StopCleanly, state: dict[str, Any] | None) -> None:
         settings, first, before = self.settings, 0, 0.0
         if state is not None:
             watching.restore(state["watch"])
@@ -337,14 +337,14 @@ class _Training:
         if first_process():
             add_to_log(self.settings.folder, line)
 
-    def _checkpoint(self, loop: Loop, watching: Watching) -> None:
+    def _checkpoint(self, loop: Loop, watching: Monitoring) -> None:
         if first_process():
             more: dict[str, JsonValue] = {"watch": watching.state(), "seconds": time.monotonic() - self.began}
             best, keep = watching.kept_best, self.settings.keep
             save_checkpoint(self.settings.folder, self.done, loop, more, best=best, keep=keep)
         loop.accelerator.wait_for_everyone()
 
-    def _saved(self, loop: Loop, watching: Watching, tokenizer: Any, start: Start, prompts: Prompts) -> Trained:
+    def _saved(self, loop: Loop, watching: Monitoring, tokenizer: Any, start: Start, prompts: Prompts) -> Trained:
         settings, folder, best = self.settings, self.settings.folder, watching.kept_best
         seconds = {"seconds": round(time.monotonic() - self.began, 2)}
         if not self.ended or not first_process():
@@ -406,14 +406,14 @@ def _accelerator(settings: OnlineSettings) -> Any:
     if made.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
         what = "online training needs whole weights in every process, to answer with them"
         raise UserError(
-            what, mend="choose neither FSDP nor DeepSpeed in `accelerate config`, and train with `lora.rank`"
+            what, hint="choose neither FSDP nor DeepSpeed in `accelerate config`, and train with `lora.rank`"
         )
     if settings.rollout.base_url is not None and made.num_processes > 1:
         what = "a server that samples follows the weights of one process"
-        raise UserError(what, where="rollout.base_url", mend="start the training without `accelerate launch`")
+        raise UserError(what, where="rollout.base_url", hint="start the training without `accelerate launch`")
     wanted = settings.batch_size // settings.samples
     if wanted % made.num_processes:
         what = f"{wanted} prompts of a step cannot be shared out evenly among {made.num_processes} processes"
-        raise UserError(what, where="batch_size", mend=f"set a multiple of {made.num_processes * settings.samples}")
+        raise UserError(what, where="batch_size", hint=f"set a multiple of {made.num_processes * settings.samples}")
     set_seed(settings.seed)
     return made

@@ -21,13 +21,13 @@ from torch import Tensor
 
 from rlaif.errors import ModelError
 from rlaif.rl.advantages import AdaptiveKl, Moments, estimate, moments, overlong_penalty, spread_sum, totals, usable
-from rlaif.rl.algorithms import Counts, Loss, credited, critic_loss, logged, policy_loss
+from rlaif.rl.algorithms import Counts, Loss, compute_advantages, critic_loss, logged, policy_loss
 from rlaif.rl.config import OnlineSettings
-from rlaif.rl.experience import Experience, check_in_step, gathered
+from rlaif.rl.experience import Experience, check_in_step, make_experience
 from rlaif.rl.losses import effective_sample_size, explained_variance, importance_weights, mismatch
 from rlaif.rl.monitor import figures_of
 from rlaif.rl.networks import Network, Reference
-from rlaif.rl.prompts import Dealer
+from rlaif.rl.prompts import PromptSampler
 from rlaif.rl.responses import Response, Reward, Sampler, Scores
 
 _FIRST, _LEAST, _TIMES = 0.1, 1e-3, 10
@@ -35,7 +35,7 @@ _FIRST, _LEAST, _TIMES = 0.1, 1e-3, 10
 
 
 @dataclass
-class Players:
+class Networks:
     """Who takes part in a training."""
 
     policy: Network
@@ -43,7 +43,7 @@ class Players:
     value: Network | None
     sampler: Sampler
     reward: Reward
-    dealer: Dealer
+    dealer: PromptSampler
 
 
 class Step(NamedTuple):
@@ -59,7 +59,7 @@ class Loop:
     """The state of a training between its steps, and how a step goes."""
 
     settings: OnlineSettings
-    players: Players
+    players: Networks
     accelerator: Any
     beta: float
     """The price of a nat; moves where `kl.target` is set."""
@@ -84,7 +84,7 @@ class Loop:
         with self._timed("forward"):
             found = self._looked_back(kept, paid, number)
             told = self._told(found, scores, len(responses))
-            found = credited(found, self.settings, self.beta, self._moments)
+            found = compute_advantages(found, self.settings, self.beta, self._moments)
         with self._timed("train"):
             told |= self._learned(found, number)
         with self._timed("rollout"):
@@ -121,7 +121,7 @@ class Loop:
     def _looked_back(self, kept: Sequence[Response], paid: Sequence[float], number: int) -> Experience:
         """What policy, reference and value network say of every token, before anything is learned from them."""
         players, settings = self.players, self.settings
-        found = gathered(kept, paid)
+        found = make_experience(kept, paid)
         old = players.policy.compute(found.groups)
         sampled = torch.tensor([logp for response in kept for logp in response.logps])
         weights = torch.ones_like(old)

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from rlaif.errors import ModelError, UserError
 from rlaif.inference.background import blocking
 from rlaif.inference.faults import Fault
-from rlaif.inference.requests import Talk, address_of
-from rlaif.inference.transport import wire_to
-from rlaif.rl.remote_reward import Line
+from rlaif.inference.requests import ServerConnection, address_of
+from rlaif.inference.transport import open_transport
+from rlaif.rl.remote_reward import RetryingClient
 from rlaif.rl.responses import Asked, Response
 from rlaif.rl.weight_sync import Carrier
 
@@ -77,7 +77,7 @@ class ServedSampler:
         of one request; `transport` takes the network's place in tests.
         """
         address = address_of(base_url, api_key)
-        self._talk = Talk(address, wire_to(address.url, address.headers, transport))
+        self._talk = ServerConnection(address, open_transport(address.url, address.headers, transport))
         self._tokenizer, self._ends, self._max_tokens, self._seed = tokenizer, ends, max_tokens, seed
         self._temperature, self._top_p = temperature, top_p
         self._concurrency, self._timeout, self._backoff = concurrency, timeout, backoff
@@ -96,7 +96,7 @@ class ServedSampler:
         for one in asked:
             self._require_room(one)
 
-        async def work(line: Line) -> list[Response]:
+        async def work(line: RetryingClient) -> list[Response]:
             async with asyncio.TaskGroup() as group:
                 tasks = [group.create_task(self._answers(line, one, each, step)) for one in asked]
             return [response for task in tasks for response in task.result()]
@@ -109,7 +109,7 @@ class ServedSampler:
         Raises UserError for a server that is not set up for this, ModelError where there is none.
         """
 
-        async def work(line: Line) -> str:
+        async def work(line: RetryingClient) -> str:
             if not self._name:
                 model, self._context = await self._carrier.begin(line)
                 await self._require_numbers(line, model)
@@ -124,14 +124,16 @@ class ServedSampler:
     def _require_room(self, asked: Asked) -> None:
         if self._context is not None and len(asked.ids) >= self._context:
             what = f"{len(asked.ids)} tokens leave no room for an answer in the server's context of {self._context}"
-            mend = "start the server with a larger --max-model-len, or leave it out with `max_prompt`"
-            raise UserError(what, where=f"prompt {asked.id}", mend=mend)
+            hint = "start the server with a larger --max-model-len, or leave it out with `max_prompt`"
+            raise UserError(what, where=f"prompt {asked.id}", hint=hint)
 
-    def _run(self, work: Callable[[Line], Awaitable[T]]) -> T:
+    def _run(self, work: Callable[[RetryingClient], Awaitable[T]]) -> T:
         """Do some work in an event loop of its own. Of several errors, the first is raised."""
 
         async def main() -> T:
-            line = Line(self._talk, concurrency=self._concurrency, timeout=self._timeout, backoff=self._backoff)
+            line = RetryingClient(
+                self._talk, concurrency=self._concurrency, timeout=self._timeout, backoff=self._backoff
+            )
             try:
                 return await work(line)
             finally:
@@ -142,7 +144,7 @@ class ServedSampler:
         except ExceptionGroup as errors:
             raise errors.exceptions[0] from None
 
-    async def _answers(self, line: Line, asked: Asked, each: int, step: int) -> list[Response]:
+    async def _answers(self, line: RetryingClient, asked: Asked, each: int, step: int) -> list[Response]:
         body: dict[str, Any] = {
             **_PLAIN,
             "model": self._name,
@@ -167,14 +169,14 @@ class ServedSampler:
         found = [self._read(line, asked, choice) for choice in choices]
         return [self._response(asked, index, *answer) for index, answer in enumerate(found)]
 
-    def _read(self, line: Line, asked: Asked, choice: Mapping[str, Any]) -> tuple[list[int], list[float]]:
+    def _read(self, line: RetryingClient, asked: Asked, choice: Mapping[str, Any]) -> tuple[list[int], list[float]]:
         """Ids and log-probabilities of one answer, checked."""
         values = choice.get("logprobs")
         ids = _numbers(choice.get("token_ids"), int)
         logps = _numbers(values.get("token_logprobs") if isinstance(values, dict) else None, int | float)
         if not ids or len(ids) != len(logps):
             what = "gives no token ids with log-probabilities"
-            raise UserError(what, where=line.shown, mend="serve the policy with vLLM 0.20 or newer")
+            raise UserError(what, where=line.shown, hint="serve the policy with vLLM 0.20 or newer")
         if min(ids) < 0 or not all(math.isfinite(logp) and logp <= _MOST for logp in logps):
             raise ModelError(f"{line.shown}: numbers that are no log-probabilities of tokens, to prompt {asked.id}")
         if choice.get("prompt_token_ids") != list(asked.ids):
@@ -191,16 +193,16 @@ class ServedSampler:
         text = self._tokenizer.decode(ids[:-1] if finished else ids, skip_special_tokens=True)
         return Response(asked, index, ids, logps, text, finished, self._version)
 
-    def _failure(self, line: Line, fault: Fault, asked: Asked) -> Exception:
+    def _failure(self, line: RetryingClient, fault: Fault, asked: Asked) -> Exception:
         if fault.kind in ("too_long", "bad_request"):
-            mend = "shorten it, or leave it out" if fault.kind == "too_long" else ""
-            return UserError(fault.detail, where=f"prompt {asked.id}", mend=mend)
+            hint = "shorten it, or leave it out" if fault.kind == "too_long" else ""
+            return UserError(fault.detail, where=f"prompt {asked.id}", hint=hint)
         if fault.kind == "http_404" and self._name in fault.detail:
             what = f"{line.shown}: no longer has version {self._version} of the policy; was it started again?"
             return ModelError(f"{what} Go on with `--resume`")
         return line.failure(fault, " (on a CPU with --no-enable-chunked-prefill)")
 
-    async def _require_numbers(self, line: Line, model: str) -> None:
+    async def _require_numbers(self, line: RetryingClient, model: str) -> None:
         """Raise UserError unless log-probabilities come at the sampling temperature, and before `top_p`."""
         heat = self._temperature
         if heat != 1:
@@ -210,16 +212,16 @@ class ServedSampler:
             # A temperature divides the difference between two log-probabilities.
             if abs(there - gap / heat) >= abs(there - gap):
                 what = f"reports log-probabilities of temperature 1, not of {heat:g}"
-                mend = "start it with --logprobs-mode processed_logprobs, or sample with `temperature: 1`"
-                raise UserError(what, where=line.shown, mend=mend)
+                hint = "start it with --logprobs-mode processed_logprobs, or sample with `temperature: 1`"
+                raise UserError(what, where=line.shown, hint=hint)
         if self._top_p < 1:
             wide, narrow = await self._tops(line, model, heat, 1.0), await self._tops(line, model, heat, _NARROW)
             if max(narrow.values()) > max(wide.values()) / 2:  # alone, the first token has the log-probability 0
                 what = "reports log-probabilities of what `top_p` leaves, not of the whole distribution"
-                mend = "start it without --logprobs-mode, or sample with `top_p: 1`"
-                raise UserError(what, where=line.shown, mend=mend)
+                hint = "start it without --logprobs-mode, or sample with `top_p: 1`"
+                raise UserError(what, where=line.shown, hint=hint)
 
-    async def _tops(self, line: Line, model: str, temperature: float, top_p: float) -> dict[str, float]:
+    async def _tops(self, line: RetryingClient, model: str, temperature: float, top_p: float) -> dict[str, float]:
         """The most probable tokens after some prompt, and their log-probabilities."""
         asked = {"prompt": _PROBE, "max_tokens": 1, "temperature": temperature, "top_p": top_p}
         reply = await line.post("/completions", {**_PLAIN, **asked, "model": model, "logprobs": _TOP, "seed": 0})
@@ -232,7 +234,7 @@ class ServedSampler:
             found = {}
         if not found or not all(map(math.isfinite, found.values())):
             what = "reports no log-probabilities"
-            raise UserError(what, where=line.shown, mend="serve the policy with vLLM")
+            raise UserError(what, where=line.shown, hint="serve the policy with vLLM")
         return found
 
 

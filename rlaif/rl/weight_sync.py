@@ -24,7 +24,7 @@ from typing import Protocol
 
 from rlaif.errors import RlaifError, UserError
 from rlaif.inference.faults import Fault
-from rlaif.rl.remote_reward import TRIES, Line
+from rlaif.rl.remote_reward import TRIES, RetryingClient
 
 _KEPT = 2
 """Versions that stay on the server: the newest, and the one before it for whoever still wants to ask it something."""
@@ -46,7 +46,7 @@ class Adapters:
         self._own = OwnFolder(folder, own)
         self._held: list[tuple[str, Path]] = []
 
-    async def begin(self, line: Line) -> tuple[str, int | None]:
+    async def begin(self, line: RetryingClient) -> tuple[str, int | None]:
         """The model's name, and its context where the server tells.
 
         What a training that was killed has left in this folder is cleared away. Raises UserError for an unknown model.
@@ -60,7 +60,7 @@ class Adapters:
         self._own.make()
         return self._base, context if isinstance(context, int) else None
 
-    async def load(self, line: Line, version: int) -> str:
+    async def load(self, line: RetryingClient, version: int) -> str:
         """Save the adapter and load it; the name under which it answers. Raises UserError where the server will not."""
         tag = f"v{version}-{uuid.uuid4().hex[:8]}"
         name, path = f"{self._base}-{tag}", self._own.path / tag
@@ -76,40 +76,40 @@ class Adapters:
             await self._drop(line)
         return name
 
-    async def end(self, line: Line) -> None:
+    async def end(self, line: RetryingClient) -> None:
         """Take all versions from the server, if it is still there, and delete them."""
         while self._held:
             await self._drop(line)
         self._own.leave()
 
-    async def _drop(self, line: Line) -> None:
+    async def _drop(self, line: RetryingClient) -> None:
         name, path = self._held.pop(0)
         await self._unload(line, name)
         shutil.rmtree(path, ignore_errors=True)
 
-    async def _unload(self, line: Line, name: str) -> None:
+    async def _unload(self, line: RetryingClient, name: str) -> None:
         """Whether it worked or not: a version too many does no harm, as none is ever asked again."""
         await line.order("/unload_lora_adapter", {"lora_name": name}, tries=1)
 
 
-def _refusal(line: Line, fault: Fault, path: Path) -> RlaifError:
+def _refusal(line: RetryingClient, fault: Fault, path: Path) -> RlaifError:
     """Why the server does not take an adapter, in the server's words where we know none better."""
     said = fault.detail
     if fault.kind == "http_404" and said.startswith("HTTP 404: Not Found"):
-        what, mend = "takes no adapters while it runs", "start it with VLLM_ALLOW_RUNTIME_LORA_UPDATING=True set"
+        what, hint = "takes no adapters while it runs", "start it with VLLM_ALLOW_RUNTIME_LORA_UPDATING=True set"
     elif fault.kind == "http_404":
-        what, mend = f"does not find {path}", "run it on this machine, or let both see the training's folder"
+        what, hint = f"does not find {path}", "run it on this machine, or let both see the training's folder"
     elif "not enabled" in said:
-        what, mend = "takes no adapters", "start it with --enable-lora"
+        what, hint = "takes no adapters", "start it with --enable-lora"
     elif rank := re.search(r"rank (\d+) is greater than max_lora_rank", said):
         enough = next((most for most in _RANKS if most >= int(rank[1])), rank[1])
-        what, mend = f"takes no adapter of rank {rank[1]}", f"start it with --max-lora-rank {enough}"
+        what, hint = f"takes no adapter of rank {rank[1]}", f"start it with --max-lora-rank {enough}"
     elif fault.kind in ("http_500", "bad_request"):
         inner = re.search(r"Worker failed with error '(.*)', please check", said)
-        what, mend = f"refuses the adapter: {inner[1] if inner else said}", "train one that vLLM serves"
+        what, hint = f"refuses the adapter: {inner[1] if inner else said}", "train one that vLLM serves"
     else:
         return line.failure(fault)
-    return UserError(what, where=line.shown, mend=mend)
+    return UserError(what, where=line.shown, hint=hint)
 
 
 WeightsSource = Callable[[Path], object]
@@ -119,18 +119,18 @@ WeightsSource = Callable[[Path], object]
 class Carrier(Protocol):
     """Brings the policy's weights to a server."""
 
-    async def begin(self, line: Line) -> tuple[str, int | None]:
+    async def begin(self, line: RetryingClient) -> tuple[str, int | None]:
         """The model's name, and its context where the server tells. Raises UserError for an unknown model."""
         ...
 
-    async def load(self, line: Line, version: int) -> str:
+    async def load(self, line: RetryingClient, version: int) -> str:
         """Bring the weights as they are now; the name under which they answer.
 
         Raises UserError where the server will not have them, ModelError where there is none.
         """
         ...
 
-    async def end(self, line: Line) -> None:
+    async def end(self, line: RetryingClient) -> None:
         """Leave the server, if it is still there, as it was, and delete what was written."""
         ...
 
@@ -158,7 +158,7 @@ class OwnFolder:
             self.path.mkdir(parents=True)
         except OSError as error:
             what = f"no weights can be laid there for the server: {error.strerror}"
-            raise UserError(what, where=self.path, mend="set another `rollout.weights`") from error
+            raise UserError(what, where=self.path, hint="set another `rollout.weights`") from error
 
     def remove(self) -> None:
         """Delete it, if it is there and no link to elsewhere."""
@@ -187,13 +187,13 @@ class WholeWeights:
         self._source, self._name, self._root = source, model, ""
         self._own = OwnFolder(folder, own)
 
-    async def begin(self, line: Line) -> tuple[str, int | None]:
+    async def begin(self, line: RetryingClient) -> tuple[str, int | None]:
         """See `Carrier`."""
         card = line.base(await line.models(), self._name)
         self._name, self._root, context = str(card["id"]), str(card.get("root") or ""), card.get("max_model_len")
         return self._name, context if isinstance(context, int) else None
 
-    async def load(self, line: Line, version: int) -> str:  # noqa: ARG002 - a server holds one version
+    async def load(self, line: RetryingClient, version: int) -> str:  # noqa: ARG002 - a server holds one version
         """See `Carrier`."""
         assert self._name is not None, "`begin` comes first"
         self._own.make()
@@ -204,14 +204,14 @@ class WholeWeights:
             self._own.remove()
         return self._name
 
-    async def end(self, line: Line) -> None:
+    async def end(self, line: RetryingClient) -> None:
         """Give the server the weights back that it was started with, whether that works or not."""
         if self._root:
             with contextlib.suppress(RlaifError):
                 await self._take(line, self._root, tries=1)
         self._own.leave()
 
-    async def _take(self, line: Line, path: str, *, tries: int = TRIES) -> None:
+    async def _take(self, line: RetryingClient, path: str, *, tries: int = TRIES) -> None:
         """Have the server read the weights at `path`, and forget what it computed with others."""
         order = {"method": "reload_weights", "kwargs": {"weights_path": path}}
         reply = await line.order("/collective_rpc", order, root=True, tries=tries)
@@ -222,15 +222,15 @@ class WholeWeights:
             raise _weights_refusal(line, reply, path)
         if reply.get("success") is False:
             what = "keeps what older weights computed of prompts, as it is being asked by somebody else"
-            raise UserError(what, where=line.shown, mend="leave the server to this training alone")
+            raise UserError(what, where=line.shown, hint="leave the server to this training alone")
 
 
-def _weights_refusal(line: Line, fault: Fault, path: str) -> RlaifError:
+def _weights_refusal(line: RetryingClient, fault: Fault, path: str) -> RlaifError:
     """Why the server does not take the weights, in its own words where we know none better."""
     if fault.kind == "http_404":
-        what, mend = "takes no weights while it runs", "start it with VLLM_SERVER_DEV_MODE=1 set, or set `lora.rank`"
+        what, hint = "takes no weights while it runs", "start it with VLLM_SERVER_DEV_MODE=1 set, or set `lora.rank`"
     elif fault.kind in ("http_500", "bad_request"):
-        what, mend = f"refuses the weights: {fault.detail}", f"does it serve this model, and see {path}?"
+        what, hint = f"refuses the weights: {fault.detail}", f"does it serve this model, and see {path}?"
     else:
         return line.failure(fault)
-    return UserError(what, where=line.shown, mend=mend)
+    return UserError(what, where=line.shown, hint=hint)

@@ -352,19 +352,19 @@ def refuse_all(found: Sequence[UserError]) -> None:
     if not found:
         return
     first, *others = found
-    mend = "; ".join([*([first.mend] if first.mend else []), *(f"also {each}" for each in others)])
-    raise UserError(first.what, where=first.where, line=first.line, mend=mend)
+    hint = "; ".join([*([first.hint] if first.hint else []), *(f"also {each}" for each in others)])
+    raise UserError(first.what, where=first.where, line=first.line, hint=hint)
 
 
 def _pair(text: str, known: Mapping[str, tuple[str, ...]]) -> tuple[tuple[str, ...], str]:
     name, equals, value = text.partition("=")
     if not equals:
-        raise UserError(f"`{text}` is not key=value", where="--set", mend="for instance --set beta=0.1")
+        raise UserError(f"`{text}` is not key=value", where="--set", hint="for instance --set beta=0.1")
     group, dot, key = name.strip().rpartition(".")
     if dot and group in known and known[group][-1] == _MAPPING:
         return (*known[group], key), value
     if name.strip() not in known:
-        raise UserError(f"no setting `{name.strip()}`", where="--set", mend=nearest(name.strip(), known))
+        raise UserError(f"no setting `{name.strip()}`", where="--set", hint=nearest(name.strip(), known))
     return known[name.strip()], value
 
 

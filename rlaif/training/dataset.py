@@ -39,7 +39,7 @@ from rlaif.data.prompts import PromptColumns, parts_of
 from rlaif.errors import UserError, nearest
 from rlaif.records import content_id
 from rlaif.store import sha256_of
-from rlaif.training.dataset_report import Intake, Report, report
+from rlaif.training.dataset_report import DatasetReport, RowCounts, dataset_report
 from rlaif.training.examples import (
     Alone,
     Example,
@@ -54,7 +54,7 @@ from rlaif.training.examples import (
     sides,
     values,
 )
-from rlaif.training.text_format import Forms, Learned
+from rlaif.training.text_format import Forms, TextFormat
 from rlaif.training.tokenize import Tokens
 
 if TYPE_CHECKING:
@@ -69,16 +69,16 @@ DEMONSTRATION_FILES = ("sft.jsonl", *PAIR_FILES)
 _LABELS: Mapping[bool, Mapping[str, float]] = {True: {"label": 1.0}, False: {"label": 0.0}}
 
 
-def pairs(path: str | Path, template: Template = "auto", intake: Intake | None = None) -> Iterator[Example]:
+def pairs(path: str | Path, template: Template = "auto", intake: RowCounts | None = None) -> Iterator[Example]:
     """Preference pairs from a file, a run's folder or a `datasets` name, in any shape that `rlaif data check` knows.
 
     Raises UserError for a file that holds none, and where a `probability` is not one.
     """
-    intake, path = intake or Intake(), file_of(path, PAIR_FILES)
+    intake, path = intake or RowCounts(), file_of(path, PAIR_FILES)
     shape, rows = _shaped(path, recognise, _unknown_pairs, intake)
     if shape.kind == "unpaired":
-        mend = "train on them with KTO, or give pairs"
-        raise UserError("the rows are single replies, not pairs", where=path, mend=mend)
+        hint = "train on them with KTO, or give pairs"
+        raise UserError("the rows are single replies, not pairs", where=path, hint=hint)
     for line, row, found in _sound(rows, partial(sides, shape=shape, template=template), intake, path):
         assert found.chosen is not None and found.rejected is not None  # every shape of pairs has both
         if found.chosen_cut or found.rejected_cut:
@@ -88,12 +88,12 @@ def pairs(path: str | Path, template: Template = "auto", intake: Intake | None =
         yield Example(_name(row, path, line), found.prompt, replies, values(row, shape, path, line), line)
 
 
-def judged(path: str | Path, template: Template = "auto", intake: Intake | None = None) -> Iterator[Example]:
+def judged(path: str | Path, template: Template = "auto", intake: RowCounts | None = None) -> Iterator[Example]:
     """Replies with a label, for KTO: unpaired rows, and pairs as a good reply and a bad one.
 
     A reply that stands on the same side in several pairs is one example. Raises UserError for a file without any.
     """
-    intake, path, seen = intake or Intake(), file_of(path, PAIR_FILES), set[int]()
+    intake, path, seen = intake or RowCounts(), file_of(path, PAIR_FILES), set[int]()
     shape, rows = _shaped(path, recognise, _unknown_pairs, intake)
     paired = shape.kind != "unpaired"
     for line, row, found in _sound(rows, partial(decided, shape=shape, template=template), intake, path):
@@ -115,7 +115,7 @@ def judged(path: str | Path, template: Template = "auto", intake: Intake | None 
 
 
 def demonstrations(
-    path: str | Path, template: Template = "auto", intake: Intake | None = None, learned: LearnedTurns = "last"
+    path: str | Path, template: Template = "auto", intake: RowCounts | None = None, learned: LearnedTurns = "last"
 ) -> Iterator[Example]:
     """Replies to imitate, for SFT: the last of every conversation, or all of them.
 
@@ -123,7 +123,7 @@ def demonstrations(
     from the beginning-of-sequence token); of preference data the chosen reply, once where it stands in several pairs.
     Raises UserError for a file that holds none of these.
     """
-    intake, path, seen = intake or Intake(), file_of(path, DEMONSTRATION_FILES), set[int]()
+    intake, path, seen = intake or RowCounts(), file_of(path, DEMONSTRATION_FILES), set[int]()
     form: Shape | Alone
     form, rows = _shaped(path, _demonstration, _unknown_demonstration, intake)
     turned: Template = "auto" if template == "plain" and learned == "all" else template
@@ -167,7 +167,7 @@ def file_of(path: str | Path, names: Sequence[str]) -> str | Path:
     file = next((folder / name for name in names if (folder / name).is_file()), None)
     if file is None:
         told = f"the folder holds no {', '.join(names[:-1])} or {names[-1]}"
-        raise UserError(told, where=path, mend="give a file, or the folder of a finished run")
+        raise UserError(told, where=path, hint="give a file, or the folder of a finished run")
     return file
 
 
@@ -175,7 +175,7 @@ def _shaped(
     path: str | Path,
     known: Callable[[object], F | None],
     unknown: Callable[[tuple[str, ...]], tuple[str, str]],
-    intake: Intake,
+    intake: RowCounts,
 ) -> tuple[F, Rows]:
     """The form of a file's rows by one of the first, and all of them. Raises UserError where it has no known form."""
     form, rows = first_known(path, known)
@@ -183,8 +183,8 @@ def _shaped(
         _, first = next(rows, (0, None))
         if first is None:
             raise UserError("holds no rows", where=path)
-        what, mend = unknown(tuple(map(str, first)) if isinstance(first, dict) else ())
-        raise UserError(what, where=path, mend=mend)
+        what, hint = unknown(tuple(map(str, first)) if isinstance(first, dict) else ())
+        raise UserError(what, where=path, hint=hint)
     if isinstance(form, Shape):
         for name, wanted in form.misnamed.items():
             intake.note(f"the column `{name}` is read as `{wanted}`")
@@ -239,7 +239,7 @@ _LESS_USUAL: tuple[tuple[str, ...], tuple[str, ...]] = ((), ("output", "answer")
 
 def _unknown_pairs(columns: tuple[str, ...]) -> tuple[str, str]:
     (finding,) = name_findings(None, columns, 1)
-    return finding.what, finding.mend
+    return finding.what, finding.hint
 
 
 def _unknown_demonstration(columns: tuple[str, ...]) -> tuple[str, str]:
@@ -252,7 +252,7 @@ def _unknown_demonstration(columns: tuple[str, ...]) -> tuple[str, str]:
 
 
 def _sound(
-    rows: Rows, shown: Callable[[Row], Sides], intake: Intake, path: str | Path
+    rows: Rows, shown: Callable[[Row], Sides], intake: RowCounts, path: str | Path
 ) -> Iterator[tuple[int, Row, Sides]]:
     """The rows that a trainer can use, with their texts; the others are counted. UserError where none is left."""
     kept = 0
@@ -304,8 +304,8 @@ class Prepared(NamedTuple):
     """To evaluate on; perhaps none."""
     data_hash: str
     """Of what the files hold: equal data, equal hash."""
-    report: Report
-    learned: Learned = Learned()
+    report: DatasetReport
+    learned: TextFormat = TextFormat()
     """The form of the texts."""
 
 
@@ -316,7 +316,7 @@ class _Wanted(NamedTuple):
     template: Template
     turns: LearnedTurns
 
-    def examples(self, path: str | Path, intake: Intake) -> Iterator[Example]:
+    def examples(self, path: str | Path, intake: RowCounts) -> Iterator[Example]:
         """The rows as texts."""
         if self.kind == "demonstrations":
             return demonstrations(path, self.template, intake, self.turns)
@@ -331,8 +331,8 @@ class _Read(NamedTuple):
     prompts: array[int]
     """64 bits of each group's prompt."""
     hash: str
-    intake: Intake
-    learned: Learned
+    intake: RowCounts
+    learned: TextFormat
 
 
 def prepare(
@@ -358,14 +358,14 @@ def prepare(
     wanted = _Wanted(kind, template, turns)
     read = _read(data, tokens, wanted, limit, told)
     more: dict[str, Any]
-    told_of = report(read.intake, read.path, read.groups, tokens.max_length, turns)
+    told_of = dataset_report(read.intake, read.path, read.groups, tokens.max_length, turns)
     if held_data is None:
         train, held = _parted(read, holdout)
         data_hash, more = read.hash, {"held": len(held)}
     else:
         other = _read(held_data, tokens, wanted, None, told)
         train, held, data_hash = read.groups, other.groups, content_id(read.hash, other.hash)
-        evaluation = report(other.intake, other.path, held, tokens.max_length, turns)
+        evaluation = dataset_report(other.intake, other.path, held, tokens.max_length, turns)
         more = {"evaluation": evaluation, "shared": int(_member(other.prompts, read.prompts).sum())}
     if kind == "judged":
         # Those of the held-out groups come from the training data too, for one prompt alone may be held out.
@@ -375,7 +375,7 @@ def prepare(
 
 def _read(data: str | Path, tokens: Tokens, wanted: _Wanted, limit: int | None, told: Told | None) -> _Read:
     path = file_of(data, DEMONSTRATION_FILES if wanted.kind == "demonstrations" else PAIR_FILES)
-    file, intake = Path(path).expanduser(), Intake()
+    file, intake = Path(path).expanduser(), RowCounts()
     digest = None if file.is_file() else hashlib.sha256()
     examples = itertools.islice(_seen(wanted.examples(path, intake), digest, intake, told), limit)
     groups: list[Group] = []
@@ -402,7 +402,7 @@ def _twins(one: Group, other: Group, example: Example) -> bool:
     return side == "rejected" and one.id == f"{pair}:chosen" and same
 
 
-def _seen(examples: Iterator[Example], digest: Any, intake: Intake, told: Told | None) -> Iterator[Example]:
+def _seen(examples: Iterator[Example], digest: Any, intake: RowCounts, told: Told | None) -> Iterator[Example]:
     """The examples; their texts go into the digest, if there is one, and the rows read so far are told."""
     next_told = _STEP
     for example in examples:
@@ -442,8 +442,8 @@ def _parted(read: _Read, share: float) -> tuple[list[Group], list[Group]]:
     prompts = np.frombuffer(read.prompts, dtype=np.uint64)
     distinct = np.unique(prompts)
     if len(distinct) < 2:
-        mend = "set `holdout: 0`, or name other data to evaluate on with `held_data`"
-        raise UserError("all rows have the same prompt, so that none can be held out", where=read.path, mend=mend)
+        hint = "set `holdout: 0`, or name other data to evaluate on with `held_data`"
+        raise UserError("all rows have the same prompt, so that none can be held out", where=read.path, hint=hint)
     last = distinct[min(max(round(share * len(distinct)), 1), len(distinct) - 1) - 1]
     away = (prompts <= last).tolist()
     train = [group for group, out in zip(read.groups, away, strict=True) if not out]
@@ -465,7 +465,7 @@ def _mismatched(
     the limit at its end: it is no example to learn from, only its likelihood counts.
     """
     if all(group.prompt == others[0].prompt for group in others):
-        raise UserError("KTO needs replies to two prompts at least", where=path, mend="give rows of several prompts")
+        raise UserError("KTO needs replies to two prompts at least", where=path, hint="give rows of several prompts")
     order = list(range(len(others)))
     random.Random(seed).shuffle(order)
 

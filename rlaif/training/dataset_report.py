@@ -44,7 +44,7 @@ _MENDS = {
 
 
 @dataclass
-class Intake:
+class RowCounts:
     """Counts of one file. `rows` reads it, `tokens` goes on with what that gives: both count in here."""
 
     rows: int = 0
@@ -95,8 +95,8 @@ class Intake:
     def nothing(self, path: str | Path) -> UserError:
         """The error for a file of which nothing is left."""
         why = "; ".join([*map(_told, self.reasons()[:3]), *self.notes[:1]])
-        mend = next((mend for reason, mend in _MENDS.items() if reason in self.left_out), "")
-        return UserError(f"no row of {self.rows:,} can be trained on: {why}", where=path, mend=mend)
+        hint = next((hint for reason, hint in _MENDS.items() if reason in self.left_out), "")
+        return UserError(f"no row of {self.rows:,} can be trained on: {why}", where=path, hint=hint)
 
     def reasons(self) -> tuple[LeftOut, ...]:
         """What was left out, most frequent reason first."""
@@ -116,7 +116,7 @@ class LeftOut(Record):
     what: str
 
 
-class Report(Record):
+class DatasetReport(Record):
     """What became of the rows of one file."""
 
     path: str
@@ -158,7 +158,7 @@ class Report(Record):
     """Their replies, those in their prompts included."""
     learned: Literal["last", "all"] = "last"
     """Which of them are learned."""
-    evaluation: Report | None = None
+    evaluation: DatasetReport | None = None
     """On the separate file to evaluate on, if there is one."""
     shared: int = 0
     """Groups of that file whose prompt is trained on as well."""
@@ -207,17 +207,17 @@ class Report(Record):
         return [text for text, count in told.items() if count]
 
 
-def report(
-    intake: Intake,
+def dataset_report(
+    intake: RowCounts,
     path: str | Path,
     groups: Sequence[Group],
     max_length: int | None,
     learned: Literal["last", "all"] = "last",
-) -> Report:
+) -> DatasetReport:
     """What was counted, as a record."""
     prompt_median, prompt_p95 = _middle(intake.prompts)
     completion_median, completion_p95 = _middle(intake.completions)
-    return Report(
+    return DatasetReport(
         path=str(path),
         rows=intake.rows,
         kept=len(groups),

@@ -23,7 +23,7 @@ from rlaif.progress import first_process
 from rlaif.records import Record
 from rlaif.store import lock_folder, write_json, write_text
 from rlaif.text import loads
-from rlaif.training.text_format import Learned
+from rlaif.training.text_format import TextFormat
 
 _BEGUN, _LOG, _DONE, _LOCK = "train.json", "log.jsonl", "metrics.json", ".lock"
 _SECONDS = "seconds.json"
@@ -47,21 +47,21 @@ _BY_CONTENT = ("data", "held_data", "model", "prompts")
 """Paths to what has a hash of its own."""
 
 
-class Begun(Record):
+class TrainState(Record):
     """What a training was begun with."""
 
     method: str
     settings: dict[str, JsonValue]
     data_hash: str
     model_hash: str
-    learned: Learned | None = None
+    learned: TextFormat | None = None
     """How the texts of the data became those of the training."""
     version: str = __version__
 
 
 @contextlib.contextmanager
-def claimed(folder: Path, resume: bool) -> Iterator[None]:
-    """Hold a training's folder for this process alone, made if need be; see `claim`.
+def locked(folder: Path, resume: bool) -> Iterator[None]:
+    """Hold a training's folder for this process alone, made if need be; see `require_usable`.
 
     Of several processes the first one does, as the others may come when it has begun to write.
     """
@@ -69,9 +69,9 @@ def claimed(folder: Path, resume: bool) -> Iterator[None]:
         yield
         return
     if not (folder / _BEGUN).exists() or (folder / _DONE).exists():
-        claim(folder, resume)  # what is not ours to write into gets no lock either
+        require_usable(folder, resume)  # what is not ours to write into gets no lock either
     with lock_folder(folder):
-        claim(folder, resume)
+        require_usable(folder, resume)
         try:
             yield
         finally:
@@ -81,43 +81,43 @@ def claimed(folder: Path, resume: bool) -> Iterator[None]:
                 folder.rmdir()  # nothing was begun
 
 
-def claim(folder: Path, resume: bool) -> None:
+def require_usable(folder: Path, resume: bool) -> None:
     """Make sure that a training may write here. Raises UserError where another one, finished or not, has."""
     if folder.exists() and not folder.is_dir():
-        raise UserError("is a file", where=folder, mend="name a folder")
+        raise UserError("is a file", where=folder, hint="name a folder")
     begun, done = (folder / _BEGUN).exists(), (folder / _DONE).exists()
     if done and not (resume and stopped(folder)):
         raise UserError(
-            "holds a finished training", where=folder, mend="name another folder with `output`, or remove it"
+            "holds a finished training", where=folder, hint="name another folder with `output`, or remove it"
         )
     if resume and not begun:
-        raise UserError("holds no training to go on with", where=folder, mend="leave `--resume` out")
+        raise UserError("holds no training to go on with", where=folder, hint="leave `--resume` out")
     if begun and not resume:
-        raise UserError("holds an unfinished training", where=folder, mend="go on with `--resume`, or remove it")
+        raise UserError("holds an unfinished training", where=folder, hint="go on with `--resume`, or remove it")
     if not begun and folder.exists() and any(path.name != _LOCK for path in folder.iterdir()):
-        raise UserError("is not empty", where=folder, mend="name another folder with `output`")
+        raise UserError("is not empty", where=folder, hint="name another folder with `output`")
 
 
-def begin(folder: Path, begun: Begun) -> None:
+def begin(folder: Path, begun: TrainState) -> None:
     """Write down what a training is begun, or goes on, with: from here on it can be gone on with."""
     if first_process():
         write_json(folder / _BEGUN, begun.model_dump(mode="json"))
         (folder / _DONE).unlink(missing_ok=True)  # of one that an alarm had stopped
 
 
-def going_on(folder: Path, begun: Begun) -> Path | None:
+def resume_checkpoint(folder: Path, begun: TrainState) -> Path | None:
     """The last checkpoint of an unfinished training, or None where it has none; torn ones are removed.
 
     Raises UserError where the settings or the data are not those that it was begun with, and for a damaged checkpoint.
     """
     try:
-        before = Begun.model_validate_json((folder / _BEGUN).read_text(encoding="utf-8"))
+        before = TrainState.model_validate_json((folder / _BEGUN).read_text(encoding="utf-8"))
     except (OSError, ValidationError) as error:
-        raise UserError("is damaged", where=folder / _BEGUN, mend="start again in another folder") from error
+        raise UserError("is damaged", where=folder / _BEGUN, hint="start again in another folder") from error
     changed = _changed(before, begun, _AFTER_ALARM if stopped(folder) else ())
     if changed:
-        mend = "set it back, or start again in another folder"
-        raise UserError(f"was begun with {'; '.join(changed)}", where=folder / _BEGUN, mend=mend)
+        hint = "set it back, or start again in another folder"
+        raise UserError(f"was begun with {'; '.join(changed)}", where=folder / _BEGUN, hint=hint)
     if first_process():
         for path in set(folder.glob("checkpoint-*")) - set(_whole(folder)):
             shutil.rmtree(path, ignore_errors=True)  # of a later step, it would count as one of those that are kept
@@ -141,8 +141,8 @@ def _require_readable(checkpoint: Path) -> None:
                 case ".pt" | ".pth":
                     zipfile.ZipFile(path).close()
         except (OSError, ValueError, SafetensorError, zipfile.BadZipFile) as error:
-            mend = "delete this folder; `--resume` then goes on from the one before, or from the start"
-            raise UserError(f"{path.name} is damaged ({error})", where=checkpoint, mend=mend) from error
+            hint = "delete this folder; `--resume` then goes on from the one before, or from the start"
+            raise UserError(f"{path.name} is damaged ({error})", where=checkpoint, hint=hint) from error
 
 
 def leave_processes() -> None:
@@ -172,7 +172,7 @@ def binding(settings: Mapping[str, JsonValue], more: Sequence[str] = (), group: 
     return found
 
 
-def _changed(before: Begun, now: Begun, more: Sequence[str]) -> list[str]:
+def _changed(before: TrainState, now: TrainState, more: Sequence[str]) -> list[str]:
     one, other = (_flat(binding(each.settings, (*more, *_BY_CONTENT))) for each in (before, now))
     told = [
         f"`{name}: {json.dumps(one.get(name))}`, not {json.dumps(other.get(name))}"
@@ -191,7 +191,7 @@ def _flat(settings: Mapping[str, JsonValue], group: str = "") -> dict[str, JsonV
     return found
 
 
-def is_begun(folder: Path) -> bool:
+def is_started(folder: Path) -> bool:
     """Whether an unfinished training is here."""
     return (folder / _BEGUN).exists() and not (folder / _DONE).exists()
 

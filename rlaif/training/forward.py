@@ -13,8 +13,8 @@ A model's log-probabilities or rewards of the completions of a batch: the fast w
 
 The fast way shares prompts, sends only trained positions through the head, and never holds all logits. It leans on what
 a model is made of: a backbone that takes our attention mask and positions, and a linear head. Families differ (soft
-caps, scales, sliding windows, recurrent layers), and a list of families is never complete; so `choose_way` compares the
-fast way with the model's own `forward` on a few rows, and takes the plain way wherever the two disagree.
+caps, scales, sliding windows, recurrent layers), and a list of families is never complete; so `select_forward_path`
+compares the fast way with the model's own `forward` on a few rows, and takes the plain way wherever the two disagree.
 """
 
 from __future__ import annotations
@@ -153,7 +153,7 @@ _FARTHEST = 4096
 """Tokens that a prompt is made long to at most, so as to be longer than a sliding window."""
 
 
-class Way(NamedTuple):
+class ForwardPath(NamedTuple):
     """How a model computes a batch."""
 
     layout: Layout
@@ -166,12 +166,12 @@ class Way(NamedTuple):
     """Logits are divided by this, as where a policy samples with it."""
 
 
-PLAIN = Way("apart", fast=False)
+PLAIN = ForwardPath("apart", fast=False)
 
 Kind = Literal["logps", "rewards", "values"]
 
 
-def compute(model: Any, batch: Batch, way: Way, kind: Kind) -> Tensor:
+def compute(model: Any, batch: Batch, way: ForwardPath, kind: Kind) -> Tensor:
     """Log-probabilities of the completion tokens, [tokens], or rewards of the completions, [completions]; float32.
 
     `values` are what a reward model's head says before every completion token, [tokens]: of the state in which the
@@ -275,9 +275,9 @@ def head_of(model: Any, temperature: float = 1.0) -> Head:
 
 
 @torch.no_grad()
-def choose_way(
+def select_forward_path(
     model: Any, groups: Sequence[Group], kind: Kind, layout: Layout = "shared", temperature: float = 1.0
-) -> Way:
+) -> ForwardPath:
     """The fast way where it gives what the model's own `forward` gives on a few of the groups, else the plain one."""
     probes = _probes(groups, model)
     was_training = model.training
@@ -295,7 +295,7 @@ def _autocast(model: Any) -> torch.autocast:
     return torch.autocast(device, torch.bfloat16, enabled=model.dtype == torch.bfloat16)
 
 
-def _fastest(model: Any, probes: Sequence[Sequence[Group]], kind: Kind, asked: Way) -> Way:
+def _fastest(model: Any, probes: Sequence[Sequence[Group]], kind: Kind, asked: ForwardPath) -> ForwardPath:
     plain = asked._replace(layout="apart")
     wanted = _probed(model, probes, plain, kind)
     for way in (asked._replace(fast=True), plain._replace(fast=True)):
@@ -308,7 +308,7 @@ def _fastest(model: Any, probes: Sequence[Sequence[Group]], kind: Kind, asked: W
     return plain
 
 
-def _probed(model: Any, probes: Sequence[Sequence[Group]], way: Way, kind: Kind) -> list[Tensor]:
+def _probed(model: Any, probes: Sequence[Sequence[Group]], way: ForwardPath, kind: Kind) -> list[Tensor]:
     return [compute(model, _on(lay_out(some, way.layout), model), way, kind) for some in probes]
 
 
@@ -338,7 +338,7 @@ def _on(batch: Batch, model: Any) -> Batch:
 
 
 @contextlib.contextmanager
-def answering(model: Any, way: Way, kind: Kind) -> Iterator[None]:
+def answering(model: Any, way: ForwardPath, kind: Kind) -> Iterator[None]:
     """Within the block, `model(batch)` is `compute(model, batch)`.
 
     What wraps a model for many processes (DDP, FSDP, autocast) hooks into the call of the *whole* model: its parts may

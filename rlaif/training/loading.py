@@ -164,14 +164,14 @@ def require_fit(model: Any, groups: Sequence[Group], name: str) -> str | None:
     highest = max(max(ids) for group in groups for ids in (group.prompt, *group.completions))
     if isinstance(table, nn.Embedding) and highest >= table.num_embeddings:
         what = f"has {table.num_embeddings:,} embeddings, and the tokenizer gives ids up to {highest:,}"
-        raise UserError(what, where=name, mend="take the tokenizer that belongs to it, or resize its embeddings")
+        raise UserError(what, where=name, hint="take the tokenizer that belongs to it, or resize its embeddings")
     positions = positions_of(model.config)
     longest = max(len(group.prompt) + max(map(len, group.completions)) for group in groups)
     if positions is None or longest <= positions:
         return None
     told = f"the longest row has {longest:,} tokens, and the model was made for {positions:,}"
     if _learned(model, positions):
-        raise UserError(told, where=name, mend=f"set `max_length: {positions}`")
+        raise UserError(told, where=name, hint=f"set `max_length: {positions}`")
     return f"{told}: `max_length: {positions}` cuts what is longer"
 
 
@@ -195,7 +195,7 @@ def require_same_vocabulary(tokenizer: Any, other: Any, groups: Sequence[Group],
         there = other.convert_ids_to_tokens(at) if at < known else here
         if there not in (here, None):
             what = f"has another vocabulary than the model: token {at} is `{there}` there, and `{here}` here"
-            raise UserError(what, where=name, mend="name a reference with the same tokenizer")
+            raise UserError(what, where=name, hint="name a reference with the same tokenizer")
 
 
 def load_policy(settings: CommonSettings) -> Any:
@@ -263,7 +263,7 @@ def load_reward_model(settings: CommonSettings, pad: int) -> Any:
 
 def _require_trainable(settings: CommonSettings) -> None:
     if settings.four_bit and settings.lora.rank is None:
-        raise UserError("4-bit weights cannot be trained themselves", mend="set `lora.rank`, for instance 16")
+        raise UserError("4-bit weights cannot be trained themselves", hint="set `lora.rank`, for instance 16")
 
 
 def _require_one_output(folder: Path) -> None:
@@ -271,8 +271,8 @@ def _require_one_output(folder: Path) -> None:
     (kind, *_) = config.get("architectures") or [""]
     labels = len(config.get("id2label") or ()) or config.get("num_labels", 2)
     if kind.endswith("ForSequenceClassification") and labels != 1:
-        mend = "start from a language model, or from a reward model"
-        raise UserError(f"is a classifier with {labels} outputs, not one reward", where=folder, mend=mend)
+        hint = "start from a language model, or from a reward model"
+        raise UserError(f"is a classifier with {labels} outputs, not one reward", where=folder, hint=hint)
 
 
 def _kept_head(folder: Path) -> torch.Tensor | None:
@@ -292,8 +292,8 @@ def _options(settings: CommonSettings, start: Start) -> dict[str, Any]:
     if settings.attention != "auto":
         options["attn_implementation"] = settings.attention
     if settings.four_bit and start.adapter is not None:
-        mend = "save it with `lora.merge: true`, or leave `four_bit` out"
-        raise UserError("is an adapter, which 4-bit weights cannot take up", where=settings.model, mend=mend)
+        hint = "save it with `lora.merge: true`, or leave `four_bit` out"
+        raise UserError("is an adapter, which 4-bit weights cannot take up", where=settings.model, hint=hint)
     if settings.four_bit:
         options["quantization_config"] = _four_bit()
     return options
@@ -305,7 +305,7 @@ def _four_bit() -> Any:
     try:
         import bitsandbytes  # type: ignore[import-not-found, unused-ignore] # noqa: F401 - transformers only says that it fails
     except ImportError as error:
-        raise UserError("`four_bit` needs bitsandbytes", mend="pip install bitsandbytes") from error
+        raise UserError("`four_bit` needs bitsandbytes", hint="pip install bitsandbytes") from error
     kind: Any = BitsAndBytesConfig
     options = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
     return kind(load_in_4bit=True, bnb_4bit_compute_dtype=torch.bfloat16, **options)
@@ -329,7 +329,7 @@ def _recompute(model: Any, settings: CommonSettings) -> None:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     except ValueError as error:
         what = f"{type(model).__name__} knows no `gradient_checkpointing`"
-        raise UserError(what, where=settings.model, mend="leave it out, and lower `tokens`") from error
+        raise UserError(what, where=settings.model, hint="leave it out, and lower `tokens`") from error
     model.enable_input_require_grads()  # gives a frozen embedding's output a gradient to be checkpointed with
 
 
@@ -363,7 +363,7 @@ def with_adapter(model: Any, lora: LoraSettings, task: str) -> Any:
         return get_peft_model(model, config)
     except ValueError as error:
         what = str(error).partition(". ")[0]
-        raise UserError(f"no adapter fits: {what}", where="lora.targets", mend="name layers of the model") from error
+        raise UserError(f"no adapter fits: {what}", where="lora.targets", hint="name layers of the model") from error
 
 
 def _is_target(model: Any, table: str, targets: Sequence[str]) -> bool:
@@ -377,7 +377,7 @@ def merged(model: Any) -> Any:
     """The whole model with its adapter added to the weights. Raises UserError where that makes another model of it."""
     if not hasattr(model, "merge_and_unload"):
         return model
-    return adapters.merged(model, "lora.merge", mend="leave it out: the adapter is saved as it is")
+    return adapters.merged(model, "lora.merge", hint="leave it out: the adapter is saved as it is")
 
 
 @contextlib.contextmanager

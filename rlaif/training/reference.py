@@ -22,7 +22,7 @@ from torch import Tensor
 from rlaif.errors import UserError
 from rlaif.training.batches import lay_out, split
 from rlaif.training.examples import Group
-from rlaif.training.forward import Way
+from rlaif.training.forward import ForwardPath
 
 _VERSION = "1"
 _PART = 2**24
@@ -70,8 +70,8 @@ def _writing(path: Path) -> Iterator[None]:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield
     except OSError as error:
-        mend = "set another `reference_cache`"
-        raise UserError(f"cannot be written: {error.strerror}", where=path.parent, mend=mend) from error
+        hint = "set another `reference_cache`"
+        raise UserError(f"cannot be written: {error.strerror}", where=path.parent, hint=hint) from error
 
 
 def load(path: Path, groups: Sequence[Group]) -> list[list[float]] | None:
@@ -87,7 +87,7 @@ def load(path: Path, groups: Sequence[Group]) -> list[list[float]] | None:
     try:
         flat = load_file(path)["logps"].tolist()
     except (SafetensorError, KeyError, OSError) as error:
-        raise UserError(f"is damaged: {error}", where=path, mend="remove it") from error
+        raise UserError(f"is damaged: {error}", where=path, hint="remove it") from error
     sizes = [len(group.completions) for group in groups]
     return list(_cut(flat, sizes)) if len(flat) == sum(sizes) else None
 
@@ -105,7 +105,7 @@ def keep(path: Path, logps: Sequence[Sequence[float]]) -> None:
 
 @torch.no_grad()
 def compute(
-    model: Any, groups: Sequence[Group], way: Way, tokens: int, accelerator: Any, told: Callable[[int], None]
+    model: Any, groups: Sequence[Group], way: ForwardPath, tokens: int, accelerator: Any, told: Callable[[int], None]
 ) -> list[list[float]]:
     """Summed log-probabilities of every group's completions, in the order of the groups, the same in every process.
 
@@ -129,7 +129,7 @@ def compute(
     return [row[: len(group.completions)] for row, group in zip(table, groups, strict=True)]
 
 
-def _summed(model: Any, groups: Sequence[Group], way: Way, device: torch.device) -> tuple[Tensor, ...]:
+def _summed(model: Any, groups: Sequence[Group], way: ForwardPath, device: torch.device) -> tuple[Tensor, ...]:
     batch = lay_out(groups, way.layout).to(device)
     return torch.split(batch.summed(model(batch)), [len(group.completions) for group in groups])
 

@@ -22,7 +22,7 @@ from rlaif.inference.model_folder import (
     require_parts,
 )
 from rlaif.text import loads
-from rlaif.training.text_format import Learned, learned_of
+from rlaif.training.text_format import TextFormat, text_format_of
 from rlaif.training.tokenize import Tokens, pad_id
 
 ADAPTER_FILE = "reward.json"
@@ -36,7 +36,7 @@ class Loaded(NamedTuple):
     tokenizer: Any
     ends: frozenset[int]
     """Tokens that end a reply beside the tokenizer's own."""
-    learned: Learned
+    learned: TextFormat
     """How texts became tokens when it was trained; of models of others nothing is known."""
     max_length: int | None
     narrow: bool
@@ -70,7 +70,9 @@ def load(name: str, device: str = "auto") -> Loaded:
     ends = ends_of(folder)
     dtype = trained.get("dtype", "auto")
     narrow = dtype == "bfloat16" or (dtype == "auto" and with_gpu and torch.cuda.is_bf16_supported())
-    return Loaded(model.to("cuda" if with_gpu else "cpu").eval(), tokenizer, ends, learned_of(folder), longest, narrow)
+    return Loaded(
+        model.to("cuda" if with_gpu else "cpu").eval(), tokenizer, ends, text_format_of(folder), longest, narrow
+    )
 
 
 def figures_of(parts: Parts) -> dict[str, float]:
@@ -80,7 +82,7 @@ def figures_of(parts: Parts) -> dict[str, float]:
         return {}
     found = read_json(path)
     if not all(isinstance(each, (int, float)) for each in found.values()):
-        raise UserError("holds other things than numbers", where=path, mend="copy it from the training again")
+        raise UserError("holds other things than numbers", where=path, hint="copy it from the training again")
     return found
 
 
@@ -101,7 +103,7 @@ def _require_reward(parts: Parts) -> None:
 
 
 def _no_reward_model(folder: Path, what: str) -> UserError:
-    return UserError(f"no reward model: {what}", where=folder, mend="`rlaif train reward` trains one")
+    return UserError(f"no reward model: {what}", where=folder, hint="`rlaif train reward` trains one")
 
 
 def _trained_with(folder: Path) -> dict[str, Any]:

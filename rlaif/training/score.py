@@ -33,18 +33,18 @@ from rlaif.data.conversations import UnreadableValueError
 from rlaif.data.export import first_known, settled
 from rlaif.data.files import Rows
 from rlaif.data.formats import Shape, recognise, usual
-from rlaif.data.prompts import OddPromptError, PromptColumns, joined_prompt, parts_of
+from rlaif.data.prompts import InvalidPromptError, PromptColumns, joined_prompt, parts_of
 from rlaif.errors import ModelError, RecordError, UserError, nearest
 from rlaif.records import Prompt, Record, Sample
 from rlaif.stats import Estimate, hits, mean, wilson
 from rlaif.store import draft_of, read_records
 from rlaif.training.batches import lay_out, split
 from rlaif.training.dataset import PAIR_FILES, file_of
-from rlaif.training.dataset_report import Intake, LeftOut
+from rlaif.training.dataset_report import LeftOut, RowCounts
 from rlaif.training.examples import Alone, Example, Group, Row, Sides, Template, demonstrated, sides
-from rlaif.training.forward import Way, choose_way, compute, mean_of
+from rlaif.training.forward import ForwardPath, compute, mean_of, select_forward_path
 from rlaif.training.reward_model import Loaded, load
-from rlaif.training.text_format import Learned
+from rlaif.training.text_format import TextFormat
 from rlaif.training.tokenize import Tokens
 
 FILES = ("samples.jsonl", *PAIR_FILES)
@@ -106,11 +106,11 @@ class _Form(NamedTuple):
 def responses(
     path: str | Path,
     template: Template = "auto",
-    intake: Intake | None = None,
+    intake: RowCounts | None = None,
     columns: Columns = USUAL,
 ) -> Iterator[Answered]:
     """The rows of a file, a run's folder or a `datasets` name. Raises UserError where there are no responses in it."""
-    path, intake = file_of(path, FILES), intake or Intake()
+    path, intake = file_of(path, FILES), intake or RowCounts()
     form, rows = first_known(path, lambda row: _form(row, columns))
     if form is None:
         _, first = next(rows, (0, None))
@@ -159,19 +159,19 @@ def _unknown(path: str | Path, row: object, columns: Columns) -> UserError:
     names = tuple(map(str, row)) if isinstance(row, dict) else ()
     for name, flag in ((columns.reply, "--column"), (columns.prompt, "--prompt-column")):
         if name is not None and name not in names:
-            return UserError(f"no column `{name}` ({flag})", where=path, mend=nearest(name, names))
+            return UserError(f"no column `{name}` ({flag})", where=path, hint=nearest(name, names))
     held = f"columns: {', '.join(names)}" if names else "the rows are not objects"
     needed = "needed: prompt with response or responses; or prompt, chosen, rejected; or messages; or text"
-    mend = f"{needed}; --prompt-column and --column name others"
-    return UserError(f"no responses that can be recognised ({held})", where=path, mend=mend)
+    hint = f"{needed}; --prompt-column and --column name others"
+    return UserError(f"no responses that can be recognised ({held})", where=path, hint=hint)
 
 
 def _joined(rows: Rows, path: str | Path) -> Rows:
     """Samples as rows with the messages of their prompts."""
     beside = Path(path).expanduser().with_name("prompts.jsonl")
     if not beside.is_file():
-        mend = "give the run's folder, or rows with `prompt` and `response`"
-        raise UserError("samples name their prompts by id, and no prompts.jsonl lies beside", where=path, mend=mend)
+        hint = "give the run's folder, or rows with `prompt` and `response`"
+        raise UserError("samples name their prompts by id, and no prompts.jsonl lies beside", where=path, hint=hint)
     prompts = {prompt.id: prompt.messages for prompt in read_records(beside, Prompt)}
     for line, row in rows:
         try:
@@ -184,7 +184,7 @@ def _joined(rows: Rows, path: str | Path) -> Rows:
         yield line, {"id": sample.id, "prompt": messages, "response": sample.text}
 
 
-def _answered(row: object, form: _Form, template: Template, intake: Intake, name: str, line: int) -> Answered:
+def _answered(row: object, form: _Form, template: Template, intake: RowCounts, name: str, line: int) -> Answered:
     try:
         if not isinstance(row, dict):
             raise UnreadableValueError("type")
@@ -210,7 +210,7 @@ def _prompt(row: Row, form: _Form) -> Any:
         return None
     try:
         return joined_prompt(row, PromptColumns(form.prompt, form.parts))
-    except OddPromptError:
+    except InvalidPromptError:
         raise UnreadableValueError("prompt-part") from None
 
 
@@ -242,7 +242,7 @@ def _items(value: Any) -> list[Any]:
     return value
 
 
-def _reply(prompt: Any, given: Any, template: Template, intake: Intake, line: int) -> Reply:
+def _reply(prompt: Any, given: Any, template: Template, intake: RowCounts, line: int) -> Reply:
     text = given
     if isinstance(given, dict) and "role" not in given:
         text = next((given[name] for name in _TEXTS if isinstance(given.get(name), str)), None)
@@ -321,7 +321,7 @@ class Figures(Record):
     lowest: tuple[Shown, ...]
 
 
-class Tally:
+class ScoreStats:
     """Counts rewards as they come in; of the texts it keeps the extremes only."""
 
     def __init__(self, top: int) -> None:
@@ -338,7 +338,7 @@ class Tally:
         if row.paired and scored[0] is not None and scored[1] is not None:
             self.margins.append(scored[0].reward - scored[1].reward)
 
-    def figures(self, model: str, data: str, intake: Intake, centered_by: float) -> Figures:
+    def figures(self, model: str, data: str, intake: RowCounts, centered_by: float) -> Figures:
         """All of it as a record."""
         return Figures(
             model=model,
@@ -427,11 +427,11 @@ def rewards_of(
     groups: Sequence[Group],
     *,
     tokens: int = 8192,
-    way: Way | None = None,
+    way: ForwardPath | None = None,
     centered: bool = True,
     narrow: bool = False,
 ) -> list[float]:
-    """The reward of every completion, in the order of the groups, which `way` (`forward.choose_way`) computes.
+    """The reward of every completion, in the order of the groups, which `way` (`forward.select_forward_path`) computes.
 
     `tokens` is what fits into memory at once. A model that was centred has its mean taken off, unless `centered` is
     false. `narrow` computes in bfloat16, and keeps weights and rewards in float32, as the training did.
@@ -439,7 +439,9 @@ def rewards_of(
     if not groups:
         return []
     shared = sorted(groups, key=lambda group: -len(group.completions))
-    way = way or choose_way(model, shared[:2], "rewards")  # those of several responses show whether sharing works
+    way = way or select_forward_path(
+        model, shared[:2], "rewards"
+    )  # those of several responses show whether sharing works
     device = next(model.parameters()).device
     found: dict[int, list[float]] = {}
     was_training = model.training
@@ -481,7 +483,7 @@ class Apart:
 
     def __init__(self, loaded: Loaded, tokens: int) -> None:
         self._model, self._tokens, self._narrow = loaded.model, tokens, loaded.narrow
-        self._ways: dict[bool, Way] = {}
+        self._ways: dict[bool, ForwardPath] = {}
         """By whether replies that share a prompt were tried."""
 
     def __call__(self, singles: Sequence[Group]) -> list[float]:
@@ -490,7 +492,7 @@ class Apart:
             return []
         return rewards_apart(self._model, singles, tokens=self._tokens, way=self._way(singles), narrow=self._narrow)
 
-    def _way(self, singles: Sequence[Group]) -> Way:
+    def _way(self, singles: Sequence[Group]) -> ForwardPath:
         if True in self._ways:
             return self._ways[True]
         of_prompt: dict[tuple[int, ...], dict[tuple[int, ...], None]] = {}
@@ -502,7 +504,7 @@ class Apart:
         )
         shares = len(groups[0].completions) > 1
         if shares not in self._ways:
-            self._ways[shares] = choose_way(self._model, groups[:2], "rewards")
+            self._ways[shares] = select_forward_path(self._model, groups[:2], "rewards")
         return self._ways[shares]
 
 
@@ -551,11 +553,11 @@ def score(
     UserError for what the user can fix, ModelError where a reward is no number.
     """
     loaded = load(name, device)
-    intake, learned = Intake(), loaded.learned.asked(template)
+    intake, learned = RowCounts(), loaded.learned.asked(template)
     rows = responses(data, learned.reading, intake, columns)
     limits = loaded.tokens(max_length, template_options)
     scorer = _Scorer(loaded, limits, learned, intake, tokens, centered)
-    tally = Tally(top)
+    tally = ScoreStats(top)
     with contextlib.ExitStack() as stack:
         file = None
         if output is not None:
@@ -576,17 +578,17 @@ def score(
     return tally.figures(name, str(data), intake, mean_of(loaded.model) if centered else 0.0)
 
 
-def _nothing(intake: Intake, data: str | Path) -> UserError:
+def _nothing(intake: RowCounts, data: str | Path) -> UserError:
     why = "; ".join(f"{each.count:,} where {each.what}" for each in intake.reasons()[:3])
-    mend = "raise --max-length" if "too-long" in intake.left_out else ""
-    return UserError(f"no response in {intake.rows:,} rows can be scored: {why}", where=data, mend=mend)
+    hint = "raise --max-length" if "too-long" in intake.left_out else ""
+    return UserError(f"no response in {intake.rows:,} rows can be scored: {why}", where=data, hint=hint)
 
 
 class _Scorer:
     """Rows in, their rewards out; how the model computes them is found out once."""
 
     def __init__(
-        self, loaded: Loaded, limits: Tokens, learned: Learned, intake: Intake, tokens: int, centered: bool
+        self, loaded: Loaded, limits: Tokens, learned: TextFormat, intake: RowCounts, tokens: int, centered: bool
     ) -> None:
         self._model, self._limits, self._learned, self._intake = loaded.model, limits, learned, intake
         self._how: dict[str, Any] = {"tokens": tokens, "centered": centered, "narrow": loaded.narrow}

@@ -41,10 +41,10 @@ from rlaif.training.card import is_adapter, write_card
 from rlaif.training.config import DpoSettings, Method, RewardSettings, SftSettings, TrainSettings, resolved
 from rlaif.training.curves import draw_curves
 from rlaif.training.dataset import DataKind, Prepared, demonstrations, prepare
-from rlaif.training.dataset_report import Intake
+from rlaif.training.dataset_report import RowCounts
 from rlaif.training.examples import Group
-from rlaif.training.folder import Begun, begin, claimed, finish, going_on, remove_checkpoints, write_log
-from rlaif.training.forward import Kind, Way, answering, bare, choose_way
+from rlaif.training.folder import TrainState, begin, finish, locked, remove_checkpoints, resume_checkpoint, write_log
+from rlaif.training.forward import ForwardPath, Kind, answering, bare, select_forward_path
 from rlaif.training.loading import (
     Start,
     cast_files,
@@ -90,9 +90,9 @@ def enough_memory(folder: Path) -> Iterator[None]:
     except Exception as error:
         if not out_of_memory(error):
             raise
-        mend = "lower `tokens`, or set `gradient_checkpointing: true`"
-        mend += " (`--resume` goes on with these)" if (folder / "train.json").exists() else ""
-        raise UserError("memory ran out", mend=f"{mend}, or start again with `lora.rank`") from error
+        hint = "lower `tokens`, or set `gradient_checkpointing: true`"
+        hint += " (`--resume` goes on with these)" if (folder / "train.json").exists() else ""
+        raise UserError("memory ran out", hint=f"{hint}, or start again with `lora.rank`") from error
 
 
 @contextlib.contextmanager
@@ -106,8 +106,8 @@ def room_to_write(folder: Path) -> Iterator[None]:
         if not isinstance(error, OSError) and not any(sign in str(error) for sign in _NOT_WRITTEN):
             raise
         why = error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)
-        mend = "free the place; `--resume` goes on from the last checkpoint"
-        raise UserError(f"cannot be written any more: {why}", where=folder, mend=mend) from error
+        hint = "free the place; `--resume` goes on from the last checkpoint"
+        raise UserError(f"cannot be written any more: {why}", where=folder, hint=hint) from error
 
 
 def check_center(tokenizer: Any, settings: RewardSettings) -> None:
@@ -116,7 +116,7 @@ def check_center(tokenizer: Any, settings: RewardSettings) -> None:
         return
     if any(os.environ.get(f"ACCELERATE_USE_{name}", "").lower() == "true" for name in ("FSDP", "DEEPSPEED")):
         what = "`center_on` needs the whole model in one process, and it is sharded over several"
-        raise UserError(what, mend="leave `center_on` out")
+        raise UserError(what, hint="leave `center_on` out")
     _groups(tokenizer, settings, first=True)
 
 
@@ -152,7 +152,7 @@ def center(model: Any, tokenizer: Any, settings: RewardSettings) -> float:
     values = torch.tensor(rewards, dtype=torch.float64)
     mean, std = float(values.mean()), float(values.std(correction=0))
     if not math.isfinite(mean):
-        raise UserError("the mean reward is no number", where=settings.center_on, mend="leave `center_on` out")
+        raise UserError("the mean reward is no number", where=settings.center_on, hint="leave `center_on` out")
     config = bare(model).config
     config.reward_mean, config.reward_std = mean, std
     return mean
@@ -161,7 +161,7 @@ def center(model: Any, tokenizer: Any, settings: RewardSettings) -> float:
 def _groups(tokenizer: Any, settings: RewardSettings, first: bool = False) -> list[Group]:
     """The demonstrations as tokens, or the first of them. Raises UserError where there are none."""
     assert settings.center_on is not None
-    intake = Intake()
+    intake = RowCounts()
     tokens = Tokens(
         tokenizer, max_length=settings.max_length, ends=ends_of(find_start(settings.model).weights),
         template_options=settings.template_options,
@@ -229,12 +229,12 @@ class ReferencePass(Callback):
             dtype = torch.bfloat16 if narrow(settings) else torch.float32
             model = load_frozen(settings.model_copy(update={"model": settings.reference}), dtype)
             require_fit(model, groups, settings.reference)
-        way = choose_way(model, self.trainer.train_groups, "logps")
+        way = select_forward_path(model, self.trainer.train_groups, "logps")
         model = model.to(self.trainer.accelerator.device)
         with answering(model, way, "logps"), self.trainer.accelerator.autocast():
             return self._computed_by(model, groups, way)
 
-    def _computed_by(self, model: Any, groups: list[Group], way: Way) -> list[list[float]]:
+    def _computed_by(self, model: Any, groups: list[Group], way: ForwardPath) -> list[list[float]]:
         trainer, done = self.trainer, 0
         self.progress.begin("reference", len(groups))
 
@@ -306,7 +306,7 @@ def train(method: Method, settings: TrainSettings, progress: Progress, *, resume
         settings, note = with_template_options(settings, settings.data)
         if note:
             progress.note(note)
-        with claimed(settings.folder, resume):
+        with locked(settings.folder, resume):
             return _train(method, settings, progress, resume)
 
 
@@ -314,7 +314,7 @@ def _train(method: Method, settings: TrainSettings, progress: Progress, resume: 
     start = find_start(settings.model)
     if start.adapter is not None and is_adapter(settings):
         what = "is an adapter, and another one on top of it would have no model to lie on"
-        raise UserError(what, where=settings.model, mend="set `lora.merge: true`, or train all weights")
+        raise UserError(what, where=settings.model, hint="set `lora.merge: true`, or train all weights")
     tokenizer = load_tokenizer(start.tokenizer)
     if isinstance(settings, RewardSettings):
         check_center(tokenizer, settings)
@@ -324,16 +324,16 @@ def _train(method: Method, settings: TrainSettings, progress: Progress, resume: 
     if start.size > _LARGE:
         progress.note(f"hashing {start.size / 1e9:.0f} GB of weights")
     weights, source = start.hash(), _checked_reference(settings, tokenizer, groups)
-    begun = Begun(
+    begun = TrainState(
         method=method, settings=settings.plain(), data_hash=prepared.data_hash, model_hash=weights,
         learned=prepared.learned,
     )  # fmt: skip
-    checkpoint = going_on(settings.folder, begun) if resume else None
+    checkpoint = resume_checkpoint(settings.folder, begun) if resume else None
     kind: Kind = "rewards" if method == "reward" else "logps"
     model = load_reward_model(settings, pad_id(tokenizer)) if kind == "rewards" else load_policy(settings)
     if (note := require_fit(model, groups, settings.model)) is not None:
         progress.note(note)
-    way = choose_way(model, prepared.train, kind)
+    way = select_forward_path(model, prepared.train, kind)
     if not way.fast:
         progress.note(f"{type(model).__name__} takes the plain way: its own forward pass, prompts not shared")
     stop, clock = StopCleanly(progress.note), Clock(settings.folder, checkpoint)
@@ -433,7 +433,7 @@ def _trainer(
     settings: TrainSettings,
     made: Any,
     objective: Objective,
-    way: Way,
+    way: ForwardPath,
     prepared: Prepared,
     tokenizer: Any,
     callbacks: list[Any],

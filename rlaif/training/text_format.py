@@ -29,7 +29,7 @@ _OF_RUNS = ("samples.jsonl", "manifest.json")
 Settings = TypeVar("Settings", bound=CommonSettings)
 
 
-class Learned(Record):
+class TextFormat(Record):
     """What the texts of a training looked like."""
 
     template: Literal["auto", "chat", "plain", "text"] = "auto"
@@ -40,7 +40,7 @@ class Learned(Record):
     template_options: dict[str, JsonValue] = Field(default_factory=dict)
     """What the chat template was given."""
 
-    def asked(self, template: Literal["auto", "chat", "plain"] | None) -> Learned:
+    def asked(self, template: Literal["auto", "chat", "plain"] | None) -> TextFormat:
         """The same with the form that is asked for, if one is."""
         return self if template is None else self.model_copy(update={"template": template})
 
@@ -85,26 +85,26 @@ class Forms:
             reply = example.completions[0]
             self._seams[reply[: len(reply) - len(reply.lstrip())] if prompt else ""] += 1
 
-    def learned(self, template_options: Mapping[str, Any]) -> Learned:
+    def learned(self, template_options: Mapping[str, Any]) -> TextFormat:
         """The form of most of them."""
         if not self._forms:
-            return Learned()
+            return TextFormat()
         ((form, _),) = self._forms.most_common(1)
         seam = self._seams.most_common(1)[0][0] if form == "text" else ""
-        return Learned(template=form, seam=seam, template_options=dict(template_options))
+        return TextFormat(template=form, seam=seam, template_options=dict(template_options))
 
 
-def learned_of(folder: str | Path) -> Learned:
+def text_format_of(folder: str | Path) -> TextFormat:
     """How the model in a folder was trained to read, as far as the folder tells."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
         begun: Any = loads((Path(folder).expanduser() / "train.json").read_text(encoding="utf-8"))
         if begun.get("learned") is not None:
-            return Learned.model_validate(begun["learned"])
+            return TextFormat.model_validate(begun["learned"])
         settings = begun["settings"]
         template = settings.get("template", "auto")
         options = settings.get("template_options") or {}
-        return Learned(template=template, template_options=options)
-    return Learned()
+        return TextFormat(template=template, template_options=options)
+    return TextFormat()
 
 
 def run_options(data: str) -> dict[str, JsonValue] | None:
@@ -128,7 +128,7 @@ def asked_options(
     """What the chat template of a policy is given: what is set, else as it was trained, else as in the run."""
     if given is not None:
         return dict(given)
-    return learned_of(model).template_options or dict(of_run or {})
+    return text_format_of(model).template_options or dict(of_run or {})
 
 
 def with_template_options(settings: Settings, data: str) -> tuple[Settings, str]:
@@ -140,7 +140,9 @@ def with_template_options(settings: Settings, data: str) -> tuple[Settings, str]
         return settings, f"{told}, and is trained with {json.dumps(settings.template_options)}"
     if given:
         return settings, ""
-    found, whose = (theirs, "of the run") if theirs else (learned_of(settings.model).template_options, "of the model")
+    found, whose = (
+        (theirs, "of the run") if theirs else (text_format_of(settings.model).template_options, "of the model")
+    )
     if not found:
         return settings, ""
     note = f"template_options {json.dumps(found)}: those {whose}, as none are set"

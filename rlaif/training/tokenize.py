@@ -31,7 +31,7 @@ from typing import Any, NamedTuple
 from rlaif.data.conversations import Turns
 from rlaif.errors import UserError
 from rlaif.inference.chat_template import ChatTemplate, UnwritableError
-from rlaif.training.dataset_report import Intake
+from rlaif.training.dataset_report import RowCounts
 from rlaif.training.examples import Example, Group
 
 _FOREIGN = (
@@ -125,8 +125,8 @@ class Tokens:
         self.template_options = dict(template_options or {})
         self._bos, self._eos = tokenizer.bos_token_id, tokenizer.eos_token_id
         if self._eos is None:
-            mend = "set `eos_token` in its tokenizer_config.json"
-            raise UserError("the tokenizer has no end-of-sequence token", where=self._name, mend=mend)
+            hint = "set `eos_token` in its tokenizer_config.json"
+            raise UserError("the tokenizer has no end-of-sequence token", where=self._name, hint=hint)
         self._ends = frozenset({*ends, self._eos})
         self.template = ChatTemplate(tokenizer, template_options, ends=self._ends)
         self._endings = {
@@ -138,20 +138,20 @@ class Tokens:
     def _name(self) -> str:
         return str(getattr(self.tokenizer, "name_or_path", "") or "the tokenizer")
 
-    def groups(self, examples: Iterable[Example], intake: Intake | None = None) -> Iterator[Group]:
+    def groups(self, examples: Iterable[Example], intake: RowCounts | None = None) -> Iterator[Group]:
         """The examples as groups, in their order, without those that do not fit; `intake` counts them."""
         return (group for _, group in self.with_examples(examples, intake))
 
     def with_examples(
-        self, examples: Iterable[Example], intake: Intake | None = None
+        self, examples: Iterable[Example], intake: RowCounts | None = None
     ) -> Iterator[tuple[Example, Group]]:
         """The same, each with the example that it was made from."""
-        counts = intake or Intake()
+        counts = intake or RowCounts()
         for spoken, run in itertools.groupby(examples, key=lambda example: not isinstance(example.prompt, str)):
             while chunk := list(itertools.islice(run, _CHUNK)):
                 yield from self._chunk(chunk, spoken, counts)
 
-    def _chunk(self, chunk: Sequence[Example], spoken: bool, intake: Intake) -> Iterator[tuple[Example, Group]]:
+    def _chunk(self, chunk: Sequence[Example], spoken: bool, intake: RowCounts) -> Iterator[tuple[Example, Group]]:
         written = [(example, self._written(example, intake)) for example in chunk]
         rows = [(example, texts) for example, texts in written if texts is not None]
         ids = self._encoded([text for _, texts in rows for text in texts.all], spoken)
@@ -163,13 +163,13 @@ class Tokens:
                 intake.completions.extend(map(len, group.completions))
                 yield example, group
 
-    def _written(self, example: Example, intake: Intake) -> _Texts | None:
+    def _written(self, example: Example, intake: RowCounts) -> _Texts | None:
         """The prompt and its completions as texts; None where the row is of no use."""
         prompt = example.prompt
         if not isinstance(prompt, str) and not self.template.exists:
-            mend = "set `template: plain`, or save a chat_template.jinja beside it"
+            hint = "set `template: plain`, or save a chat_template.jinja beside it"
             raise UserError(
-                "the tokenizer has no chat template, and the data are messages", where=self._name, mend=mend
+                "the tokenizer has no chat template, and the data are messages", where=self._name, hint=hint
             )
         replies = self._without_ends(example, intake) if prompt else example.completions
         if replies is None:
@@ -179,7 +179,7 @@ class Tokens:
             return _Texts(prompt, tuple(text if text.endswith(end) else text + end for text in replies))
         return self._rendered(example, prompt, replies, intake)
 
-    def _without_ends(self, example: Example, intake: Intake) -> tuple[str, ...] | None:
+    def _without_ends(self, example: Example, intake: RowCounts) -> tuple[str, ...] | None:
         """The replies without end tokens as text; None where one holds a special token, or nothing else."""
         formatted = isinstance(example.prompt, str) and self._endings[False].format(example.prompt)
         endings = self._endings[formatted]
@@ -195,7 +195,7 @@ class Tokens:
         intake.unended += len(changed)
         return cut
 
-    def _rendered(self, example: Example, turns: Turns, replies: Sequence[str], intake: Intake) -> _Texts | None:
+    def _rendered(self, example: Example, turns: Turns, replies: Sequence[str], intake: RowCounts) -> _Texts | None:
         try:
             prompt = self.template.prompt(turns)
             found = [self.template.completion(turns, prompt, reply) for reply in replies]
@@ -218,7 +218,7 @@ class Tokens:
         return map(dict(zip(each, ids, strict=True)).__getitem__, texts)
 
     def _group(
-        self, example: Example, texts: _Texts, prompt: Ids, joint: list[list[int]], intake: Intake
+        self, example: Example, texts: _Texts, prompt: Ids, joint: list[list[int]], intake: RowCounts
     ) -> Group | None:
         shared = min(_common(prompt, ids) for ids in joint)
         head, tails = prompt[:shared], [ids[shared:] for ids in joint]
@@ -263,7 +263,7 @@ class Tokens:
             self._blanks[ids] = not self.tokenizer.decode(list(ids)).strip()
         return self._blanks[ids]
 
-    def _fitted(self, head: Ids, tails: list[list[int]], intake: Intake) -> tuple[Ids, list[list[int]]] | None:
+    def _fitted(self, head: Ids, tails: list[list[int]], intake: RowCounts) -> tuple[Ids, list[list[int]]] | None:
         """The parts cut to the limit (see the class), or None where they cannot be."""
         limit, longest = self.max_length, max(map(len, tails))
         if limit is None or len(head) + longest <= limit:
@@ -304,9 +304,9 @@ def pad_id(tokenizer: Any) -> int:
     for name in ("[unused0]", "<unused0>", "[unused1]", "<unused1>"):
         if name in vocabulary and vocabulary[name] not in taken:
             return int(vocabulary[name])
-    mend = "add one: `tokenizer.add_special_tokens({'pad_token': '<pad>'})`, then save it and resize the embeddings"
+    hint = "add one: `tokenizer.add_special_tokens({'pad_token': '<pad>'})`, then save it and resize the embeddings"
     where = str(getattr(tokenizer, "name_or_path", "") or "the tokenizer")
-    raise UserError("no token but the end of a sequence is left to pad with", where=where, mend=mend)
+    raise UserError("no token but the end of a sequence is left to pad with", where=where, hint=hint)
 
 
 def end_ids(generation_config: Any) -> frozenset[int]:

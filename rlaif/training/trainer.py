@@ -29,7 +29,7 @@ from rlaif.errors import ModelError, UserError, nearest
 from rlaif.training.batches import Batch, lay_out, split
 from rlaif.training.config import CommonSettings, TrainSettings, rate_of
 from rlaif.training.examples import Group
-from rlaif.training.forward import Kind, Way
+from rlaif.training.forward import ForwardPath, Kind
 
 _EVALUATIONS = 10
 
@@ -53,13 +53,13 @@ def arguments(settings: TrainSettings, rows: int, held: int) -> Any:
     if settings.batch_size % processes:
         raise UserError(
             f"`batch_size: {settings.batch_size}` cannot be shared out evenly among {processes} processes",
-            mend=f"set a multiple of {processes}",
+            hint=f"set a multiple of {processes}",
         )
     often = settings.eval_steps or max(1, steps_of(settings, rows) // _EVALUATIONS)
     evaluated: dict[str, Any] = {"eval_strategy": "steps", "eval_steps": often} if held else {"eval_strategy": "no"}
     best = settings.patience is not None
     if best and not held:
-        raise UserError("`patience` needs held-out rows", mend="set `holdout` or `held_data`")
+        raise UserError("`patience` needs held-out rows", hint="set `holdout` or `held_data`")
     made = TrainingArguments(
         output_dir=str(settings.folder),
         per_device_train_batch_size=settings.batch_size // processes,
@@ -104,11 +104,11 @@ def _known_optimizer(name: str) -> str:
 
     known = [each.value for each in OptimizerNames]
     if name not in known:
-        raise UserError(f"no optimizer `{name}`", where="optimizer", mend=nearest(name, known))
+        raise UserError(f"no optimizer `{name}`", where="optimizer", hint=nearest(name, known))
     if name.startswith("schedule_free"):
         # They keep two sets of weights, of which a model and its checkpoints would have to be saved with the right one.
         what = f"`{name}` trains other weights than those to be used, which no training here tells apart"
-        raise UserError(what, where="optimizer", mend="take adamw_torch with `schedule: constant`")
+        raise UserError(what, where="optimizer", hint="take adamw_torch with `schedule: constant`")
     return name
 
 
@@ -120,14 +120,14 @@ def _require_optimizer(made: Any) -> None:
         Trainer.get_optimizer_cls_and_kwargs(made)
     except (ValueError, ImportError, RuntimeError) as error:
         what = f"`{made.optim.value}` cannot be used: {str(error).strip().partition(chr(10))[0]}"
-        raise UserError(what, where="optimizer", mend="take adamw_torch") from error
+        raise UserError(what, where="optimizer", hint="take adamw_torch") from error
 
 
 def require_reporters(settings: CommonSettings) -> None:
     """Raise UserError where what the log goes to is not installed."""
     for name in settings.report_to:
         if importlib.util.find_spec(name) is None:
-            raise UserError(f"`{name}` is not installed", where="report_to", mend=f"pip install {name}")
+            raise UserError(f"`{name}` is not installed", where="report_to", hint=f"pip install {name}")
 
 
 def narrow(settings: CommonSettings) -> bool:
@@ -177,7 +177,7 @@ class GroupTrainer(Trainer):
         model: Any,
         arguments: TrainingArguments,
         objective: Objective,
-        way: Way,
+        way: ForwardPath,
         tokens: int,
         train: Sequence[Group],
         held: Sequence[Group],
@@ -202,7 +202,7 @@ class GroupTrainer(Trainer):
         self.remove_callback(PrinterCallback)
         if self.is_deepspeed_enabled:
             # It takes a step with every part of a batch that fits into memory.
-            raise UserError("trainings do not run on DeepSpeed", mend="choose FSDP or none in `accelerate config`")
+            raise UserError("trainings do not run on DeepSpeed", hint="choose FSDP or none in `accelerate config`")
 
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> Tensor:  # noqa: ARG002
         """Add the gradients of one step; returns this process's share of its loss.
@@ -304,8 +304,8 @@ class GroupTrainer(Trainer):
 
     def _no_number(self, what: str) -> ModelError:
         step = self.state.global_step + 1
-        mend = "look at the rows, or start again with a lower `learning_rate` in another folder"
-        return ModelError(f"{what} at step {step}, and no step was taken with it: {mend}")
+        hint = "look at the rows, or start again with a lower `learning_rate` in another folder"
+        return ModelError(f"{what} at step {step}, and no step was taken with it: {hint}")
 
     @torch.no_grad()
     def _values(self, model: Any, groups: Sequence[Group]) -> Tensor:

@@ -53,7 +53,7 @@ from rlaif.rl.rewards import require_reward
 from rlaif.store import sha256_of, write_text
 from rlaif.training.config import SETTINGS, CommonSettings, absolute_paths
 from rlaif.training.dataset import DEMONSTRATION_FILES, PAIR_FILES, file_of
-from rlaif.training.folder import binding, is_begun, is_finished
+from rlaif.training.folder import binding, is_finished, is_started
 
 _Look = tuple[Where, str | None, Callable[[str], object]]
 """Where a name stands, the name, and what raises UserError where nothing can be behind it."""
@@ -119,7 +119,7 @@ def _missing(look: _Look, source: Source, run: RunSettings) -> Iterator[UserErro
     except UserError as error:
         where, line = source.place(path)
         told = error.what if value in error.what else f"{value}: {error.what}"
-        yield UserError(told, where=where, line=line, mend=error.mend)
+        yield UserError(told, where=where, line=line, hint=error.hint)
 
 
 def _is_known(value: str, run: RunSettings) -> bool:
@@ -139,7 +139,7 @@ _THINGS = frozenset({"model", "data", "held_data", "reference", "center_on", "pr
 State = Literal["new", "begun", "finished"]
 
 
-class Kept(Record):
+class StepRecord(Record):
     """What is known of one step."""
 
     key: str
@@ -155,7 +155,7 @@ class Ledger(Record):
     """What goes on with the loop, for the report."""
     finished: bool = False
     """Whether all was done that the run file asks for."""
-    steps: dict[str, Kept] = Field(default_factory=dict)
+    steps: dict[str, StepRecord] = Field(default_factory=dict)
 
     @staticmethod
     def read(folder: Path) -> Ledger:
@@ -164,7 +164,7 @@ class Ledger(Record):
             return Ledger.model_validate_json((folder / _FILE).read_text(encoding="utf-8"))
         return Ledger()
 
-    def noted(self, folder: Path, name: str, kept: Kept) -> Ledger:
+    def noted(self, folder: Path, name: str, kept: StepRecord) -> Ledger:
         """The same with one more entry, written down."""
         found = self.model_copy(update={"steps": {**self.steps, name: kept}})
         found.write(folder)
@@ -175,7 +175,7 @@ class Ledger(Record):
         write_text(folder / _FILE, self.model_dump_json(indent=2) + "\n")
 
 
-class Standing(NamedTuple):
+class StepState(NamedTuple):
     """How far a training is."""
 
     state: State
@@ -184,16 +184,16 @@ class Standing(NamedTuple):
     """Where another training that stood in its place has been moved to."""
 
 
-def standing(step: Step, ledger: Ledger) -> Standing:
+def state_of(step: Step, ledger: Ledger) -> StepState:
     """How far a training is; one of other settings, data or start is moved aside."""
     key, folder = key_of(step), step.settings.folder
     known = ledger.steps.get(step.name)
     same = known is not None and known.key == key
     if same and is_finished(folder):
-        return Standing("finished", key)
-    if same and is_begun(folder):
-        return Standing("begun", key)
-    return Standing("new", key, _aside(folder))
+        return StepState("finished", key)
+    if same and is_started(folder):
+        return StepState("begun", key)
+    return StepState("new", key, _aside(folder))
 
 
 def _aside(folder: Path) -> Path | None:
@@ -303,8 +303,8 @@ class Plan:
             return ModelSettings(model=models.pop())
         told = f"the compared policies started from different models ({', '.join(sorted(models))})"
         what = told if models else "no policy is trained here"
-        mend = "set `policy`" + (", or name in `policies` those that started from one model" if models else "")
-        raise UserError(f"{what}, and the run has no `policy`", where="evaluate", mend=mend)
+        hint = "set `policy`" + (", or name in `policies` those that started from one model" if models else "")
+        raise UserError(f"{what}, and the run has no `policy`", where="evaluate", hint=hint)
 
     @property
     def needs_start(self) -> bool:
@@ -365,7 +365,7 @@ def _read(path: Path, flags: Flags | None) -> _Found:
             _ = plan.start
         except UserError as error:
             place = steps.later["evaluate"].place(())
-            steps.problems.append(UserError(error.what, where=place.where, line=place.line, mend=error.mend))
+            steps.problems.append(UserError(error.what, where=place.where, line=place.line, hint=error.hint))
     return found
 
 
@@ -479,8 +479,8 @@ class _Sections:
                 folders[part] = self.run.folder / TRAIN / part
         return section.reworded(path, "".join(str(folders.get(each.strip(), each)) for each in parts))
 
-    def _wrong(self, place: Place, what: str, mend: str = "") -> None:
-        self.problems.append(UserError(what, where=place.where, line=place.line, mend=mend))
+    def _wrong(self, place: Place, what: str, hint: str = "") -> None:
+        self.problems.append(UserError(what, where=place.where, line=place.line, hint=hint))
 
 
 def _at(data: Any, path: Where) -> object:

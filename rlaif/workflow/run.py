@@ -14,7 +14,7 @@ from rlaif.constitution import load_constitution
 from rlaif.errors import ModelError
 from rlaif.evaluation.best_of_n import Grading
 from rlaif.evaluation.policy import evaluate_policies_now
-from rlaif.evaluation.policy_specs import Contestant, options_of
+from rlaif.evaluation.policy_specs import PolicySpec, options_of
 from rlaif.evaluation.reports import PolicyReport, RewardReport
 from rlaif.evaluation.reward_model import OnAnswers, OnGold, evaluate_reward_now
 from rlaif.evaluation.reward_scores import Drawn, RewardModel
@@ -24,7 +24,7 @@ from rlaif.inference.models import LazyModel
 from rlaif.progress import Progress
 from rlaif.records import Messages
 from rlaif.training.text_format import asked_options
-from rlaif.workflow.plan import BASE, EVALUATION, Kept, Ledger, Plan, Step, standing
+from rlaif.workflow.plan import BASE, EVALUATION, Ledger, Plan, Step, StepRecord, state_of
 
 if TYPE_CHECKING:
     from rlaif.progress import Progress
@@ -55,7 +55,7 @@ class Screen(Protocol):
 
 
 @dataclass
-class Looped:
+class WorkflowResult:
     """What the loop has come to."""
 
     plan: Plan
@@ -70,7 +70,7 @@ class Looped:
     page: Path | None = None
 
 
-def run_loop(plan: Plan, screen: Screen, *, meters: Meters | None = None, command: str = "") -> Looped:
+def run_workflow(plan: Plan, screen: Screen, *, meters: Meters | None = None, command: str = "") -> WorkflowResult:
     """Take every stage that is not done yet.
 
     `command` is what goes on after an interrupt, for the report; `meters` are measures of an answer that stand beside
@@ -79,7 +79,7 @@ def run_loop(plan: Plan, screen: Screen, *, meters: Meters | None = None, comman
     """
     screen.stage("generate")
     with screen.progress() as progress:
-        found = Looped(plan, run_pipeline(plan.run, STAGES, progress))
+        found = WorkflowResult(plan, run_pipeline(plan.run, STAGES, progress))
     screen.data(found.data)
     if found.data.problem is not None and _needs_pairs(plan):
         raise ModelError(found.data.problem)
@@ -123,21 +123,21 @@ def write_report(folder: Path) -> Path:
     return write_page(folder)
 
 
-def _trained(step: Step, folder: Path, found: Looped, screen: Screen) -> bool:
+def _trained(step: Step, folder: Path, found: WorkflowResult, screen: Screen) -> bool:
     """Whether a training is finished, now or before."""
     ledger = Ledger.read(folder)
-    now = standing(step, ledger)
+    now = state_of(step, ledger)
     if now.moved is not None:
         screen.note(f"{step.settings.folder} was made with other settings or data; it is {now.moved.name} now")
     if now.state == "finished":
         screen.note(f"finished before, in {step.settings.folder}")
     else:
-        ledger = ledger.noted(folder, step.name, Kept(key=now.key))
+        ledger = ledger.noted(folder, step.name, StepRecord(key=now.key))
         with screen.progress() as progress:
             trained = _train(step, progress, resume=now.state == "begun")
         if not trained.finished:
             return False
-        ledger.noted(folder, step.name, Kept(key=now.key, seconds=trained.metrics.get("seconds")))
+        ledger.noted(folder, step.name, StepRecord(key=now.key, seconds=trained.metrics.get("seconds")))
     found.trained[step.name] = step.settings.folder
     return True
 
@@ -162,7 +162,7 @@ def _evaluated(plan: Plan, data: Report, screen: Screen, meters: Meters | None) 
     labellers = (data.run.judge_name, *data.run.panel_names)
     given, of_run = plan.evaluate.template_options, options_of(plan.run)
     trained = [
-        Contestant(
+        PolicySpec(
             step.name,
             ModelSettings(
                 model=step.settings.output, template_options=asked_options(step.settings.output, given, of_run)
@@ -219,9 +219,9 @@ def _answers(plan: Plan, progress: Progress) -> OnAnswers:
     )  # fmt: skip
 
 
-def _base(plan: Plan) -> Contestant:
+def _base(plan: Plan) -> PolicySpec:
     """The policy that all began with."""
     model = plan.start
     if plan.evaluate is not None and plan.evaluate.template_options is not None:
         model = model.model_copy(update={"template_options": plan.evaluate.template_options})
-    return Contestant(BASE, model)
+    return PolicySpec(BASE, model)

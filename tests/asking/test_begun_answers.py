@@ -20,7 +20,7 @@ from rlaif.feedback.judge import judgement
 from rlaif.feedback.pipeline import Report, run_pipeline
 from rlaif.feedback.prompt_forms import Tried, best, candidates, judge_asked, tried_forms
 from rlaif.feedback.prompts import LABELS
-from rlaif.inference.base import Answer, Question
+from rlaif.inference.base import Output, Question
 from rlaif.inference.chat_api import begun
 from rlaif.inference.client import Server
 from rlaif.inference.transformers_model import Local
@@ -72,7 +72,7 @@ def test_the_dialects() -> None:
 def test_every_dialect_is_found(way: str, logprobs: str) -> None:
     with FakeServer(way=way, logprobs=logprobs, batch=logprobs == "exact", taste=Taste(mass=0.95)) as fake:
 
-        async def answers() -> list[Answer]:
+        async def answers() -> list[Output]:
             server = Server(fake.url, "fake")
             try:
                 return await server.answer([asked(), asked("Is it A or is it B?"), asked(prefill="")])
@@ -92,7 +92,7 @@ def test_every_dialect_is_found(way: str, logprobs: str) -> None:
 def test_a_server_that_begins_no_answer_says_so() -> None:
     with FakeServer(way="", batch=False) as fake:
 
-        async def answers() -> list[Answer]:
+        async def answers() -> list[Output]:
             server = Server(fake.url, "fake")
             try:
                 return await server.answer([asked()])
@@ -108,7 +108,7 @@ def test_in_process_the_answer_goes_on_from_the_begun_text(tiny_model: Path) -> 
     model = Local(str(tiny_model))
     loaded = model._load()
     row = loaded.row(0, asked("A or B?", prefill="Reply"))
-    assert not isinstance(row, Answer)
+    assert not isinstance(row, Output)
     assert loaded._tokenizer.decode(row.ids) == "<s>user\nA or B?</s><s>assistant\nReply"
     plain, other, same = asyncio.run(
         model.answer([asked("A or B?", prefill=""), asked("A or B?", prefill="Reply"), asked("A or B?", "Reply")])
@@ -141,7 +141,7 @@ def test_a_template_that_changes_a_begun_answer_is_refused(tmp_path: Path) -> No
     ],
 )
 def test_a_verdict_in_words_is_read_from_what_follows(text: str, verdict: Verdict) -> None:
-    assert judgement(asked(), Answer(text=text)).verdict is verdict
+    assert judgement(asked(), Output(text=text)).verdict is verdict
 
 
 def test_a_judge_that_answers_is_asked_as_ever(tmp_path: Path) -> None:
@@ -269,8 +269,8 @@ class Away:
     async def probe(self, labels: tuple[str, ...]) -> list[str]:
         return []
 
-    async def answer(self, questions: Sequence[Question]) -> list[Answer]:
-        return [Answer(failure="dropped", detail="the connection broke")] * len(questions)
+    async def answer(self, questions: Sequence[Question]) -> list[Output]:
+        return [Output(failure="dropped", detail="the connection broke")] * len(questions)
 
     async def close(self) -> None:
         pass

@@ -17,7 +17,7 @@ from rlaif.errors import ModelError
 from rlaif.feedback.pipeline import run_pipeline
 from rlaif.records import Message, Prompt
 from rlaif.workflow.plan import load_plan
-from rlaif.workflow.run import run_loop
+from rlaif.workflow.run import run_workflow
 from tests.fakes import FakeServer, Taste
 from tests.support import rlaif, write_run
 
@@ -94,7 +94,7 @@ def test_the_loop_stops_before_it_trains_on_nothing(tmp_path: Path) -> None:
         from rlaif.api.keywords import Screen
 
         with pytest.raises(ModelError, match="no pairs: 60 comparisons"):
-            run_loop(plan, Screen(quiet=True))
+            run_workflow(plan, Screen(quiet=True))
         result = rlaif("run", path)
     assert result.returncode == 1 and "no pairs: 60 comparisons" in result.stderr
 

@@ -32,7 +32,7 @@ from rlaif.demo.oracle import quality  # noqa: E402
 from rlaif.feedback.dataset import derive  # noqa: E402
 from rlaif.feedback.prompts import LABELS  # noqa: E402
 from rlaif.feedback.run import open_run  # noqa: E402
-from rlaif.inference.base import Answer, Model, Question  # noqa: E402
+from rlaif.inference.base import Model, Output, Question  # noqa: E402
 from rlaif.inference.models import LazyModel  # noqa: E402
 from rlaif.progress import Silent, compare, grade, run_pipeline, sample  # noqa: E402
 from rlaif.records import PreferencePair, Prompt, Ranking, Sample  # noqa: E402
@@ -68,13 +68,13 @@ class Skewed:
     async def close(self) -> None:
         await self._source.close()
 
-    async def answer(self, questions: Sequence[Question]) -> list[Answer]:
+    async def answer(self, questions: Sequence[Question]) -> list[Output]:
         assert self._model is not None
         self.calls += len(questions)
         found = await self._model.answer(questions)
         return [self._skewed(question, answer) for question, answer in zip(questions, found, strict=True)]
 
-    def _skewed(self, question: Question, answer: Answer) -> Answer:
+    def _skewed(self, question: Question, answer: Output) -> Output:
         """The same label mass, shared otherwise."""
         if answer.logprobs is None or question.labels != LABELS:
             return answer

@@ -24,7 +24,7 @@ from rlaif.config.run_file import load_run  # noqa: E402
 from rlaif.feedback.judge import judgement  # noqa: E402
 from rlaif.feedback.pipeline import run_pipeline  # noqa: E402
 from rlaif.feedback.run import open_run  # noqa: E402
-from rlaif.inference.base import Answer  # noqa: E402
+from rlaif.inference.base import Output  # noqa: E402
 
 PER_PROMPT = 12
 """Four answers, six pairs, two orders."""
@@ -53,7 +53,7 @@ def make(folder: Path, judgements: int) -> Path:
     with open_run(settings, None, "judge") as run:
         batch = []
         for question in run.compare_questions():
-            answer = Answer("A", (-0.1 - source.random(), -0.9), "length", prompt_tokens=300, completion_tokens=1)
+            answer = Output("A", (-0.1 - source.random(), -0.9), "length", prompt_tokens=300, completion_tokens=1)
             batch.append(judgement(question, answer))
             if len(batch) == 1000:
                 run.judgements.append(batch)

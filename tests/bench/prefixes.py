@@ -24,7 +24,7 @@ from rlaif.config.schemas import CompareSettings  # noqa: E402
 from rlaif.config.shipped import shipped_model  # noqa: E402
 from rlaif.constitution import load_constitution  # noqa: E402
 from rlaif.feedback.judge import compare_questions  # noqa: E402
-from rlaif.feedback.matchups import Meeting, criteria_of  # noqa: E402
+from rlaif.feedback.matchups import Matchup, criteria_of  # noqa: E402
 from rlaif.feedback.scoring import score_question  # noqa: E402
 from rlaif.inference.base import Question  # noqa: E402
 from rlaif.inference.transformers_model import Local  # noqa: E402
@@ -51,7 +51,7 @@ def questions(judge: str, count: int) -> dict[str, list[Question]]:
         ]
         asked = Judge(judge)
         grades += [score_question(prompt, each, one, asked, max_chars=12_000) for each in own for one in criteria]
-        meetings = [Meeting(one, other, criteria) for one, other in itertools.combinations(own, 2)]
+        meetings = [Matchup(one, other, criteria) for one, other in itertools.combinations(own, 2)]
         compared += compare_questions(prompt, meetings, CompareSettings(principles="each"), asked)
     return {"grades": grades, "comparisons": compared}
 

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from rlaif.config.schemas import PairSettings
-from rlaif.feedback.aggregate import Ballot, Status, Vote, elect, folded
+from rlaif.feedback.aggregate import JudgeVotes, Status, Vote, aggregate_panel, folded
 from rlaif.records import Judgement, Verdict, content_id
 
 PAIR = PairSettings()
@@ -42,8 +42,8 @@ def vote(
 
 
 def test_the_logits_are_averaged_by_weight() -> None:
-    ballots = [Ballot(3.0, [vote("a", 2.0, 1.0)]), Ballot(1.0, [vote("b", -2.0, -1.0)])]
-    found = elect("l", "r", ballots, PAIR).panel
+    ballots = [JudgeVotes(3.0, [vote("a", 2.0, 1.0)]), JudgeVotes(1.0, [vote("b", -2.0, -1.0)])]
+    found = aggregate_panel("l", "r", ballots, PAIR).panel
     assert found.orders == pytest.approx(((3 * 2.0 - 2.0) / 4, (3 * 1.0 - 1.0) / 4))
     assert found.logit == pytest.approx((1.0 + 0.5) / 2)
     assert (found.status, found.flip) == (Status.LABELLED, False)
@@ -51,21 +51,26 @@ def test_the_logits_are_averaged_by_weight() -> None:
 
 
 def test_each_judge_has_its_own_calibration() -> None:
-    ballots = [Ballot(1.0, [vote("a", 2.0, 2.0)]), Ballot(1.0, [vote("b", 8.0, 8.0, temperature=4.0)])]
-    election = elect("l", "r", ballots, PAIR)
+    ballots = [JudgeVotes(1.0, [vote("a", 2.0, 2.0)]), JudgeVotes(1.0, [vote("b", 8.0, 8.0, temperature=4.0)])]
+    election = aggregate_panel("l", "r", ballots, PAIR)
     assert [own.logit for own in election.owns] == pytest.approx([2.0, 2.0])
     assert election.panel.logit == pytest.approx(2.0)
 
 
 def test_a_panel_flips_where_its_means_do() -> None:
     """The first judge alone flips (3, -1), the second does not (2, 2): the means are 2.5 and 0.5."""
-    steady = elect("l", "r", [Ballot(1.0, [vote("a", 3.0, -1.0)]), Ballot(1.0, [vote("b", 2.0, 2.0)])], PAIR)
+    steady = aggregate_panel(
+        "l", "r", [JudgeVotes(1.0, [vote("a", 3.0, -1.0)]), JudgeVotes(1.0, [vote("b", 2.0, 2.0)])], PAIR
+    )
     assert [own.flip for own in steady.owns] == [True, False]
     assert (steady.panel.flip, steady.panel.status, steady.panel.flips) == (False, Status.LABELLED, ())
     # Neither judge flips (3, 1) and (-1, -3), and the means do: 1 and -1.
-    torn = [Ballot(1.0, [vote("a", 3.0, 1.0)]), Ballot(1.0, [vote("b", -1.0, -3.0)])]
-    assert (elect("l", "r", torn, PAIR).panel.flip, elect("l", "r", torn, PAIR).panel.status) == (True, Status.FLIP)
-    soft = elect("l", "r", torn, PAIR.model_copy(update={"flips": "soft"})).panel
+    torn = [JudgeVotes(1.0, [vote("a", 3.0, 1.0)]), JudgeVotes(1.0, [vote("b", -1.0, -3.0)])]
+    assert (aggregate_panel("l", "r", torn, PAIR).panel.flip, aggregate_panel("l", "r", torn, PAIR).panel.status) == (
+        True,
+        Status.FLIP,
+    )
+    soft = aggregate_panel("l", "r", torn, PAIR.model_copy(update={"flips": "soft"})).panel
     assert (soft.flip, soft.status) == (True, Status.TIE)
 
 
@@ -74,8 +79,8 @@ def test_a_panel_flips_where_its_means_do() -> None:
     [(2, 2, "labelled"), (1, 2, "unparsed"), (2, 3, "labelled"), (1, 3, "unparsed"), (2, 4, "unparsed")],
 )
 def test_a_majority_must_have_a_label(readable: int, of: int, status: str) -> None:
-    ballots = [Ballot(1.0, [vote(f"j{at}", *((2.0, 2.0) if at < readable else (2.0, None)))]) for at in range(of)]
-    found = elect("l", "r", ballots, PAIR).panel
+    ballots = [JudgeVotes(1.0, [vote(f"j{at}", *((2.0, 2.0) if at < readable else (2.0, None)))]) for at in range(of)]
+    found = aggregate_panel("l", "r", ballots, PAIR).panel
     assert found.status.value == status
     assert len(found.judgements) == 2 * of
     assert found.logit == (pytest.approx(2.0) if status == "labelled" else 0.0)
@@ -83,32 +88,32 @@ def test_a_majority_must_have_a_label(readable: int, of: int, status: str) -> No
 
 def test_one_missing_answer_fails_the_pair() -> None:
     lacking = Vote("kind", 1.0, call("c", "forward", 1.0), None)
-    ballots = [*(Ballot(1.0, [vote(name, 2.0, 2.0)]) for name in "ab"), Ballot(1.0, [lacking])]
-    found = elect("l", "r", ballots, PAIR).panel
+    ballots = [*(JudgeVotes(1.0, [vote(name, 2.0, 2.0)]) for name in "ab"), JudgeVotes(1.0, [lacking])]
+    found = aggregate_panel("l", "r", ballots, PAIR).panel
     assert (found.status, len(found.judgements)) == (Status.FAILED, 5)
 
 
 def test_principles_that_count_for_some_judge() -> None:
     """`short` flips for two of three judges, `kind` for one; only one judge has a verdict under `sweet`."""
     ballots = [
-        Ballot(1.0, [vote(name, 4.0, kind), vote(name, 4.0, short, principle="short"), sweet])
+        JudgeVotes(1.0, [vote(name, 4.0, kind), vote(name, 4.0, short, principle="short"), sweet])
         for name, kind, short, sweet in (
             ("a", -1.0, -1.0, vote("a", 4.0, 4.0, principle="sweet")),
             ("b", 1.0, -1.0, vote("b", 4.0, None, principle="sweet")),
             ("c", 1.0, 1.0, vote("c", 4.0, None, principle="sweet")),
         )
     ]
-    found = elect("l", "r", ballots, PAIR).panel
+    found = aggregate_panel("l", "r", ballots, PAIR).panel
     assert found.principles == ("kind", "short", "sweet")
     assert found.flips == ("short",)
 
 
 def test_a_panel_of_one_is_its_judge() -> None:
-    flips = elect("l", "r", [Ballot(7.0, [vote("a", 3.0, -1.0)])], PAIR)
+    flips = aggregate_panel("l", "r", [JudgeVotes(7.0, [vote("a", 3.0, -1.0)])], PAIR)
     assert flips.panel.status is Status.FLIP
     assert flips.panel.orders == pytest.approx((3.0, -1.0))
-    assert elect("l", "r", [Ballot(7.0, [vote("a", None, 2.0)])], PAIR).panel.status is Status.UNPARSED
+    assert aggregate_panel("l", "r", [JudgeVotes(7.0, [vote("a", None, 2.0)])], PAIR).panel.status is Status.UNPARSED
     # To the last digit: over ten pairs of orders, some `weight * x / weight` is not `x`.
     for forward in range(1, 11):
         votes = [vote("a", forward / 3, forward / 7)]
-        assert elect("l", "r", [Ballot(49.0, votes)], PAIR).panel == folded("l", "r", votes, PAIR)
+        assert aggregate_panel("l", "r", [JudgeVotes(49.0, votes)], PAIR).panel == folded("l", "r", votes, PAIR)

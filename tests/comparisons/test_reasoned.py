@@ -15,7 +15,7 @@ from rlaif.feedback.aggregate import HARD_LOGIT
 from rlaif.feedback.judge import judgement
 from rlaif.feedback.pipeline import Report, run_pipeline
 from rlaif.feedback.prompts import LABELS, compare_messages
-from rlaif.inference.base import Answer, Question
+from rlaif.inference.base import Output, Question
 from rlaif.inference.chat_api import last_label, read_last
 from rlaif.records import Message, Sampling, Verdict
 from tests.fakes import FakeServer, Taste, unit
@@ -156,7 +156,7 @@ def question(tokens: int = 64) -> Question:
     ],
 )
 def test_reading(text: str, logprobs: tuple[float, float] | None, finish: str, verdict: Verdict, soft: bool) -> None:
-    found = judgement(question(), Answer(text, logprobs, finish))
+    found = judgement(question(), Output(text, logprobs, finish))
     assert found.verdict is verdict
     assert (found.logprobs is not None) is soft
     assert (found.label_mass is not None) is soft

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from rlaif.feedback.judge import judgement, label_mass
-from rlaif.inference.base import Answer, Question
+from rlaif.inference.base import Output, Question
 from rlaif.records import Message, Sampling, Verdict
 
 
@@ -24,8 +24,8 @@ def test_the_first_label_is_the_first_reply() -> None:
         labels=("A", "B"),
         about={"prompt": "p", "first": "x", "second": "y", "principle": "kind"},
     )
-    record = judgement(question, Answer(logprobs=(-0.1, -3.0)))
+    record = judgement(question, Output(logprobs=(-0.1, -3.0)))
     assert (record.first, record.second, record.verdict) == ("x", "y", Verdict.FIRST)
-    assert judgement(question, Answer(logprobs=(-3.0, -0.1))).verdict is Verdict.SECOND
-    assert judgement(question, Answer(logprobs=(-1.0, -1.0))).verdict is Verdict.TIE
-    assert judgement(question, Answer(text="no idea")).verdict is Verdict.UNPARSED
+    assert judgement(question, Output(logprobs=(-3.0, -0.1))).verdict is Verdict.SECOND
+    assert judgement(question, Output(logprobs=(-1.0, -1.0))).verdict is Verdict.TIE
+    assert judgement(question, Output(text="no idea")).verdict is Verdict.UNPARSED

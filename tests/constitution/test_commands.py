@@ -111,7 +111,7 @@ def test_check_as_json(tmp_path: Path) -> None:
     weak = rlaif("constitution", "check", "weak.yaml", "--format", "json", cwd=tmp_path)
     (finding,) = json.loads(weak.stdout)
     assert weak.returncode == 1
-    assert set(finding) == {"file", "line", "level", "rule", "principle", "message", "mend"}
+    assert set(finding) == {"file", "line", "level", "rule", "principle", "message", "hint"}
     told = [finding[key] for key in ("file", "line", "level", "rule", "principle")]
     assert told == ["weak.yaml", 4, "warning", "one-reply", "kind"]
     assert rlaif("constitution", "check", "demo", "--format", "json").stdout == "[]\n"

@@ -125,10 +125,10 @@ def test_a_planted_mistake_is_found(
     found = lint(tmp_path, swap(old, new))
     hits = [one for one in found if (one.level, one.rule, one.line) == (level, rule, line)]
     assert len(hits) == 1, [str(one) for one in found]
-    assert words in f"{hits[0].message}; {hits[0].mend}"
+    assert words in f"{hits[0].message}; {hits[0].hint}"
     assert hits[0].file == str(tmp_path / "mine.yaml")
     if level == "warning":
-        assert hits[0].mend, "says what to do"
+        assert hits[0].hint, "says what to do"
         assert hits[0].principle == ("kind" if line < 14 else "brief")
         assert [one for one in found if one.rule != rule and one.rule != "slot"] == [], "and nothing else"
 

@@ -138,7 +138,7 @@ def test_nothing_but_the_planted_defects_is_found(planted: Report) -> None:
 def test_worst_findings_come_first(planted: Report) -> None:
     levels = [finding.level for finding in planted.findings]
     assert levels == sorted(levels, key=["error", "warning", "note"].index)
-    assert all(finding.what and finding.mend for finding in planted.findings)
+    assert all(finding.what and finding.hint for finding in planted.findings)
 
 
 def test_clean_rows_give_nothing(tmp_path: Path) -> None:
@@ -223,7 +223,7 @@ def test_misnamed_columns_are_read_and_named(tmp_path: Path) -> None:
     (finding,) = report.findings
     assert (finding.level, finding.rule, report.usable) == ("error", "columns", 3)
     assert "`question` should be called `prompt`" in finding.what
-    assert 'rename_column("question", "prompt")' in finding.mend
+    assert 'rename_column("question", "prompt")' in finding.hint
 
 
 def test_a_slip_in_a_column_name_is_named(tmp_path: Path) -> None:

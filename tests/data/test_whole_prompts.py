@@ -13,12 +13,12 @@ from rlaif.data.conversations import Turn
 from rlaif.data.doctor import examine
 from rlaif.data.export import export_rows
 from rlaif.data.formats import Reading
-from rlaif.data.prompts import Oddities, prompt_id, read_prompts
+from rlaif.data.prompts import InputIssues, prompt_id, read_prompts
 from rlaif.errors import UserError
 from rlaif.evaluation.gold import read_gold
 from rlaif.evaluation.policy_responses import read_answers
 from rlaif.training.dataset import demonstrations, judged, pairs
-from rlaif.training.dataset_report import Intake
+from rlaif.training.dataset_report import RowCounts
 from rlaif.training.score import responses
 from tests.data.made import assistant, user, write_jsonl
 from tests.support import rlaif
@@ -71,7 +71,7 @@ def test_alpaca_demonstrations_and_answers(tmp_path: Path) -> None:
         {"instruction": "Hello?", "input": "", "output": "Hi."},
     ]
     path = write_jsonl(tmp_path / "rows.jsonl", rows)
-    intake = Intake()
+    intake = RowCounts()
     assert [each.prompt for each in demonstrations(path, intake=intake)] == [BOTH, "Hello?"]
     assert "the prompt is `instruction`, `input` together" in intake.notes
     assert [each.prompt for each in responses(path)] == [BOTH, "Hello?"]
@@ -136,7 +136,7 @@ def test_a_column_that_looks_like_a_prompt_is_named(tmp_path: Path) -> None:
     rows = [{"prompt": f"Q: {WHAT}", "question": WHAT, "chosen": GOOD, "rejected": BAD},
             {"prompt": "Answer it.", "question": WHAT, "chosen": GOOD, "rejected": BAD}]  # fmt: skip
     assert rules(rows, tmp_path)["prompt-column"] == (2,)
-    odd = Oddities()
+    odd = InputIssues()
     list(read_prompts(tmp_path / "rows.jsonl", oddities=odd))
     assert odd.counts["column `question` that looks like a part of the prompt and is not read"] == 1
 
@@ -148,13 +148,13 @@ def test_columns_that_are_not_used_are_named(tmp_path: Path) -> None:
     told = "columns not used: `helpfulness`, `tools`"
     assert [(each.level, each.what) for each in examine(path).findings] == [("note", told)]
     for read in (pairs, demonstrations, judged):
-        intake = Intake()
+        intake = RowCounts()
         list(read(path, intake=intake))
         assert told in intake.notes
-    odd = Oddities()
+    odd = InputIssues()
     list(read_gold(str(path), oddities=odd))
     assert told in odd.counts
-    intake = Intake()
+    intake = RowCounts()
     write_jsonl(path, [{"prompt": WHAT, "response": GOOD, "score": 1}])
     list(demonstrations(path, intake=intake))
     assert intake.notes == ["columns not used: `score`"]
@@ -188,7 +188,7 @@ def marked(form: str, good: object) -> Row:
 @pytest.mark.parametrize("labels", [(True, False), (1, 0), ("true", "false")])
 def test_a_reply_that_is_marked_as_bad_is_not_imitated(form: str, labels: tuple[Any, Any], tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "rows.jsonl", [marked(form, label) for label in (*labels, labels[1])])
-    intake = Intake()
+    intake = RowCounts()
     (shown,) = demonstrations(path, intake=intake)
     assert GOOD in shown.completions[0]
     assert intake.lines == {"undesirable": [2, 3]}
@@ -259,7 +259,7 @@ def test_calls_of_tools_are_left_out_by_a_rule_of_their_own(name: str, tmp_path:
     assert written["chosen"] == [assistant("Ho.")]
     path = tmp_path / "rows.jsonl"
     assert len(list(pairs(path))) == len(list(read_gold(str(path)))) == len(list(demonstrations(path))) == 1
-    odd = Oddities()
+    odd = InputIssues()
     prompts = list(read_prompts(path, oddities=odd))
     assert all(turn.content for prompt in prompts for turn in prompt.messages)
 

@@ -7,7 +7,7 @@ import random
 import pytest
 
 from rlaif.demo import oracle
-from rlaif.demo.critiques import FAULTS, NO_FAULT, UNREADABLE, critique_right, fault_named, mend, review
+from rlaif.demo.critiques import FAULTS, NO_FAULT, UNREADABLE, corrected, critique_right, fault_named, review
 from rlaif.demo.world import Voice, draw_oddity, draw_reply, draw_scene
 
 EGGS = "How do I boil eggs?"
@@ -68,7 +68,7 @@ def test_silence_is_not_a_right_critique() -> None:
     ],
 )
 def test_mend_by_hand(prompt: str, reply: str, mended: str) -> None:
-    assert mend(prompt, reply) == mended
+    assert corrected(prompt, reply) == mended
 
 
 def test_a_mended_reply_breaks_nothing_and_reviews_are_right() -> None:
@@ -77,6 +77,6 @@ def test_a_mended_reply_breaks_nothing_and_reviews_are_right() -> None:
         scene = draw_scene(voice)
         reply = draw_reply(scene, voice)
         for text in (reply, draw_oddity(reply, voice)):
-            assert oracle.violations(scene.prompt, mend(scene.prompt, text)) == frozenset()
+            assert oracle.violations(scene.prompt, corrected(scene.prompt, text)) == frozenset()
             for principle in oracle.PRINCIPLES:
                 assert critique_right(principle, scene.prompt, text, review(principle, scene.prompt, text))

@@ -13,7 +13,7 @@ from pathlib import Path
 from rlaif.constitution import Constitution, load_constitution
 from rlaif.evaluation.gold import JudgedPair
 from rlaif.evaluation.judge import EvaluatedJudge, Evaluation, evaluate_judge
-from rlaif.inference.base import Answer, Question
+from rlaif.inference.base import Output, Question
 from rlaif.progress import Silent
 from rlaif.records import content_id
 from tests.fakes import unit
@@ -54,18 +54,18 @@ class Judge:
     async def close(self) -> None:
         pass
 
-    async def answer(self, questions: Sequence[Question]) -> list[Answer]:
+    async def answer(self, questions: Sequence[Question]) -> list[Output]:
         self.asked += [question for question in questions if question.kind != "probe"]  # how it is to be asked
         return [self._answer(question) for question in questions]
 
-    def _answer(self, question: Question) -> Answer:
+    def _answer(self, question: Question) -> Output:
         first, second, _ = shown(question)
         logit = 0.0 if question.kind == "probe" else self.opinion(first, second)
         if logit is None:
-            return Answer(logprobs=(math.log(0.01), math.log(0.01)), prompt_tokens=100, completion_tokens=1)
+            return Output(logprobs=(math.log(0.01), math.log(0.01)), prompt_tokens=100, completion_tokens=1)
         p = 1 / (1 + math.exp(-logit))
         logprobs = math.log(self.mass * p), math.log(self.mass * (1 - p))
-        return Answer(logprobs=logprobs, prompt_tokens=100, cached_tokens=40, completion_tokens=1)
+        return Output(logprobs=logprobs, prompt_tokens=100, cached_tokens=40, completion_tokens=1)
 
 
 def first_slot(first: str, second: str) -> float:

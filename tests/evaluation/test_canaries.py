@@ -9,7 +9,7 @@ import pytest
 from rlaif.evaluation.canaries import ADDED, NOTHING, PLAIN, count_probes
 from rlaif.evaluation.reports import Canary
 from rlaif.feedback.prompts import compare_messages
-from rlaif.inference.base import Answer, Question
+from rlaif.inference.base import Output, Question
 from rlaif.records import Message
 from tests.evaluation.judges import Judge, evaluated, shown, write_gold
 
@@ -73,10 +73,10 @@ def test_the_slots_are_told_apart(tmp_path: Path) -> None:
 class Gullible(Judge):
     """It takes the last `Reply B:` heading for the second reply, where a fence does not keep it from that."""
 
-    def _answer(self, question: Question) -> Answer:
+    def _answer(self, question: Question) -> Output:
         text = question.messages[-1].content
         if not shown(question)[2] and "\n>>>\n" in text.partition("Reply B:")[0]:
-            return Answer(logprobs=(-0.1, -5.0))
+            return Output(logprobs=(-0.1, -5.0))
         return super()._answer(question)
 
 

@@ -20,7 +20,7 @@ from rlaif.cli.main import LazyGroup
 from rlaif.config.schemas import CompareSettings
 from rlaif.errors import ModelError, UserError
 from rlaif.inference.models import only_model
-from rlaif.inference.requests import Talk
+from rlaif.inference.requests import ServerConnection
 from rlaif.stats import sigmoid
 from tests.conftest import Served
 from tests.fakes import FakeServer, Trouble, unit
@@ -194,10 +194,10 @@ def test_mistakes(tmp_path: Path, arguments: list[str], told: str) -> None:
 
 @pytest.mark.parametrize("names", [[], ["one", "two"]])
 def test_a_server_with_several_models_or_none(monkeypatch: pytest.MonkeyPatch, names: list[str]) -> None:
-    async def get(self: Talk, path: str, *, timeout: float) -> dict[str, Any]:
+    async def get(self: ServerConnection, path: str, *, timeout: float) -> dict[str, Any]:
         return {"data": [{"id": name} for name in names]}
 
-    monkeypatch.setattr(Talk, "get", get)
+    monkeypatch.setattr(ServerConnection, "get", get)
     with pytest.raises(UserError, match=f"lists {len(names)} models"):
         asyncio.run(only_model("http://judge.test/v1"))
     names[:] = ["only"]

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from rlaif.data.prompts import Oddities
+from rlaif.data.prompts import InputIssues
 from rlaif.errors import UserError
 from rlaif.evaluation.gold import GoldPair, read_gold
 from tests.support import DATA
@@ -18,8 +18,8 @@ HHH = DATA / "constitutional-ai/438HHHEvaluations.jsonl"
 HH = DATA / "hh-rlhf-harmless-base-test.jsonl.gz"
 
 
-def read(tmp_path: Path, *rows: dict[str, Any]) -> tuple[list[GoldPair], Oddities]:
-    path, odd = tmp_path / "gold.jsonl", Oddities()
+def read(tmp_path: Path, *rows: dict[str, Any]) -> tuple[list[GoldPair], InputIssues]:
+    path, odd = tmp_path / "gold.jsonl", InputIssues()
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return list(read_gold(str(path), oddities=odd)), odd
 
@@ -88,7 +88,7 @@ def test_the_real_files() -> None:
     hhh = list(read_gold(str(HHH)))
     assert len(hhh) == 438
     assert sum(len(pair.better) > len(pair.worse) for pair in hhh) == 246  # 56.2%
-    odd = Oddities()
+    odd = InputIssues()
     hh = list(read_gold(str(HH), oddities=odd))
     assert len(hh) == 2303
     assert odd.counts["pair without two answers (left out)"] == 9  # 4 blank ones, 5 of more than a turn

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rlaif.inference.models import family, kinship, related
+from rlaif.inference.models import family, related, same_family
 
 NAMES = {
     "Qwen/Qwen3-0.6B": "qwen",
@@ -61,9 +61,9 @@ def test_relatives(one: str, other: str, kin: bool) -> None:
 
 def test_one_sentence_for_all_judges() -> None:
     judges = ["Qwen/Qwen3-8B", "meta-llama/Llama-3.1-8B", "Qwen/Qwen2.5-7B"]
-    assert kinship(None, judges) is None
-    assert kinship("google/gemma-2-2b", judges) is None
-    told = kinship("Qwen/Qwen3-0.6B", judges)
+    assert same_family(None, judges) is None
+    assert same_family("google/gemma-2-2b", judges) is None
+    told = same_family("Qwen/Qwen3-0.6B", judges)
     assert told is not None
     assert told.startswith("the judges Qwen/Qwen3-8B and Qwen/Qwen2.5-7B are of the policy's own family")
-    assert "the judge Qwen/Qwen3-8B is of" in str(kinship("Qwen/Qwen3-0.6B", judges[:2]))
+    assert "the judge Qwen/Qwen3-8B is of" in str(same_family("Qwen/Qwen3-0.6B", judges[:2]))

@@ -16,7 +16,7 @@ import pytest
 
 from rlaif.config.secrets import Secrets
 from rlaif.errors import ModelError, UserError
-from rlaif.inference.base import Answer, Question
+from rlaif.inference.base import Output, Question
 from rlaif.inference.client import Server
 from tests.inference.questions import label_question, label_questions, text_question
 from tests.inference.rawserver import Asked, RawServer, reply, said, verdict
@@ -24,8 +24,8 @@ from tests.inference.rawserver import Asked, RawServer, reply, said, verdict
 KEY = "sk-abcdefgh-12345678"
 
 
-def ask(url: str, questions: Sequence[Question] = (), **options: Any) -> list[Answer]:
-    async def main() -> list[Answer]:
+def ask(url: str, questions: Sequence[Question] = (), **options: Any) -> list[Output]:
+    async def main() -> list[Output]:
         settings = {"backoff": 0.001, "timeout": 2.0, "give_up_after": 3.0, "max_attempts": 3} | options
         server = Server(url, "fake", **settings)
         try:
@@ -45,7 +45,7 @@ def sends(body: bytes, *, stays: bool = True) -> Any:
     return act
 
 
-def good(answer: Answer) -> bool:
+def good(answer: Output) -> bool:
     return answer.failure is None and answer.logprobs == pytest.approx((-0.22314355, -1.60943791))
 
 
@@ -368,7 +368,7 @@ def test_a_question_of_which_the_connection_breaks_fails_alone(how: str) -> None
 def test_a_question_that_breaks_its_batch_fails_alone() -> None:
     from tests.fakes import FakeServer, Trouble
 
-    async def main(url: str) -> list[Answer]:
+    async def main(url: str) -> list[Output]:
         server = Server(url, "fake", backoff=0.001, timeout=2.0, give_up_after=2.0, max_attempts=3)
         try:
             return await server.answer(label_questions(16))

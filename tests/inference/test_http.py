@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from rlaif.inference.base import Answer
+from rlaif.inference.base import Output
 from rlaif.inference.client import Server
 from rlaif.inference.transport import is_loopback, proxy_for
 from tests.fakes import FakeServer
@@ -52,7 +52,7 @@ def test_this_machine() -> None:
 def test_a_request_goes_through_the_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     """The host does not exist; the fake, named as the proxy, answers for it."""
 
-    async def ask() -> list[Answer]:
+    async def ask() -> list[Output]:
         server = Server("http://judge.invalid/v1", "fake")
         try:
             return await server.answer([label_question()])

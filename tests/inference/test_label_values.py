@@ -15,7 +15,7 @@ from rlaif.cli.setup import check
 from rlaif.feedback.aggregate import HARD_LOGIT
 from rlaif.feedback.judge import judgement
 from rlaif.feedback.scoring import score_record
-from rlaif.inference.base import Answer, Question
+from rlaif.inference.base import Output, Question
 from rlaif.inference.chat_api import first_token, is_collapsed, read_top, wrong_listing
 from rlaif.records import Sampling
 from tests.inference.questions import label_question
@@ -131,7 +131,7 @@ def test_bounds_of_several_labels_share_what_is_left() -> None:
     reply = place(("7", math.log(0.5)), ("8", math.log(0.3)), ("I", math.log(0.1)))
     found = read_top(first_token(reply), question.labels)
     assert found is not None and sum(map(math.exp, found)) == pytest.approx(0.9)
-    record = score_record(question, Answer(logprobs=found, label_mass=0.8))
+    record = score_record(question, Output(logprobs=found, label_mass=0.8))
     assert record.label_mass == 0.8
     assert record.value == pytest.approx((7 * 0.5 + 8 * 0.3 + 0.0125 * (45 - 15)) / 0.9)
 
@@ -200,13 +200,13 @@ def test_null_in_the_place_of_a_number() -> None:
     """JSON writers that know no infinity write null: of a label nothing is known then, of another token nothing lost;
     and where all but one are null, one token has everything."""
 
-    def answer(*listing: tuple[str, float | None]) -> Answer:
+    def answer(*listing: tuple[str, float | None]) -> Output:
         usual = place(("A", -0.3), ("B", -1.5))
         return ask(lambda body: chat(place(*listing) if "Which" in str(body) else usual), [label_question()])[0][0]
 
     assert answer(("A", -0.3), ("B", None), ("x", -3.0)).failure == "bad_logprobs"
     assert answer(("A", -0.3), ("B", -1.5), ("x", None)).logprobs == (-0.3, -1.5)
-    assert answer(("A", -0.3), ("B", None), ("x", None)) == Answer("A", finish_reason="stop")
+    assert answer(("A", -0.3), ("B", None), ("x", None)) == Output("A", finish_reason="stop")
 
 
 @pytest.mark.sibling("null-before-the-token-that-was-drawn")
@@ -271,5 +271,5 @@ def test_a_judge_in_words_that_says_something_else(tmp_path: Path) -> None:
 def test_the_mass_of_a_judgement_is_what_was_listed() -> None:
     question = Question("compare", "m", (), Sampling(max_tokens=1), labels=AB,
                         about=dict.fromkeys(("prompt", "first", "second", "principle"), "x"))  # fmt: skip
-    assert judgement(question, Answer(logprobs=(-0.9, -1.0), label_mass=0.41)).label_mass == 0.41
-    assert json.loads(judgement(question, Answer(logprobs=(-0.9, -1.0))).model_dump_json())["label_mass"] < 0.8
+    assert judgement(question, Output(logprobs=(-0.9, -1.0), label_mass=0.41)).label_mass == 0.41
+    assert json.loads(judgement(question, Output(logprobs=(-0.9, -1.0))).model_dump_json())["label_mass"] < 0.8

@@ -12,7 +12,7 @@ import pytest
 
 from rlaif.errors import ModelError, UserError
 from rlaif.feedback.prompts import compare_messages
-from rlaif.inference.base import Answer, Question
+from rlaif.inference.base import Output, Question
 from rlaif.inference.model_folder import fingerprint, identity
 from rlaif.inference.transformers_model import Draw, Halt, Local, nucleus, seed_of
 from rlaif.records import Message, Sampling
@@ -20,7 +20,7 @@ from tests.inference.questions import label_question, label_questions, reasoned_
 from tests.inference.tiny import make_tiny_model
 
 
-def ask(model: Path | Local, questions: list[Question]) -> list[Answer]:
+def ask(model: Path | Local, questions: list[Question]) -> list[Output]:
     return asyncio.run((model if isinstance(model, Local) else Local(str(model))).answer(questions))
 
 
@@ -186,7 +186,7 @@ def test_what_is_missing_is_told_in_one_line(tiny_model: Path, tmp_path: Path, m
 
 
 def test_loading_is_quiet_and_can_be_undone(tiny_model: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    async def main() -> list[Answer]:
+    async def main() -> list[Output]:
         model = Local(str(tiny_model))
         await model.probe()
         await model.close()

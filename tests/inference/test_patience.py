@@ -6,7 +6,7 @@ import pytest
 
 from rlaif.errors import ModelError
 from rlaif.inference.faults import Fault
-from rlaif.inference.server_health import Patience
+from rlaif.inference.server_health import ServerHealth
 
 REFUSED = Fault("refused", "connection refused", retry=True, down=True)
 TIMEOUT = Fault("timeout", "no reply within 60 s", retry=True, down=True)
@@ -28,8 +28,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
-def patience() -> Patience:
-    return Patience("http://judge/v1", give_up_after=30.0, timeout=60.0, backoff=0.5)
+def patience() -> ServerHealth:
+    return ServerHealth("http://judge/v1", give_up_after=30.0, timeout=60.0, backoff=0.5)
 
 
 def test_thirty_seconds_of_nothing_stop_the_run(clock: Clock) -> None:

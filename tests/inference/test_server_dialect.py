@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from rlaif.cli.generate import sample
 from rlaif.cli.setup import check
 from rlaif.errors import ModelError
-from rlaif.inference.base import Answer, Question
+from rlaif.inference.base import Output, Question
 from rlaif.inference.client import Server
 from rlaif.inference.faults import refusal_in
 from rlaif.inference.requests import Dialect
@@ -44,7 +44,7 @@ def after(payload: Any, **sent: Any) -> dict[str, Any]:
 
 def ask(
     handle: Callable[[dict[str, Any]], httpx.Response], questions: list[Question]
-) -> tuple[list[Answer], list[str]]:
+) -> tuple[list[Output], list[str]]:
     """The answers of a server, and what was told."""
     notes: list[str] = []
 
@@ -53,7 +53,7 @@ def ask(
             return httpx.Response(404)
         return handle(json.loads(request.content))
 
-    async def main() -> list[Answer]:
+    async def main() -> list[Output]:
         transport = httpx.MockTransport(serve)
         server = Server("http://judge.test/v1", "m", transport=transport, backoff=0.001, note=notes.append)
         try:
@@ -379,7 +379,7 @@ def test_a_tokenizer_route_of_another_form_is_no_such_route(reply: Any) -> None:
             return httpx.Response(404)
         return chat(listed({"A": -0.3, "B": -1.5}))
 
-    async def main() -> list[Answer]:
+    async def main() -> list[Output]:
         server = Server("http://judge.test/v1", "m", transport=httpx.MockTransport(serve), backoff=0.001)
         return await server.answer([label_question()])
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from rlaif.errors import ModelError
-from rlaif.inference.base import Answer, Question
+from rlaif.inference.base import Output, Question
 from rlaif.inference.client import Server
 from tests.fake_answers import first_share
 from tests.fakes import FakeServer, Trouble
@@ -24,18 +24,18 @@ def expected(question: Question) -> float:
     return math.log(share / (1 - share))
 
 
-def gap(answer: Answer) -> float:
+def gap(answer: Output) -> float:
     assert answer.failure is None, answer
     assert answer.logprobs is not None
     return answer.logprobs[0] - answer.logprobs[1]
 
 
-def ask(url: str, questions: Sequence[Question], *, together: int = 8, size: int = 16, **options: Any) -> list[Answer]:
-    async def main() -> list[Answer]:
+def ask(url: str, questions: Sequence[Question], *, together: int = 8, size: int = 16, **options: Any) -> list[Output]:
+    async def main() -> list[Output]:
         settings = {"backoff": 0.002, "timeout": 2.0, "give_up_after": 5.0, "max_attempts": 10} | options
         server = Server(url, "fake", **settings)
         parts = [questions[at : at + size] for at in range(0, len(questions), size)]
-        answers: dict[int, list[Answer]] = {}
+        answers: dict[int, list[Output]] = {}
         left = iter(range(len(parts)))
 
         async def worker() -> None:
@@ -142,7 +142,7 @@ def test_a_restart_costs_no_answer() -> None:
     """Down for longer than all attempts of a question would last: they wait, and are answered."""
     questions = label_questions(30)
 
-    async def main() -> list[Answer]:
+    async def main() -> list[Output]:
         with FakeServer() as first:
             server = Server(first.url, "fake", backoff=0.01, give_up_after=20, max_attempts=2)
             await server.probe()
@@ -197,7 +197,7 @@ def test_a_server_outlives_an_event_loop() -> None:
 
 
 def test_cancelled_questions_give_their_room_back() -> None:
-    async def main(url: str) -> Answer:
+    async def main(url: str) -> Output:
         server = Server(url, "fake", concurrency=1)
         await server.probe()
         slow = [asyncio.create_task(server.answer([question])) for question in label_questions(5)]

@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from rlaif.cli.setup import check
 from rlaif.inference.client import Server
 from rlaif.inference.faults import error_inside, refused, status_in, wait_in
-from rlaif.inference.transport import Reply
+from rlaif.inference.transport import HttpReply
 from tests.inference.questions import label_question, text_question
 from tests.inference.shapes import Shape, ShapeServer, error
 from tests.inference.test_server_dialect import ask
@@ -163,7 +163,7 @@ def test_how_long_to_wait_is_read_wherever_it_stands() -> None:
     assert wait_in({"error": {"metadata": {"headers": {"X-RateLimit-Reset": "1700000012000"}}}}, now=1.7e9) == 12
     assert wait_in({"retry_after": 3, "error": "slow"}) == 3 and wait_in({"retry_after": "250ms"}) == 0.25
     assert wait_in({"error": {"retry_after": "soon"}}) is None
-    reply = Reply(429, {"retry-after": "9"}, json.dumps({"retry_after": 3}).encode())
+    reply = HttpReply(429, {"retry-after": "9"}, json.dumps({"retry_after": 3}).encode())
     assert refused(reply).wait == 9, "the header goes first"
 
 
@@ -177,9 +177,9 @@ def test_deep_and_long_errors_are_read_in_bounds() -> None:
     deep: Any = "seed"
     for _ in range(900):
         deep = {"error": deep}
-    assert refused(Reply(400, {}, json.dumps(deep).encode())).kind == "bad_request"
-    assert len(refused(Reply(400, {}, b'{"error": "' + b"x" * 10**6 + b'"}')).detail) < 400
-    assert refused(Reply(400, {}, b"[" * 100_000)).kind == "bad_request"
+    assert refused(HttpReply(400, {}, json.dumps(deep).encode())).kind == "bad_request"
+    assert len(refused(HttpReply(400, {}, b'{"error": "' + b"x" * 10**6 + b'"}')).detail) < 400
+    assert refused(HttpReply(400, {}, b"[" * 100_000)).kind == "bad_request"
 
 
 @pytest.mark.sibling("models-route-that-hangs")

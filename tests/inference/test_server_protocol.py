@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from rlaif.feedback.judge import judgement
-from rlaif.inference.base import Answer, Question
+from rlaif.inference.base import Output, Question
 from rlaif.inference.client import Server
 from rlaif.records import Judgement
 from tests.inference.questions import label_question, label_questions, text_question
@@ -161,7 +161,7 @@ def test_another_label_set_gets_its_own_tokens() -> None:
 
     other = Question("score", "fake", label_question().messages, label_question().sampling, labels=("1", "2"))
 
-    async def run(server: Server) -> list[Answer]:
+    async def run(server: Server) -> list[Output]:
         await server.probe()
         await server.answer([other])
         return await server.answer([other])

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from rlaif.inference.base import Answer, Question
+from rlaif.inference.base import Output, Question
 from rlaif.inference.client import Server
 from rlaif.inference.transformers_model import Local
 from tests.conftest import Served
@@ -30,7 +30,7 @@ def on(served: Served, run: Callable[[Server], Awaitable[Any]]) -> Any:
     return asyncio.run(main())
 
 
-def values(answers: list[Answer]) -> list[float]:
+def values(answers: list[Output]) -> list[float]:
     assert [answer.failure for answer in answers] == [None] * len(answers)
     return [value for answer in answers for value in answer.logprobs or ()]
 
@@ -55,7 +55,7 @@ def test_labels_are_those_of_the_model_in_process(vllm: Served) -> None:
 def test_the_batch_route_equals_the_single_route(vllm: Served) -> None:
     questions = label_questions(20, vllm.name)
 
-    async def both(server: Server) -> tuple[list[Answer], list[Answer]]:
+    async def both(server: Server) -> tuple[list[Output], list[Output]]:
         batched = await server.answer(questions)
         return batched, [(await server.answer([question]))[0] for question in questions]
 
@@ -78,7 +78,7 @@ def test_the_label_at_a_texts_end_has_the_values_of_the_model_in_process(vllm: S
     questions = [reasoned_question(each) for each in label_questions(12, vllm.name)]
     here = asyncio.run(Local(str(vllm.folder)).answer(questions))
 
-    async def both(server: Server) -> tuple[list[Answer], list[Answer]]:
+    async def both(server: Server) -> tuple[list[Output], list[Output]]:
         return await server.answer(questions), [(await server.answer([question]))[0] for question in questions]
 
     for there in on(vllm, both):

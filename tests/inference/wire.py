@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 
-from rlaif.inference.base import Answer, Question
+from rlaif.inference.base import Output, Question
 from rlaif.inference.client import Server
 
 A_ID, SPACE_A_ID, B_ID = 35, 262, 36
@@ -65,8 +65,8 @@ def talks_of(body: dict[str, Any]) -> list[Any]:
     return body["messages"] if isinstance(body["messages"][0], list) else [body["messages"]]
 
 
-def ask(fake: Handler, questions: list[Question], **options: Any) -> list[Answer]:
-    async def run(server: Server) -> list[Answer]:
+def ask(fake: Handler, questions: list[Question], **options: Any) -> list[Output]:
+    async def run(server: Server) -> list[Output]:
         return await server.answer(questions)
 
     return with_server(fake, run, **options)

@@ -20,12 +20,12 @@ from rlaif.config.shipped import shipped_model
 from rlaif.constitution import Constitution, Principle, load_constitution
 from rlaif.errors import ModelError, UserError
 from rlaif.feedback.prompts import LABELS
-from rlaif.inference.base import Answer, Question
+from rlaif.inference.base import Output, Question
 from rlaif.inference.client import Server
 from rlaif.inference.models import LazyModel
 from rlaif.records import Message, Messages
 from rlaif.rl.config import OnlineSettings
-from rlaif.rl.heldout import HeldOut, HeldOutJudge, Watching
+from rlaif.rl.heldout import HeldOut, HeldOutJudge, Monitoring
 from rlaif.stats import sigmoid
 from tests.evaluation.judges import Judge, first_slot, longer_wins
 from tests.fakes import FakeServer
@@ -51,11 +51,11 @@ def held_out(judge: Judge, folder: Path, **more: object) -> HeldOutJudge:
 class Odd(Judge):
     """Answers questions by what `of` makes of them; None asks the opinion."""
 
-    def __init__(self, of: Callable[[Question], Answer | None]) -> None:
+    def __init__(self, of: Callable[[Question], Output | None]) -> None:
         super().__init__(longer_wins)
         self.of, self.closed = of, 0
 
-    def _answer(self, question: Question) -> Answer:
+    def _answer(self, question: Question) -> Output:
         return self.of(question) or super()._answer(question)
 
     async def close(self) -> None:
@@ -79,10 +79,10 @@ def test_preferences_by_hand(tmp_path: Path) -> None:
 def test_principles_count_by_their_weight(tmp_path: Path) -> None:
     """+2 by the one of weight 3, -2 by the one of weight 1: (3 * 2 - 2) / 4 = 1, and sigmoid(1) = 0.7311."""
 
-    def opinion(question: Question) -> Answer:
+    def opinion(question: Question) -> Output:
         policy_first = "mine" in question.messages[-1].content.split("Reply B")[0]
         logit = (2.0 if question.about["principle"] == "kind" else -2.0) * (1 if policy_first else -1)
-        return Answer(logprobs=(math.log(0.9 * sigmoid(logit)), math.log(0.9 * sigmoid(-logit))))
+        return Output(logprobs=(math.log(0.9 * sigmoid(logit)), math.log(0.9 * sigmoid(-logit))))
 
     with held_out(Odd(opinion), tmp_path) as held:
         assert held.preferences(asked("a"), ["theirs"], ["mine"]) == [pytest.approx(0.7311, abs=1e-4)]
@@ -126,11 +126,11 @@ def test_the_difference_is_the_policys_length_less_the_starts(tmp_path: Path) ->
 def test_silent_prompts_are_counted_and_never_a_label(tmp_path: Path) -> None:
     """Of four prompts one call fails, and one has no label under any principle: two are left to compare."""
 
-    def opinion(question: Question) -> Answer | None:
+    def opinion(question: Question) -> Output | None:
         text = question.messages[-1].content
         if "prompt 1" in text and question.about["principle"] == "short":
-            return Answer(failure="timeout")
-        return Answer(logprobs=(math.log(0.01), math.log(0.01))) if "prompt 2" in text else None
+            return Output(failure="timeout")
+        return Output(logprobs=(math.log(0.01), math.log(0.01))) if "prompt 2" in text else None
 
     prompts = asked("prompt 0", "prompt 1", "prompt 2", "prompt 3")
     start, policy = ["no", "no", "no", "alike"], ["longer", "longer", "longer", "alike"]
@@ -146,11 +146,11 @@ def test_silent_prompts_are_counted_and_never_a_label(tmp_path: Path) -> None:
 @pytest.mark.parametrize("most", [0.5, 1.0])
 def test_a_judge_without_verdicts_stops_the_training(tmp_path: Path, most: float) -> None:
     with (
-        held_out(Odd(lambda question: Answer(failure="http_500")), tmp_path, max_failed=most) as held,
+        held_out(Odd(lambda question: Output(failure="http_500")), tmp_path, max_failed=most) as held,
         pytest.raises(ModelError, match=r"no verdict on 2 of 2 prompts \(http_500 8\)"),
     ):
         held.look(1, asked("a", "b"), ["x", "y"], ["xx", "yy"])
-    silent = Odd(lambda question: Answer(text="Hm."))
+    silent = Odd(lambda question: Output(text="Hm."))
     with (
         held_out(silent, tmp_path, max_failed=most) as held,
         pytest.raises(ModelError, match="no label in its answers"),
@@ -224,7 +224,7 @@ def test_ctrl_c_reaches_the_judge(tmp_path: Path) -> None:
     halted = threading.Event()
 
     class Slow(Judge):
-        async def answer(self, questions: Sequence[Question]) -> list[Answer]:
+        async def answer(self, questions: Sequence[Question]) -> list[Output]:
             threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
             try:
                 await asyncio.sleep(60)
@@ -295,7 +295,7 @@ def test_the_judge_of_the_reward_is_no_witness(
     )  # fmt: skip
     notes: list[str] = []
     nobody: Any = None
-    with Watching.opened(settings, [], nobody, notes.append):
+    with Monitoring.opened(settings, [], nobody, notes.append):
         assert any("no independent witness" in note for note in notes) == told
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from rlaif.rl.advantages import Moments, moments, spread, totals
-from rlaif.rl.algorithms import Counts, credited, logged, policy_loss
+from rlaif.rl.algorithms import Counts, compute_advantages, logged, policy_loss
 from rlaif.rl.config import KlSettings, OnlineSettings
 from rlaif.rl.experience import Experience
 from rlaif.rl.responses import Asked, Response, Scores
@@ -150,9 +150,9 @@ def test_equal_scores_teach_nothing_and_kl_keeps_its_price(scale: str, beta: flo
     of the four, 0.9975 nats, whatever the scores are divided by."""
     settings = OnlineSettings.model_validate(given(tmp_path, algorithm="grpo", scale=scale, kl={"beta": beta}))
     assert settings.kl.place == "loss"
-    assert not credited(answered(SCORED), settings, beta, over).advantages.any()
+    assert not compute_advantages(answered(SCORED), settings, beta, over).advantages.any()
     paid = settings.model_copy(update={"kl": settings.kl.model_copy(update={"place": "reward"})})
-    found = credited(answered(SCORED), paid, beta, over).advantages[::SPREAD_OVER]
+    found = compute_advantages(answered(SCORED), paid, beta, over).advantages[::SPREAD_OVER]
     assert found.tolist() == pytest.approx([beta * (0.9975 - nats) for nats in NATS.tolist()], abs=1e-6)
 
 
@@ -163,7 +163,9 @@ def test_scores_that_differ_are_divided_and_their_price_is_not(scale: str, tmp_p
     settings = OnlineSettings.model_validate(
         given(tmp_path, algorithm="grpo", scale=scale, kl={"beta": 0.1, "place": "reward"})
     )
-    found = credited(answered(torch.tensor([1.0, 0.0, 0.0, 1.0])), settings, 0.1, over).advantages[::SPREAD_OVER]
+    found = compute_advantages(answered(torch.tensor([1.0, 0.0, 0.0, 1.0])), settings, 0.1, over).advantages[
+        ::SPREAD_OVER
+    ]
     wanted = [sign * 0.865876 + 0.1 * (0.9975 - nats) for sign, nats in zip((1, -1, -1, 1), NATS.tolist(), strict=True)]
     assert found.tolist() == pytest.approx(wanted, abs=1e-5)
 
@@ -191,7 +193,7 @@ def pull(settings: OnlineSettings, size: int) -> float:
             made = replace(
                 made, scores=torch.zeros(2, dtype=torch.float64), weights=torch.ones(2 * size, dtype=torch.float64)
             )
-            made = credited(made, settings, beta, over)
+            made = compute_advantages(made, settings, beta, over)
             loss = policy_loss(logps, made, Counts(1, 2, 2 * size), settings, beta).loss
             total = total + (1 if one == two else 2) * weights[one] * weights[two] * loss
     (found,) = torch.autograd.grad(total, start)

@@ -432,11 +432,11 @@ def test_a_damaged_checkpoint_is_one_line(folder: Path, tmp_path: Path, monkeypa
 
 
 def test_a_training_goes_on_with_another_server_and_prompts_elsewhere(tmp_path: Path) -> None:
-    from rlaif.training.folder import Begun, begin, going_on
+    from rlaif.training.folder import TrainState, begin, resume_checkpoint
 
-    def begun(**more: Any) -> Begun:
+    def begun(**more: Any) -> TrainState:
         settings = OnlineSettings.model_validate(given(tmp_path, **more)).plain()
-        return Begun(method="ppo", settings=settings, data_hash="d", model_hash="m")
+        return TrainState(method="ppo", settings=settings, data_hash="d", model_hash="m")
 
     def served(port: int, **more: Any) -> dict[str, Any]:
         return {"max_tokens": 8, "base_url": f"http://127.0.0.1:{port}/v1", **more}
@@ -444,11 +444,11 @@ def test_a_training_goes_on_with_another_server_and_prompts_elsewhere(tmp_path: 
     tmp_path.joinpath("out").mkdir()
     begin(tmp_path / "out", begun(rollout=served(8000)))
     other = served(8001, timeout=600, concurrency=3, weights="/dev/shm/x", served_model="x")
-    assert going_on(tmp_path / "out", begun(rollout=other, prompts="moved.jsonl")) is None
+    assert resume_checkpoint(tmp_path / "out", begun(rollout=other, prompts="moved.jsonl")) is None
     with pytest.raises(UserError, match=r'`rollout\.base_url: "a server"`, not null'):
-        going_on(tmp_path / "out", begun())
+        resume_checkpoint(tmp_path / "out", begun())
     with pytest.raises(UserError, match=r"`rollout\.max_tokens: 8`, not 9"):
-        going_on(tmp_path / "out", begun(rollout=other | {"max_tokens": 9}))
+        resume_checkpoint(tmp_path / "out", begun(rollout=other | {"max_tokens": 9}))
 
 
 def test_the_policy_has_a_schedule_of_its_own_steps(folder: Path, tmp_path: Path) -> None:

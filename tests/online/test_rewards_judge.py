@@ -19,7 +19,7 @@ from rlaif.config.shipped import shipped_model
 from rlaif.constitution import Constitution, Principle, load_constitution
 from rlaif.errors import ModelError, UserError
 from rlaif.feedback.prompts import DIGITS, score_messages
-from rlaif.inference.base import Answer, Question
+from rlaif.inference.base import Output, Question
 from rlaif.inference.models import LazyModel
 from rlaif.records import Message, Messages
 from rlaif.rl.judge_reward import JudgeReward
@@ -39,17 +39,17 @@ def asked(text: str) -> Messages:
     return (Message(role="user", content=text),)
 
 
-def spread(**chances: float) -> Answer:
+def spread(**chances: float) -> Output:
     """An answer with these probabilities: `spread(d3=0.5)`."""
-    return Answer(
+    return Output(
         logprobs=tuple(math.log(chances[f"d{digit}"]) if f"d{digit}" in chances else NEVER for digit in range(10))
     )
 
 
-Grade = Callable[[Question], Answer]
+Grade = Callable[[Question], Output]
 
 
-def by_hand(question: Question) -> Answer:
+def by_hand(question: Question) -> Output:
     """Kindness: 0.6 on 8 and 0.2 on 4, so 7; shortness: 3."""
     return spread(d8=0.6, d4=0.2) if "kinder" in question.messages[-1].content else spread(d3=0.9)
 
@@ -74,7 +74,7 @@ class Planted:
         self.loops.add(id(asyncio.get_running_loop()))
         return self
 
-    async def answer(self, questions: Sequence[Question]) -> list[Answer]:
+    async def answer(self, questions: Sequence[Question]) -> list[Output]:
         self.loops.add(id(asyncio.get_running_loop()))
         self.asked.update(question.id for question in questions)
         self.batches.append(len(questions))
@@ -117,16 +117,16 @@ def test_whole_constitution_in_one_question() -> None:
     assert scores.parts == {"all": scores.total}
 
 
-def troubled(question: Question) -> Answer:
+def troubled(question: Question) -> Output:
     """Fails for `down`, has too little on the digits for `dim` under kindness, and chats for `chatty`."""
     text = question.messages[-1].content
     if "down" in text and "shorter" in text:
-        return Answer(failure="timeout", detail="no reply within 2 s")
+        return Output(failure="timeout", detail="no reply within 2 s")
     if "dim" in text and "kinder" in text:
         return spread(d9=0.49)
     if "chatty" in text:
-        return Answer(text="What a question!")
-    return Answer(text="Grade: 9") if "worded" in text else by_hand(question)
+        return Output(text="What a question!")
+    return Output(text="Grade: 9") if "worded" in text else by_hand(question)
 
 
 def test_what_failed_is_none_and_never_zero() -> None:
@@ -150,10 +150,10 @@ def test_no_score_at_all_stops() -> None:
     """Two responses, four questions: the two of kindness time out, of the others one cannot be read. The commonest
     reason is told."""
 
-    def grade(question: Question) -> Answer:
+    def grade(question: Question) -> Output:
         text = question.messages[-1].content
         if "kinder" in text:
-            return Answer(failure="timeout", detail="no reply within 2 s" + "!" * 1000)
+            return Output(failure="timeout", detail="no reply within 2 s" + "!" * 1000)
         return spread(d1=0.2) if "first" in text else by_hand(question)
 
     reward = JudgeReward(Planted(grade), TWO)
@@ -164,7 +164,7 @@ def test_no_score_at_all_stops() -> None:
 
 
 def test_judge_that_cannot_go_on_stops_and_can_be_asked_again() -> None:
-    def grade(question: Question) -> Answer:
+    def grade(question: Question) -> Output:
         if "wrong key" in question.messages[-1].content:
             raise ModelError("http://judge.test: HTTP 401")
         return by_hand(question)
@@ -214,7 +214,7 @@ def test_interrupt_does_not_hang() -> None:
     silent, called_off = threading.Event(), threading.Event()
 
     class Silent(Planted):
-        async def answer(self, questions: Sequence[Question]) -> list[Answer]:
+        async def answer(self, questions: Sequence[Question]) -> list[Output]:
             silent.set()
             try:
                 await asyncio.sleep(3600)

@@ -15,7 +15,7 @@ from rlaif.errors import ModelError, UserError
 from rlaif.rl.config import OnlineSettings
 from rlaif.rl.experience import check_in_step
 from rlaif.rl.networks import _own
-from rlaif.rl.remote_reward import Line
+from rlaif.rl.remote_reward import RetryingClient
 from rlaif.rl.responses import Asked, Response
 from rlaif.rl.vllm_rollout import ServedSampler
 from rlaif.rl.weight_sync import Adapters, WholeWeights
@@ -106,7 +106,7 @@ def with_work_of_years(folder: Path) -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-class Saying(Line):
+class Saying(RetryingClient):
     """A server that does what it is told, and remembers where the weights lay."""
 
     def __init__(self) -> None:

@@ -12,9 +12,9 @@ import pytest
 from pydantic import ValidationError
 
 from rlaif.evaluation.win_rate import length_controlled
-from rlaif.rl.config import Rule, WatchLimits
+from rlaif.rl.config import MonitorLimits, Rule
 from rlaif.rl.heldout import HeldOut
-from rlaif.rl.monitor import FIGURES, GIVEN, Alarm, Watch
+from rlaif.rl.monitor import FIGURES, GIVEN, Alarm, RewardHackingMonitor
 from rlaif.stats import mean, sigmoid
 
 SOUND = {
@@ -35,7 +35,7 @@ def held_out(step: int, rate: float, error: float = 0.03) -> HeldOut:
     )  # fmt: skip
 
 
-def looked(watch: Watch, looks: list[Look]) -> list[Alarm]:
+def looked(watch: RewardHackingMonitor, looks: list[Look]) -> list[Alarm]:
     return [alarm for step, figures, held in looks for alarm in watch.look(step, figures, held)]
 
 
@@ -66,7 +66,7 @@ def rates(*values: float, rewards: tuple[float, ...] = (), error: float = 0.03) 
 def test_each_rule_at_its_bound(rule: str, figure: str, inside: float, beyond: float, said: str) -> None:
     """Ten sound steps, then for good beyond the bound: the median of three is there at the second, that of twelve,
     which variety and entropy take, at the seventh."""
-    watch = Watch(WatchLimits())
+    watch = RewardHackingMonitor(MonitorLimits())
     assert looked(watch, [(step, SOUND, None) for step in range(10)]) == []
     assert looked(watch, [(step, SOUND | {figure: inside}, None) for step in range(10, 20)]) == []
     (alarm,) = looked(watch, [(step, SOUND | {figure: beyond}, None) for step in range(20, 40)])
@@ -77,9 +77,13 @@ def test_each_rule_at_its_bound(rule: str, figure: str, inside: float, beyond: f
 
 
 def test_far_away_the_training_stops() -> None:
-    found = looked(Watch(WatchLimits()), [(step, SOUND | {"kl": 5.0 * step}, None) for step in range(5)])
+    found = looked(
+        RewardHackingMonitor(MonitorLimits()), [(step, SOUND | {"kl": 5.0 * step}, None) for step in range(5)]
+    )
     assert [(alarm.rule, alarm.step, alarm.stop) for alarm in found] == [("kl", 4, False)], "15 is not above 15"
-    found = looked(Watch(WatchLimits()), [(step, SOUND | {"kl": 5.1 * step}, None) for step in range(5)])
+    found = looked(
+        RewardHackingMonitor(MonitorLimits()), [(step, SOUND | {"kl": 5.1 * step}, None) for step in range(5)]
+    )
     assert [(alarm.rule, alarm.step, alarm.stop) for alarm in found] == [("kl", 3, False), ("kl_stop", 4, True)]
 
 
@@ -87,8 +91,8 @@ def test_one_spike_is_no_alarm() -> None:
     wild = {"kl": 90.0, "length": 900.0, "distinct_2": 0.01, "entropy": 0.0, "truncated": 1.0, "empty": 1.0,
             "openings": 1.0, "refusals": 1.0, "repetition": 1.0}  # fmt: skip
     looks: list[Look] = [(step, SOUND | wild if step % 3 == 2 else SOUND, None) for step in range(60)]
-    assert looked(Watch(WatchLimits()), looks) == []
-    assert {alarm.step for alarm in looked(Watch(WatchLimits(recent=1)), looks[:3])} == {2}
+    assert looked(RewardHackingMonitor(MonitorLimits()), looks) == []
+    assert {alarm.step for alarm in looked(RewardHackingMonitor(MonitorLimits(recent=1)), looks[:3])} == {2}
 
 
 def test_the_start_of_a_small_batch_has_a_wider_bound() -> None:
@@ -101,9 +105,11 @@ def test_the_start_of_a_small_batch_has_a_wider_bound() -> None:
     for figure, inside, beyond in (("truncated", 0.417, 0.419), ("length", 172.7, 172.9)):
         for value, alarms in ((inside, 0), (beyond, 1)):
             looks: list[Look] = [(0, few, None), *((step, few | {figure: value}, None) for step in (1, 2, 3))]
-            assert len(looked(Watch(WatchLimits()), looks)) == alarms
+            assert len(looked(RewardHackingMonitor(MonitorLimits()), looks)) == alarms
     bare: list[Look] = [(0, {"truncated": 0.1}, None), *((step, {"truncated": 0.301}, None) for step in (1, 2, 3))]
-    assert len(looked(Watch(WatchLimits()), bare)) == 1, "without the number of answers there is no margin"
+    assert len(looked(RewardHackingMonitor(MonitorLimits()), bare)) == 1, (
+        "without the number of answers there is no margin"
+    )
 
 
 def test_an_alarm_is_given_once_until_it_clears() -> None:
@@ -116,19 +122,19 @@ def test_an_alarm_is_given_once_until_it_clears() -> None:
     looks: list[Look] = [
         (at, SOUND | {"kl": 12.0 if letter == "F" else 2.0}, None) for at, letter in enumerate(letters)
     ]
-    assert [alarm.step for alarm in looked(Watch(WatchLimits()), looks)] == [2, 27]
+    assert [alarm.step for alarm in looked(RewardHackingMonitor(MonitorLimits()), looks)] == [2, 27]
 
 
 def test_the_judges_alarm_clears_by_evaluations() -> None:
     """Fallen at the fifth; by the mean of two it is well again from the sixth on, and three times clear it."""
-    fallen = looked(Watch(WatchLimits()), rates(0.7, 0.7, 0.7, 0.6, 0.6, 0.7, 0.7, 0.7, 0.6, 0.6))
+    fallen = looked(RewardHackingMonitor(MonitorLimits()), rates(0.7, 0.7, 0.7, 0.6, 0.6, 0.7, 0.7, 0.7, 0.6, 0.6))
     assert [alarm.step for alarm in fallen] == [49, 99]
-    shorter = looked(Watch(WatchLimits()), rates(0.7, 0.7, 0.7, 0.6, 0.6, 0.7, 0.6, 0.6))
+    shorter = looked(RewardHackingMonitor(MonitorLimits()), rates(0.7, 0.7, 0.7, 0.6, 0.6, 0.7, 0.6, 0.6))
     assert [alarm.step for alarm in shorter] == [49]
 
 
 def test_a_number_that_is_none() -> None:
-    watch = Watch(WatchLimits())
+    watch = RewardHackingMonitor(MonitorLimits())
     looks: list[Look] = [
         (0, SOUND, held_out(0, 0.5)),
         (1, SOUND, None),
@@ -142,40 +148,44 @@ def test_a_number_that_is_none() -> None:
 
 def test_the_win_rate_falls_twice() -> None:
     """Errors of 0.03: the difference's is 0.0424, three of them 0.1273. From 70% to 56% it is more, to 58% less."""
-    (alarm,) = looked(Watch(WatchLimits(win_rate_falls=2)), rates(0.5, 0.7, 0.62, 0.56))
+    (alarm,) = looked(RewardHackingMonitor(MonitorLimits(win_rate_falls=2)), rates(0.5, 0.7, 0.62, 0.56))
     assert (alarm.rule, alarm.step, alarm.stop) == ("win_rate", 39, True)
     assert "at equal length fell 2 times in a row, from 70.0% to 56.0% (bound 12.7%)" in alarm.message
     assert "the weights of step 19, the best by the held-out judge" in alarm.message
-    assert looked(Watch(WatchLimits()), rates(0.5, 0.7, 0.62, 0.58)) == []
-    assert looked(Watch(WatchLimits()), rates(0.5, 0.7, 0.70, 0.56)) == [], "that is one fall"
-    assert looked(Watch(WatchLimits(win_rate_falls=None)), rates(0.5, 0.7, 0.62, 0.56)) == []
-    assert len(looked(Watch(WatchLimits(win_rate_falls=1)), rates(0.5, 0.7, 0.70, 0.56))) == 1
+    assert looked(RewardHackingMonitor(MonitorLimits()), rates(0.5, 0.7, 0.62, 0.58)) == []
+    assert looked(RewardHackingMonitor(MonitorLimits()), rates(0.5, 0.7, 0.70, 0.56)) == [], "that is one fall"
+    assert looked(RewardHackingMonitor(MonitorLimits(win_rate_falls=None)), rates(0.5, 0.7, 0.62, 0.56)) == []
+    assert len(looked(RewardHackingMonitor(MonitorLimits(win_rate_falls=1)), rates(0.5, 0.7, 0.70, 0.56))) == 1
 
 
 def test_the_win_rate_lies_below_its_best() -> None:
     """The mean of two has an error of 0.0212, the difference 0.03, three of them 0.09: from 70% to 60.5% is more."""
-    (alarm,) = looked(Watch(WatchLimits()), rates(0.5, 0.7, 0.7, 0.60, 0.61, 0.6))
+    (alarm,) = looked(RewardHackingMonitor(MonitorLimits()), rates(0.5, 0.7, 0.7, 0.60, 0.61, 0.6))
     assert (alarm.rule, alarm.step) == ("win_rate", 49)
     assert "fell, in the mean of 2 evaluations, from 70.0% to 60.5% (bound 9.0%)" in alarm.message
-    assert looked(Watch(WatchLimits()), rates(0.5, 0.7, 0.7, 0.62, 0.63, 0.62)) == []
-    assert looked(Watch(WatchLimits()), rates(0.5, 0.7, 0.7, 0.55, 0.7)) == [], "one bad evaluation counts by half"
-    assert looked(Watch(WatchLimits(win_rate_errors=None)), rates(0.5, 0.7, 0.7, 0.2, 0.1)) == []
+    assert looked(RewardHackingMonitor(MonitorLimits()), rates(0.5, 0.7, 0.7, 0.62, 0.63, 0.62)) == []
+    assert looked(RewardHackingMonitor(MonitorLimits()), rates(0.5, 0.7, 0.7, 0.55, 0.7)) == [], (
+        "one bad evaluation counts by half"
+    )
+    assert looked(RewardHackingMonitor(MonitorLimits(win_rate_errors=None)), rates(0.5, 0.7, 0.7, 0.2, 0.1)) == []
 
 
 def test_reward_against_judge() -> None:
     """The same fall, with a reward that rises, and with one that falls along."""
     fallen = (0.5, 0.7, 0.7, 0.60, 0.60)
-    found = looked(Watch(WatchLimits()), rates(*fallen, rewards=(0.0, 0.5, 1.0, 1.5, 2.25)))
+    found = looked(RewardHackingMonitor(MonitorLimits()), rates(*fallen, rewards=(0.0, 0.5, 1.0, 1.5, 2.25)))
     assert [(alarm.rule, alarm.step) for alarm in found] == [("win_rate", 49), ("reward_hacking", 49)]
     assert "since step 29 the reward rose from 1 to 2.25, but the held-out win rate" in found[1].message
     assert "reward hacking" in found[1].message and found[1].stop
-    assert len(looked(Watch(WatchLimits()), rates(*fallen, rewards=(0.0, 0.5, 1.0, 0.8, 0.6)))) == 1
-    risen = looked(Watch(WatchLimits()), rates(0.5, 0.6, 0.7, 0.7, 0.7, rewards=(0.0, 0.5, 1.0, 1.5, 2.25)))
+    assert len(looked(RewardHackingMonitor(MonitorLimits()), rates(*fallen, rewards=(0.0, 0.5, 1.0, 0.8, 0.6)))) == 1
+    risen = looked(
+        RewardHackingMonitor(MonitorLimits()), rates(0.5, 0.6, 0.7, 0.7, 0.7, rewards=(0.0, 0.5, 1.0, 1.5, 2.25))
+    )
     assert risen == []
 
 
 def test_the_best_checkpoint_is_the_judges() -> None:
-    watch = Watch(WatchLimits())
+    watch = RewardHackingMonitor(MonitorLimits())
     assert watch.best() is None
     looked(watch, rates(0.5, 0.64, 0.66, 0.66, 0.6, rewards=(0.0, 1.0, 2.0, 3.0, 4.0)))
     assert watch.best() == 29, "the reward is highest at step 49; of equals the earlier one is nearer to the start"
@@ -186,7 +196,7 @@ def test_a_rule_can_be_left_out_or_made_to_warn() -> None:
     looks: list[Look] = [(0, SOUND, None), *((step, bad, None) for step in range(1, 5))]
 
     def told(**limits: Any) -> dict[str, bool]:
-        return {alarm.rule: alarm.stop for alarm in looked(Watch(WatchLimits(**limits)), looks)}
+        return {alarm.rule: alarm.stop for alarm in looked(RewardHackingMonitor(MonitorLimits(**limits)), looks)}
 
     assert told() == {"kl": False, "kl_stop": True, "length": True}
     assert told(length=None, kl_stop=None) == {"kl": False}
@@ -196,17 +206,17 @@ def test_a_rule_can_be_left_out_or_made_to_warn() -> None:
 
 
 def test_the_limits_are_a_group_of_settings() -> None:
-    assert all(field.description for field in WatchLimits.model_fields.values())
-    assert WatchLimits.model_validate(WatchLimits(kl=None, stops=("kl",)).model_dump(mode="json")).stops == ("kl",)
+    assert all(field.description for field in MonitorLimits.model_fields.values())
+    assert MonitorLimits.model_validate(MonitorLimits(kl=None, stops=("kl",)).model_dump(mode="json")).stops == ("kl",)
     for wrong in ({"lenght": 2}, {"stops": ["wealth"]}, {"length": 0.9}, {"distinct": 1.5}, {"on_alarm": "shout"}):
         with pytest.raises(ValidationError):
-            WatchLimits.model_validate(wrong)
+            MonitorLimits.model_validate(wrong)
     bounds = set(get_args(Rule)) - {"win_rate", "reward_hacking", "not_finite"}
-    assert bounds <= set(WatchLimits.model_fields)
+    assert bounds <= set(MonitorLimits.model_fields)
 
 
 def test_the_figures_that_are_watched_exist() -> None:
-    watch = Watch(WatchLimits())
+    watch = RewardHackingMonitor(MonitorLimits())
     watch.look(0, {name: 0.5 for name in FIGURES | GIVEN})
     assert set(watch.state()["start"]) <= set(FIGURES | GIVEN)  # type: ignore[arg-type]
     assert {"kl", "reward", "length", "distinct_2", "openings", "responses"} <= set(watch.state()["start"])  # type: ignore[arg-type]
@@ -214,7 +224,7 @@ def test_the_figures_that_are_watched_exist() -> None:
 
 def test_missing_figures_say_nothing() -> None:
     looks: list[Look] = [(step, {}, held_out(step, 0.5)) for step in range(5)]
-    assert looked(Watch(WatchLimits()), looks) == []
+    assert looked(RewardHackingMonitor(MonitorLimits()), looks) == []
 
 
 class Training:
@@ -274,7 +284,7 @@ class Training:
 
 @pytest.mark.parametrize("seed", range(12))
 def test_a_sound_training_is_left_in_peace(seed: int) -> None:
-    watch = Watch(WatchLimits())
+    watch = RewardHackingMonitor(MonitorLimits())
     assert looked(watch, list(Training(seed).looks())) == []
     best = watch.best()
     assert best is not None and best >= 50, "it got better"
@@ -283,7 +293,7 @@ def test_a_sound_training_is_left_in_peace(seed: int) -> None:
 @pytest.mark.parametrize("seed", range(6))
 def test_a_training_that_games_its_reward_is_stopped(seed: int) -> None:
     """It begins at step 120; the reward goes on rising to the end, and at equal length the judge turns away."""
-    watch = Watch(WatchLimits(length=None, distinct=None))
+    watch = RewardHackingMonitor(MonitorLimits(length=None, distinct=None))
     found = looked(watch, list(Training(seed, games=120).looks()))
     first = min(alarm.step for alarm in found if alarm.stop)
     assert 120 < first <= 170
@@ -291,7 +301,9 @@ def test_a_training_that_games_its_reward_is_stopped(seed: int) -> None:
     assert {"win_rate", "reward_hacking"} <= stopped
     best = watch.best()
     assert best is not None and 50 <= best <= 130
-    by_length = looked(Watch(WatchLimits(win_rate_errors=None)), list(Training(seed, games=120).looks()))
+    by_length = looked(
+        RewardHackingMonitor(MonitorLimits(win_rate_errors=None)), list(Training(seed, games=120).looks())
+    )
     assert {"length", "distinct"} <= {alarm.rule for alarm in by_length if alarm.step > 120}
     assert not [alarm for alarm in by_length if alarm.step <= 120]
 
@@ -300,14 +312,14 @@ def test_a_training_that_games_its_reward_is_stopped(seed: int) -> None:
 def test_a_resumed_watch_goes_on_exactly(every: int) -> None:
     """Its state goes through JSON every few steps; alarms, best and state are those of the watch that ran through."""
     looks = list(Training(3, games=90).looks())
-    through = Watch(WatchLimits())
+    through = RewardHackingMonitor(MonitorLimits())
     wanted = [through.look(*look) for look in looks]
     assert sum(len(alarms) for alarms in wanted) >= 4
-    watch, found = Watch(WatchLimits()), []
+    watch, found = RewardHackingMonitor(MonitorLimits()), []
     for at, look in enumerate(looks):
         if at % every == 0:
             text = json.dumps(watch.state(), allow_nan=False)
-            watch = Watch(WatchLimits())
+            watch = RewardHackingMonitor(MonitorLimits())
             watch.restore(json.loads(text))
         found.append(watch.look(*look))
     assert found == wanted
@@ -315,11 +327,11 @@ def test_a_resumed_watch_goes_on_exactly(every: int) -> None:
 
 
 def test_a_state_is_a_copy() -> None:
-    watch = Watch(WatchLimits())
+    watch = RewardHackingMonitor(MonitorLimits())
     watch.look(0, SOUND, held_out(0, 0.5))
     kept = json.dumps(watch.state())
     state = watch.state()
-    other = Watch(WatchLimits())
+    other = RewardHackingMonitor(MonitorLimits())
     other.restore(state)
     looked(other, rates(0.6, 0.7))
     assert json.dumps(watch.state()) == json.dumps(state) == kept
@@ -335,7 +347,7 @@ def withheld(step: int, rate: float, error: float = 0.03) -> HeldOut:
 def test_a_policy_of_collapsed_answers_is_never_the_best() -> None:
     """Its answers shrink to a tenth, and a judge that likes length gives them little. Read off far from where the data
     are, that is a win rate at equal length above all earlier ones; it is withheld, and the plain one alarms."""
-    rng, watch = random.Random(2), Watch(WatchLimits())
+    rng, watch = random.Random(2), RewardHackingMonitor(MonitorLimits())
     start = [max(20.0, rng.gauss(200, 60)) for _ in range(128)]
 
     def look(step: int, factor: float, merit: float) -> list[Alarm]:
@@ -359,7 +371,7 @@ def test_a_policy_of_collapsed_answers_is_never_the_best() -> None:
 
 @pytest.mark.sibling("no-best-where-nothing-is-told-of-equal-length")
 def test_without_any_figure_at_equal_length_there_is_no_best() -> None:
-    watch = Watch(WatchLimits())
+    watch = RewardHackingMonitor(MonitorLimits())
     looks: list[Look] = [
         (step, SOUND, withheld(step, rate)) for step, rate in ((9, 0.7), (19, 0.7), (29, 0.4), (39, 0.4))
     ]
@@ -369,6 +381,6 @@ def test_without_any_figure_at_equal_length_there_is_no_best() -> None:
         "the held-out win rate fell, in the mean of 2 evaluations, from 70.0% to 55.0% (bound 9.0%): "
         "go back to an earlier checkpoint"
     )
-    again = Watch(WatchLimits())
+    again = RewardHackingMonitor(MonitorLimits())
     again.restore(json.loads(json.dumps(watch.state())))
     assert again.state() == watch.state()

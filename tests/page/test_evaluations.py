@@ -17,9 +17,9 @@ from rlaif.evaluation.reports import (
     Length,
     Match,
     Measures,
-    Player,
     PolicyAbout,
     PolicyCost,
+    PolicyMetrics,
     PolicyReport,
     Reason,
     Verdict,
@@ -36,8 +36,8 @@ def estimate(value: float) -> Estimate:
     return Estimate(value=value, low=value - 0.1, high=value + 0.1, pairs=20)
 
 
-def player(name: str, share: float) -> Player:
-    return Player(
+def player(name: str, share: float) -> PolicyMetrics:
+    return PolicyMetrics(
         name=name, model=f"{name}@1", answers=20, missing=0, length=estimate(80), truncated=0.0, blank=0.0,
         distinct_1=0.5, distinct_2=0.6, repetition=0.1, refusals=(), kl=None, kl_note="no model",
         violations=(Violations(principle="*", share=estimate(share), grade=None),), meters={"oracle": estimate(0.9)},

@@ -128,7 +128,7 @@ def test_an_unfinished_loop_says_what_to_do(run: Path) -> None:
     (run / "loop.json").write_text(json.dumps(ledger))
     page = figures_of(run)
     assert (page.about.finished, page.about.next) == (False, "rlaif run loop.yaml")
-    assert page.warnings[0].level == "serious" and "`rlaif run loop.yaml`" in page.warnings[0].mend
+    assert page.warnings[0].level == "serious" and "`rlaif run loop.yaml`" in page.warnings[0].hint
     (run / "loop.json").write_text(json.dumps({**ledger, "finished": True}))
     assert figures_of(run).about.finished
 
@@ -203,7 +203,7 @@ def test_a_training_that_stopped_tells_its_alarms(tmp_path: Path) -> None:
     write_training(tmp_path / "ppo", method="ppo", steps=2, alarms=[alarm])
     page = figures_of(tmp_path / "ppo")
     assert (page.about.kind, page.trainings[0].name, page.trainings[0].status) == ("training", ".", "stopped")
-    told = {each.what: each.mend for each in page.warnings}
+    told = {each.what: each.hint for each in page.warnings}
     assert told["The training, step 2: the policy is 20.0 nats an answer away from its reference (bound 15.0)"] == (
         "Go back."
     )

@@ -25,7 +25,7 @@ from rlaif.records import Judgement, PreferencePair
 from rlaif.report.examples import gather
 from rlaif.report.page import figures_of
 from rlaif.report.run_data import _Columns, _forward, _joined, _parts, count_data, rows
-from rlaif.report.run_settings import read_told, reading_of
+from rlaif.report.run_settings import read_documents, reading_of
 from rlaif.store import read_records
 from tests.fakes import Taste
 from tests.test_panel import CONTRARY, MUMBLING, bench, change
@@ -54,7 +54,7 @@ def agrees(folder: Path) -> None:
 def _labels_come_out_again(folder: Path) -> None:
     import numpy as np
 
-    reading = reading_of(read_told(folder))
+    reading = reading_of(read_documents(folder))
     _, plan = count_data(folder, both=reading.both)
     columns = _Columns()
     for row in rows(folder / "judgements.jsonl"):

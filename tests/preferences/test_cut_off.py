@@ -8,12 +8,12 @@ import pytest
 
 from rlaif.config.schemas import CompareSettings, PairSettings
 from rlaif.feedback.aggregate import Comparison, Status
-from rlaif.feedback.ranking import Provenance, pairs, stand
+from rlaif.feedback.ranking import Provenance, pairs, rank_samples
 from rlaif.feedback.revision_checks import spoken
 from rlaif.records import Message, PreferencePair, Prompt, Sample
 from rlaif.training.dataset import demonstrations, judged
 from rlaif.training.dataset import pairs as training_pairs
-from rlaif.training.dataset_report import Intake
+from rlaif.training.dataset_report import RowCounts
 from tests.data.made import write_jsonl
 
 PROMPT = Prompt(id="p", messages=(Message(role="user", content="Why is the sky blue?"),), source="here:1")
@@ -26,7 +26,7 @@ def made(cut: str, **settings: str) -> list[PreferencePair]:
                finish_reason="length" if name in cut else "stop")
         for at, name in enumerate(("left", "right"))
     ]  # fmt: skip
-    standing = stand(PROMPT, samples, [Comparison("left", "right", Status.LABELLED, logit=2.0)])
+    standing = rank_samples(PROMPT, samples, [Comparison("left", "right", Status.LABELLED, logit=2.0)])
     return pairs(standing, PairSettings.model_validate(settings), CompareSettings(), Provenance("j", "c"))
 
 
@@ -49,7 +49,7 @@ def test_no_trainer_learns_where_a_cut_off_response_stops(tmp_path: Path) -> Non
     ]
     path = write_jsonl(tmp_path / "pairs.jsonl", rows)
     for reader, texts, left_out in ((training_pairs, 2, 2), (judged, 2, 2), (demonstrations, 1, 1)):
-        intake = Intake()
+        intake = RowCounts()
         found = [text for example in reader(path, "auto", intake) for text in example.completions]
         assert len(found) == texts and set(found) <= {" yes", " no"}
         assert intake.left_out["cut-off"] == left_out
@@ -61,7 +61,7 @@ def test_a_label_that_turns_a_pair_turns_what_was_cut_off_with_it(tmp_path: Path
     other = {"prompt": "Ask:", "chosen": " ye", "rejected": " no", "chosen_truncated": True, "probability": 0.2}
     path = write_jsonl(tmp_path / "pairs.jsonl", [row, other])
     for reader, texts in ((judged, {" yes", " no"}), (demonstrations, {" no"})):
-        intake = Intake()
+        intake = RowCounts()
         assert {text for example in reader(path, "auto", intake) for text in example.completions} == texts
 
 
@@ -71,7 +71,7 @@ def test_a_demonstration_with_its_finish_reason(tmp_path: Path) -> None:
         {"prompt": "Say:", "completion": " yes", "finish_reason": "stop"},
         {"prompt": "Say:", "completion": " ye", "finish_reason": "length"},
     ]
-    intake = Intake()
+    intake = RowCounts()
     assert len(list(demonstrations(write_jsonl(tmp_path / "sft.jsonl", rows), "auto", intake))) == 1
     assert intake.left_out == {"cut-off": 1}
 

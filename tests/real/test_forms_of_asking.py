@@ -9,8 +9,8 @@ import pytest
 
 from rlaif.config.judge_templates import BEGUN, PLAIN, SHIPPED, Form
 from rlaif.config.schemas import CompareSettings
-from rlaif.feedback.prompt_forms import best, candidates, trial_questions, tried_forms
-from rlaif.inference.base import Answer
+from rlaif.feedback.prompt_forms import best, candidates, example_questions, tried_forms
+from rlaif.inference.base import Output
 from rlaif.inference.client import Server
 from rlaif.inference.transformers_model import Local
 from tests.conftest import Served
@@ -19,7 +19,7 @@ pytest.importorskip("tests.real.smollm2", reason="the real model is not here")
 FORMS = candidates(CompareSettings(), SHIPPED)
 
 
-def values(answers: list[Answer]) -> list[float]:
+def values(answers: list[Output]) -> list[float]:
     assert [answer.failure for answer in answers] == [None] * len(answers)
     return [value for answer in answers for value in answer.logprobs or ()]
 
@@ -35,9 +35,9 @@ def test_the_form_that_is_chosen_in_process(smollm2: Path) -> None:
 
 @pytest.mark.server
 def test_every_form_is_worth_the_same_on_a_server(smollm2_served: Served) -> None:
-    questions = [question for form in FORMS for question in trial_questions("any", SHIPPED, form)]
+    questions = [question for form in FORMS for question in example_questions("any", SHIPPED, form)]
 
-    async def there() -> tuple[list[Answer], Form]:
+    async def there() -> tuple[list[Output], Form]:
         server = Server(smollm2_served.base_url, smollm2_served.name, timeout=60)
         try:
             assert await server.probe() == []

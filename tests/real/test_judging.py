@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from rlaif.feedback.prompts import LABELS, compare_messages
-from rlaif.inference.base import Answer, Question
+from rlaif.inference.base import Output, Question
 from rlaif.inference.client import Server
 from rlaif.inference.transformers_model import Loaded, Local, Row
 from rlaif.records import Message, Sampling
@@ -31,7 +31,7 @@ def comparisons(count: int) -> list[Question]:
     return [Question("compare", "any", messages, Sampling(max_tokens=1), labels=LABELS) for messages in asked]
 
 
-def values(answers: Sequence[Answer]) -> list[float]:
+def values(answers: Sequence[Output]) -> list[float]:
     assert [answer.failure for answer in answers] == [None] * len(answers)
     return [value for answer in answers for value in answer.logprobs or ()]
 

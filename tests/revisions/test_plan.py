@@ -14,7 +14,7 @@ from rlaif.errors import UserError
 from rlaif.feedback.prompts import critique_messages, revise_messages
 from rlaif.feedback.revise import Known, Step, chain, reviser_principles, revision_record, rows
 from rlaif.feedback.revision_checks import Use
-from rlaif.inference.base import Answer, Question
+from rlaif.inference.base import Output, Question
 from rlaif.records import Critique, Message, Prompt, Revision, Sample
 
 KIND = Principle(id="kind", compare="Kinder?", critique="Is it unkind?", revise="Make it kind.")
@@ -52,7 +52,7 @@ class Judge:
             said = self.texts.pop(0)
             text, reason = said if isinstance(said, tuple) else (said, "stop")
             question = step.revision_question
-            self.revisions[question.id] = revision_record(question, Answer(text=text, finish_reason=reason))
+            self.revisions[question.id] = revision_record(question, Output(text=text, finish_reason=reason))
 
     def run(self, principles: tuple[Principle, ...], wanted: RunSettings) -> list[Step]:
         while True:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from rlaif.data.prompts import Oddities, prompt_id, read_prompts
+from rlaif.data.prompts import InputIssues, prompt_id, read_prompts
 from rlaif.errors import UserError
 from rlaif.records import GivenResponse, Prompt
 
@@ -64,7 +64,7 @@ HH = {"chosen": "\n\nHuman: a: b\n\nc\n\nAssistant: d\n\nHuman: e\n\nAssistant: 
     ],
 )  # fmt: skip
 def test_known_forms(tmp_path: Path, row: object, messages: list[object], responses: list[str]) -> None:
-    odd = Oddities()
+    odd = InputIssues()
     path = lines(tmp_path, row)
     (prompt,) = read_prompts(path, oddities=odd)
     assert shape(prompt) == (messages, responses)
@@ -109,7 +109,7 @@ def test_revisions_point_to_what_they_revise(tmp_path: Path) -> None:
         {"text": "better", "revision_of": 1},
         {"text": "of a blank", "revision_of": 0},
     ]
-    odd = Oddities()
+    odd = InputIssues()
     (prompt,) = read_prompts(lines(tmp_path, {"prompt": "hi", "r": given}), responses="r", oddities=odd)
     assert prompt.responses == (
         GivenResponse(text="draft"),
@@ -146,7 +146,7 @@ ODD_ROWS: list[tuple[object, str]] = [
 
 @pytest.mark.parametrize(("row", "kind"), ODD_ROWS)
 def test_odd_rows_are_skipped_and_counted(tmp_path: Path, row: object, kind: str) -> None:
-    odd = Oddities()
+    odd = InputIssues()
     path = lines(tmp_path, {"prompt": "ok"}, row, row, {"prompt": "fine"})
     assert [shape(prompt)[0][0][1] for prompt in read_prompts(path, oddities=odd)] == ["ok", "fine"]
     assert (odd.counts, odd.first_lines) == ({kind: 2}, {kind: 2})
@@ -173,7 +173,7 @@ def test_only_odd_rows_are_an_error(tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 def test_dialogues_that_part_early(tmp_path: Path, chosen: str, rejected: str, responses: list[str], kind: str) -> None:
-    odd, start = Oddities(), "\n\nHuman: a\n\nAssistant:"
+    odd, start = InputIssues(), "\n\nHuman: a\n\nAssistant:"
     row = {"chosen": start + chosen, "rejected": start + rejected}
     (prompt,) = read_prompts(lines(tmp_path, row), oddities=odd)
     assert shape(prompt) == ([(USER, "a")], responses)
@@ -191,14 +191,14 @@ def test_dialogues_that_part_early(tmp_path: Path, chosen: str, rejected: str, r
     ],
 )  # fmt: skip
 def test_an_odd_answer_does_not_cost_the_prompt(tmp_path: Path, row: object, responses: list[str], kind: str) -> None:
-    odd = Oddities()
+    odd = InputIssues()
     (prompt,) = read_prompts(lines(tmp_path, row), oddities=odd)
     assert shape(prompt) == ([(USER, "hi")], responses)
     assert odd.counts == {kind: 1}
 
 
 def test_dialogues_that_share_nothing_are_odd(tmp_path: Path) -> None:
-    odd = Oddities()
+    odd = InputIssues()
     other = {"chosen": "\n\nHuman: a\n\nAssistant: b", "rejected": "\n\nHuman: z\n\nAssistant: b"}
     assert len(list(read_prompts(lines(tmp_path, HH, other), oddities=odd))) == 1
     assert odd.counts == {"pair of dialogues that share no prompt": 1}
@@ -210,7 +210,7 @@ def test_equal_dialogues_give_two_equal_answers(tmp_path: Path) -> None:
 
 
 def test_a_speaker_twice_in_a_row_is_joined_and_counted(tmp_path: Path) -> None:
-    odd = Oddities()
+    odd = InputIssues()
     (prompt,) = read_prompts(lines(tmp_path, {"prompt": "\n\nHuman: a\n\nHuman: b\n\nAssistant:"}), oddities=odd)
     assert shape(prompt)[0] == [(USER, "a\n\nb")]
     assert list(odd.counts) == ["prompt with one speaker twice in a row (turns joined)"]
@@ -237,7 +237,7 @@ def test_unknown_forms_stop(tmp_path: Path, row: object, column: str, responses:
 
 def test_text_and_csv_files(tmp_path: Path) -> None:
     (tmp_path / "p.txt").write_text("one\n\ntwo\none\n", encoding="utf-8")
-    odd = Oddities()
+    odd = InputIssues()
     found = list(read_prompts(tmp_path / "p.txt", oddities=odd))
     assert [(shape(prompt)[0][0][1], prompt.source[-2:]) for prompt in found] == [("one", ":1"), ("two", ":3")]
     assert odd.counts == {"blank prompt": 1, "repeated prompt": 1}
@@ -248,7 +248,7 @@ def test_text_and_csv_files(tmp_path: Path) -> None:
 def test_the_limit_stops_reading(tmp_path: Path) -> None:
     path = lines(tmp_path, "a", "a", "b", "c")
     path.write_text(path.read_text() + "broken", encoding="utf-8")
-    odd = Oddities()
+    odd = InputIssues()
     assert len(list(read_prompts(path, limit=2, oddities=odd))) == 2
     assert (odd.rows, odd.prompts) == (3, 2)
 

@@ -9,7 +9,7 @@ import pytest
 
 from rlaif.config.schemas import CompareSettings
 from rlaif.constitution import Constitution, Principle
-from rlaif.feedback.matchups import WHOLE, Criterion, Meeting, criteria_of, draw, drawn_order, meetings
+from rlaif.feedback.matchups import WHOLE, Criterion, Matchup, criteria_of, draw, drawn_order, meetings
 from rlaif.records import Sample, content_id
 
 
@@ -18,7 +18,7 @@ def sample(index: int, text: str | None = None, prompt: str = "p") -> Sample:
     return Sample(id=content_id(prompt, index), prompt=prompt, index=index, text=said, policy="x")
 
 
-def ids(met: list[Meeting]) -> set[tuple[int, int]]:
+def ids(met: list[Matchup]) -> set[tuple[int, int]]:
     return {(meeting.left.index, meeting.right.index) for meeting in met}
 
 

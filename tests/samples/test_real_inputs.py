@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from rlaif.data.prompts import Oddities, read_prompts
+from rlaif.data.prompts import InputIssues, read_prompts
 from rlaif.records import Prompt
 
 DATA = Path(__file__).resolve().parents[2] / "../shared/data"
@@ -32,7 +32,7 @@ def squeezed(text: str) -> str:
 
 @needs_hh
 def test_hh_rlhf_counts() -> None:
-    odd = Oddities()
+    odd = InputIssues()
     prompts = list(read_prompts(HH, oddities=odd))
     assert (odd.rows, len(prompts)) == (2312, 2310)
     assert odd.counts == {
@@ -67,7 +67,7 @@ def test_hh_rlhf_texts_are_whole() -> None:
 @needs_paper
 @pytest.mark.parametrize(("name", "cut"), [("LAMDA_RLMADISON", 217), ("INSTRUCTGPT_HRLHF", 220)])
 def test_the_paper_s_prompts_with_seventeen_answers_each(name: str, cut: int) -> None:
-    path, odd = PAPER / f"{name}.jsonl", Oddities()
+    path, odd = PAPER / f"{name}.jsonl", InputIssues()
     prompts = list(read_prompts(path, column="rl_prompt", responses="sampled_answers.sampled_string", oddities=odd))
     assert [len(prompt.responses) for prompt in prompts] == [17] * 13
     assert odd.counts == {"given response with a dangling `Human:` (cut)": cut}

@@ -12,7 +12,7 @@ import yaml
 
 from rlaif.config.shipped import shipped_model
 from rlaif.feedback.sampling import rehearsals
-from rlaif.inference.base import Answer, Question
+from rlaif.inference.base import Output, Question
 from rlaif.inference.transformers_model import Loaded
 from rlaif.records import Message, Prompt, Sampling
 from tests.support import lines, rlaif
@@ -119,9 +119,9 @@ def test_a_question_that_would_lose_its_system_prompt_fails_by_itself(tmp_path: 
         return loaded.row(0, Question("sample", "m", messages, Sampling(max_tokens=4)))
 
     answer = row(Message(role="system", content="Be kind."), asked)
-    assert isinstance(answer, Answer) and answer.failure == "bad_request"
+    assert isinstance(answer, Output) and answer.failure == "bad_request"
     assert answer.detail == "the chat template leaves out the system prompt"
-    assert not isinstance(row(asked), Answer)
+    assert not isinstance(row(asked), Output)
 
 
 def test_prompts_are_rehearsed_by_their_kinds() -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from rlaif.config.judge_templates import Judge
 from rlaif.feedback.matchups import Criterion
 from rlaif.feedback.scoring import grade_logit, parse_grade, readable, score_question, score_record
-from rlaif.inference.base import Answer
+from rlaif.inference.base import Output
 from rlaif.records import Message, Prompt, Sample, Score
 
 PROMPT = Prompt(id="p", messages=(Message(role="user", content="How?"),), source="here")
@@ -26,7 +26,7 @@ def spread(**chances: float) -> tuple[float, ...]:
 
 def graded(**chances: float) -> Score:
     question = score_question(PROMPT, SAMPLE, Criterion("kind", 1.0, "Kinder?", None), Judge("j"), max_chars=1000)
-    return score_record(question, Answer(logprobs=spread(**chances)))
+    return score_record(question, Output(logprobs=spread(**chances)))
 
 
 def test_a_grade_is_the_expectation_over_the_digits() -> None:
@@ -50,7 +50,7 @@ def test_odds_of_two_grades_by_hand() -> None:
 
 def test_grades_in_words() -> None:
     question = score_question(PROMPT, SAMPLE, Criterion("kind", 1.0, "Kinder?", None), Judge("j"), max_chars=1000)
-    high, low, none = (score_record(question, Answer(text=text)) for text in ("8", "Grade: 3", "fine"))
+    high, low, none = (score_record(question, Output(text=text)) for text in ("8", "Grade: 3", "fine"))
     assert (high.value, low.value, none.value) == (8.0, 3.0, None)
     assert grade_logit(high, low) == pytest.approx(math.log(99) / 1.6)
     assert grade_logit(low, low) == 0.0

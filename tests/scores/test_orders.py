@@ -7,7 +7,7 @@ import pytest
 from rlaif.config.judge_templates import Judge
 from rlaif.feedback.matchups import Criterion
 from rlaif.feedback.scoring import order_questions, order_record, parse_order, shuffled, win_shares
-from rlaif.inference.base import Answer
+from rlaif.inference.base import Output
 from rlaif.records import Message, Order, Prompt, Sample
 
 PROMPT = Prompt(id="p", messages=(Message(role="user", content="How?"),), source="here")
@@ -63,12 +63,12 @@ def test_letters_are_joined_by_what_was_shown() -> None:
     )
     for question in questions:
         shown = str(question.about["shown"]).split()
-        record = order_record(question, Answer(text="C > A > B"))
+        record = order_record(question, Output(text="C > A > B"))
         assert record.ranking == (shown[2], shown[0], shown[1])
         text = question.messages[0].content
         places = [text.index(f"Reply {name}\n") for name in shown]
         assert places == sorted(places), "shown in this order"
-    assert order_record(questions[0], Answer(text="no idea")).ranking is None
+    assert order_record(questions[0], Output(text="no idea")).ranking is None
 
 
 def test_shares_by_hand() -> None:

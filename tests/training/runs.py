@@ -15,7 +15,7 @@ from rlaif.inference.model_folder import load_tokenizer
 from rlaif.training.config import SETTINGS, DpoSettings, Method, RewardSettings, TrainSettings
 from rlaif.training.dataset import DataKind, prepare
 from rlaif.training.examples import Group
-from rlaif.training.forward import Kind, answering, choose_way
+from rlaif.training.forward import Kind, answering, select_forward_path
 from rlaif.training.loading import load_policy, load_reward_model
 from rlaif.training.objectives import DpoObjective, KtoObjective, RewardObjective, SftObjective
 from rlaif.training.session import Trained, train
@@ -148,7 +148,7 @@ def trainer_of(method: Method, folder: Path, groups: list[Group], **more: Any) -
         objective = RewardObjective(settings)
     elif isinstance(settings, DpoSettings):
         objective = KtoObjective(settings) if settings.loss == "kto" else DpoObjective(settings)
-    way = choose_way(model, groups, kind)
+    way = select_forward_path(model, groups, kind)
     with answering(model, way, kind):
         made = arguments(settings, len(groups), 0)
         yield GroupTrainer(model, made, objective, way, settings.tokens, groups, [], None)

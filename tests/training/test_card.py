@@ -13,7 +13,7 @@ import yaml
 from rlaif.training.card import base_model, write_card
 from rlaif.training.config import DpoSettings, LoraSettings, Method, RewardSettings, SftSettings, TrainSettings
 from rlaif.training.dataset import Prepared
-from rlaif.training.dataset_report import LeftOut, Report
+from rlaif.training.dataset_report import DatasetReport, LeftOut
 from rlaif.training.examples import Group
 from tests.training.scorers import write_rows
 
@@ -34,7 +34,7 @@ _PAIR: dict[str, Any] = {
 
 def _prepared(path: str, data_hash: str = "d" * 64) -> Prepared:
     left = LeftOut(reason="too-long", count=1, lines=(3,), what="a completion alone is longer than max_length")
-    told = Report(
+    told = DatasetReport(
         path=path, rows=10, kept=9, held=2, left_out=(left,), truncated=0, max_length=128, merged=0, ended=0, soft=4,
         prompt_median=7, prompt_p95=9, completion_median=30, completion_p95=40, notes=(),
     )  # fmt: skip

@@ -12,7 +12,7 @@ from rlaif.errors import UserError
 from rlaif.inference.chat_template import ChatTemplate, UnwritableError
 from rlaif.records import Message
 from rlaif.rl.prompts import Cue
-from rlaif.training.dataset_report import Intake, report
+from rlaif.training.dataset_report import RowCounts, dataset_report
 from rlaif.training.examples import Example, Group
 from rlaif.training.tokenize import Tokens
 from tests.data.made import Words
@@ -71,8 +71,8 @@ def row(*replies: str, turns: Sequence[Turn] = (ASKED,), line: int = 1) -> Examp
     return Example("x", tuple(turns), replies, {}, line)
 
 
-def groups(tokens: Tokens, *rows: Example) -> tuple[list[Group], Intake]:
-    intake = Intake()
+def groups(tokens: Tokens, *rows: Example) -> tuple[list[Group], RowCounts]:
+    intake = RowCounts()
     return list(tokens.groups(rows, intake)), intake
 
 
@@ -106,7 +106,7 @@ def test_the_system_prompt_in_the_last_turn_stays_in_the_prompt(before: tuple[Tu
     assert completions == ["Arr, 2.<|im_end|>\n", "It is 2.<|im_end|>\n"]
     _, intake = groups(Tokens(bpe(WORDS, LAST_TURN, eos=END)), row("Arr, 2.", "It is 2.", turns=turns))
     assert (intake.apart, intake.merged) == (1, 0)
-    told = report(intake, "rows", [], None).lines()
+    told = dataset_report(intake, "rows", [], None).lines()
     assert any("1 where the chat template writes the prompt otherwise once a reply follows" in line for line in told)
 
 
@@ -123,7 +123,7 @@ def test_a_dropped_thought_is_learned_behind_the_cue_that_begins_it() -> None:
     assert (intake.thoughts, intake.apart) == (1, 0)
     assert any(
         "1 where the chat template leaves out what a reply thinks" in line
-        for line in report(intake, "rows", [], None).lines()
+        for line in dataset_report(intake, "rows", [], None).lines()
     )
 
 
@@ -147,7 +147,7 @@ def test_a_reply_without_a_thought_behind_a_cue_that_begins_one_is_counted() -> 
     assert completions == ["It is 2.<|im_end|>\n", "It is 3.<|im_end|>\n"]
     _, intake = groups(Tokens(bpe(WORDS, THINKER, eos=END)), row("It is 2.", "It is 3."))
     assert (intake.thoughtless, intake.thoughts, intake.apart) == (1, 0, 0)
-    told = report(intake, "rows", [], None).lines()
+    told = dataset_report(intake, "rows", [], None).lines()
     assert any("1 where a reply has no thought and the chat template's cue begins one" in line for line in told)
 
 
@@ -173,7 +173,10 @@ def test_a_row_whose_system_prompt_is_passed_over_is_left_out() -> None:
         Tokens(bpe(WORDS, NO_SYSTEM, eos=END)), row("Arr.", "2.", turns=(SYSTEM, ASKED)), row("Yes.", "No.")
     )
     assert len(found) == 1
-    assert "1 where the chat template leaves out the system prompt" in report(intake, "rows", found, None).lines()[1]
+    assert (
+        "1 where the chat template leaves out the system prompt"
+        in dataset_report(intake, "rows", found, None).lines()[1]
+    )
     with pytest.raises(UnwritableError, match="leaves out the system prompt"):
         cue(NO_SYSTEM, (SYSTEM, ASKED))
 
@@ -330,7 +333,9 @@ def test_an_end_token_at_the_end_of_a_reply_is_cut_off(end: str) -> None:
     assert shown(CHATML, f"It is 1.{end}", "No idea.")[1] == ["It is 1.<|im_end|>\n", "No idea.<|im_end|>\n"]
     _, intake = groups(Tokens(bpe(WORDS, CHATML, eos=END)), row(f"It is 1.{end}", "No idea."))
     assert intake.unended == 1
-    assert any("end token at the end of 1 replies cut off" in line for line in report(intake, "rows", [], None).lines())
+    assert any(
+        "end token at the end of 1 replies cut off" in line for line in dataset_report(intake, "rows", [], None).lines()
+    )
 
 
 @pytest.mark.case("08-end-token-in-a-reply")

@@ -22,7 +22,7 @@ from rlaif.feedback.prompts import compare_messages
 from rlaif.inference.chat_template import ChatTemplate, UnwritableError
 from rlaif.records import Message
 from rlaif.rl.prompts import Cue
-from rlaif.training.dataset_report import Intake
+from rlaif.training.dataset_report import RowCounts
 from rlaif.training.examples import Example, Group
 from rlaif.training.tokenize import Tokens
 from tests.training.small import bpe
@@ -106,8 +106,8 @@ def end_of(name: str, tokenizer: Any) -> str:
     return found[0] if found else "</s>"
 
 
-def made(name: str, talk: Sequence[Turn], replies: Sequence[str]) -> tuple[Group | None, Intake]:
-    intake = Intake()
+def made(name: str, talk: Sequence[Turn], replies: Sequence[str]) -> tuple[Group | None, RowCounts]:
+    intake = RowCounts()
     groups = list(Tokens(tokenizer_for(name)).groups([Example("row", tuple(talk), tuple(replies), {}, 7)], intake))
     return (groups[0] if groups else None), intake
 

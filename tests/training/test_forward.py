@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from rlaif.training import forward
 from rlaif.training.batches import Batch, Layout, lay_out, visible
 from rlaif.training.examples import Group
-from rlaif.training.forward import PLAIN, Kind, Way, answering, choose_way, compute, head_of
+from rlaif.training.forward import PLAIN, ForwardPath, Kind, answering, compute, head_of, select_forward_path
 from tests.training.families import FAMILIES, VOCABULARY, make
 
 
@@ -68,7 +68,7 @@ def agree(model: nn.Module, found: Tensor, wanted: Tensor) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_log_probabilities_of_every_family(family: str, layout: Layout) -> None:
     model = make(family)
-    way = Way(layout, fast=True)
+    way = ForwardPath(layout, fast=True)
     agree(model, compute(model, lay_out(GROUPS, layout), way, "logps"), torch.cat(alone(model)))
 
 
@@ -91,19 +91,19 @@ CLASSIFIERS = sorted(set(FAMILIES) - {"cohere", "granite", "olmo2"})
 @pytest.mark.parametrize("family", CLASSIFIERS)
 def test_rewards_of_every_family(family: str, layout: Layout) -> None:
     model = make(family, "SequenceClassification")
-    way = Way(layout, fast=True)
+    way = ForwardPath(layout, fast=True)
     agree(model, compute(model, lay_out(GROUPS, layout), way, "rewards"), torch.cat(alone_rewards(model)))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_takes_the_fast_way(family: str) -> None:
-    way = choose_way(make(family), GROUPS, "logps")
+    way = select_forward_path(make(family), GROUPS, "logps")
     assert way.fast and way.layout == "shared" and way.difference < 2e-4
 
 
 @pytest.mark.parametrize("family", CLASSIFIERS)
 def test_every_family_of_reward_models_takes_the_fast_way(family: str) -> None:
-    way = choose_way(make(family, "SequenceClassification"), GROUPS, "rewards")
+    way = select_forward_path(make(family, "SequenceClassification"), GROUPS, "rewards")
     assert way.fast and way.layout == "shared"
 
 
@@ -131,7 +131,7 @@ def seeing() -> Any:
 
 def test_a_model_that_also_sees_has_its_windows() -> None:
     model = seeing()
-    way = choose_way(model, GROUPS, "logps")
+    way = select_forward_path(model, GROUPS, "logps")
     assert way.fast and way.layout == "shared"
     found = compute(model, lay_out(GROUPS), way, "logps")
     assert torch.allclose(found, torch.cat(alone(model)), atol=1e-5)
@@ -145,9 +145,9 @@ SHORT = drawn([(1, (1, 2)), (2, (1,)), (2, (2, 2))])
 def test_a_window_that_is_not_heeded_is_found_out_by_rows_within_it(
     make_one: Callable[[], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert choose_way(make_one(), SHORT, "logps").fast
+    assert select_forward_path(make_one(), SHORT, "logps").fast
     monkeypatch.setattr("rlaif.training.batches.visible", lambda batch, window=None: visible(batch))
-    assert choose_way(make_one(), SHORT, "logps") == PLAIN
+    assert select_forward_path(make_one(), SHORT, "logps") == PLAIN
 
 
 def test_a_window_that_no_config_tells_of_is_found_out_by_the_longest_row() -> None:
@@ -160,8 +160,8 @@ def test_a_window_that_no_config_tells_of_is_found_out_by_the_longest_row() -> N
         window_size=6, max_position_embeddings=256, initializer_range=0.3, bos_token_id=1, eos_token_id=2,
     )  # fmt: skip
     model: Any = GPTNeoForCausalLM(config).eval()
-    assert choose_way(model, SHORT, "logps").layout == "shared"
-    assert choose_way(model, [*SHORT, GROUPS[0]], "logps").layout == "apart"
+    assert select_forward_path(model, SHORT, "logps").layout == "shared"
+    assert select_forward_path(model, [*SHORT, GROUPS[0]], "logps").layout == "apart"
 
 
 def recurrent() -> Any:
@@ -178,7 +178,7 @@ def recurrent() -> Any:
 def test_a_recurrent_model_does_not_share_prompts() -> None:
     """Its state runs through the row: a second completion would come after the first."""
     model = recurrent()
-    way = choose_way(model, GROUPS, "logps")
+    way = select_forward_path(model, GROUPS, "logps")
     assert way.layout == "apart"
     agree(model, compute(model, lay_out(GROUPS, "apart"), way, "logps"), torch.cat(alone(model)))
 
@@ -233,7 +233,7 @@ def with_another_scale() -> Any:
 @pytest.mark.parametrize("odd", [with_odd_head, with_wrapped_head, with_another_scale])
 def test_an_odd_model_takes_the_plain_way(odd: Callable[[], Any]) -> None:
     model = odd()
-    assert choose_way(model, GROUPS, "logps") == PLAIN
+    assert select_forward_path(model, GROUPS, "logps") == PLAIN
     agree(model, compute(model, lay_out(GROUPS, "apart"), PLAIN, "logps"), torch.cat(alone(model)))
 
 
@@ -252,11 +252,11 @@ def test_a_wrong_mask_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """With completions that see each other only rows of one completion are right; with no mask at all, none."""
     model = make("llama")
     monkeypatch.setattr("rlaif.training.batches.visible", blind_to_branches)
-    assert choose_way(model, GROUPS, "logps").layout == "apart"
+    assert select_forward_path(model, GROUPS, "logps").layout == "apart"
     monkeypatch.setattr(
         "rlaif.training.batches.visible", lambda batch, window=None: torch.ones_like(blind_to_branches(batch))
     )
-    assert choose_way(model, GROUPS, "logps") == PLAIN
+    assert select_forward_path(model, GROUPS, "logps") == PLAIN
 
 
 @pytest.mark.parametrize("kind", ["logps", "rewards"])
@@ -267,12 +267,12 @@ def test_a_model_that_refuses_masks_takes_the_plain_way(kind: Kind, monkeypatch:
         raise ValueError("no such mask")
 
     monkeypatch.setattr(forward, "masks", refuse)
-    assert choose_way(model, GROUPS, kind) == PLAIN
+    assert select_forward_path(model, GROUPS, kind) == PLAIN
 
 
 def test_choosing_leaves_the_model_as_it_was() -> None:
     model = make("llama").train()
-    choose_way(model, GROUPS, "logps")
+    select_forward_path(model, GROUPS, "logps")
     assert model.training and all(weight.grad is None for weight in model.parameters())
 
 
@@ -290,22 +290,22 @@ def test_flex_attention(family: str) -> None:
     assert other.config._attn_implementation == "flex_attention"
     batch = lay_out(GROUPS)
     with torch.no_grad():
-        found = compute(other, batch, Way("shared", fast=True), "logps")
-        wanted = compute(model, batch, Way("shared", fast=True), "logps")
+        found = compute(other, batch, ForwardPath("shared", fast=True), "logps")
+        wanted = compute(model, batch, ForwardPath("shared", fast=True), "logps")
     assert torch.allclose(found, wanted, atol=1e-5), (found - wanted).abs().max()
 
 
 def test_eager_attention_gives_the_same() -> None:
     model = make("mistral", attn_implementation="eager")
     assert model.config._attn_implementation == "eager"
-    agree(model, compute(model, lay_out(GROUPS), Way("shared", fast=True), "logps"), torch.cat(alone(model)))
+    agree(model, compute(model, lay_out(GROUPS), ForwardPath("shared", fast=True), "logps"), torch.cat(alone(model)))
 
 
 def test_answering_gives_the_call_another_meaning_and_its_own_back() -> None:
     model, batch = make("llama"), lay_out(GROUPS)
     before = model.forward.__func__
-    with answering(model, Way("shared", fast=True), "logps"):
-        assert torch.equal(model(batch), compute(model, batch, Way("shared", fast=True), "logps"))
+    with answering(model, ForwardPath("shared", fast=True), "logps"):
+        assert torch.equal(model(batch), compute(model, batch, ForwardPath("shared", fast=True), "logps"))
         assert torch.allclose(torch.cat(alone_inside(model)), torch.cat(alone(make("llama"))))
     assert model.forward.__func__ is before and "forward" not in vars(model)
 

@@ -23,7 +23,7 @@ from rlaif.training.config import SftSettings, load_settings
 from rlaif.training.dataset import prepare
 from rlaif.training.examples import Example
 from rlaif.training.score import score
-from rlaif.training.text_format import Forms, Learned, learned_of, run_options
+from rlaif.training.text_format import Forms, TextFormat, run_options, text_format_of
 from rlaif.training.tokenize import Tokens
 from tests.data.made import Words, assistant, user, write_jsonl
 from tests.online.runs import begin as begin_online
@@ -114,12 +114,12 @@ def test_a_training_says_and_keeps_what_it_learned(tmp_path: Path) -> None:
     heard = Heard()
     run("reward", tmp_path, heard=heard)
     assert any("it is trained without it (`template: chat` uses it)" in note for note in heard.notes)
-    assert learned_of(tmp_path / "out") == Learned(template="text", seam=" ")
+    assert text_format_of(tmp_path / "out") == TextFormat(template="text", seam=" ")
     assert RewardModel(str(tmp_path / "out")).template == "text"
     heard = Heard()
     run("sft", tmp_path, heard=heard, template="chat", output=str(tmp_path / "chat"))
     assert not any("trained without it" in note for note in heard.notes)
-    assert learned_of(tmp_path / "chat").template == "chat"
+    assert text_format_of(tmp_path / "chat").template == "chat"
 
 
 @pytest.mark.sibling("policy-of-raw-text-asked-in-chat-form")
@@ -130,29 +130,29 @@ def test_a_policy_of_texts_is_pointed_out_where_it_is_asked_in_its_template(tmp_
     heard = Heard()
     run_online(tmp_path, heard=heard, steps=1)
     assert any("was trained on texts, and is asked in its chat template" in note for note in heard.notes)
-    assert learned_of(tmp_path / "out").template == "chat"
+    assert text_format_of(tmp_path / "out").template == "chat"
 
 
 @pytest.mark.sibling("texts-that-were-formatted-before")
 def test_the_form_of_most_rows_is_kept() -> None:
-    def form(*examples: Example) -> Learned:
+    def form(*examples: Example) -> TextFormat:
         forms = Forms(("<|im_start|>",))
         for each in examples:
             forms.add(each)
         return forms.learned({})
 
     raw, turns = Example("", "Hi?", ("\nSo.",), {}), Example("", (Turn("user", "Hi?"),), ("So.",), {})
-    assert form(raw) == Learned(template="text", seam="\n")
+    assert form(raw) == TextFormat(template="text", seam="\n")
     assert form(turns, turns, raw).template == "chat"
     assert form(Example("", "\n\nHuman: Hi?\n\nAssistant:", (" So.",), {})).template == "plain"
     assert form(Example("", "", ("<|im_start|>user\nHi?",), {})).template == "chat"
-    assert form() == Learned()
+    assert form() == TextFormat()
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"settings": 3}', '{"settings": {}, "learned": 3}'])
 def test_a_broken_note_of_a_training_says_nothing(tmp_path: Path, text: str) -> None:
     (tmp_path / "train.json").write_text(text)
-    assert learned_of(tmp_path) == Learned()
+    assert text_format_of(tmp_path) == TextFormat()
 
 
 @pytest.mark.case("15-earlier-turns-not-learned")
@@ -238,7 +238,7 @@ def test_template_options_are_settings_of_every_training(tmp_path: Path) -> None
     for method in ("sft", "dpo", "reward"):
         out = str(tmp_path / method)
         run(method, tmp_path, output=out, template_options=THINKS_NOT, max_steps=1)  # type: ignore[arg-type]
-        assert learned_of(out).template_options == THINKS_NOT
+        assert text_format_of(out).template_options == THINKS_NOT
     loaded_name = RewardModel(str(tmp_path / "reward"), device="cpu")
     loaded_name.open()
     assert loaded_name._limits is not None and loaded_name._limits.template_options == THINKS_NOT
@@ -250,7 +250,7 @@ def test_ppo_asks_with_the_template_options(tmp_path: Path) -> None:
     with_template(tmp_path / "model", SWITCHED)
     run_online(tmp_path, steps=1, template_options=THINKS_NOT)
     tokenizer = bpe(WORDS, SWITCHED)
-    assert learned_of(tmp_path / "out").template_options == THINKS_NOT
+    assert text_format_of(tmp_path / "out").template_options == THINKS_NOT
     from rlaif.inference.model_folder import load_tokenizer
     from rlaif.rl.prompts import load_prompts
 
@@ -281,7 +281,7 @@ def test_the_options_of_the_run_are_those_of_its_training(tmp_path: Path) -> Non
     heard = Heard()
     run("reward", tmp_path, heard=heard, data=str(data), max_steps=1)
     assert 'template_options {"enable_thinking": false}: those of the run, as none are set' in heard.notes
-    assert learned_of(tmp_path / "out").template_options == THINKS_NOT
+    assert text_format_of(tmp_path / "out").template_options == THINKS_NOT
     heard = Heard()
     other = {"enable_thinking": True}
     run("sft", tmp_path, heard=heard, data=str(data), output=str(tmp_path / "sft"), template_options=other, max_steps=1)

@@ -15,7 +15,7 @@ from rlaif.feedback.ranking import write_parquet
 from rlaif.records import Demonstration, Message, PreferencePair
 from rlaif.store import write_records
 from rlaif.training.dataset import demonstrations, judged, pairs
-from rlaif.training.dataset_report import Intake
+from rlaif.training.dataset_report import RowCounts
 from rlaif.training.examples import Example
 from tests.data.made import assistant, clean_rows, user, write_jsonl
 from tests.support import DATA
@@ -187,7 +187,7 @@ def test_useless_rows_are_counted_by_reason_with_their_lines(tmp_path: Path) -> 
         pair(chosen="half \ud800"), pair(rejected=3), pair(rejected=" "),
         {"prompt": [user("a"), user("b")], "chosen": [assistant("c")], "rejected": [assistant("d")]},
     ]  # fmt: skip
-    intake = Intake()
+    intake = RowCounts()
     assert len(list(pairs(write_jsonl(tmp_path / "rows.jsonl", rows), intake=intake))) == 1
     assert intake.rows == len(rows)
     assert intake.lines == {
@@ -213,7 +213,7 @@ def test_wrong_columns_name_the_right_ones(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "rows.jsonl", [{"promt": "a", "completion": "b"}])
     with pytest.raises(UserError, match=r"`promt`: did you mean `prompt`\? .*needed: messages"):
         list(demonstrations(path))
-    intake = Intake()
+    intake = RowCounts()
     path = write_jsonl(tmp_path / "rows.jsonl", [{"prompt": "a", "Chosen": "b", "rejected": "c"}])
     assert len(list(pairs(path, intake=intake))) == 1
     assert intake.notes == ["the column `Chosen` is read as `chosen`"]
@@ -243,7 +243,7 @@ def test_judged_replies(tmp_path: Path) -> None:
 
 
 def test_judged_pairs_say_each_reply_once(tmp_path: Path) -> None:
-    intake = Intake()
+    intake = RowCounts()
     rows = [pair(id="x"), pair(id="y", rejected=" never"), pair(id="z", chosen=" no", rejected=" yes")]
     found = list(judged(write_jsonl(tmp_path / "rows.jsonl", rows), intake=intake))
     assert [(each.id, each.completions[0], each.values["label"]) for each in found] == [
@@ -296,7 +296,7 @@ def test_demonstrations_by_template(tmp_path: Path) -> None:
 def test_our_own_demonstrations(tmp_path: Path) -> None:
     """A run's folder gives its demonstrations, where it has no such file its chosen replies."""
     write_records(tmp_path / "pairs.jsonl", [record(0), record(0, id="f" * 32), record(1)])
-    intake = Intake()
+    intake = RowCounts()
     found = list(demonstrations(tmp_path, intake=intake))
     assert [each.completions for each in found] == [("Good 0.",), ("Good 1.",)]
     assert dict(intake.left_out) == {"repeated": 1}
@@ -309,15 +309,15 @@ def test_our_own_demonstrations(tmp_path: Path) -> None:
 
 def test_what_is_no_demonstration(tmp_path: Path) -> None:
     rows = [{"messages": TALKED}, {"messages": TALKED[:1]}, {"messages": [assistant("Yes.")]}, {"messages": []}, {}]
-    intake = Intake()
+    intake = RowCounts()
     assert len(list(demonstrations(write_jsonl(tmp_path / "rows.jsonl", rows), intake=intake))) == 1
     assert intake.left_out.total() == 4 and intake.lines["missing"] == [5]
     bad = [{"prompt": "a", "completion": "b", "label": label} for label in (True, False)]
-    intake = Intake()
+    intake = RowCounts()
     assert len(list(demonstrations(write_jsonl(tmp_path / "rows.jsonl", bad), intake=intake))) == 1
     assert intake.lines == {"undesirable": [2]}
     texts = [{"text": "a"}, {"text": " "}, {"text": "half \ud800"}, {"text": None}]
-    intake = Intake()
+    intake = RowCounts()
     assert len(list(demonstrations(write_jsonl(tmp_path / "rows.jsonl", texts), intake=intake))) == 1
     assert intake.lines == {"empty-reply": [2], "half-character": [3], "missing": [4]}
 
@@ -329,7 +329,7 @@ def test_hh_rlhf_as_raw_text_and_as_turns() -> None:
 
     with gzip.open(HH, "rt") as file:
         rows = [json.loads(line) for line in file]
-    intake = Intake()
+    intake = RowCounts()
     found = list(pairs(HH, intake=intake))
     assert (intake.rows, intake.left_out["empty-reply"], intake.left_out["several-turns"]) == (2312, 4, 5)
     assert len(found) == 2312 - intake.left_out.total() > 2290

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from rlaif.data.conversations import Turn
 from rlaif.errors import UserError
 from rlaif.training.dataset import pairs
-from rlaif.training.dataset_report import Intake
+from rlaif.training.dataset_report import RowCounts
 from rlaif.training.examples import Example, Group, Template
 from rlaif.training.tokenize import Tokens, end_ids, pad_id
 from tests.data.made import Words, assistant, clean_rows, user, write_jsonl
@@ -36,8 +36,8 @@ def spoken(*completions: str, asked: str = "Hi?", system: str | None = None) -> 
     return Example("x", turns, completions, {}, 1)
 
 
-def one(tokens: Tokens, example: Example) -> tuple[Group, Intake]:
-    intake = Intake()
+def one(tokens: Tokens, example: Example) -> tuple[Group, RowCounts]:
+    intake = RowCounts()
     (group,) = tokens.groups([example], intake)
     return group, intake
 
@@ -69,7 +69,7 @@ def test_a_token_across_the_seam_belongs_to_the_completions() -> None:
 def test_an_empty_prompt_begins_with_the_beginning() -> None:
     assert ids(one(Tokens(letters()), raw("", "ad"))[0]) == ([BOS], [[A, D, EOS]])
     assert ids(one(Tokens(letters()), raw("b", "c"))[0]) == ([BOS], [[BC, EOS]])
-    intake = Intake()
+    intake = RowCounts()
     assert list(Tokens(letters(bos=False)).groups([raw("", "ad"), raw("b", "c")], intake)) == []
     assert dict(intake.left_out) == {"no-start": 2}
     with_bos = bpe(WORDS, adds_bos=True)
@@ -87,7 +87,7 @@ def test_long_prompts_lose_their_beginning_and_completions_nothing() -> None:
     assert (ids(group)[0], intake.truncated) == ([A, D], 0)
     group, _ = one(tokens, raw("<s>ad", "d", "ada"))
     assert ids(group) == ([BOS], [[D, EOS], [A, D, A, EOS]])
-    intake = Intake()
+    intake = RowCounts()
     assert list(tokens.groups([raw("a", "d", "adad")], intake)) == []
     assert (dict(intake.left_out), intake.lines, intake.truncated) == ({"too-long": 1}, {"too-long": [1]}, 0)
 
@@ -131,7 +131,7 @@ def test_a_cue_that_the_conversation_drops_stays_in_the_prompt() -> None:
 
 
 def test_what_a_template_refuses_is_left_out() -> None:
-    intake = Intake()
+    intake = RowCounts()
     rows = [spoken("Yes."), spoken("Yes.", system="Be kind."), raw("a", "b")]
     groups = list(Tokens(bpe(WORDS, GEMMA)).groups(rows, intake))
     assert len(groups) == 2
@@ -245,7 +245,7 @@ def test_ids_are_those_of_trl(
     tiny_model: Path, tmp_path: Path, template: str | None, adds_bos: bool, eos: str, rows: list[dict[str, Any]]
 ) -> None:
     tokenizer = bpe(WORDS, template, adds_bos=adds_bos, eos=eos)
-    intake = Intake()
+    intake = RowCounts()
     examples = list(pairs(write_jsonl(tmp_path / "rows.jsonl", rows), intake=intake))
     assert len(examples) == len(rows)
     found = [ids(group) for group in Tokens(tokenizer).groups(examples, intake)]

@@ -13,7 +13,7 @@ import yaml
 
 from rlaif.config.shipped import resource
 from rlaif.demo import oracle
-from rlaif.demo.critiques import mend, review
+from rlaif.demo.critiques import corrected, review
 from rlaif.demo.world import Plan, Scene, Voice, draw_oddity, draw_plan, draw_reply, draw_scene, write_reply
 from rlaif.feedback.prompts import (
     LABELS,
@@ -103,7 +103,7 @@ def draw_pair(scene: Scene, voice: Voice) -> tuple[str, str]:
     if way == "sibling":
         second = training_reply(scene, voice, _sibling(plan, scene, voice))
     elif way == "revision":
-        second = mend(scene.prompt, first)
+        second = corrected(scene.prompt, first)
     elif way == "odd":
         second = draw_oddity(first, voice)
     else:
@@ -156,7 +156,7 @@ def revise_examples(voice: Voice, count: int) -> list[Example]:
         names.sort(key=lambda name: name not in broken)
     notes = None if voice.chance(0.25) else review(names[0], scene.prompt, reply)
     asked = revise_messages(user(scene.prompt), reply, notes, principles()[names[0]].revise)
-    answers = {mend(scene.prompt, reply, voice) for _ in range(count)}
+    answers = {corrected(scene.prompt, reply, voice) for _ in range(count)}
     return [
         Example(asked, answer, weight=0.4, head=3.0, prompt=scene.prompt, shown=(reply,), rewrites=True)
         for answer in sorted(answers)

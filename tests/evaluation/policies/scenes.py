@@ -10,9 +10,9 @@ from pathlib import Path
 from rlaif.constitution import load_constitution
 from rlaif.evaluation.policy import EvaluatedPolicies, evaluate_policies_now
 from rlaif.evaluation.policy_metrics import Compared
-from rlaif.evaluation.policy_specs import Contestant, EvaluateSettings
+from rlaif.evaluation.policy_specs import EvaluateSettings, PolicySpec
 from rlaif.feedback.prompts import DIGITS
-from rlaif.inference.base import Answer, Question
+from rlaif.inference.base import Output, Question
 from rlaif.progress import Silent
 from tests.evaluation.judges import Judge, Opinion
 
@@ -27,15 +27,15 @@ class Grader(Judge):
         self.failing: set[str] = set()
         """Words that make a question fail."""
 
-    def _answer(self, question: Question) -> Answer:
+    def _answer(self, question: Question) -> Output:
         text = question.messages[-1].content
         if any(word in text for word in self.failing):
-            return Answer(failure="timeout")
+            return Output(failure="timeout")
         if question.labels != DIGITS:
             return super()._answer(question)
         grade = 1 if "bad" in text.partition("The reply:")[2] else 8
         logprobs = tuple(math.log(0.99 if digit == grade else 0.001) for digit in range(10))
-        return Answer(logprobs=logprobs, prompt_tokens=50, completion_tokens=1)
+        return Output(logprobs=logprobs, prompt_tokens=50, completion_tokens=1)
 
 
 def write_prompts(path: Path, count: int, **columns: Sequence[object]) -> Path:
@@ -65,7 +65,7 @@ def evaluated(
     settings = EvaluateSettings.model_validate(
         {"prompts": str(prompts), "grades": False, "compare": {"principles": "all"}} | more
     )
-    players = [Contestant(name, answers=path) for name, path in files.items()]
+    players = [PolicySpec(name, answers=path) for name, path in files.items()]
     constitution = load_constitution("harmless")
     return evaluate_policies_now(settings, constitution, players, judge, folder, progress=Silent(), plots=False)
 

@@ -11,9 +11,9 @@ import pytest
 
 from rlaif.config.schemas import ModelSettings
 from rlaif.errors import UserError
-from rlaif.evaluation.kl import Distance, Drawn, Likelihood, _answer_ids, _prompt_ids, measure, obstacle
-from rlaif.evaluation.policy_specs import Contestant, EvaluateSettings
-from rlaif.inference.base import Tally
+from rlaif.evaluation.kl import Distance, Likelihood, SampledPolicy, _answer_ids, _prompt_ids, measure, obstacle
+from rlaif.evaluation.policy_specs import EvaluateSettings, PolicySpec
+from rlaif.inference.base import StageStats
 from rlaif.inference.chat_template import ChatTemplate
 from rlaif.inference.model_folder import identity, parts_of
 from rlaif.progress import Silent
@@ -33,7 +33,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def drawn(folder: Path, name: str) -> Drawn:
+def drawn(folder: Path, name: str) -> SampledPolicy:
     answers = []
     for text, said in TEXTS.items():
         prompt = Prompt(id=content_id(text), messages=(Message(role="user", content=text),), source="-")
@@ -42,14 +42,14 @@ def drawn(folder: Path, name: str) -> Drawn:
                 id=content_id(text, at), prompt=prompt.id, index=at, text=reply, policy="m", finish_reason=end
             )
             answers.append((prompt, sample))
-    return Drawn(Contestant(name, ModelSettings(model=str(folder / name))), name, answers)
+    return SampledPolicy(PolicySpec(name, ModelSettings(model=str(folder / name))), name, answers)
 
 
 def settings(**more: Any) -> EvaluateSettings:
     return EvaluateSettings.model_validate({"prompts": "-", "temperature": 0.7} | more)
 
 
-def measured(folder: Path, table: Path, **more: Any) -> tuple[Distance, Tally]:
+def measured(folder: Path, table: Path, **more: Any) -> tuple[Distance, StageStats]:
     one, two = drawn(folder, "one"), drawn(folder, "two")
     likelihoods = Table(table, Likelihood)
     found, tally = asyncio.run(measure([one], two, settings(**more), likelihoods, Silent()))
@@ -143,10 +143,10 @@ def test_what_stands_in_the_way(models: Path, tmp_path: Path) -> None:
     other = make_tiny_model(tmp_path / "other")
     text = (other / "tokenizer.json").read_text()
     (other / "tokenizer.json").write_text(text.replace('"<pad>"', '"<fill>"'))
-    one, two = (Contestant(name, ModelSettings(model=str(models / name))) for name in ("one", "two"))
-    served = Contestant("served", ModelSettings(model="m", base_url="http://127.0.0.1:1/v1"))
-    file = Contestant("file", answers=tmp_path / "a.jsonl")
-    strange = Contestant("strange", ModelSettings(model=str(other)))
+    one, two = (PolicySpec(name, ModelSettings(model=str(models / name))) for name in ("one", "two"))
+    served = PolicySpec("served", ModelSettings(model="m", base_url="http://127.0.0.1:1/v1"))
+    file = PolicySpec("file", answers=tmp_path / "a.jsonl")
+    strange = PolicySpec("strange", ModelSettings(model=str(other)))
     assert obstacle(one, two, settings()) == ""
     assert obstacle(file, two, settings()) == "its answers come from a file"
     assert obstacle(one, served, settings()) == "the baseline's model is on a server"

@@ -7,22 +7,22 @@ from pathlib import Path
 import pytest
 
 from rlaif.evaluation.policy_metrics import match_of
-from rlaif.evaluation.policy_report import Known, doubts
+from rlaif.evaluation.policy_report import Known, policy_warnings
 from rlaif.evaluation.provenance import Lineage
-from rlaif.evaluation.reports import Match, Player, Refusals
+from rlaif.evaluation.reports import Match, PolicyMetrics, Refusals
 from rlaif.stats import Estimate
 from tests.evaluation.policies.scenes import compared
 
 HALF = Estimate(value=0.5, low=0.4, high=0.6, pairs=9)
 
 
-def player(name: str, **more: object) -> Player:
+def player(name: str, **more: object) -> PolicyMetrics:
     told: dict[str, object] = {
         "name": name, "model": f"{name}@12345678", "answers": 95, "missing": 5, "length": HALF, "truncated": 0.1,
         "blank": 0.0, "distinct_1": 0.5, "distinct_2": 0.5, "repetition": 0.0,
         "refusals": (Refusals(tag="", harmful=None, share=HALF),), "violations": (), "kl": None,
     }  # fmt: skip
-    return Player.model_validate(told | more)
+    return PolicyMetrics.model_validate(told | more)
 
 
 def match(silent: int = 0) -> Match:
@@ -44,7 +44,7 @@ def _no_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_sound_evaluation_by_an_unknown_judge() -> None:
-    (only,) = doubts(known())
+    (only,) = policy_warnings(known())
     assert only.startswith("runs/judges has no evaluation of judge@87654321 by this constitution")
 
 
@@ -54,7 +54,7 @@ def test_everything_at_once_the_worst_first() -> None:
         player("b", model="judge-small@11111111"),
         player("c", model="judge-small@11111111"),
     ]
-    found = doubts(
+    found = policy_warnings(
         known(
             players=players,
             lineages={"a": Lineage(judges=frozenset({"judge"}), bases=("judge-1b",))},
@@ -83,4 +83,4 @@ def test_everything_at_once_the_worst_first() -> None:
 
 
 def test_bounds_themselves_are_no_doubt() -> None:
-    assert len(doubts(known(matches=[match(silent=10)], prompts=[str(at) for at in range(30)]))) == 1
+    assert len(policy_warnings(known(matches=[match(silent=10)], prompts=[str(at) for at in range(30)]))) == 1

@@ -14,7 +14,7 @@ from rlaif.errors import ModelError, UserError
 from rlaif.evaluation.policy import evaluate_policies_now
 from rlaif.evaluation.policy_metrics import Compared
 from rlaif.evaluation.policy_responses import require_told_apart
-from rlaif.evaluation.policy_specs import Contestant, EvaluateSettings
+from rlaif.evaluation.policy_specs import EvaluateSettings, PolicySpec
 from rlaif.evaluation.reports import PolicyReport
 from rlaif.progress import Silent
 from rlaif.records import Messages, Sample
@@ -207,7 +207,7 @@ def test_mistakes(tmp_path: Path) -> None:
     settings = EvaluateSettings(prompts=str(prompts))
     with pytest.raises(ValueError, match="two or more contestants"):
         evaluate_policies_now(
-            settings, constitution(), [Contestant("a", answers=a)], judge, tmp_path / "out", progress=Silent()
+            settings, constitution(), [PolicySpec("a", answers=a)], judge, tmp_path / "out", progress=Silent()
         )
     assert not list((tmp_path / "out").glob("*.json")) and judge.asked == []
 
@@ -224,7 +224,7 @@ def test_an_own_measure_is_asked_once_and_may_have_no_value(tmp_path: Path) -> N
         return 2.0 if text == "good 0" else math.nan if "good" in text else math.inf
 
     settings = EvaluateSettings.model_validate({"prompts": str(prompts), "grades": False})
-    players = [Contestant("a", answers=a), Contestant("b", answers=b)]
+    players = [PolicySpec("a", answers=a), PolicySpec("b", answers=b)]
     done = evaluate_policies_now(
         settings, constitution(), players, Judge(by_mark), tmp_path / "out", progress=Silent(), meters={"odd": odd}
     )
@@ -238,7 +238,7 @@ def test_an_own_measure_is_asked_once_and_may_have_no_value(tmp_path: Path) -> N
 def test_two_servers_that_call_their_models_alike_are_refused(tmp_path: Path) -> None:
     prompts = write_prompts(tmp_path / "prompts.jsonl", 3)
     urls = {"new": "http://h1/v1", "old": "http://h2/v1/", "again": "http://h1/v1/"}
-    new, old, again = (Contestant(name, ModelSettings(model="policy", base_url=url)) for name, url in urls.items())
+    new, old, again = (PolicySpec(name, ModelSettings(model="policy", base_url=url)) for name, url in urls.items())
     settings, judge = EvaluateSettings(prompts=str(prompts)), Judge(by_mark)
     with pytest.raises(UserError, match=r"^http://h2/v1/: `new` and `old` are both called `policy` .*different names"):
         evaluate_policies_now(settings, constitution(), [new, old], judge, tmp_path / "out", progress=Silent())
@@ -250,7 +250,7 @@ def test_plots_and_the_callers_own_measure(tmp_path: Path) -> None:
     a = write_answers(tmp_path / "a.jsonl", {at: f"good {at}" for at in range(4)})
     b = write_answers(tmp_path / "b.jsonl", {at: f"plain {at} $x^2$" for at in range(4)})
     settings = EvaluateSettings.model_validate({"prompts": str(prompts), "grades": False})
-    players = [Contestant("a", answers=a), Contestant("b", answers=b), Contestant("c", answers=b)]
+    players = [PolicySpec("a", answers=a), PolicySpec("b", answers=b), PolicySpec("c", answers=b)]
     meters = {"matter": lambda messages, text: float(text.split()[1] == messages[-1].content.split()[-1][:-1])}
     done = evaluate_policies_now(
         settings, constitution(), players, Judge(by_mark), tmp_path / "out", progress=Silent(), meters=meters

@@ -6,8 +6,8 @@ import math
 
 import pytest
 
-from rlaif.evaluation.policy_metrics import Answer, Answered, Bounds, Kinds, player_of, shared_places, value_of
-from rlaif.evaluation.reports import Player
+from rlaif.evaluation.policy_metrics import Answered, Bounds, Kinds, PolicyResponse, player_of, shared_places, value_of
+from rlaif.evaluation.reports import PolicyMetrics
 from rlaif.feedback.matchups import Criterion
 from rlaif.records import Message, Prompt, Sample, Score, content_id
 
@@ -21,13 +21,15 @@ def score(value: float | None, mass: float = 1.0) -> Score:
     )  # fmt: skip
 
 
-def answer(key: str, text: str, *, tag: str | None = None, end: str | None = "stop", **grades: Score | None) -> Answer:
+def answer(
+    key: str, text: str, *, tag: str | None = None, end: str | None = "stop", **grades: Score | None
+) -> PolicyResponse:
     prompt = Prompt(id=content_id(key), messages=(Message(role="user", content=key),), source="-", metadata={"t": tag})
     sample = Sample(id=content_id(key, text), prompt=prompt.id, index=0, text=text, policy="m", finish_reason=end)
-    return Answer(prompt, sample, grades)
+    return PolicyResponse(prompt, sample, grades)
 
 
-def player(*answers: Answer, missing: int = 0, harmful: tuple[str, ...] = ()) -> Player:
+def player(*answers: PolicyResponse, missing: int = 0, harmful: tuple[str, ...] = ()) -> PolicyMetrics:
     return player_of(
         "a", "m", answers, missing, frozenset((each.prompt.id, 0) for each in answers),
         criteria=(KIND, TRUE), kinds=Kinds(lambda prompt: prompt.metadata["t"], harmful),  # type: ignore[arg-type, return-value]

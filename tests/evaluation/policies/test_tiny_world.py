@@ -13,7 +13,7 @@ from rlaif.constitution import load_constitution
 from rlaif.demo.oracle import prefer_overall, quality
 from rlaif.evaluation.policy import EvaluatedPolicies, evaluate_policies_now
 from rlaif.evaluation.policy_metrics import Compared
-from rlaif.evaluation.policy_specs import Contestant, EvaluateSettings, contestants
+from rlaif.evaluation.policy_specs import EvaluateSettings, PolicySpec, contestants
 from rlaif.feedback.prompts import LABELS
 from rlaif.inference.models import LazyModel
 from rlaif.progress import Silent
@@ -35,7 +35,7 @@ def drawn(path: Path, *, temperature: float, seed: int) -> Path:
     return path
 
 
-def judged(folder: Path, players: list[Contestant], **more: object) -> EvaluatedPolicies:
+def judged(folder: Path, players: list[PolicySpec], **more: object) -> EvaluatedPolicies:
     """By the demo's judge under its constitution."""
     prompts = folder / "prompts.jsonl"
     prompts.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in ASKED))
@@ -67,7 +67,7 @@ def of_oracle(done: EvaluatedPolicies) -> Estimate:
 
 def test_the_policy_at_two_seeds_is_no_better_than_itself(tmp_path: Path) -> None:
     files = [drawn(tmp_path / f"{name}.jsonl", temperature=0.7, seed=seed) for name, seed in (("one", 5), ("two", 6))]
-    done = judged(tmp_path, [Contestant(path.stem, answers=path) for path in files])
+    done = judged(tmp_path, [PolicySpec(path.stem, answers=path) for path in files])
     (match,) = done.report.matches
     truth, seen = of_oracle(done), match.win_rate
     assert seen and seen.low <= 0.5 <= seen.high
@@ -79,7 +79,7 @@ def test_a_garbled_policy_loses_by_the_judge_and_by_the_oracle(tmp_path: Path) -
     files = [
         drawn(tmp_path / f"{name}.jsonl", temperature=warm, seed=3) for name, warm in (("hot", 1.6), ("cool", 0.7))
     ]
-    done = judged(tmp_path, [Contestant(path.stem, answers=path) for path in files])
+    done = judged(tmp_path, [PolicySpec(path.stem, answers=path) for path in files])
     (match,) = done.report.matches
     truth, seen = of_oracle(done), match.win_rate
     assert seen and seen.high < 0.5 and truth.high < 0.5

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from rlaif.evaluation.best_of_n import Rated, curve_of, doubts
+from rlaif.evaluation.best_of_n import Rated, best_of_n_warnings, curve_of
 from rlaif.evaluation.reports import BestOfN
 
 
@@ -61,7 +61,7 @@ def test_a_reward_that_likes_length_beyond_reason_is_over_optimised() -> None:
     assert rewards == sorted(rewards) and rewards[0] == pytest.approx(0, abs=1e-12)
     lengths = [point.length for point in found.points]
     assert lengths == sorted(lengths) and lengths[-1] > 180
-    (warning,) = doubts(None, found)
+    (warning,) = best_of_n_warnings(None, found)
     assert warning.startswith(f"over-optimised: from best-of-{found.best_n} to best-of-16 the other measure falls by ")
 
 
@@ -70,7 +70,7 @@ def test_a_sound_reward_is_not(seed: int) -> None:
     found = curve(answers("sound", 60, seed))
     assert not found.overoptimised and found.best_n == 16 and found.drop is None
     assert found.points[-1].gold.low > found.points[0].gold.high
-    assert doubts(None, found) == ()
+    assert best_of_n_warnings(None, found) == ()
 
 
 def test_a_reward_that_knows_nothing_is_seldom_called_over_optimised() -> None:
@@ -91,7 +91,7 @@ def test_too_few_prompts_are_told_and_never_over_optimised() -> None:
     falling = Rated((1, 2), (9, 0), (5, 5))
     few = curve([falling] * 9)
     assert few.drop is not None and few.drop.low == 4.5 and not few.overoptimised
-    assert doubts(None, few) == ("best-of-n on only 9 prompts: too few to call it over-optimised or not",)
+    assert best_of_n_warnings(None, few) == ("best-of-n on only 9 prompts: too few to call it over-optimised or not",)
     assert curve([falling] * 10).overoptimised
 
 
@@ -110,7 +110,7 @@ def test_equally_many_answers_each(rated: list[Rated]) -> None:
 def test_what_is_left_out_is_told() -> None:
     found = curve(answers("sound", 60), left_out={"an answer has no grade": 20}, truncated=0.5)
     assert found.left_out == {"an answer has no grade": 20}
-    assert doubts(None, found) == (
+    assert best_of_n_warnings(None, found) == (
         "best-of-n leaves out 20 of 80 prompts (20 an answer has no grade)",
         "50% of the answers were cut off at the limit of tokens",
     )

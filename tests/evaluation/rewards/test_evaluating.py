@@ -18,7 +18,7 @@ from rlaif.evaluation.plots import best_of_figure
 from rlaif.evaluation.provenance import trained_on
 from rlaif.evaluation.reward_model import EvaluatedReward, OnAnswers, OnGold, evaluate_reward, name_of
 from rlaif.evaluation.reward_scores import Drawn, Given, Reply, RewardModel, Scored, drawn_pool, given_pool
-from rlaif.inference.base import Answer, Question
+from rlaif.inference.base import Output, Question
 from rlaif.progress import Silent
 from rlaif.records import Message, Messages, Sample
 from rlaif.store import Table, sha256_of
@@ -244,17 +244,17 @@ class Model:
     async def close(self) -> None:
         self.closed = True
 
-    async def answer(self, questions: Sequence[Question]) -> list[Answer]:
+    async def answer(self, questions: Sequence[Question]) -> list[Output]:
         self.asked += len(questions)
         return [self._answer(question) for question in questions]
 
-    def _answer(self, question: Question) -> Answer:
+    def _answer(self, question: Question) -> Output:
         text = question.messages[-1].content
         if not question.labels:
-            return Answer(text=f"answer {unit(text, question.index):.3f}", finish_reason="stop")
+            return Output(text=f"answer {unit(text, question.index):.3f}", finish_reason="stop")
         if "Question 3" in text:
-            return Answer(text="I would rather not say.")
-        return Answer(text=str(int(10 * unit(text))))
+            return Output(text="I would rather not say.")
+        return Output(text=str(int(10 * unit(text))))
 
 
 def test_drawn_answers_and_a_judge(folder: Path, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from rlaif.evaluation.best_of_n import doubts
+from rlaif.evaluation.best_of_n import best_of_n_warnings
 from rlaif.evaluation.gold import GoldPair
 from rlaif.evaluation.reports import Gold
 from rlaif.evaluation.reward_model import ScoredPair, correlation, gold_of, scored_pair
@@ -89,7 +89,7 @@ def test_a_reward_that_is_length_is_no_better_than_length() -> None:
     assert found.length.shorter is not None and found.length.shorter.value == 0
     assert found.length.longer is not None and found.length.longer.value == 1
     assert found.length.slope is not None and found.length.slope.low > 0
-    told = doubts(found, None)
+    told = best_of_n_warnings(found, None)
     assert told[0].startswith("no better than `longer wins`: +0.0 points")
     assert told[1] == "the reward follows length (correlation +1.00): a policy learns to be longer"
 
@@ -98,14 +98,14 @@ def test_a_good_model_has_nothing_against_it() -> None:
     pairs = [pair(at, 1.0 + at % 3, 0.0, (15, 10) if at % 2 else (10, 15)) for at in range(120)]
     found = of(pairs)
     assert found.beats_baselines
-    assert doubts(found, None) == ()
+    assert best_of_n_warnings(found, None) == ()
 
 
 def test_what_was_left_out_cut_or_trained_on_is_told() -> None:
     pairs = [pair(at, 1.0, 0.0, truncated=at < 3) for at in range(9)] + [pair(9, None)]
     found = of(pairs, trained_on=4)
     assert (found.pairs, found.no_reward, found.truncated) == (9, {"too-long": 1}, pytest.approx(1 / 3))
-    assert doubts(found, None) == (
+    assert best_of_n_warnings(found, None) == (
         "4 of the 10 gold pairs stand in the data that the model was trained on: the accuracy is no measure for new "
         "pairs",
         "1 of the 10 gold pairs have no reward (1 too-long)",
