@@ -108,39 +108,39 @@ def tokenized(text: str) -> dict[str, Any]:
 
 def choice(
     at: int,
-    talk: Sequence[Mapping[str, str]],
+    connection: Sequence[Mapping[str, str]],
     body: Mapping[str, Any],
     logprobs: bool,
     taste: Taste = USUAL,
     thinks: str = "",
 ) -> dict[str, Any]:
     """One choice of a chat completion."""
-    if "First give your reasons" in talk[-1]["content"]:
-        return reasoned_choice(at, talk, body, logprobs, taste, thinks)
-    text, finish = reply_text(talk, body)
+    if "First give your reasons" in connection[-1]["content"]:
+        return reasoned_choice(at, connection, body, logprobs, taste, thinks)
+    text, finish = reply_text(connection, body)
     made: dict[str, Any] = {"index": at, "finish_reason": finish, "logprobs": None}
-    if re.search(r"\bA\b.*\bB\b", talk[-1]["content"], re.DOTALL) and body.get("max_tokens", 99) <= 16:
-        text = "A" if tasted_share(talk, taste) >= 0.5 else "B"
+    if re.search(r"\bA\b.*\bB\b", connection[-1]["content"], re.DOTALL) and body.get("max_tokens", 99) <= 16:
+        text = "A" if tasted_share(connection, taste) >= 0.5 else "B"
         if body.get("logprobs") and logprobs:
-            made["logprobs"] = {"content": [_label_entry(talk, body, taste)]}
-    elif "Answer with one digit" in talk[-1]["content"] or "nothing else: 0, 1" in talk[-1]["content"]:
-        merit = (_merits(talk) or [0.5])[0]
+            made["logprobs"] = {"content": [_label_entry(connection, body, taste)]}
+    elif "Answer with one digit" in connection[-1]["content"] or "nothing else: 0, 1" in connection[-1]["content"]:
+        merit = (_merits(connection) or [0.5])[0]
         text = str(round(9 * merit))
         if body.get("logprobs") and logprobs:
             made["logprobs"] = {"content": [_entry(_digits(merit), body)]}
-    elif "letters of all replies" in talk[-1]["content"]:
-        merits = _merits(talk)
+    elif "letters of all replies" in connection[-1]["content"]:
+        merits = _merits(connection)
         text = " > ".join("ABCDEFGHIJ"[at] for at in sorted(range(len(merits)), key=lambda at: -merits[at]))
     made["message"] = {"role": "assistant", "content": text}
     return made
 
 
 def reasoned_choice(
-    at: int, talk: Sequence[Mapping[str, str]], body: Mapping[str, Any], logprobs: bool, taste: Taste, thinks: str
+    at: int, connection: Sequence[Mapping[str, str]], body: Mapping[str, Any], logprobs: bool, taste: Taste, thinks: str
 ) -> dict[str, Any]:
     """Reasons that name either label, and the verdict at the end; with `thinks`, thoughts before it, in `tags` or in a
     `field` of their own. A word is a token."""
-    share = tasted_share(talk, taste)
+    share = tasted_share(connection, taste)
     better, worse = ("A", "B") if share >= 0.5 else ("B", "A")
     thoughts = f"At first sight the answer is {worse}. Verdict: {worse}".split()
     points = "It is clear, it comes to the point, it says what it is about, and it does not make a fuss."
@@ -161,7 +161,7 @@ def reasoned_choice(
         message["content"] = f"<think>{thought}{end}{answer}"
     made: dict[str, Any] = {"index": at, "finish_reason": finish, "logprobs": None, "message": message}
     if body.get("logprobs") and logprobs:
-        label = _label_entry(talk, {**body, "return_tokens_as_token_ids": False}, taste)
+        label = _label_entry(connection, {**body, "return_tokens_as_token_ids": False}, taste)
         plain = [
             {"token": f" {word}", "logprob": -0.1, "top_logprobs": [{"token": f" {word}", "logprob": -0.1}]}
             for word in said
@@ -172,9 +172,9 @@ def reasoned_choice(
     return made
 
 
-def _merits(talk: Sequence[Mapping[str, str]]) -> list[float]:
+def _merits(connection: Sequence[Mapping[str, str]]) -> list[float]:
     """The merit of each reply that a question shows."""
-    return [unit("merit", reply) for _, reply in _ANY_REPLY.findall(talk[-1]["content"])]
+    return [unit("merit", reply) for _, reply in _ANY_REPLY.findall(connection[-1]["content"])]
 
 
 def _digits(merit: float) -> dict[str, float]:
@@ -183,8 +183,8 @@ def _digits(merit: float) -> dict[str, float]:
     return {str(digit): math.log(MASS * height / sum(bell)) for digit, height in enumerate(bell)}
 
 
-def _label_entry(talk: Sequence[Mapping[str, str]], body: Mapping[str, Any], taste: Taste) -> dict[str, Any]:
-    share = tasted_share(talk, taste)
+def _label_entry(connection: Sequence[Mapping[str, str]], body: Mapping[str, Any], taste: Taste) -> dict[str, Any]:
+    share = tasted_share(connection, taste)
     likely = {"A": 0.75 * share, " A": 0.25 * share, "B": 0.75 * (1 - share), " B": 0.25 * (1 - share)}
     mass = MASS if taste.mass is None else taste.mass
     values = {token: math.log(mass * chance) for token, chance in likely.items()}

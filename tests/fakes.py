@@ -163,8 +163,8 @@ class FakeServer:
         refused = self._refused(body, talks[0][-1]) if prefill else None
         if refused is not None:
             return await _send(writer, 400, _error(refused))
-        talks = [talk[:-1] if prefill else talk for talk in talks]
-        keys = [talk[-1]["content"] for talk in talks]
+        talks = [connection[:-1] if prefill else connection for connection in talks]
+        keys = [connection[-1]["content"] for connection in talks]
         self.begun.update([prefill] * len(keys))
         own = [key for key in keys if TRIAL not in key]
         self.trials += len(keys) - len(own)
@@ -205,7 +205,10 @@ class FakeServer:
         if any(len(text) > self.context for text in keys):
             limit = f"This model's maximum context length is {self.context} tokens."
             return await _send(writer, 400, _error(f"{limit} Please reduce the length of the input prompt."))
-        choices = [choice(at, talk, body, self._logprobs_of(kind), taste, self.thinks) for at, talk in enumerate(talks)]
+        choices = [
+            choice(at, connection, body, self._logprobs_of(kind), taste, self.thinks)
+            for at, connection in enumerate(talks)
+        ]
         if kind == "shuffled":
             choices.reverse()
         if kind == "short_batch":
@@ -227,10 +230,10 @@ class FakeServer:
             return "Expected last role User or Tool, or Assistant with prefix True"
         return None
 
-    def _taste_of(self, body: dict[str, Any], talk: list[dict[str, str]], prefill: str) -> Taste:
+    def _taste_of(self, body: dict[str, Any], connection: list[dict[str, str]], prefill: str) -> Taste:
         """The taste, with the label mass that a begun answer or tags leave."""
         masses = [self.begun_mass] if prefill else []
-        masses += [self.tags_mass] if "<text_" in talk[-1]["content"] else []
+        masses += [self.tags_mass] if "<text_" in connection[-1]["content"] else []
         known = [mass for mass in masses if mass is not None]
         return self.taste._replace(mass=max(known)) if known else self.taste
 

@@ -247,7 +247,10 @@ MISTAKES: list[tuple[Callable[[], Any], str]] = [
     (lambda: rlaif.generate("run.yaml", stages=["pairs"]), "stages: `pairs` is not known; did you mean `pair`?"),
     (lambda: rlaif.generate(constitution="demo", prompts="x", judge="demo-judge"), "generate(): `output` is missing"),
     (lambda: rlaif.generate("nowhere.yaml"), "nowhere.yaml: no such file"),
-    (lambda: rlaif.run_workflow("run.yaml", train={"dpo": {}}), "run_workflow(): no setting `train`; it is set in the file"),
+    (
+        lambda: rlaif.run_workflow("run.yaml", train={"dpo": {}}),
+        "run_workflow(): no setting `train`; it is set in the file",
+    ),
     (lambda: rlaif.train("dop"), "train(): `dop` is not known; did you mean `dpo`?"),  # type: ignore[arg-type]
     (lambda: rlaif.train("dpo", model="m", data="d", output="o", betta=1),
      'train("dpo"): no setting `betta`; did you mean `beta`?'),

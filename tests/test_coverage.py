@@ -126,7 +126,9 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
     plain = fake_answers.first_share
     monkeypatch.setattr(
-        fake_answers, "first_share", lambda talk: 1 - plain(talk) if "more cold" in talk[-1]["content"] else plain(talk)
+        fake_answers,
+        "first_share",
+        lambda connection: 1 - plain(connection) if "more cold" in connection[-1]["content"] else plain(connection),
     )
     weights = {"kind": 3, "true": 1, "cold": 1}
     principles = [{"id": n, "compare": f"Which reply is more {n}?", "weight": w} for n, w in weights.items()]

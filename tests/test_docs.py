@@ -27,7 +27,7 @@ def test_a_page_shows_what_happens(page: Path) -> None:
 
 
 def test_there_is_a_page_for_every_task() -> None:
-    assert len(PAGES) == 9
+    assert len(PAGES) == 10
     assert [page.name for page in PAGES if f"(docs/{page.name})" not in README] == []
 
 

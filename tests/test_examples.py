@@ -111,7 +111,7 @@ def test_real_dialogues_on_a_real_server(vllm: Served, tmp_path: Path) -> None:
 
 @pytest.mark.server
 def test_given_answers_on_a_real_server(vllm: Served, tmp_path: Path) -> None:
-    """17 answers a prompt: 6 meetings of the first four, 3 for each later one, two orders, 90 calls a prompt."""
+    """17 answers a prompt: 6 matchups of the first four, 3 for each later one, two orders, 90 calls a prompt."""
     if not LAMDA.exists():
         pytest.skip("the shared data is not here")
     flags = ("--prompts", LAMDA, "--prompts-limit", 3, "--judge-base-url", vllm.base_url, "--output", tmp_path / "run")

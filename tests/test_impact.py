@@ -35,8 +35,8 @@ def contrary(monkeypatch: pytest.MonkeyPatch) -> None:
     """Asked for the colder reply, the fake prefers the contrary of what it prefers otherwise."""
     plain = fake_answers.first_share
 
-    def share(talk: Sequence[Mapping[str, str]]) -> float:
-        return 1 - plain(talk) if "colder" in talk[-1]["content"] else plain(talk)
+    def share(connection: Sequence[Mapping[str, str]]) -> float:
+        return 1 - plain(connection) if "colder" in connection[-1]["content"] else plain(connection)
 
     monkeypatch.setattr(fake_answers, "first_share", share)
 

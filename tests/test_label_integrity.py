@@ -21,7 +21,7 @@ from rlaif.config.schemas import CompareSettings, PairSettings
 from rlaif.constitution import Constitution, Principle
 from rlaif.feedback.aggregate import Comparison, Status, fold
 from rlaif.feedback.judge import compare_questions, judgement, votes
-from rlaif.feedback.matchups import criteria_of, meetings
+from rlaif.feedback.matchups import criteria_of, matchups
 from rlaif.feedback.ranking import Provenance, pairs, rank_samples
 from rlaif.feedback.sampling import given_samples
 from rlaif.inference.base import Output, Question
@@ -65,19 +65,19 @@ def run(
         responses=tuple(GivenResponse(text=text) for text in texts),
     )
     samples = given_samples(prompt)
-    met = meetings(samples, criteria_of(CONSTITUTION, compare.principles), compare)
+    met = matchups(samples, criteria_of(CONSTITUTION, compare.principles), compare)
     questions = list(compare_questions(prompt, met, compare, AskedJudge("judge")))
     answers = {q.id: answered(q, judge(*shown(q)), soft) for q in questions}
     comparisons = [
         fold(
-            meeting.left.id,
-            meeting.right.id,
+            matchup.left.id,
+            matchup.right.id,
             cast,
             min_mass=pair.min_label_mass,
             margin=pair.margin,
             drop_flips=pair.flips == "drop",
         )
-        for meeting, cast in votes(met, questions, answers.get, compare)
+        for matchup, cast in votes(met, questions, answers.get, compare)
     ]
     standing = rank_samples(prompt, samples, comparisons)
     return samples, comparisons, pairs(standing, pair, compare, Provenance("judge", "c"))

@@ -163,8 +163,8 @@ def test_revising_leaves_a_finished_run_finished(tmp_path: Path) -> None:
 
 
 def test_helpful_answers_are_mixed_in(tmp_path: Path) -> None:
-    talk = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello, what can I do?"}]
-    (tmp_path / "helpful.jsonl").write_text(json.dumps({"messages": talk}) + "\n")
+    connection = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello, what can I do?"}]
+    (tmp_path / "helpful.jsonl").write_text(json.dumps({"messages": connection}) + "\n")
     with FakeServer() as fake:
         path = write_run(tmp_path, fake.url, revise={"principles": "one", "helpful": "helpful.jsonl"})
         report = revise(path)
@@ -182,7 +182,7 @@ def test_a_prompt_may_have_several_helpful_answers(tmp_path: Path) -> None:
     with FakeServer() as fake:
         report = revise(write_run(tmp_path, fake.url, revise={"principles": "one", "helpful": helpful}))
     assert report.revised and report.revised.counts["helpful_rows"] == 2
-    assert report.revised.oddities.counts == {"repeated prompt": 1}
+    assert report.revised.input_issues.counts == {"repeated prompt": 1}
 
 
 def test_a_session_with_other_settings_unfinishes_what_it_makes_untrue(tmp_path: Path) -> None:

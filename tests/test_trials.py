@@ -73,7 +73,7 @@ def test_pass_and_fail(tmp_path: Path) -> None:
 
 def test_orders_that_disagree_flip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A judge that gives the first slot 0.8: `better` gets 0.8 shown first and 0.2 shown second, 0.5 together."""
-    monkeypatch.setattr(fake_answers, "first_share", lambda talk: 0.8)
+    monkeypatch.setattr(fake_answers, "first_share", lambda connection: 0.8)
     with FakeServer() as fake:
         (trial,) = tried(write(tmp_path, principle("kind", RIGHT)), fake.url).trials
     assert trial.result is Result.FLIP
@@ -84,8 +84,8 @@ def test_orders_that_disagree_flip(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_a_tie_is_no_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """0.54 in both orders is closer to one half than the margin of 0.05."""
 
-    def share(talk: list[dict[str, str]]) -> float:
-        text = talk[-1]["content"]
+    def share(connection: list[dict[str, str]]) -> float:
+        text = connection[-1]["content"]
         return 0.54 if text.find(BEST) < text.find(WORST) else 0.46
 
     monkeypatch.setattr(fake_answers, "first_share", share)

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from rlaif.config.schemas import PairSettings
 from rlaif.feedback.aggregate import Comparison, Share, Status, Vote, folded, shares
+from rlaif.feedback.position_bias import find_slots
 from rlaif.feedback.run import Run, read_provenance, reopen_run
-from rlaif.feedback.slot_bias import find_slots
 
 LEAST = 10
 """Comparisons that two principles must share before they can be said to contradict each other."""
@@ -115,8 +115,8 @@ def covered(run: Run, *, edited: bool = False) -> Coverage:
     find_slots(run)
     counting = Counting([criterion.id for criterion in run.criteria], run.settings.pair)
     for prompt in run.prompts():
-        for meeting, votes in run.votes_of(prompt, run.matchups_of(prompt, run.samples_of(prompt))):
-            counting.add(meeting.left.id, meeting.right.id, votes)
+        for matchup, votes in run.votes_of(prompt, run.matchups_of(prompt, run.samples_of(prompt))):
+            counting.add(matchup.left.id, matchup.right.id, votes)
     return Coverage(
         constitution=run.constitution.name,
         mode=compare.principles,

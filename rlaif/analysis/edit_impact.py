@@ -23,8 +23,8 @@ from rlaif.feedback.aggregate import Comparison, Status, Vote, folded, moves, sh
 from rlaif.feedback.critique import critique_record, require_critiques
 from rlaif.feedback.judge import compare_questions, judgement
 from rlaif.feedback.matchups import WHOLE, Matchup
+from rlaif.feedback.position_bias import find_slots
 from rlaif.feedback.run import Run
-from rlaif.feedback.slot_bias import find_slots
 from rlaif.inference.base import ModelSource, Output, Question, StageStats, ask
 from rlaif.progress import Progress
 from rlaif.records import Prompt
@@ -147,8 +147,8 @@ def impact(both: Plans) -> Impact:
     both[1].slots = both[0].slots  # the judge's, not the constitution's: nothing moves but by the edit
     for prompt, met in _meetings(both):
         cast = (run.votes_of(prompt, own) for run, own in zip(both, met, strict=True))
-        for (meeting, before), (_, after) in zip(*cast, strict=True):
-            counting.add(prompt, meeting, before, after)
+        for (matchup, before), (_, after) in zip(*cast, strict=True):
+            counting.add(prompt, matchup, before, after)
     return counting.result()
 
 
@@ -226,9 +226,9 @@ class _Counting:
         self._distance = 0.0
         self._widest: list[tuple[float, int, Moved]] = []
 
-    def add(self, prompt: Prompt, meeting: Matchup, before: list[Vote], after: list[Vote]) -> None:
+    def add(self, prompt: Prompt, matchup: Matchup, before: list[Vote], after: list[Vote]) -> None:
         """Count one pair."""
-        ends = meeting.left.id, meeting.right.id
+        ends = matchup.left.id, matchup.right.id
         found, old, new = self._found, *(folded(*ends, cast, self._pair) for cast in (before, after))
         found.pairs += 1
         found.unanswered += Status.FAILED in (old.status, new.status)
@@ -243,10 +243,10 @@ class _Counting:
             found.flipped += 1
             found.causes[self._cause(ends, before, after, old, new)] += 1
         if old.status not in _SILENT and new.status not in _SILENT:
-            self._measure(prompt, meeting, (before, after), (old, new))
+            self._measure(prompt, matchup, (before, after), (old, new))
 
     def _measure(
-        self, prompt: Prompt, meeting: Matchup, cast: tuple[list[Vote], list[Vote]], ends: tuple[Comparison, Comparison]
+        self, prompt: Prompt, matchup: Matchup, cast: tuple[list[Vote], list[Vote]], ends: tuple[Comparison, Comparison]
     ) -> None:
         old, new = ends
         distance = abs(new.probability - old.probability)
@@ -256,12 +256,12 @@ class _Counting:
             return
         moved = Moved(
             conversation(prompt.messages),
-            meeting.left.text,
-            meeting.right.text,
+            matchup.left.text,
+            matchup.right.text,
             old.probability,
             new.probability,
             (old.status, new.status),
-            self._cause((meeting.left.id, meeting.right.id), *cast, old, new),
+            self._cause((matchup.left.id, matchup.right.id), *cast, old, new),
         )
         entry = (distance, -self._found.pairs, moved)  # of equal moves, the earliest are kept
         if len(self._widest) < MOST_MOVED:

@@ -101,7 +101,7 @@ class _Case:
     number: int
     example: Example
     prompt: Prompt
-    meeting: Matchup
+    matchup: Matchup
     critiques: Sequence[Question] = ()
     """What is asked first where the comparisons show critiques."""
     questions: Sequence[Question] = ()
@@ -195,7 +195,7 @@ async def _asked(
     chars, told = compare.max_chars, StageStats("test")
     if compare.critique:
         cases = [
-            replace(case, critiques=critique_questions(case.prompt, [case.meeting], critique, own, max_chars=chars))
+            replace(case, critiques=critique_questions(case.prompt, [case.matchup], critique, own, max_chars=chars))
             for case in cases
         ]
         asked = (question for case in cases for question in case.critiques)
@@ -203,7 +203,7 @@ async def _asked(
 
     def questions(case: _Case) -> list[Question]:
         notes = notes_on(case.prompt, critiques.get, critique, own, max_chars=chars)
-        return list(compare_questions(case.prompt, [case.meeting], compare, own, notes if compare.critique else None))
+        return list(compare_questions(case.prompt, [case.matchup], compare, own, notes if compare.critique else None))
 
     cases = [replace(case, questions=questions(case)) for case in cases]
     asked = (question for case in cases for question in case.questions)
@@ -218,8 +218,8 @@ def _sample(prompt: Prompt, index: int, text: str) -> Sample:
 
 
 def _trial(case: _Case, asking: _Asking, pair: PairSettings) -> PrincipleTest:
-    better, worse, (criterion,) = case.meeting
-    ((_, cast),) = votes([case.meeting], case.questions, asking.answers.get, asking.compare)
+    better, worse, (criterion,) = case.matchup
+    ((_, cast),) = votes([case.matchup], case.questions, asking.answers.get, asking.compare)
     strict = pair.model_copy(update={"flips": "drop"})
     comparison = folded(better.id, worse.id, cast, strict)
     result = _result(comparison)

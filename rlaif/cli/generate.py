@@ -70,7 +70,7 @@ def _show_cost(report: Report, settings: RunSettings, spent: dict[str, tuple[int
 
     wanted = settings.prompts
     found = read_prompts(
-        wanted.path, column=wanted.column, responses=wanted.responses, limit=wanted.limit, oddities=InputIssues()
+        wanted.path, column=wanted.column, responses=wanted.responses, limit=wanted.limit, input_issues=InputIssues()
     )
     whole = sum(1 for _ in found)
     times = whole / report.run.prompt_count

@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
 def show_report(report: Report) -> None:
     """The table of counts at the end of a run, and where the files are."""
-    if report.run.oddities.counts:
-        echo(f"note: in the prompts, {report.run.oddities}", err=True)
+    if report.run.input_issues.counts:
+        echo(f"note: in the prompts, {report.run.input_issues}", err=True)
     healed = sum(table.healed for table in report.run.tables)
-    if report.revised and report.revised.oddities.counts:
-        echo(f"note: in the helpful answers, {report.revised.oddities}", err=True)
+    if report.revised and report.revised.input_issues.counts:
+        echo(f"note: in the helpful answers, {report.revised.input_issues}", err=True)
     if healed:
         echo(f"note: {healed} torn last line(s) cut off; what they held was asked again", err=True)
     rows = _counts(report)

@@ -41,8 +41,8 @@ def show_judge(done: EvaluatedJudge) -> None:
     """Print the report: the verdict first, its reasons, then the numbers."""
     report = done.report
     about, found = report.about, report.measures
-    if about.oddities:
-        odd = ", ".join(f"{count:,} x {kind}" for kind, count in about.oddities.items())
+    if about.input_issues:
+        odd = ", ".join(f"{count:,} x {kind}" for kind, count in about.input_issues.items())
         echo(f"note: in the gold pairs, {odd}", err=True)
     echo(f"{about.judge} by `{about.constitution}` ({about.constitution_hash[:12]}) on {about.gold}\n")
     secho(report.verdict.level.upper(), fg=_COLOURS[report.verdict.level], bold=True)
@@ -200,8 +200,8 @@ def show_policies(done: EvaluatedPolicies) -> None:
     """Print the report: who beats whom first, what speaks against it, then the numbers."""
     report = done.report
     about = report.about
-    if about.oddities:
-        odd = ", ".join(f"{count:,} x {kind}" for kind, count in about.oddities.items())
+    if about.input_issues:
+        odd = ", ".join(f"{count:,} x {kind}" for kind, count in about.input_issues.items())
         echo(f"note: in the prompts, {odd}", err=True)
     for match in report.matches:
         if match.baseline == report.baseline:
@@ -390,8 +390,8 @@ def _share(found: Estimate | None) -> str:
 def show_reward(done: EvaluatedReward) -> None:
     """Print the report: the headline first, what speaks against it, then the numbers."""
     report = done.report
-    if report.gold is not None and report.gold.oddities:
-        odd = ", ".join(f"{count:,} x {kind}" for kind, count in report.gold.oddities.items())
+    if report.gold is not None and report.gold.input_issues:
+        odd = ", ".join(f"{count:,} x {kind}" for kind, count in report.gold.input_issues.items())
         echo(f"note: in the gold pairs, {odd}", err=True)
     for text, colour in _headlines(report):
         secho(text, fg=colour, bold=True)

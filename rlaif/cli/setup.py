@@ -174,11 +174,11 @@ def _prompt_problems(settings: RunSettings, kinds: dict[tuple[str, ...], Prompt]
     """What is wrong with the prompts; `kinds` gets the first one of each kind by its roles."""
     from rlaif.data.prompts import InputIssues, read_prompts
 
-    wanted, oddities = settings.prompts, InputIssues()
+    wanted, input_issues = settings.prompts, InputIssues()
     count = given = 0
     try:
         for prompt in read_prompts(
-            wanted.path, column=wanted.column, responses=wanted.responses, limit=wanted.limit, oddities=oddities
+            wanted.path, column=wanted.column, responses=wanted.responses, limit=wanted.limit, input_issues=input_issues
         ):
             kinds.setdefault(tuple(message.role for message in prompt.messages), prompt)
             count += 1
@@ -186,8 +186,8 @@ def _prompt_problems(settings: RunSettings, kinds: dict[tuple[str, ...], Prompt]
     except UserError as error:
         return [error]
     echo(f"prompts: {count:,}" + (f" with {given:,} answers" if given else ""))
-    if oddities.counts:
-        echo(f"note: in the prompts, {oddities}")
+    if input_issues.counts:
+        echo(f"note: in the prompts, {input_issues}")
     if settings.policy is None and not given:
         hint = "set `policy`, or name the column of the answers in `prompts.responses`"
         return [UserError("no `policy`, and no answers in the input", where=wanted.path, hint=hint)]
@@ -251,7 +251,11 @@ def _warn_of_toys(settings: RunSettings) -> None:
     wanted = settings.prompts
     for judge in filter(is_toy, [each.model for each in settings.judges]):
         prompts = read_prompts(
-            wanted.path, column=wanted.column, responses=wanted.responses, limit=wanted.limit, oddities=InputIssues()
+            wanted.path,
+            column=wanted.column,
+            responses=wanted.responses,
+            limit=wanted.limit,
+            input_issues=InputIssues(),
         )
         if (warning := outside_its_world(judge, load_constitution(settings.constitution), prompts)) is not None:
             secho(f"WARNING: {warning}", err=True, bold=True)

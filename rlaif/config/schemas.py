@@ -161,8 +161,8 @@ class CompareSettings(Record):
     principles: Literal["one", "each", "all"] = "one"
     """`one` drawn a pair (as in the paper), `each` on its own (weighted mean), or `all` in one question."""
     orders: Literal["both", "random"] = "both"
-    """Judge every pair in both orders, or in one drawn by hash (half the calls; see `slot_bias`)."""
-    slot_bias: Literal["removed", "kept"] = "removed"
+    """Judge every pair in both orders, or in one drawn by hash (half the calls; see `position_bias`)."""
+    position_bias: Literal["removed", "kept"] = "removed"
     """With `orders: random`, take the judge's liking for a slot, told from the whole run, out of its labels, or not."""
     opponents: int = Field(3, ge=1)
     """Earlier samples that each sample meets: 3 is the round robin up to 4 samples."""

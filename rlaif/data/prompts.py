@@ -492,7 +492,7 @@ def read_prompts(
     column: str | None = None,
     responses: str | None = None,
     limit: int | None = None,
-    oddities: InputIssues | None = None,
+    input_issues: InputIssues | None = None,
     with_answers: bool = False,
     keep: str | None = None,
 ) -> Iterator[Prompt]:
@@ -501,10 +501,10 @@ def read_prompts(
     `column` names the column of the prompts; without it, `prompt`, `messages`, `conversations`, or hh-rlhf's pairs of
     dialogues are recognised in the first row. `responses` names a column of given answers (dots lead through lists).
     A dialogue that ends in an answer gives a prompt with that answer, save in a column called `prompt`, where it is
-    odd. `keep` names a column that comes into the prompts' metadata. Odd rows are skipped and counted in `oddities`;
-    raises UserError where the file is broken or all rows are odd.
+    odd. `keep` names a column that comes into the prompts' metadata. Odd rows are skipped and counted in
+    `input_issues`; raises UserError where the file is broken or all rows are odd.
     """
-    counter = InputIssues() if oddities is None else oddities
+    counter = InputIssues() if input_issues is None else input_issues
     seen: set[bytes] = set()
     form: Form | None = None
     for line, row in read_rows(path):

@@ -101,7 +101,7 @@ def frames(family: Family) -> Bank:
 
 
 def phrase_kinds() -> tuple[str, ...]:
-    """The kinds of sentences in the phrase banks (leads and oddities are no sentences of their own)."""
+    """The kinds of sentences in the phrase banks (leads and input_issues are no sentences of their own)."""
     return tuple(kind for kind in _load("phrases") if kind not in ("lead", "odd"))
 
 

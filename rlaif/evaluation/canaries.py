@@ -57,8 +57,8 @@ class Probe(NamedTuple):
 
     def questions(self, compare: CompareSettings, judge: Judge) -> list[Question]:
         """Both orders of it."""
-        prompt, meeting = self.case.prompt, self.case.meeting
-        return list(compare_questions(prompt, [meeting], both_orders(compare), judge, fenced=self.fenced))
+        prompt, matchup = self.case.prompt, self.case.matchup
+        return list(compare_questions(prompt, [matchup], both_orders(compare), judge, fenced=self.fenced))
 
 
 class _Won(NamedTuple):
@@ -87,7 +87,7 @@ def probes(found: Iterable[Case]) -> Iterator[Probe]:
             yield _probe(kind, True, case, text)
         worse = case.pair.worse
         for fenced in (True, False):
-            yield Probe(PLAIN, fenced, _meeting(case, case.meeting.right))
+            yield Probe(PLAIN, fenced, _meeting(case, case.matchup.right))
             for kind, addition in ADDED.items():
                 yield _probe(kind, fenced, case, f"{worse}\n\n{addition}")
 
@@ -104,7 +104,7 @@ def _probe(kind: str, fenced: bool, case: Case, text: str) -> Probe:
 
 
 def _meeting(case: Case, canary: Sample) -> Case:
-    return case._replace(meeting=Matchup(canary, case.meeting.left, case.meeting.criteria))
+    return case._replace(matchup=Matchup(canary, case.matchup.left, case.matchup.criteria))
 
 
 def count_wins(
@@ -130,7 +130,7 @@ def _wins(
     judge: Judge,
 ) -> _Won:
     questions = probe.questions(compare, judge)
-    ((_, cast),) = votes([probe.case.meeting], questions, answer_of, both_orders(compare))
+    ((_, cast),) = votes([probe.case.matchup], questions, answer_of, both_orders(compare))
 
     def read(judgements: Iterable[Judgement | None], sign: float) -> list[float]:
         logits = (None if each is None else first_logit(each, min_mass=min_mass) for each in judgements)

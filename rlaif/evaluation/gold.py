@@ -135,13 +135,13 @@ class GoldPair(Record):
 
 
 def read_gold(
-    path: str, *, column: str | None = None, limit: int | None = None, oddities: InputIssues | None = None
+    path: str, *, column: str | None = None, limit: int | None = None, input_issues: InputIssues | None = None
 ) -> Iterator[GoldPair]:
-    """The gold pairs of a file or of a `datasets` name, each once; odd rows are skipped and counted in `oddities`.
+    """The gold pairs of a file or of a `datasets` name, each once; odd rows are skipped and counted in `input_issues`.
 
     Raises UserError where the file is broken, where its rows are no pairs, or where all of them are odd.
     """
-    counter = InputIssues() if oddities is None else oddities
+    counter = InputIssues() if input_issues is None else input_issues
     seen: set[str] = set()
     shape, rows = first_known(path, lambda row: recognise(_as_pair(row, column)))
     first = next(rows, None)
@@ -254,7 +254,7 @@ class Case(NamedTuple):
 
     pair: GoldPair
     prompt: Prompt
-    meeting: Matchup
+    matchup: Matchup
 
 
 class JudgedPair(Record):
@@ -295,7 +295,7 @@ class JudgedPair(Record):
 
 
 def cases(pairs: Iterable[GoldPair], constitution: Constitution, compare: CompareSettings) -> Iterator[Case]:
-    """The gold pairs as meetings, judged by their own principle where they name one, else by `compare.principles`.
+    """The gold pairs as matchups, judged by their own principle where they name one, else by `compare.principles`.
 
     Raises UserError where a pair names a principle that the constitution does not have.
     """
@@ -317,7 +317,7 @@ def cases(pairs: Iterable[GoldPair], constitution: Constitution, compare: Compar
 
 def questions_of(case: Case, compare: CompareSettings, judge: Judge) -> list[Question]:
     """The ordered questions of a gold pair: the same, by content and so by id, as a run would ask about its replies."""
-    return list(compare_questions(case.prompt, [case.meeting], compare, judge))
+    return list(compare_questions(case.prompt, [case.matchup], compare, judge))
 
 
 def judged_pair(
@@ -328,8 +328,8 @@ def judged_pair(
     pair: PairSettings,
 ) -> JudgedPair:
     """One gold pair with the answers to its questions, which are found by their ids."""
-    better, worse, _ = case.meeting
-    ((_, cast),) = votes([case.meeting], questions, answer_of, compare)
+    better, worse, _ = case.matchup
+    ((_, cast),) = votes([case.matchup], questions, answer_of, compare)
     comparison = folded(better.id, worse.id, cast, pair.model_copy(update={"flips": "soft"}))
     silent = comparison.status in (Status.UNPARSED, Status.FAILED)
     parts = shares(better.id, worse.id, cast, pair)

@@ -54,9 +54,9 @@ class Evaluation:
     max_failed: float = 0.5
     """Stop when more than this share of the questions failed."""
 
-    def cases(self, oddities: InputIssues | None = None) -> Iterator[Case]:
+    def cases(self, input_issues: InputIssues | None = None) -> Iterator[Case]:
         """The gold pairs, streamed."""
-        pairs = read_gold(self.gold, column=self.column, limit=self.limit, oddities=oddities)
+        pairs = read_gold(self.gold, column=self.column, limit=self.limit, input_issues=input_issues)
         return cases(pairs, self.constitution, self.compare)
 
     def name(self, judge: str) -> str:
@@ -92,7 +92,7 @@ class _Plan:
 
     questions: int = 0
     canaries: list[Case] = field(default_factory=list)
-    oddities: InputIssues = field(default_factory=InputIssues)
+    input_issues: InputIssues = field(default_factory=InputIssues)
 
 
 async def evaluate_judge(
@@ -135,8 +135,8 @@ def _planned(wanted: Evaluation) -> _Plan:
     plan = _Plan()
 
     def counted() -> Iterator[Case]:
-        for case in wanted.cases(plan.oddities):
-            plan.questions += len(case.meeting.criteria) * (2 if wanted.compare.orders == "both" else 1)
+        for case in wanted.cases(plan.input_issues):
+            plan.questions += len(case.matchup.criteria) * (2 if wanted.compare.orders == "both" else 1)
             yield case
 
     decided = (case for case in counted() if not case.pair.tie)  # canaries meet the better reply
@@ -145,7 +145,7 @@ def _planned(wanted: Evaluation) -> _Plan:
 
 
 def _criteria(found: Sequence[Case]) -> int:
-    return max(len(case.meeting.criteria) for case in found)
+    return max(len(case.matchup.criteria) for case in found)
 
 
 async def _asked(
@@ -183,7 +183,7 @@ def _report(
         constitution_hash=wanted.constitution.hash,
         gold=wanted.gold,
         gold_sha256=sha256_known(wanted.gold),
-        oddities=plan.oddities.counts,
+        input_issues=plan.input_issues.counts,
         compare=_as_asked(wanted, judge),
         pair=wanted.pair.model_dump(mode="json"),
     )

@@ -79,9 +79,9 @@ async def evaluate_policies(
     if len({each.name for each in contestants}) < max(2, len(contestants)):
         raise ValueError("needs two or more contestants, each with a name of its own")
     require_told_apart(contestants)
-    oddities = InputIssues()
+    input_issues = InputIssues()
     progress.note(f"reading {settings.prompts.path}")
-    prompts = prompts_of(settings, oddities)
+    prompts = prompts_of(settings, input_issues)
     given = {each.name: given_answers(each, settings, prompts) for each in contestants if each.answers is not None}
     with opened(folder) as tables:
         stages = _Stages(settings, constitution, prompts, judge, tables, folder, progress)
@@ -94,7 +94,7 @@ async def evaluate_policies(
             if settings.grades:
                 await _grade(stages, gathered, plan.judge, tallies)
             distances = await _distances(stages, gathered, tallies)
-        facts = Facts(settings, constitution, oddities, plan.judge, gathered, prompts, distances, tuple(warn_same))
+        facts = Facts(settings, constitution, input_issues, plan.judge, gathered, prompts, distances, tuple(warn_same))
         costs = Costs(tables)
         rows = list(plan.compared(costs.judgement))
         _require_labels(rows, tables.failures.path)
@@ -171,10 +171,10 @@ async def _gather(
 
 
 async def _plan(stages: _Stages, gathered: Sequence[Gathered]) -> Plan:
-    """Who meets whom: each its baseline first, then, with `meetings: all`, every two of the others."""
+    """Who meets whom: each its baseline first, then, with `matchups: all`, every two of the others."""
     settings, names = stages.settings, [each.name for each in gathered]
     pairs = [(name, names[-1]) for name in names[:-1]]
-    if settings.meetings == "all":
+    if settings.matchups == "all":
         pairs += [(one, other) for at, one in enumerate(names[:-1]) for other in names[at + 1 : -1]]
     own = settings.judge
     templates = load_templates(None if own is None else own.templates)

@@ -193,12 +193,12 @@ class Plan(NamedTuple):
             }
             return Compared.model_validate(about | silent)
         about["lengths"] = (len(left.text), len(right.text))
-        meeting = self._meeting(left, right)
+        matchup = self._meeting(left, right)
         if _alike(bout):
-            evens = {criterion.id: 0.5 for criterion in meeting.criteria}
+            evens = {criterion.id: 0.5 for criterion in matchup.criteria}
             even = {"status": "identical", "probability": 0.5, "flip": False, "principles": evens}
             return Compared.model_validate(about | even)
-        ((_, cast),) = votes([meeting], questions, answer_of, self.asked)
+        ((_, cast),) = votes([matchup], questions, answer_of, self.asked)
         said = folded(left.id, right.id, cast, self.read)
         return Compared.model_validate(about | _told(said, shares(left.id, right.id, cast, self.read)))
 
@@ -417,7 +417,7 @@ def match_of(
         win_rate=share_of(ends, prompts),
         preference=share_of(known.said, prompts),
         controlled=controlled.preference,
-        controlled_note=controlled.note,
+        length_controlled_note=controlled.note,
         length_slope=controlled.slope,
         length_ratio=_ratio(rows),
         flips=mean([float(row.flip) for row in judged]) if judged else None,

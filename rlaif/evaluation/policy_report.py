@@ -205,8 +205,8 @@ def _few(known: Known) -> Iterator[str]:
 
 def _lengths(known: Known) -> Iterator[str]:
     for match in known.matches:
-        if match.controlled_note and match.compared:
-            yield f"`{match.policy}` against `{match.baseline}` at equal length: {match.controlled_note}"
+        if match.length_controlled_note and match.compared:
+            yield f"`{match.policy}` against `{match.baseline}` at equal length: {match.length_controlled_note}"
 
 
 def _cut(known: Known) -> Iterator[str]:
@@ -247,7 +247,7 @@ class Facts(NamedTuple):
 
     settings: EvaluateSettings
     constitution: Constitution
-    oddities: InputIssues
+    input_issues: InputIssues
     judge: Judge
     gathered: Sequence[Gathered]
     """The baseline last."""
@@ -437,7 +437,7 @@ def _about(facts: Facts) -> PolicyAbout:
         prompts=settings.prompts.path,
         prompts_sha256=sha256_known(settings.prompts.path),
         prompt_count=len(facts.prompts),
-        oddities=dict(facts.oddities.counts),
+        input_issues=dict(facts.input_issues.counts),
         tag=settings.tag,
         harmful=settings.harmful,
         violation_below=settings.violation_below,

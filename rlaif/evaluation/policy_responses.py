@@ -96,10 +96,10 @@ def _columns(path: Path, row: object) -> tuple[str | None, str | None]:
     """The columns of answer and prompt; None for an answer that ends a dialogue, and a prompt that is recognised."""
     if not isinstance(row, dict):
         raise UserError("its rows are not objects", where=path, hint="give rows with `prompt` and `response`")
-    talk = next((name for name in _TALKS if name in row), None)
-    prompt = None if "prompt" in row or talk else next((name for name in _PROMPTS if name in row), None)
+    connection = next((name for name in _TALKS if name in row), None)
+    prompt = None if "prompt" in row or connection else next((name for name in _PROMPTS if name in row), None)
     reply = next((name for name in _REPLIES if name in row and name != prompt), None)
-    if reply is None and ("prompt" in row or talk is None):
+    if reply is None and ("prompt" in row or connection is None):
         held = ", ".join(map(str, row)) or "none"
         hint = "give rows with `prompt` and `response` or `responses`, or dialogues in `messages`"
         raise UserError(f"no answers that can be recognised (columns: {held})", where=path, hint=hint)
@@ -201,13 +201,15 @@ def tag_of(settings: EvaluateSettings) -> Callable[[Prompt], str | None]:
     return tag
 
 
-def prompts_of(settings: EvaluateSettings, oddities: InputIssues) -> list[Prompt]:
+def prompts_of(settings: EvaluateSettings, input_issues: InputIssues) -> list[Prompt]:
     """The prompts, each once, with the column that tells kinds of them apart.
 
     Raises UserError where there are none, there is no such column, or a harmful kind never occurs.
     """
     wanted = settings.prompts
-    read = read_prompts(wanted.path, column=wanted.column, limit=wanted.limit, oddities=oddities, keep=settings.tag)
+    read = read_prompts(
+        wanted.path, column=wanted.column, limit=wanted.limit, input_issues=input_issues, keep=settings.tag
+    )
     prompts = [prompt.model_copy(update={"responses": ()}) for prompt in read]
     tag = tag_of(settings)
     kinds = {kind for prompt in prompts if (kind := tag(prompt)) is not None}

@@ -281,7 +281,7 @@ class About(Record):
     gold: str
     """File or `datasets` name."""
     gold_sha256: str | None
-    oddities: dict[str, int]
+    input_issues: dict[str, int]
     """Rows of it that were left out, by reason."""
     compare: dict[str, JsonValue]
     pair: dict[str, JsonValue]
@@ -319,7 +319,7 @@ class Gold(Record):
     sha256: str | None
     pairs: int
     """Pairs that were scored."""
-    oddities: dict[str, int]
+    input_issues: dict[str, int]
     """Rows that were left out, by reason."""
     no_reward: dict[str, int] = Field(default_factory=dict)
     """Pairs with a reply that has no reward, by reason (`too-long`, `blank`, ...): neither right nor wrong."""
@@ -496,7 +496,7 @@ class Match(Record):
     one half, so with many of them it lies nearer to one half than the win rate, and says as much."""
     controlled: Estimate | None
     """`preference` where both answers are equally long (`rlaif.evaluation.win_rate`); None where it cannot be told."""
-    controlled_note: str
+    length_controlled_note: str
     """Why it could not be told, or what to know before it is believed; empty where there is nothing."""
     length_slope: float | None
     """What length adds to the log-odds at most: above 0 the judge likes the longer answer. Difficulty that goes with
@@ -548,7 +548,7 @@ class PolicyAbout(Record):
     """File or `datasets` name."""
     prompts_sha256: str | None
     prompt_count: int
-    oddities: dict[str, int]
+    input_issues: dict[str, int]
     """Rows of it that were left out, by reason."""
     tag: str | None
     """Column by which prompts are told apart."""

@@ -122,7 +122,7 @@ def gold_of(
     *,
     path: str,
     sha256: str | None = None,
-    oddities: dict[str, int] | None = None,
+    input_issues: dict[str, int] | None = None,
     trained_on: int | None = None,
 ) -> Gold:
     """Everything about the rewards of gold pairs. Pairs without a margin are neither right nor wrong."""
@@ -134,7 +134,7 @@ def gold_of(
         path=path,
         sha256=sha256,
         pairs=len(said),
-        oddities=oddities or {},
+        input_issues=input_issues or {},
         no_reward=dict(Counter(pair.reason for pair in pairs if pair.margin is None)),
         truncated=sum(pair.truncated for pair in said) / len(said) if said else 0.0,
         accuracy=found.accuracy,
@@ -252,13 +252,13 @@ async def evaluate_reward(
     if gold is None and answers is None:
         raise ValueError("there is nothing to evaluate on: give gold pairs, or answers")
     path = folder / f"{name_of(model, gold, answers)}.json"
-    oddities = InputIssues()
-    pairs = _read_gold(gold, oddities, progress)
+    input_issues = InputIssues()
+    pairs = _read_gold(gold, input_issues, progress)
     given = given_pool(answers.answers) if answers is not None and isinstance(answers.answers, Given) else None
     with _opened(folder, model, progress) as opened:
         known = trained_on(model.folder, keys=gold is not None)
         scored = await _scored(pairs, opened)
-        on_gold = _on_gold(gold, pairs, scored, oddities, known) if gold is not None else None
+        on_gold = _on_gold(gold, pairs, scored, input_issues, known) if gold is not None else None
         best = await _best_of(answers, given, opened) if answers is not None else None
         model.close()
         report = RewardReport(
@@ -288,15 +288,15 @@ def _opened(folder: Path, model: RewardModel, progress: Progress) -> Iterator[_O
         yield _Open(model, progress, rewards, samples, scores, failures)
 
 
-def _read_gold(gold: OnGold | None, oddities: InputIssues, progress: Progress) -> list[GoldPair]:
+def _read_gold(gold: OnGold | None, input_issues: InputIssues, progress: Progress) -> list[GoldPair]:
     """The pairs, but for ties, which no reward gets right; mistakes in the file are told before anything is scored."""
     if gold is None:
         return []
     progress.note(f"reading {gold.path}")
     found = []
-    for pair in read_gold(gold.path, column=gold.column, limit=gold.limit, oddities=oddities):
+    for pair in read_gold(gold.path, column=gold.column, limit=gold.limit, input_issues=input_issues):
         if pair.tie:
-            oddities.add("tie (left out)", int(pair.source.rpartition(":")[2]))
+            input_issues.add("tie (left out)", int(pair.source.rpartition(":")[2]))
         else:
             found.append(pair)
     return found
@@ -314,7 +314,7 @@ def _on_gold(
     gold: OnGold,
     pairs: Sequence[GoldPair],
     scored: Sequence[ScoredPair],
-    oddities: InputIssues,
+    input_issues: InputIssues,
     known: TrainedOn | None,
 ) -> Gold:
     if not any(pair.margin is not None for pair in scored):
@@ -325,7 +325,7 @@ def _on_gold(
         scored,
         path=gold.path,
         sha256=sha256,
-        oddities=oddities.counts,
+        input_issues=input_issues.counts,
         trained_on=overlap(known, pairs, sha256),
     )
 

@@ -218,12 +218,12 @@ class RewardModel:
         from rlaif.training.dataset_report import RowCounts
 
         assert self._limits is not None
-        intake, cut, kept = RowCounts(), 0, set()
+        row_counts, cut, kept = RowCounts(), 0, set()
         # Examples come one by one, in order, each counted just before: what the count grew by belongs to it.
-        for example, group in self._limits.with_examples(examples, intake):
+        for example, group in self._limits.with_examples(examples, row_counts):
             kept.add(example.id)
-            yield int(example.id), group, Scored(None, truncated=intake.truncated > cut)
-            cut = intake.truncated
+            yield int(example.id), group, Scored(None, truncated=row_counts.truncated > cut)
+            cut = row_counts.truncated
         for example in examples:
             if example.id not in kept:
                 alone = RowCounts()
@@ -273,9 +273,9 @@ class Drawn:
         how = self.settings.model_dump(mode="json", exclude=set(ModelSettings.model_fields))
         return [self.source.name, how, sha256_known(self.prompts) or self.prompts, self.column, self.limit]
 
-    def read(self, oddities: InputIssues | None = None) -> Iterator[Prompt]:
+    def read(self, input_issues: InputIssues | None = None) -> Iterator[Prompt]:
         """The prompts."""
-        found = read_prompts(self.prompts, column=self.column, limit=self.limit, oddities=oddities)
+        found = read_prompts(self.prompts, column=self.column, limit=self.limit, input_issues=input_issues)
         return (prompt.model_copy(update={"responses": ()}) for prompt in found)
 
     def questions(self, prompt: Prompt) -> list[Question]:
@@ -327,7 +327,7 @@ class Pool:
     answers: list[Answers] = field(default_factory=list)
     left_out: Counter[str] = field(default_factory=Counter)
     """Prompts, by reason."""
-    oddities: InputIssues = field(default_factory=InputIssues)
+    input_issues: InputIssues = field(default_factory=InputIssues)
     """Rows of the file, by reason."""
 
     @property
@@ -364,7 +364,7 @@ def given_pool(wanted: Given) -> Pool:
     Raises UserError where there are none.
     """
     pool = Pool()
-    found = list(_given(wanted, pool.oddities))
+    found = list(_given(wanted, pool.input_issues))
     if not found:
         raise UserError("holds no answers", where=wanted.path, hint="give prompts with `responses`, or a run folder")
     sizes = Counter(len(each.samples) for each in found)
@@ -380,7 +380,7 @@ def given_pool(wanted: Given) -> Pool:
     return pool
 
 
-def _given(wanted: Given, oddities: InputIssues) -> Iterator[Answers]:
+def _given(wanted: Given, input_issues: InputIssues) -> Iterator[Answers]:
     path = Path(wanted.path).expanduser()
     file = path / TABLE if path.is_dir() else path
     if path.is_dir() and not file.is_file():
@@ -392,7 +392,7 @@ def _given(wanted: Given, oddities: InputIssues) -> Iterator[Answers]:
     # Rows of one prompt come together, so that a file with an answer a row is read as well.
     together: dict[str, list[Prompt]] = {}
     for prompt in read_prompts(
-        wanted.path, column=wanted.prompt_column, responses=column, oddities=oddities, with_answers=True
+        wanted.path, column=wanted.prompt_column, responses=column, input_issues=input_issues, with_answers=True
     ):
         if prompt.id in together or wanted.limit is None or len(together) < wanted.limit:
             together.setdefault(prompt.id, []).append(prompt)

@@ -69,7 +69,7 @@ class Vote:
     temperature: float = 1.0
     """What its logits are divided by (`compare.temperature`)."""
     slot: float = 0.0
-    """What the judge adds to the logit of the first slot, to be taken off (`compare.slot_bias`)."""
+    """What the judge adds to the logit of the first slot, to be taken off (`compare.position_bias`)."""
 
     @property
     def asked(self) -> list[Judgement | None]:

@@ -61,9 +61,9 @@ def critique_questions(
     """One question for every sample and criterion that occur together, each once."""
     wanted = {
         (sample.id, criterion.id): (sample, criterion)
-        for meeting in met
-        for sample in (meeting.left, meeting.right)
-        for criterion in meeting.criteria
+        for matchup in met
+        for sample in (matchup.left, matchup.right)
+        for criterion in matchup.criteria
     }
     return [
         critique_question(prompt, sample, criterion, settings, judge, max_chars=max_chars)

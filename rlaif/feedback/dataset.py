@@ -35,13 +35,13 @@ from rlaif.config.shipped import resource
 from rlaif.feedback.aggregate import HARD_LOGIT, Comparison, JudgeVotes, Status, aggregate_panel
 from rlaif.feedback.agreement import Agreement, Counting
 from rlaif.feedback.judge import votes
-from rlaif.feedback.matchups import Criterion, Matchup, distinct_samples, draw, meetings
+from rlaif.feedback.matchups import Criterion, Matchup, distinct_samples, draw, matchups
+from rlaif.feedback.position_bias import PositionBias, bias_summary, find_slots
 from rlaif.feedback.prompt_forms import Forms
 from rlaif.feedback.ranking import PromptRanking, Provenance, pairs, rank_samples, ranking, write_parquet
 from rlaif.feedback.revise import Revised
 from rlaif.feedback.run import Run
 from rlaif.feedback.scoring import MOST, Said, aggregate_scores, grade_logit, order_questions, readable, win_shares
-from rlaif.feedback.slot_bias import SlotBias, find_slots, told_slots
 from rlaif.inference.base import Question
 from rlaif.records import Critique, Judgement, Order, Prompt, Record, Sample, Score, Verdict
 from rlaif.store import record_writer, sha256_of, write_json
@@ -138,7 +138,7 @@ def score_questions_of(run: Run, prompt: Prompt) -> list[Question]:
     if run.settings.compare.method == "tournament":
         return run.final_questions(prompt, samples)
     if run.settings.compare.method == "score":
-        met = meetings(samples, run.criteria, run.settings.compare)
+        met = matchups(samples, run.criteria, run.settings.compare)
         sides = [(side, criterion) for each in met for side in (each.left, each.right) for criterion in each.criteria]
         wanted = {(sample.id, criterion.id): (sample, criterion) for sample, criterion in sides}
         return [run.score_question(prompt, sample, criterion) for sample, criterion in wanted.values()]
@@ -240,7 +240,7 @@ class Outcome:
     """For every principle: `labels` that it counts in, and `flips` of its own two orders."""
     panel: Counting | None = None
     """How the judges of a panel agree."""
-    slots: dict[str, SlotBias] = field(default_factory=dict)
+    slots: dict[str, PositionBias] = field(default_factory=dict)
     """Each judge's liking for a slot, where it was estimated to be removed."""
     said: Counter[str] = field(default_factory=Counter)
     """What the judge says where it has no label, its first characters."""
@@ -306,8 +306,8 @@ def _comparisons(run: Run, prompt: Prompt, met: Sequence[Matchup], outcome: Outc
         questions = run.compare_questions_of(prompt, list(met), name)
         own = votes(met, questions, answer_of, settings.compared_by(judge), slot=run.slots.get(name, 0.0))
         cast.append([JudgeVotes(judge.weight, said) for _, said in own])
-    for meeting, *ballots in zip(met, *cast, strict=True):
-        election = aggregate_panel(meeting.left.id, meeting.right.id, ballots, settings.pair)
+    for matchup, *ballots in zip(met, *cast, strict=True):
+        election = aggregate_panel(matchup.left.id, matchup.right.id, ballots, settings.pair)
         found.append(election.panel)
         if outcome.panel is not None:
             outcome.panel.add(election.panel, election.owns)
@@ -443,7 +443,7 @@ def _manifest(run: Run, outcome: Outcome, sessions: JsonValue) -> JsonValue:
         "prompts": {
             "path": run.settings.prompts.path,
             "sha256": sha256_of(source) if source.is_file() else None,
-            "oddities": {kind: count for kind, count in run.oddities.counts.items()},
+            "input_issues": {kind: count for kind, count in run.input_issues.counts.items()},
         },
         "settings": run.settings.plain(),
         "counts": dict(sorted((name, int(count)) for name, count in outcome.counts.items())),
@@ -452,7 +452,7 @@ def _manifest(run: Run, outcome: Outcome, sessions: JsonValue) -> JsonValue:
             name: {kind: int(count) for kind, count in counts.items()} for name, counts in outcome.principles.items()
         },
         **({} if outcome.panel is None else {"panel": _panel(run, outcome.panel.result())}),
-        **({"slot_bias": told_slots(outcome.slots)} if outcome.slots else {}),
+        **({"position_bias": bias_summary(outcome.slots)} if outcome.slots else {}),
         **({"warnings": list(run.warnings)} if run.warnings else {}),
         "healed_lines": sum(table.healed for table in run.tables),
         "session": sessions,

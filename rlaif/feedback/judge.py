@@ -6,7 +6,7 @@ A reply with reasons is always read as a text; the log-probabilities of its last
 of the same mind. One that was cut off has no verdict, even where one is stated in it: the last one counts, and that
 may have been still to come.
 
-The compare stage: the ordered judge questions of a prompt's meetings, and the votes read back from their answers.
+The compare stage: the ordered judge questions of a prompt's matchups, and the votes read back from their answers.
 """
 
 from __future__ import annotations
@@ -91,9 +91,9 @@ def compare_questions(
     """
     shown = [
         (first, second, criterion)
-        for meeting in met
-        for first, second in _orders(meeting, settings.orders)
-        for criterion in meeting.criteria
+        for matchup in met
+        for first, second in _orders(matchup, settings.orders)
+        for criterion in matchup.criteria
     ]
     reasoned = settings.reasoning == "reply"
     place = {sample: at for at, sample in enumerate(dict.fromkeys(first.id for first, _, _ in shown))}
@@ -131,8 +131,8 @@ def _with_reasons(settings: CompareSettings) -> Sampling:
     return Sampling(max_tokens=settings.reasoning_tokens, temperature=warm, seed=0 if warm else None)
 
 
-def _orders(meeting: Matchup, orders: str) -> Iterator[tuple[Sample, Sample]]:
-    pair = (meeting.left, meeting.right)
+def _orders(matchup: Matchup, orders: str) -> Iterator[tuple[Sample, Sample]]:
+    pair = (matchup.left, matchup.right)
     if orders == "both":
         yield from (pair, pair[::-1])
     else:
@@ -158,11 +158,11 @@ def votes(
         key = asked.get((first.id, second.id, criterion.id))
         return None if key is None else answer_of(key)
 
-    for meeting in met:
-        shown = {(first.id, second.id) for first, second in _orders(meeting, settings.orders)}
-        left, right = meeting.left, meeting.right
+    for matchup in met:
+        shown = {(first.id, second.id) for first, second in _orders(matchup, settings.orders)}
+        left, right = matchup.left, matchup.right
         yield (
-            meeting,
+            matchup,
             [
                 Vote(
                     criterion.id,
@@ -173,6 +173,6 @@ def votes(
                     temperature=settings.temperature,
                     slot=slot,
                 )
-                for criterion in meeting.criteria
+                for criterion in matchup.criteria
             ],
         )

@@ -54,8 +54,8 @@ def criteria_of(constitution: Constitution, principles: str) -> tuple[Criterion,
     return (Criterion(WHOLE, 1.0, joint, "\n".join(requests) or None),)
 
 
-def meetings(samples: Sequence[Sample], criteria: Sequence[Criterion], settings: CompareSettings) -> list[Matchup]:
-    """The meetings of one prompt's samples, given in the order of their index.
+def matchups(samples: Sequence[Sample], criteria: Sequence[Criterion], settings: CompareSettings) -> list[Matchup]:
+    """The matchups of one prompt's samples, given in the order of their index.
 
     Blank answers and repeated texts meet nobody: a pair needs two different answers.
     """

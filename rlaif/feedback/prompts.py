@@ -40,8 +40,8 @@ def critique_messages(
 ) -> Messages:
     """Ask for a review of `reply` under a principle's `critique` text (arXiv:2212.08073, section 3.1)."""
 
-    def asked(talk: Messages, said: str) -> Messages:
-        fenced = _fenced({"conversation": conversation(talk), "reply": said}, max_chars)
+    def asked(connection: Messages, said: str) -> Messages:
+        fenced = _fenced({"conversation": conversation(connection), "reply": said}, max_chars)
         return templates["critique"].ask(request=request, **fenced)
 
     shown = [(asked(_user(shot.prompt), shot.reply), shot.critique) for shot in shots if shot.critique is not None]
@@ -60,8 +60,8 @@ def revise_messages(
 ) -> Messages:
     """Ask for `reply` rewritten under a principle's `revise` text, in the light of `critique` if there is one."""
 
-    def asked(talk: Messages, said: str, notes: str | None) -> Messages:
-        shown = {"conversation": conversation(talk), "reply": said}
+    def asked(connection: Messages, said: str, notes: str | None) -> Messages:
+        shown = {"conversation": conversation(connection), "reply": said}
         if notes is None:
             return templates["revise_uncritiqued"].ask(request=request, **_fenced(shown, max_chars))
         return templates["revise"].ask(request=request, **_fenced(shown | {"critique": notes}, max_chars))

@@ -38,12 +38,12 @@ from rlaif.errors import UserError
 from rlaif.feedback.aggregate import Comparison, Status, folded
 from rlaif.feedback.critique import critique_question
 from rlaif.feedback.judge import compare_questions, votes
-from rlaif.feedback.matchups import Matchup, criteria_of, distinct_samples, draw, meetings
+from rlaif.feedback.matchups import Matchup, criteria_of, distinct_samples, draw, matchups
+from rlaif.feedback.position_bias import PositionBias, bias_summary, position_bias, removes_bias
 from rlaif.feedback.prompts import Shot, revise_messages
 from rlaif.feedback.ranking import Provenance, pairs, rank_samples, write_parquet
 from rlaif.feedback.revision_checks import Parent, Use, spoken, use_of
 from rlaif.feedback.run import Run
-from rlaif.feedback.slot_bias import SlotBias, removes_bias, slot_bias, told_slots
 from rlaif.inference.base import Output, Question
 from rlaif.records import (
     Chain,
@@ -329,9 +329,9 @@ class Revised:
     """The same for every principle."""
     failures: Counter[str] = field(default_factory=Counter)
     """Questions without an answer, as `stage: reason`."""
-    oddities: InputIssues = field(default_factory=InputIssues)
+    input_issues: InputIssues = field(default_factory=InputIssues)
     """What was odd about the helpful answers."""
-    slot: SlotBias | None = None
+    slot: PositionBias | None = None
     """The judge's liking for a slot, where it compares in one order and this is to be removed."""
 
 
@@ -382,7 +382,7 @@ def _compared(run: Run, prompt: Prompt, each: Revising) -> tuple[list[Matchup], 
     """The meeting of a chain's end with its beginning, none where they are the same, and the judge's questions."""
     compare = _compare_settings(run)
     criteria = criteria_of(run.constitution, compare.principles)
-    met = meetings([each.sample, each.final], criteria, compare)
+    met = matchups([each.sample, each.final], criteria, compare)
     return met, list(compare_questions(prompt, met, compare, run.judge))
 
 
@@ -393,7 +393,7 @@ def _compare_settings(run: Run) -> CompareSettings:
     return compare.model_copy(update={"principles": run.settings.revise.principles, "critique": False})
 
 
-def _slot_bias(run: Run) -> SlotBias | None:
+def _slot_bias(run: Run) -> PositionBias | None:
     """Told from these comparisons alone, as there may be no others."""
     if not removes_bias(_compare_settings(run)):
         return None
@@ -401,7 +401,7 @@ def _slot_bias(run: Run) -> SlotBias | None:
         (q for each in chains(run, prompt) for q in _compared(run, prompt, each)[1]) for prompt in run.prompts()
     )
     answers = ([run.judgements.get(question.id) for question in of_prompt] for of_prompt in questions)
-    return slot_bias(answers, min_mass=run.settings.pair.min_label_mass)
+    return position_bias(answers, min_mass=run.settings.pair.min_label_mass)
 
 
 def judged(run: Run, prompt: Prompt, each: Revising, slot: float = 0.0) -> Comparison | None:
@@ -410,8 +410,8 @@ def judged(run: Run, prompt: Prompt, each: Revising, slot: float = 0.0) -> Compa
     `slot` is its liking for the first one, to be taken off.
     """
     met, questions = _compared(run, prompt, each)
-    for meeting, cast in votes(met, questions, run.judgements.get, _compare_settings(run), slot=slot):
-        return folded(meeting.left.id, meeting.right.id, cast, run.settings.pair)
+    for matchup, cast in votes(met, questions, run.judgements.get, _compare_settings(run), slot=slot):
+        return folded(matchup.left.id, matchup.right.id, cast, run.settings.pair)
     return None
 
 
@@ -436,7 +436,7 @@ def derive_revised(run: Run, sessions: JsonValue = None) -> Revised:
                         write_row(row)
                         made.counts["sft_rows"] += 1
                 _pair_up(run, prompt, each, made, constitution, write_pair)
-        for row in helpful_demonstrations(run.settings, made.oddities):
+        for row in helpful_demonstrations(run.settings, made.input_issues):
             write_row(row)
             made.counts["helpful_rows"] += 1
     write_parquet(run.folder / "revised_pairs.jsonl", run.folder / "revised_pairs.parquet")
@@ -487,7 +487,7 @@ def _pair_up(
         made.counts["pairs"] += 1
 
 
-def helpful_demonstrations(settings: RunSettings, oddities: InputIssues | None = None) -> Iterator[Demonstration]:
+def helpful_demonstrations(settings: RunSettings, input_issues: InputIssues | None = None) -> Iterator[Demonstration]:
     """The answers that `revise.helpful` mixes in. Raises UserError where its file has none."""
     wanted = settings.revise.helpful
     if wanted is None:
@@ -498,7 +498,7 @@ def helpful_demonstrations(settings: RunSettings, oddities: InputIssues | None =
         column=wanted.column,
         responses=wanted.responses,
         limit=wanted.limit,
-        oddities=oddities,
+        input_issues=input_issues,
         with_answers=True,
     ):
         for row in helpful_rows(prompt):
@@ -521,8 +521,8 @@ def _manifest(run: Run, made: Revised, sessions: JsonValue) -> JsonValue:
         "uses": dict(made.uses),
         "principles": {name: dict(counts) for name, counts in made.principles.items()},
         "failures": dict(made.failures),
-        "helpful_oddities": dict(made.oddities.counts),
-        **({} if made.slot is None else {"slot_bias": told_slots({run.judge_name: made.slot})}),
+        "helpful_input_issues": dict(made.input_issues.counts),
+        **({} if made.slot is None else {"position_bias": bias_summary({run.judge_name: made.slot})}),
         **({"warnings": list(run.warnings)} if run.warnings else {}),
         "healed_lines": sum(table.healed for table in run.tables),
         "session": sessions,

@@ -33,7 +33,7 @@ from rlaif.errors import UserError
 from rlaif.feedback.aggregate import Vote
 from rlaif.feedback.critique import critique_questions, notes_on
 from rlaif.feedback.judge import Notes, compare_questions, votes
-from rlaif.feedback.matchups import Criterion, Matchup, criteria_of, distinct_samples, meetings
+from rlaif.feedback.matchups import Criterion, Matchup, criteria_of, distinct_samples, matchups
 from rlaif.feedback.prompt_forms import Forms
 from rlaif.feedback.prompts import LABELS
 from rlaif.feedback.sampling import given_samples, rehearsals, sample_questions
@@ -151,7 +151,7 @@ class Run:
     """Those of a panel's other judges."""
     before: RunSettings | None = None
     """The settings that were saved in the folder before, if there were any that can be read."""
-    oddities: InputIssues = field(default_factory=InputIssues)
+    input_issues: InputIssues = field(default_factory=InputIssues)
     """What was odd about the prompts, by kind."""
     prompt_count: int = 0
     max_matchups: int = 0
@@ -160,7 +160,7 @@ class Run:
     """What speaks against believing the labels, for the manifest."""
     _asked: dict[str, Judge] = field(default_factory=dict)
     slots: dict[str, float] = field(default_factory=dict)
-    """By judge, what is taken off the log-odds of the first slot (see `rlaif.feedback.slot_bias`)."""
+    """By judge, what is taken off the log-odds of the first slot (see `rlaif.feedback.position_bias`)."""
 
     @property
     def tables(self) -> tuple[Table[Any], ...]:
@@ -206,7 +206,11 @@ class Run:
         wanted = self.settings.prompts
         keep_given = wanted.responses is not None or self.settings.policy is None
         found = read_prompts(
-            wanted.path, column=wanted.column, responses=wanted.responses, limit=wanted.limit, oddities=self.oddities
+            wanted.path,
+            column=wanted.column,
+            responses=wanted.responses,
+            limit=wanted.limit,
+            input_issues=self.input_issues,
         )
         prompts = found if keep_given else (prompt.model_copy(update={"responses": ()}) for prompt in found)
         with draft_of(path) as draft:
@@ -256,7 +260,7 @@ class Run:
         """Which of a prompt's samples meet, and under which criteria."""
         if self.settings.compare.method == "tournament":
             samples = finalists(distinct_samples(samples), lambda each: self.scores.get(self._final(prompt, each).id))
-        return meetings(samples, self.criteria, self.settings.compare)
+        return matchups(samples, self.criteria, self.settings.compare)
 
     def final_questions(self, prompt: Prompt, samples: list[Sample]) -> list[Question]:
         """The grades by which a tournament chooses its finalists; none where all can meet."""
@@ -292,7 +296,7 @@ class Run:
         return list(compare_questions(prompt, met, compare, self.asked(judge or self.judge_name), notes))
 
     def votes_of(self, prompt: Prompt, met: list[Matchup]) -> Iterator[tuple[Matchup, list[Vote]]]:
-        """What the (first) judge's answers on disk say about each of a prompt's meetings."""
+        """What the (first) judge's answers on disk say about each of a prompt's matchups."""
         compare, slot = self.settings.compared_by(self.settings.judge), self.slots.get(self.judge_name, 0.0)
         return votes(met, self.compare_questions_of(prompt, met), self.judgements.get, compare, slot=slot)
 

@@ -52,7 +52,7 @@ def begun(body: dict[str, Any], prefill: str, way: Way) -> dict[str, Any]:
         turn["prefix"] = True
     talks = body["messages"]
     several = bool(talks) and isinstance(talks[0], list)
-    messages = [[*talk, turn] for talk in talks] if several else [*talks, turn]
+    messages = [[*connection, turn] for connection in talks] if several else [*talks, turn]
     more = {"add_generation_prompt": False, "continue_final_message": True} if way == "continue" else {}
     return {**body, "messages": messages, **more}
 

@@ -45,15 +45,15 @@ async def only_model(base_url: str, api_key: str | None = None) -> str:
     `base_url` is that of the API, for instance http://127.0.0.1:8000/v1.
     """
     address = address_of(base_url, api_key)
-    talk = ServerConnection(address, open_transport(address.url, address.headers))
+    connection = ServerConnection(address, open_transport(address.url, address.headers))
     try:
-        reply = await talk.get("/models", timeout=_SECONDS)
+        reply = await connection.get("/models", timeout=_SECONDS)
     finally:
-        await talk.close()
+        await connection.close()
     if isinstance(reply, Fault):
         if reply.kind in ("refused", "dropped", "timeout"):
-            raise ModelError(f"{talk.shown}: not reachable ({reply.detail})")
-        raise UserError(f"cannot tell its models: {reply.detail}", where=talk.shown, hint="name the model")
+            raise ModelError(f"{connection.shown}: not reachable ({reply.detail})")
+        raise UserError(f"cannot tell its models: {reply.detail}", where=connection.shown, hint="name the model")
     listed = reply.get("data")
     names = [
         str(card["id"])
@@ -61,8 +61,8 @@ async def only_model(base_url: str, api_key: str | None = None) -> str:
         if isinstance(card, dict) and "id" in card
     ]
     if len(names) != 1:
-        told = f"lists {len(names)} models" + (f": {talk.hide(', '.join(names[:10]))}" if names else "")
-        raise UserError(told, where=talk.shown, hint="name the one that is meant")
+        told = f"lists {len(names)} models" + (f": {connection.hide(', '.join(names[:10]))}" if names else "")
+        raise UserError(told, where=connection.shown, hint="name the one that is meant")
     return names[0]
 
 

@@ -113,7 +113,7 @@ class Prober:
     """One probe of one server. `problems` collects what is wrong."""
 
     def __init__(self, chat: Chat, *, timeout: float, pause: Callable[[int], float]) -> None:
-        self._chat, self._talk, self._model, self._pause = chat, chat.talk, chat.model, pause
+        self._chat, self._talk, self._model, self._pause = chat, chat.connection, chat.model, pause
         self._quick, self._patient = min(timeout, _QUICK_SECONDS), min(timeout, _FIRST_TOKEN_SECONDS)
         self._served: list[str] = []
         """Names that the server lists; none where it lists nothing."""

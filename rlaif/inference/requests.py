@@ -89,7 +89,7 @@ class Change(NamedTuple):
         """Make the change in a request."""
         if self.part == "system":
             rewrite = _merged if self.how == "in the user's turn" else _as_developer
-            talks = [rewrite(talk) for talk in _talks(body["messages"])]
+            talks = [rewrite(connection) for connection in _talks(body["messages"])]
             body["messages"] = talks if _is_batch(body["messages"]) else talks[0]
         elif self.part not in body:
             return
@@ -207,7 +207,7 @@ def _other_room(name: str, value: Any, text: str, sized: bool) -> Change | None:
 
 
 def _without_system(messages: Any, text: str) -> Iterator[Change]:
-    roles = {message["role"] for talk in _talks(messages) for message in talk}
+    roles = {message["role"] for connection in _talks(messages) for message in connection}
     if "system" in roles and _DEVELOPER.search(text):
         yield Change("system", "as developer")
     elif roles & {"system", "developer"}:
@@ -222,16 +222,16 @@ def _talks(messages: Any) -> list[list[dict[str, str]]]:
     return messages if _is_batch(messages) else [messages]
 
 
-def _as_developer(talk: list[dict[str, str]]) -> list[dict[str, str]]:
-    return [message | {"role": "developer"} if message["role"] == "system" else message for message in talk]
+def _as_developer(connection: list[dict[str, str]]) -> list[dict[str, str]]:
+    return [message | {"role": "developer"} if message["role"] == "system" else message for message in connection]
 
 
-def _merged(talk: list[dict[str, str]]) -> list[dict[str, str]]:
+def _merged(connection: list[dict[str, str]]) -> list[dict[str, str]]:
     """The conversation with what the system says at the head of the first message of the user."""
-    said = [message["content"] for message in talk if message["role"] in ("system", "developer")]
-    rest = [message for message in talk if message["role"] not in ("system", "developer")]
+    said = [message["content"] for message in connection if message["role"] in ("system", "developer")]
+    rest = [message for message in connection if message["role"] not in ("system", "developer")]
     if not said:
-        return talk
+        return connection
     first = next((at for at, message in enumerate(rest) if message["role"] == "user"), None)
     if first is None:
         return [{"role": "user", "content": "\n\n".join(said)}, *rest]
@@ -373,14 +373,14 @@ class Chat:
 
     def __init__(
         self,
-        talk: ServerConnection,
+        connection: ServerConnection,
         model: str,
         *,
         template_options: Mapping[str, Any] | None = None,
         note: Callable[[str], None] = lambda _: None,
     ) -> None:
         """`note` hears, a line each, what is sent otherwise than asked for, and what is lost by it."""
-        self.talk, self.model, self.note = talk, model, note
+        self.connection, self.model, self.note = connection, model, note
         self._options = template_options
         self.dialect = Dialect()
         """What the server accepts, as far as it is known."""
@@ -403,12 +403,12 @@ class Chat:
         dialect = self.dialect
         while True:
             sent = dialect.adapted(body)
-            reply = await self.talk.post(path, sent, timeout=timeout)
+            reply = await self.connection.post(path, sent, timeout=timeout)
             if not isinstance(reply, Fault):
                 self._adopt(dialect)
                 self._require_same(reply.get("model"))
                 found = read_answers(reply, questions, route)
-                return self.talk.clean(found) if isinstance(found, Fault) else found
+                return self.connection.clean(found) if isinstance(found, Fault) else found
             if reply.kind == "only_reasoning":  # an answer in its way: the model was asked, and thought
                 self._adopt(dialect)
                 return reply
@@ -435,7 +435,8 @@ class Chat:
                 self.note(f"asked for `{self.model}`, the server answers as `{name}`")
         elif name != self.answering:
             raise ModelError(
-                f"{self.talk.shown}: another model answers now: `{name}`, and `{self.answering}` before (asked for: "
+                f"{self.connection.shown}: another model answers now: `{name}`, and "
+                f"`{self.answering}` before (asked for: "
                 f"`{self.model}`); what was answered is kept. Ask for one model by its full name, or start a new run"
             )
 

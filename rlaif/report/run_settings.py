@@ -41,7 +41,7 @@ _MANIFEST = {
     "judge": str,
     "policy": str,
     "templates": {"*": str},
-    "prompts": {"path": str, "sha256": str, "oddities": _COUNTS},
+    "prompts": {"path": str, "sha256": str, "input_issues": _COUNTS},
     "settings": {"*": object},
     "counts": _COUNTS,
     "failures": _COUNTS,
@@ -56,7 +56,7 @@ _MANIFEST = {
         "comparisons": int, "cohen_kappa": float, "krippendorff_alpha": float, "correlation": float,
         "effective_judges": float, "effective_judges_at_least": float,
     },
-    "slot_bias": {"*": {"removed": float}},
+    "position_bias": {"*": {"removed": float}},
     "healed_lines": int,
     "session": _SESSION,
     "files": {"*": str},
@@ -193,7 +193,7 @@ def reading_of(told: RunDocuments) -> Reading:
     names = (told.judge or "").split(" + ")
     common = _number(within(told.settings, "compare", "temperature"), 1.0)
     matched = list(zip(names, listed, strict=False))
-    slots = told.manifest.get("slot_bias")
+    slots = told.manifest.get("position_bias")
     found = told.constitution
     return Reading(
         least_mass=_number(within(told.settings, "pair", "min_label_mass"), 0.5),

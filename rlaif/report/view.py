@@ -251,7 +251,7 @@ class Page(Record):
     stages: tuple[Stage, ...] = ()
     seconds: float | None = None
     """Of the last session."""
-    oddities: dict[str, int] = Field(default_factory=dict)
+    input_issues: dict[str, int] = Field(default_factory=dict)
     announced: tuple[str, ...] = ()
     """What the run itself says against its labels."""
     verdicts: Verdicts | None = None

@@ -52,8 +52,8 @@ def _state(page: Page, told: RunDocuments) -> Iterator[Warning]:
         what = f"{failed:,} questions have no answer ({reasons})."
         hint = "Run the same command again: it asks those alone."
         yield Warning(level="caution", what=what, hint=hint, where="counts")
-    if page.oddities:
-        told_of = ", ".join(f"{name} {count:,}" for name, count in page.oddities.items())
+    if page.input_issues:
+        told_of = ", ".join(f"{name} {count:,}" for name, count in page.input_issues.items())
         hint = "Look at those rows if they are many."
         yield Warning(level="note", what=f"Odd rows in the prompts: {told_of}.", hint=hint, where="counts")
 

@@ -64,7 +64,7 @@ class Loss(NamedTuple):
 def compute_advantages(found: Experience, settings: OnlineSettings, beta: float, over: Over) -> Experience:
     """The same with advantages, and returns for a value network."""
     kl = estimate("k1", found.old, found.reference)
-    charged = beta if settings.kl.place == "reward" else 0.0
+    charged = beta if settings.kl.apply_to == "reward" else 0.0
     if settings.algorithm == "ppo":
         rewards = token_rewards(found.scores, kl, found.lengths, charged)
         credit = gae(rewards, found.values, found.lengths, settings.gamma, settings.lam)
@@ -97,7 +97,7 @@ def policy_loss(logps: Tensor, part: Experience, whole: Counts, settings: Online
         found = _of_answers(logps, part, whole, settings)
     else:
         found = _of_tokens(logps, part, whole, settings)
-    if settings.kl.place == "reward" or settings.algorithm == "online-dpo" or not beta:
+    if settings.kl.apply_to == "reward" or settings.algorithm == "online-dpo" or not beta:
         return found
     weights = _price_weights(part, whole, settings)
     return found._replace(loss=found.loss + beta * (weights * estimate("k2", logps, part.reference)).sum())
@@ -138,7 +138,7 @@ def _of_pairs(logps: Tensor, part: Experience, whole: Counts, settings: OnlineSe
         losses = dpo_loss(given, beta)
         likely = (given.delta.detach() > 0).float()
         return Loss(losses.sum() / whole.prompts, {"accuracy": (float(likely.sum()), float(len(likely)))})
-    charged = beta if settings.kl.place == "reward" else 0.0
+    charged = beta if settings.kl.apply_to == "reward" else 0.0
     rewards = part.scores - charged * (old - reference)
     pairs, weights = pairs_of(part.owners)
     losses, clipped = p3o(sums[pairs], old[pairs], rewards[pairs], settings.clip, settings.p3o_clip)
@@ -155,7 +155,9 @@ def _by_answer(settings: OnlineSettings) -> bool:
 def _token_weights(part: Experience, whole: Counts, settings: OnlineSettings) -> Tensor:
     """[tokens]; those of all parts of a minibatch belong together."""
     limit = settings.rollout.max_tokens
-    return loss_weights(part.lengths, settings.per, limit, completions=whole.answers, tokens=whole.tokens)
+    return loss_weights(
+        part.lengths, settings.loss_normalization, limit, completions=whole.answers, tokens=whole.tokens
+    )
 
 
 def _price_weights(part: Experience, whole: Counts, settings: OnlineSettings) -> Tensor | float:

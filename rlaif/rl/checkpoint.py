@@ -63,7 +63,7 @@ _STATE, _POLICY, _VALUE = "trainer_state.json", "policy.safetensors", "value.saf
 def save_checkpoint(
     folder: Path, done: int, loop: Loop, more: Mapping[str, JsonValue], *, best: int | None, keep: int
 ) -> None:
-    """Keep everything that step `done` (so many are done) goes on with, and the last `keep` checkpoints only.
+    """Keep everything that step `done` (so many are done) goes on with, and the last `checkpoints_to_keep` ones only.
 
     `best` is the step of the best weights so far: those go on too.
     """

@@ -69,7 +69,7 @@ class KlSettings(Record):
 
     beta: float = Field(0.05, ge=0)
     """Price of a nat; for online-dpo its beta."""
-    place: Literal["reward", "loss"] = "reward"
+    apply_to: Literal["reward", "loss"] = "reward"
     """`reward` takes it off the reward of every token (ppo, reinforce++) or answer; `loss` adds it to the loss, and is
     what `grpo` does where nothing is set, as its paper."""
     target: float | None = Field(None, gt=0)
@@ -117,7 +117,7 @@ class RolloutSettings(Record):
     """What the server calls the model; none takes its first one."""
     weights: str | None = None
     """Folder for the weights that the server loads, which both see (/dev/shm/...); none takes one in the output."""
-    ahead: bool = False
+    async_rollout: bool = False
     """Draw a step's answers on the server while the one before is learned from: faster, and one update older."""
     concurrency: int = Field(64, ge=1)
     """Most prompts under way at once on a server."""
@@ -190,7 +190,7 @@ class OnlineSettings(CommonSettings):
     """ppo, reinforce++: bring advantages to mean 0 and variance 1 over the step's tokens."""
     scale: Literal["group", "batch", "none"] = "group"
     """grpo: divide by the deviation of the rewards of one prompt, of the step, or not (Dr. GRPO)."""
-    per: Literal["token", "sequence", "constant"] = "token"
+    loss_normalization: Literal["token", "sequence", "constant"] = "token"
     """What counts alike in the loss: tokens (DAPO), answers (GRPO's paper), or tokens over a constant (Dr. GRPO)."""
     group_baseline: bool = False
     """reinforce++: take the mean reward of the prompt's answers off first."""
@@ -207,7 +207,7 @@ class OnlineSettings(CommonSettings):
     rollout: RolloutSettings = RolloutSettings()
     mismatch: MismatchSettings = MismatchSettings()
     held_out: HeldOutSettings = HeldOutSettings()
-    watch: MonitorLimits = MonitorLimits()
+    monitor: MonitorLimits = MonitorLimits()
 
     @model_validator(mode="before")
     @classmethod
@@ -219,7 +219,7 @@ class OnlineSettings(CommonSettings):
         if found.get("algorithm") == "grpo":
             kl = found.get("kl", {})
             kl = kl.model_dump(exclude_unset=True) if isinstance(kl, KlSettings) else kl
-            found["kl"] = {"place": "loss", **kl} if isinstance(kl, Mapping) else kl
+            found["kl"] = {"apply_to": "loss", **kl} if isinstance(kl, Mapping) else kl
             if found.get("ratio") == "sequence":  # it moves far less than one of tokens, and 0.2 would never act
                 found.setdefault("clip", _CLIP_BY_LENGTH)
         if found.get("overlong_buffer"):  # an answer that was cut has lost 1 by it already
@@ -238,8 +238,8 @@ class OnlineSettings(CommonSettings):
         """Settings (`name`, `group.name` or a whole `group`) that do nothing here, and why."""
         why = f"for `algorithm: {self.algorithm}`"
         found = {name: why for name, readers in _READERS.items() if self.algorithm not in readers}
-        if self.ratio == "sequence" and self.kl.place == "reward":  # in the loss, KL counts tokens
-            found.setdefault("per", "with `ratio: sequence`")
+        if self.ratio == "sequence" and self.kl.apply_to == "reward":  # in the loss, KL counts tokens
+            found.setdefault("loss_normalization", "with `ratio: sequence`")
         if self.kl.target is None:
             found["kl.horizon"] = "without `kl.target`"
         if self.rollout.base_url is None:
@@ -284,9 +284,11 @@ class OnlineSettings(CommonSettings):
             most = self.rollout.max_tokens
             what = f"`overlong_buffer: {self.overlong_buffer}` is longer than the longest answer, {most} tokens"
             found.append((("overlong_buffer",), what))
-        if self.rollout.ahead and self.rollout.base_url is None:
-            what = "answers are drawn ahead on a server only: set `rollout.base_url`, or leave `rollout.ahead` out"
-            found.append((("rollout", "ahead"), what))
+        if self.rollout.async_rollout and self.rollout.base_url is None:
+            what = (
+                "answers are drawn ahead on a server only: set `rollout.base_url`, or leave `rollout.async_rollout` out"
+            )
+            found.append((("rollout", "async_rollout"), what))
         if self.algorithm == "online-dpo" and self.kl.beta == 0:
             found.append((("kl", "beta"), "`algorithm: online-dpo` needs a beta above 0, for instance 0.1"))
         if found:
@@ -307,8 +309,8 @@ _READERS: dict[str, frozenset[str]] = {
     "clip": _CLIPPED | {"p3o"},
     "clip_high": _CLIPPED,
     "dual_clip": _CLIPPED,
-    "per": _CLIPPED - {"rloo"},
-    "kl.place": _CLIPPED | {"p3o"},
+    "loss_normalization": _CLIPPED - {"rloo"},
+    "kl.apply_to": _CLIPPED | {"p3o"},
     "mismatch.correct": _CLIPPED | {"p3o"},
     "mismatch.cap": _CLIPPED | {"p3o"},
 }

@@ -98,7 +98,7 @@ class HeldOut(Record):
 class _Case(NamedTuple):
     """One prompt whose two answers meet: `left` is the policy's."""
 
-    meeting: Matchup
+    matchup: Matchup
     questions: Sequence[Question]
 
 
@@ -243,16 +243,16 @@ class HeldOutJudge:
 
     def _case(self, asked: Judge, messages: Messages, policy: str, start: str) -> _Case:
         prompt = Prompt(id=prompt_id(messages), messages=messages, source=STAGE)
-        meeting = Matchup(_sample(prompt, "policy", policy), _sample(prompt, "start", start), self._criteria)
-        if _alike(meeting):
-            return _Case(meeting, ())
-        return _Case(meeting, list(compare_questions(prompt, [meeting], self._compare, asked)))
+        matchup = Matchup(_sample(prompt, "policy", policy), _sample(prompt, "start", start), self._criteria)
+        if _alike(matchup):
+            return _Case(matchup, ())
+        return _Case(matchup, list(compare_questions(prompt, [matchup], self._compare, asked)))
 
     def _comparison(self, case: _Case) -> Comparison:
-        left, right = case.meeting.left, case.meeting.right
-        if _alike(case.meeting):
+        left, right = case.matchup.left, case.matchup.right
+        if _alike(case.matchup):
             return Comparison(left.id, right.id, Status.TIE)
-        ((_, cast),) = votes([case.meeting], case.questions, self._answers.get, self._compare)
+        ((_, cast),) = votes([case.matchup], case.questions, self._answers.get, self._compare)
         return folded(left.id, right.id, cast, self._pair)
 
     def _stop_if_hopeless(self, cases: Sequence[_Case], found: Sequence[Comparison]) -> None:
@@ -273,8 +273,8 @@ def _sample(prompt: Prompt, side: str, text: str) -> Sample:
     return Sample(id=content_id(STAGE, side, prompt.id, text), prompt=prompt.id, index=0, text=text, policy=side)
 
 
-def _alike(meeting: Matchup) -> bool:
-    return meeting.left.text.strip() == meeting.right.text.strip()
+def _alike(matchup: Matchup) -> bool:
+    return matchup.left.text.strip() == matchup.right.text.strip()
 
 
 _START = 1_000_000_000
@@ -293,7 +293,7 @@ class Monitoring:
         note: Callable[[str], None],
     ) -> None:
         self._settings, self._held, self._loop, self._judge, self._note = settings, held, loop, judge, note
-        self._watch = RewardHackingMonitor(settings.watch)
+        self._watch = RewardHackingMonitor(settings.monitor)
         self._start: list[str] = []
         self._alarms: list[str] = []
         self.kept_best: int | None = None

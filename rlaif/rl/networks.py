@@ -284,11 +284,13 @@ def reference_of(settings: OnlineSettings, policy: Network, accelerator: Any) ->
     if settings.lora.rank is not None:
         return Reference(policy, policy.model)
     model = load_frozen(settings, weights_type(settings))
-    return Reference(Network(model, policy.way, "logps", accelerator, tokens=settings.tokens, max_grad_norm=0.0), None)
+    return Reference(
+        Network(model, policy.way, "logps", accelerator, tokens=settings.max_tokens_per_pass, max_grad_norm=0.0), None
+    )
 
 
 def sampler_of(
-    settings: OnlineSettings, policy: Network, tokenizer: Any, start: Start, dealer: PromptSampler
+    settings: OnlineSettings, policy: Network, tokenizer: Any, start: Start, prompt_sampler: PromptSampler
 ) -> Sampler:
     """Where answers are drawn: in this process, or on a server."""
     rollout = settings.rollout
@@ -305,7 +307,7 @@ def sampler_of(
         temperature=rollout.temperature, top_p=rollout.top_p, seed=settings.seed, concurrency=rollout.concurrency,
         timeout=rollout.timeout, api_key=key_in(rollout.api_key_env),
     )  # fmt: skip
-    return AheadSampler(served, dealer.of, settings.steps) if rollout.ahead else served
+    return AheadSampler(served, prompt_sampler.of, settings.steps) if rollout.async_rollout else served
 
 
 def _shared(settings: OnlineSettings) -> Path:
@@ -332,7 +334,7 @@ def reward_of(settings: OnlineSettings, tokenizer: Any, note: Callable[[str], No
         log=settings.folder / "judge.log",
         say=note,
         device=settings.device,
-        tokens=settings.tokens,
+        tokens=settings.max_tokens_per_pass,
         render=Cue(tokenizer, settings.template_options).text,
         everyones=gather_object,
     )
@@ -346,7 +348,9 @@ def prompt_sampler_of(settings: OnlineSettings, prompts: Prompts) -> PromptSampl
 def _network(model: Any, kind: Kind, settings: OnlineSettings, asked: Sequence[Asked], accelerator: Any) -> Network:
     model = model.to(accelerator.device)
     way = select_forward_path(model, _probes(asked), kind, temperature=settings.rollout.temperature)
-    return Network(model, way, kind, accelerator, tokens=settings.tokens, max_grad_norm=settings.max_grad_norm)
+    return Network(
+        model, way, kind, accelerator, tokens=settings.max_tokens_per_pass, max_grad_norm=settings.max_grad_norm
+    )
 
 
 def _probes(asked: Sequence[Asked]) -> list[Group]:

@@ -47,7 +47,7 @@ def load_prompts(
     """
     file = Path(path).expanduser()
     odd, notes = InputIssues(), []
-    read = read_prompts(file / "prompts.jsonl" if file.is_dir() else path, limit=limit, oddities=odd)
+    read = read_prompts(file / "prompts.jsonl" if file.is_dir() else path, limit=limit, input_issues=odd)
     cue = Cue(tokenizer, template_options)
     asked, refused = [], Counter[str]()
     for prompt in read:

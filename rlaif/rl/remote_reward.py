@@ -46,11 +46,11 @@ _AWAY = ("refused", "dropped", "timeout")
 class RetryingClient:
     """Calls to one server from one event loop, tried again after what may pass."""
 
-    def __init__(self, talk: ServerConnection, *, concurrency: int, timeout: float, backoff: float) -> None:
+    def __init__(self, connection: ServerConnection, *, concurrency: int, timeout: float, backoff: float) -> None:
         """`concurrency` bounds the calls under way together, `timeout` the seconds of one."""
-        self._talk, self._timeout, self._throttle = talk, timeout, Throttle(concurrency)
-        self._patience = ServerHealth(talk.shown, give_up_after=timeout, timeout=timeout, backoff=backoff)
-        self.shown = talk.shown
+        self._talk, self._timeout, self._throttle = connection, timeout, Throttle(concurrency)
+        self._patience = ServerHealth(connection.shown, give_up_after=timeout, timeout=timeout, backoff=backoff)
+        self.shown = connection.shown
 
     async def get(self, path: str) -> dict[str, Any] | Fault:
         """The JSON at `path`, or the Fault that stayed."""

@@ -254,12 +254,12 @@ class ModelReward(Reward):
         """
         if self._rewards is None:
             raise ModelError(f"the reward model {self._name} was closed")
-        intake = RowCounts()
+        row_counts = RowCounts()
         pairs = enumerate(zip(prompts, responses, strict=True))
         readable = [self._example(at, *pair) for at, pair in pairs if _can_be_read(*pair)]
         examples = [example for example in readable if example is not None]
-        groups = {int(example.id): group for example, group in self._limits.with_examples(examples, intake)}
-        if readable and not groups and (why := _refused(intake, examples)):
+        groups = {int(example.id): group for example, group in self._limits.with_examples(examples, row_counts)}
+        if readable and not groups and (why := _refused(row_counts, examples)):
             raise ModelError(f"{self._name}: no response can be scored: {why}")
         rewards = dict(zip(groups, self._rewards(list(groups.values())), strict=True))
         for at, reward in rewards.items():
@@ -281,12 +281,12 @@ class ModelReward(Reward):
             torch.cuda.empty_cache()
 
 
-def _refused(intake: RowCounts, examples: Sequence[Example]) -> str:
+def _refused(row_counts: RowCounts, examples: Sequence[Example]) -> str:
     """What keeps every conversation from being written; empty where it is another reason, such as a length."""
     if not examples:
         return "it was trained on single prompts without a chat template, and all prompts have several turns"
-    found = next((each.what for each in intake.reasons() if each.reason in FAULTS), "")
-    return intake.notes[0] if found and intake.notes else found
+    found = next((each.what for each in row_counts.reasons() if each.reason in FAULTS), "")
+    return row_counts.notes[0] if found and row_counts.notes else found
 
 
 def _can_be_read(prompt: Messages, response: str) -> bool:

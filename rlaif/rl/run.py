@@ -292,16 +292,16 @@ class _Training:
         policy = policy_of(settings, prompts.train, accelerator, self.progress.note)
         ppo = settings.algorithm == "ppo"
         value = value_of(settings, prompts.train, accelerator, tokenizer, self.progress.note) if ppo else None
-        dealer = prompt_sampler_of(settings, prompts)
-        sampler = sampler_of(settings, policy, tokenizer, start, dealer)
+        prompt_sampler = prompt_sampler_of(settings, prompts)
+        sampler = sampler_of(settings, policy, tokenizer, start, prompt_sampler)
         self.opened.callback(sampler.close)
-        players = Networks(policy, reference_of(settings, policy, accelerator), value, sampler, reward, dealer)
+        players = Networks(policy, reference_of(settings, policy, accelerator), value, sampler, reward, prompt_sampler)
         return Loop(settings, players, accelerator, settings.kl.beta)
 
     def _steps(self, loop: Loop, watching: Monitoring, stop: StopCleanly, state: dict[str, Any] | None) -> None:
         settings, first, before = self.settings, 0, 0.0
         if state is not None:
-            watching.restore(state["watch"])
+            watching.restore(state["monitor"])
             first, before = int(state["step"]), float(state["seconds"])
         if first_process():
             self.history = cut_back(settings.folder, first)
@@ -339,8 +339,8 @@ class _Training:
 
     def _checkpoint(self, loop: Loop, watching: Monitoring) -> None:
         if first_process():
-            more: dict[str, JsonValue] = {"watch": watching.state(), "seconds": time.monotonic() - self.began}
-            best, keep = watching.kept_best, self.settings.keep
+            more: dict[str, JsonValue] = {"monitor": watching.state(), "seconds": time.monotonic() - self.began}
+            best, keep = watching.kept_best, self.settings.checkpoints_to_keep
             save_checkpoint(self.settings.folder, self.done, loop, more, best=best, keep=keep)
         loop.accelerator.wait_for_everyone()
 
@@ -374,7 +374,7 @@ class _Training:
         else:
             self.progress.note(
                 f"{back}, from before the alarm, is kept: the same command with `--resume` goes on from there, and "
-                "the price of KL, the learning rate, penalties and `watch` may be other ones"
+                "the price of KL, the learning rate, penalties and `monitor` may be other ones"
             )
         return Trained(folder, self.done, self.ended, figures)
 

@@ -43,7 +43,7 @@ class Networks:
     value: Network | None
     sampler: Sampler
     reward: Reward
-    dealer: PromptSampler
+    prompt_sampler: PromptSampler
 
 
 class Step(NamedTuple):
@@ -95,7 +95,7 @@ class Loop:
         return Step(told | {f"seconds/{name}": value for name, value in self.seconds.items()}, responses, scores)
 
     def _answers(self, number: int) -> list[Response]:
-        share = self.players.dealer.of(number)[self.accelerator.process_index :: self.accelerator.num_processes]
+        share = self.players.prompt_sampler.of(number)[self.accelerator.process_index :: self.accelerator.num_processes]
         return self.players.sampler.sample(share, self.settings.samples, number)
 
     def _scored(self, responses: Sequence[Response]) -> Scores:

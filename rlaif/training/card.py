@@ -92,7 +92,7 @@ def centred(settings: CommonSettings, metrics: Mapping[str, JsonValue]) -> str:
         return "Only differences of rewards of one prompt mean something: their zero is arbitrary."
     kept = "reward.json" if is_adapter(settings) else "config.json"
     return (
-        f"`rlaif score` subtracts {mean:.4f} from every reward, the mean over the demonstrations of `center_on` "
+        f"`rlaif score` subtracts {mean:.4f} from every reward, the mean over the demonstrations of `center_dataset` "
         f"(`reward_mean` in {kept}), as no weight of the model can hold it. transformers and other loaders give "
         "raw rewards, which differ by that constant; vLLM subtracts it with "
         f"`--pooler-config '{{\"logit_mean\": {mean:.4f}}}'`."
@@ -105,7 +105,7 @@ _WHAT = {
     "dpo": "A language model, trained on preference pairs",
 }
 _TAGS = {"sft": "sft", "reward": "reward-model", "dpo": "dpo"}
-_PATHS = frozenset({"model", "data", "held_data", "center_on", "reference", "prompts", "reward", "value.model"})
+_PATHS = frozenset({"model", "data", "held_data", "center_dataset", "reference", "prompts", "reward", "value.model"})
 _UNTOLD = frozenset({"output", "model", "data", "reference_cache", "prompts", "rollout.base_url", "judge.base_url"})
 _ALWAYS = ("loss", "beta", "learning_rate", "batch_size", "epochs", "max_steps", "max_length", "lora.rank", "seed")
 _FIGURES = {

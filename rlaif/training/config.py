@@ -5,7 +5,7 @@ What stands for settings that are left out, where that depends on the method, th
 The settings of a training run: the same keys in a YAML file, as flags (`--learning-rate`) and with `--set`.
 
 `batch_size` and everything else that the result depends on is said for the whole run, whatever the number of processes;
-`tokens` says what fits into memory, and the result does not depend on it.
+`max_tokens_per_pass` says what fits into memory, and the result does not depend on it.
 
 Settings of a training from a file, the environment and the command line: flag, then environment, file, default.
 """
@@ -63,7 +63,7 @@ def resolved(settings: Settings, narrow: bool) -> tuple[Settings, dict[str, floa
 Method = Literal["sft", "reward", "dpo"]
 
 
-_PATHS = ("model", "data", "output", "held_data", "center_on", "reference", "reference_cache", "prompts")
+_PATHS = ("model", "data", "output", "held_data", "center_dataset", "reference", "reference_cache", "prompts")
 
 
 class LoraSettings(Record):
@@ -95,7 +95,7 @@ class CommonSettings(Record):
     """Folder for the trained model, its card, curves and checkpoints."""
     template_options: dict[str, JsonValue] = Field(default_factory=dict)
     """Passed to the chat template, for instance {enable_thinking: false}; none given takes those of the data's run."""
-    tokens: int = Field(8192, ge=64)
+    max_tokens_per_pass: int = Field(8192, ge=64)
     """Most tokens of one forward pass of a process: the bigger, the more memory. The result stays the same."""
     learning_rate: float | None = Field(None, gt=0)
     """Highest learning rate; none takes 2e-5 for sft, 1e-5 for reward, 1e-6 else, and ten times that under LoRA."""
@@ -118,7 +118,7 @@ class CommonSettings(Record):
     """Compute activations again in the backward pass: a third more time, much less memory."""
     save_steps: int | None = Field(None, ge=0)
     """Steps between checkpoints; none saves ten times in a run, 0 never but on Ctrl-C."""
-    keep: int = Field(1, ge=1)
+    checkpoints_to_keep: int = Field(1, ge=1)
     """Checkpoints kept; older ones are removed, and all of them when the training is finished."""
     report_to: tuple[Literal["tensorboard", "wandb"], ...] = ()
     """Where the log goes besides log.jsonl."""
@@ -210,7 +210,7 @@ class RewardSettings(TrainSettings):
     """Ask for a difference of at least the pair's `margin` column, where there is one (arXiv:2307.09288)."""
     centering: float = Field(0.0, ge=0)
     """Weight of (r_chosen + r_rejected)^2, which keeps rewards around 0 (arXiv:2312.09244); 0.01 is usual."""
-    center_on: str | None = None
+    center_dataset: str | None = None
     """After training, shift rewards so that these demonstrations (as for `rlaif train sft`) have a mean of 0."""
 
 
@@ -280,8 +280,8 @@ SETTINGS: dict[Method, type[TrainSettings]] = {"sft": SftSettings, "reward": Rew
 
 
 _FILE_PATHS = (
-    ("model",), ("data",), ("held_data",), ("reference",), ("center_on",), ("prompts",), ("reward",), ("constitution",),
-    ("judge", "model"), ("held_out", "judge", "model"),
+    ("model",), ("data",), ("held_data",), ("reference",), ("center_dataset",), ("prompts",), ("reward",),
+    ("constitution",), ("judge", "model"), ("held_out", "judge", "model"),
 )  # fmt: skip
 """Settings that may be paths."""
 _ENVIRONMENT = "RLAIF_TRAIN_"

@@ -69,34 +69,34 @@ DEMONSTRATION_FILES = ("sft.jsonl", *PAIR_FILES)
 _LABELS: Mapping[bool, Mapping[str, float]] = {True: {"label": 1.0}, False: {"label": 0.0}}
 
 
-def pairs(path: str | Path, template: Template = "auto", intake: RowCounts | None = None) -> Iterator[Example]:
+def pairs(path: str | Path, template: Template = "auto", row_counts: RowCounts | None = None) -> Iterator[Example]:
     """Preference pairs from a file, a run's folder or a `datasets` name, in any shape that `rlaif data check` knows.
 
     Raises UserError for a file that holds none, and where a `probability` is not one.
     """
-    intake, path = intake or RowCounts(), file_of(path, PAIR_FILES)
-    shape, rows = _shaped(path, recognise, _unknown_pairs, intake)
+    row_counts, path = row_counts or RowCounts(), file_of(path, PAIR_FILES)
+    shape, rows = _shaped(path, recognise, _unknown_pairs, row_counts)
     if shape.kind == "unpaired":
         hint = "train on them with KTO, or give pairs"
         raise UserError("the rows are single replies, not pairs", where=path, hint=hint)
-    for line, row, found in _sound(rows, partial(sides, shape=shape, template=template), intake, path):
+    for line, row, found in _sound(rows, partial(sides, shape=shape, template=template), row_counts, path):
         assert found.chosen is not None and found.rejected is not None  # every shape of pairs has both
         if found.chosen_cut or found.rejected_cut:
-            intake.leave_out("cut-off", line)
+            row_counts.leave_out("cut-off", line)
             continue
         replies = (found.chosen, found.rejected)
         yield Example(_name(row, path, line), found.prompt, replies, values(row, shape, path, line), line)
 
 
-def judged(path: str | Path, template: Template = "auto", intake: RowCounts | None = None) -> Iterator[Example]:
+def judged(path: str | Path, template: Template = "auto", row_counts: RowCounts | None = None) -> Iterator[Example]:
     """Replies with a label, for KTO: unpaired rows, and pairs as a good reply and a bad one.
 
     A reply that stands on the same side in several pairs is one example. Raises UserError for a file without any.
     """
-    intake, path, seen = intake or RowCounts(), file_of(path, PAIR_FILES), set[int]()
-    shape, rows = _shaped(path, recognise, _unknown_pairs, intake)
+    row_counts, path, seen = row_counts or RowCounts(), file_of(path, PAIR_FILES), set[int]()
+    shape, rows = _shaped(path, recognise, _unknown_pairs, row_counts)
     paired = shape.kind != "unpaired"
-    for line, row, found in _sound(rows, partial(decided, shape=shape, template=template), intake, path):
+    for line, row, found in _sound(rows, partial(decided, shape=shape, template=template), row_counts, path):
         name = _name(row, path, line)
         for text, good, cut in (
             (found.chosen, True, found.chosen_cut),
@@ -105,17 +105,17 @@ def judged(path: str | Path, template: Template = "auto", intake: RowCounts | No
             if text is None:
                 continue
             if cut:
-                intake.leave_out("cut-off", line)
+                row_counts.leave_out("cut-off", line)
                 continue
             if paired and not _new(seen, found.prompt, text, good):
-                intake.leave_out("repeated", line)
+                row_counts.leave_out("repeated", line)
                 continue
             whose = f"{name}:{'chosen' if good else 'rejected'}" if paired else name
             yield Example(whose, found.prompt, (text,), _LABELS[good], line)
 
 
 def demonstrations(
-    path: str | Path, template: Template = "auto", intake: RowCounts | None = None, learned: LearnedTurns = "last"
+    path: str | Path, template: Template = "auto", row_counts: RowCounts | None = None, learned: LearnedTurns = "last"
 ) -> Iterator[Example]:
     """Replies to imitate, for SFT: the last of every conversation, or all of them.
 
@@ -123,36 +123,36 @@ def demonstrations(
     from the beginning-of-sequence token); of preference data the chosen reply, once where it stands in several pairs.
     Raises UserError for a file that holds none of these.
     """
-    intake, path, seen = intake or RowCounts(), file_of(path, DEMONSTRATION_FILES), set[int]()
+    row_counts, path, seen = row_counts or RowCounts(), file_of(path, DEMONSTRATION_FILES), set[int]()
     form: Shape | Alone
-    form, rows = _shaped(path, _demonstration, _unknown_demonstration, intake)
+    form, rows = _shaped(path, _demonstration, _unknown_demonstration, row_counts)
     turned: Template = "auto" if template == "plain" and learned == "all" else template
     if isinstance(form, Shape):
         shown = partial(decided, shape=form, template=turned)
     else:
         shown = partial(demonstrated, form=form, template=turned, learned=learned)
-    for line, row, found in _sound(rows, shown, intake, path):
+    for line, row, found in _sound(rows, shown, row_counts, path):
         name = _name(row, path, line)
         if found.chosen is None:
-            intake.leave_out("undesirable", line)
+            row_counts.leave_out("undesirable", line)
             continue
         if found.chosen_cut:
-            intake.leave_out("cut-off", line)
+            row_counts.leave_out("cut-off", line)
             continue
-        intake.conversations += 1
-        intake.replies += 1 + (0 if isinstance(found.prompt, str) else _replies(found.prompt))
+        row_counts.conversations += 1
+        row_counts.replies += 1 + (0 if isinstance(found.prompt, str) else _replies(found.prompt))
         *earlier, last = every_reply(found, template) if learned == "all" else (found,)
         for at, each in enumerate(earlier, start=1):
             # Logs hold a conversation again and again as it grows: what stood before is learned once.
             if _new(seen, each.prompt, each.chosen):
                 yield Example(f"{name}:{at}", each.prompt, (each.chosen or "",), {}, line)
             else:
-                intake.leave_out("repeated", line)
+                row_counts.leave_out("repeated", line)
         new = _new(seen, last.prompt, last.chosen)
         if new or (not isinstance(form, Shape) and learned == "last"):
             yield Example(name, last.prompt, (last.chosen or "",), {}, line)
         else:
-            intake.leave_out("repeated", line)
+            row_counts.leave_out("repeated", line)
 
 
 def _replies(prompt: Turns) -> int:
@@ -175,7 +175,7 @@ def _shaped(
     path: str | Path,
     known: Callable[[object], F | None],
     unknown: Callable[[tuple[str, ...]], tuple[str, str]],
-    intake: RowCounts,
+    row_counts: RowCounts,
 ) -> tuple[F, Rows]:
     """The form of a file's rows by one of the first, and all of them. Raises UserError where it has no known form."""
     form, rows = first_known(path, known)
@@ -187,14 +187,14 @@ def _shaped(
         raise UserError(what, where=path, hint=hint)
     if isinstance(form, Shape):
         for name, wanted in form.misnamed.items():
-            intake.note(f"the column `{name}` is read as `{wanted}`")
+            row_counts.note(f"the column `{name}` is read as `{wanted}`")
         for note in notes_of(form):
-            intake.note(note)
+            row_counts.note(note)
     if isinstance(form, Alone):
         if form.prompt.parts:
-            intake.note(f"the prompt is {quoted((form.prompt.main, *form.prompt.parts))} together")
+            row_counts.note(f"the prompt is {quoted((form.prompt.main, *form.prompt.parts))} together")
         if form.unused:
-            intake.note(f"columns not used: {quoted(form.unused)}")
+            row_counts.note(f"columns not used: {quoted(form.unused)}")
     return form, rows
 
 
@@ -220,8 +220,8 @@ def _alone(row: Row) -> Alone | None:
         if reply is not None:
             prompt = PromptColumns(main, parts_of(names, main, (reply,)))
             return Alone("reply", reply, prompt, unused=_unused(row, reply, main, *prompt.parts))
-    talk = next((name for name in ("messages", "conversations") if isinstance(row.get(name), (list, str))), None)
-    return None if talk is None else Alone("messages", talk, unused=_unused(row, talk))
+    connection = next((name for name in ("messages", "conversations") if isinstance(row.get(name), (list, str))), None)
+    return None if connection is None else Alone("messages", connection, unused=_unused(row, connection))
 
 
 def _unused(row: Row, *read: str) -> tuple[str, ...]:
@@ -252,23 +252,23 @@ def _unknown_demonstration(columns: tuple[str, ...]) -> tuple[str, str]:
 
 
 def _sound(
-    rows: Rows, shown: Callable[[Row], Sides], intake: RowCounts, path: str | Path
+    rows: Rows, shown: Callable[[Row], Sides], row_counts: RowCounts, path: str | Path
 ) -> Iterator[tuple[int, Row, Sides]]:
     """The rows that a trainer can use, with their texts; the others are counted. UserError where none is left."""
     kept = 0
     for line, row in rows:
-        intake.rows += 1
+        row_counts.rows += 1
         try:
             if not isinstance(row, dict):
                 raise UnreadableValueError("type")
             found = shown(row)
         except UnreadableValueError as odd:
-            intake.leave_out(str(odd), line)
+            row_counts.leave_out(str(odd), line)
             continue
         kept += 1
         yield line, row, found
     if not kept:
-        raise intake.nothing(path)
+        raise row_counts.nothing(path)
 
 
 def _name(row: Row, path: str | Path, line: int) -> str:
@@ -316,11 +316,11 @@ class _Wanted(NamedTuple):
     template: Template
     turns: LearnedTurns
 
-    def examples(self, path: str | Path, intake: RowCounts) -> Iterator[Example]:
+    def examples(self, path: str | Path, row_counts: RowCounts) -> Iterator[Example]:
         """The rows as texts."""
         if self.kind == "demonstrations":
-            return demonstrations(path, self.template, intake, self.turns)
-        return (pairs if self.kind == "pairs" else judged)(path, self.template, intake)
+            return demonstrations(path, self.template, row_counts, self.turns)
+        return (pairs if self.kind == "pairs" else judged)(path, self.template, row_counts)
 
 
 class _Read(NamedTuple):
@@ -331,7 +331,7 @@ class _Read(NamedTuple):
     prompts: array[int]
     """64 bits of each group's prompt."""
     hash: str
-    intake: RowCounts
+    row_counts: RowCounts
     learned: TextFormat
 
 
@@ -358,14 +358,14 @@ def prepare(
     wanted = _Wanted(kind, template, turns)
     read = _read(data, tokens, wanted, limit, told)
     more: dict[str, Any]
-    told_of = dataset_report(read.intake, read.path, read.groups, tokens.max_length, turns)
+    told_of = dataset_report(read.row_counts, read.path, read.groups, tokens.max_length, turns)
     if held_data is None:
         train, held = _parted(read, holdout)
         data_hash, more = read.hash, {"held": len(held)}
     else:
         other = _read(held_data, tokens, wanted, None, told)
         train, held, data_hash = read.groups, other.groups, content_id(read.hash, other.hash)
-        evaluation = dataset_report(other.intake, other.path, held, tokens.max_length, turns)
+        evaluation = dataset_report(other.row_counts, other.path, held, tokens.max_length, turns)
         more = {"evaluation": evaluation, "shared": int(_member(other.prompts, read.prompts).sum())}
     if kind == "judged":
         # Those of the held-out groups come from the training data too, for one prompt alone may be held out.
@@ -375,24 +375,24 @@ def prepare(
 
 def _read(data: str | Path, tokens: Tokens, wanted: _Wanted, limit: int | None, told: Told | None) -> _Read:
     path = file_of(data, DEMONSTRATION_FILES if wanted.kind == "demonstrations" else PAIR_FILES)
-    file, intake = Path(path).expanduser(), RowCounts()
+    file, row_counts = Path(path).expanduser(), RowCounts()
     digest = None if file.is_file() else hashlib.sha256()
-    examples = itertools.islice(_seen(wanted.examples(path, intake), digest, intake, told), limit)
+    examples = itertools.islice(_seen(wanted.examples(path, row_counts), digest, row_counts, told), limit)
     groups: list[Group] = []
     prompts, forms = array("Q"), Forms(tokens.template.marks[0])
-    for example, group in tokens.with_examples(examples, intake):
+    for example, group in tokens.with_examples(examples, row_counts):
         if wanted.kind == "judged" and groups and _twins(groups[-1], group, example):
             groups.pop()
             prompts.pop()
-            intake.leave_out("same-tokens", example.line)
+            row_counts.leave_out("same-tokens", example.line)
             continue
         groups.append(group)
         prompts.append(_key(example, wanted.turns))
         forms.add(example)
     if not groups:
-        raise intake.nothing(path)
+        raise row_counts.nothing(path)
     data_hash = sha256_of(file) if digest is None else digest.hexdigest()
-    return _Read(path, groups, prompts, data_hash, intake, forms.learned(tokens.template_options))
+    return _Read(path, groups, prompts, data_hash, row_counts, forms.learned(tokens.template_options))
 
 
 def _twins(one: Group, other: Group, example: Example) -> bool:
@@ -402,15 +402,15 @@ def _twins(one: Group, other: Group, example: Example) -> bool:
     return side == "rejected" and one.id == f"{pair}:chosen" and same
 
 
-def _seen(examples: Iterator[Example], digest: Any, intake: RowCounts, told: Told | None) -> Iterator[Example]:
+def _seen(examples: Iterator[Example], digest: Any, row_counts: RowCounts, told: Told | None) -> Iterator[Example]:
     """The examples; their texts go into the digest, if there is one, and the rows read so far are told."""
     next_told = _STEP
     for example in examples:
         if digest is not None:
             digest.update(repr((example.prompt, example.completions, example.values)).encode())
-        if told is not None and intake.rows >= next_told:
-            told(intake.rows)
-            next_told = intake.rows - intake.rows % _STEP + _STEP
+        if told is not None and row_counts.rows >= next_told:
+            told(row_counts.rows)
+            next_told = row_counts.rows - row_counts.rows % _STEP + _STEP
         yield example
 
 

@@ -208,37 +208,37 @@ class DatasetReport(Record):
 
 
 def dataset_report(
-    intake: RowCounts,
+    row_counts: RowCounts,
     path: str | Path,
     groups: Sequence[Group],
     max_length: int | None,
     learned: Literal["last", "all"] = "last",
 ) -> DatasetReport:
     """What was counted, as a record."""
-    prompt_median, prompt_p95 = _middle(intake.prompts)
-    completion_median, completion_p95 = _middle(intake.completions)
+    prompt_median, prompt_p95 = _middle(row_counts.prompts)
+    completion_median, completion_p95 = _middle(row_counts.completions)
     return DatasetReport(
         path=str(path),
-        rows=intake.rows,
+        rows=row_counts.rows,
         kept=len(groups),
-        left_out=intake.reasons(),
-        truncated=intake.truncated,
+        left_out=row_counts.reasons(),
+        truncated=row_counts.truncated,
         max_length=max_length,
-        merged=intake.merged,
-        ended=intake.ended,
-        separate=intake.separate,
-        unended=intake.unended,
-        apart=intake.apart,
-        thoughts=intake.thoughts,
-        thoughtless=intake.thoughtless,
+        merged=row_counts.merged,
+        ended=row_counts.ended,
+        separate=row_counts.separate,
+        unended=row_counts.unended,
+        apart=row_counts.apart,
+        thoughts=row_counts.thoughts,
+        thoughtless=row_counts.thoughtless,
         soft=sum(0 < group.values.get("probability", 1) < 1 for group in groups),
         prompt_median=prompt_median,
         prompt_p95=prompt_p95,
         completion_median=completion_median,
         completion_p95=completion_p95,
-        notes=tuple(intake.notes),
-        conversations=intake.conversations,
-        replies=intake.replies,
+        notes=tuple(row_counts.notes),
+        conversations=row_counts.conversations,
+        replies=row_counts.replies,
         learned=learned,
     )
 

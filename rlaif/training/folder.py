@@ -29,8 +29,8 @@ _BEGUN, _LOG, _DONE, _LOCK = "train.json", "log.jsonl", "metrics.json", ".lock"
 _SECONDS = "seconds.json"
 _FREE = frozenset(
     {
-        "output", "tokens", "log_steps", "save_steps", "keep", "report_to", "reference_cache", "device",
-        "gradient_checkpointing", "rollout.served_model", "rollout.weights",
+        "output", "max_tokens_per_pass", "log_steps", "save_steps", "checkpoints_to_keep", "report_to",
+        "reference_cache", "device", "gradient_checkpointing", "rollout.served_model", "rollout.weights",
         *(f"{server}.{name}" for server in ("rollout", "judge", "held_out.judge")
           for name in ("api_key_env", "concurrency", "timeout")),
     }
@@ -40,7 +40,7 @@ _ADDRESSES = frozenset({"rollout.base_url", "judge.base_url", "held_out.judge.ba
 """Servers, which may stand elsewhere by then; whether there is one makes a difference."""
 _AFTER_ALARM = (
     "kl.beta", "kl.target", "kl.horizon", "learning_rate", "missing_eos_penalty", "overlong_buffer", "reward_clip",
-    "watch",
+    "monitor",
 )  # fmt: skip
 """What else may change where an alarm has stopped a training: what alarms ask for."""
 _BY_CONTENT = ("data", "held_data", "model", "prompts")

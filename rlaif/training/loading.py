@@ -329,7 +329,7 @@ def _recompute(model: Any, settings: CommonSettings) -> None:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     except ValueError as error:
         what = f"{type(model).__name__} knows no `gradient_checkpointing`"
-        raise UserError(what, where=settings.model, hint="leave it out, and lower `tokens`") from error
+        raise UserError(what, where=settings.model, hint="leave it out, and lower `max_tokens_per_pass`") from error
     model.enable_input_require_grads()  # gives a frozen embedding's output a gradient to be checkpointed with
 
 

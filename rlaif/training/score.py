@@ -106,11 +106,11 @@ class _Form(NamedTuple):
 def responses(
     path: str | Path,
     template: Template = "auto",
-    intake: RowCounts | None = None,
+    row_counts: RowCounts | None = None,
     columns: Columns = USUAL,
 ) -> Iterator[Answered]:
     """The rows of a file, a run's folder or a `datasets` name. Raises UserError where there are no responses in it."""
-    path, intake = file_of(path, FILES), intake or RowCounts()
+    path, row_counts = file_of(path, FILES), row_counts or RowCounts()
     form, rows = first_known(path, lambda row: _form(row, columns))
     if form is None:
         _, first = next(rows, (0, None))
@@ -120,8 +120,8 @@ def responses(
     if form.kind == "sample":
         rows, form = _joined(rows, path), _Form("replies", "prompt", "response")
     for line, row in rows:
-        intake.rows += 1
-        yield _answered(row, form, template, intake, f"{Path(path).name}:{line}", line)
+        row_counts.rows += 1
+        yield _answered(row, form, template, row_counts, f"{Path(path).name}:{line}", line)
 
 
 def _form(row: object, columns: Columns) -> _Form | None:
@@ -137,9 +137,9 @@ def _form(row: object, columns: Columns) -> _Form | None:
     sided = ("chosen" in row and "rejected" in row) or (shape is not None and shape.sided is not None)
     if not sided and (found := _replies(row, _PROMPTS, _REPLIES)) is not None:
         return found
-    talk = next((name for name in _TALKS if isinstance(row.get(name), (list, str))), None)
-    if not sided and talk is not None:
-        return _Form("messages", reply=talk)
+    connection = next((name for name in _TALKS if isinstance(row.get(name), (list, str))), None)
+    if not sided and connection is not None:
+        return _Form("messages", reply=connection)
     if shape is not None and shape.kind in ("preference", "dialogues"):
         return _Form("pair", shape.columns.get("prompt", ""), shape=shape)
     return _Form("text", reply="text") if "text" in row else None
@@ -184,7 +184,7 @@ def _joined(rows: Rows, path: str | Path) -> Rows:
         yield line, {"id": sample.id, "prompt": messages, "response": sample.text}
 
 
-def _answered(row: object, form: _Form, template: Template, intake: RowCounts, name: str, line: int) -> Answered:
+def _answered(row: object, form: _Form, template: Template, row_counts: RowCounts, name: str, line: int) -> Answered:
     try:
         if not isinstance(row, dict):
             raise UnreadableValueError("type")
@@ -197,11 +197,11 @@ def _answered(row: object, form: _Form, template: Template, intake: RowCounts, n
         given = _items(row.get(form.reply))
         prompt = _prompt(row, form)
     except UnreadableValueError as odd:
-        intake.leave_out(str(odd), line)
+        row_counts.leave_out(str(odd), line)
         prompt = row.get(form.prompt) if isinstance(row, dict) else None
         blank = (Reply(None, None),) * (2 if form.kind == "pair" else 1)
         return Answered(name, line, prompt, blank, form.kind == "pair")
-    replies = tuple(_reply(prompt, each, template, intake, line) for each in given)
+    replies = tuple(_reply(prompt, each, template, row_counts, line) for each in given)
     return Answered(name, line, prompt, replies, paired=False)
 
 
@@ -242,7 +242,7 @@ def _items(value: Any) -> list[Any]:
     return value
 
 
-def _reply(prompt: Any, given: Any, template: Template, intake: RowCounts, line: int) -> Reply:
+def _reply(prompt: Any, given: Any, template: Template, row_counts: RowCounts, line: int) -> Reply:
     text = given
     if isinstance(given, dict) and "role" not in given:
         text = next((given[name] for name in _TEXTS if isinstance(given.get(name), str)), None)
@@ -251,7 +251,7 @@ def _reply(prompt: Any, given: Any, template: Template, intake: RowCounts, line:
     try:
         found = sides({"prompt": prompt, "completion": text, "label": True}, _ALONE, template)
     except UnreadableValueError as odd:
-        intake.leave_out(str(odd), line)
+        row_counts.leave_out(str(odd), line)
         return Reply(given, None)
     return Reply(given, _example(found, found.chosen or "", line))
 
@@ -338,15 +338,15 @@ class ScoreStats:
         if row.paired and scored[0] is not None and scored[1] is not None:
             self.margins.append(scored[0].reward - scored[1].reward)
 
-    def figures(self, model: str, data: str, intake: RowCounts, centered_by: float) -> Figures:
+    def figures(self, model: str, data: str, row_counts: RowCounts, centered_by: float) -> Figures:
         """All of it as a record."""
         return Figures(
             model=model,
             data=data,
-            rows=intake.rows,
+            rows=row_counts.rows,
             responses=len(self.rewards),
-            left_out=intake.reasons(),
-            truncated=intake.truncated,
+            left_out=row_counts.reasons(),
+            truncated=row_counts.truncated,
             rewards=_spread(self.rewards),
             length_correlation=_correlation(self.rewards, self.lengths),
             accuracy=_accuracy(self.margins),
@@ -553,10 +553,10 @@ def score(
     UserError for what the user can fix, ModelError where a reward is no number.
     """
     loaded = load(name, device)
-    intake, learned = RowCounts(), loaded.learned.asked(template)
-    rows = responses(data, learned.reading, intake, columns)
+    row_counts, learned = RowCounts(), loaded.learned.asked(template)
+    rows = responses(data, learned.reading, row_counts, columns)
     limits = loaded.tokens(max_length, template_options)
-    scorer = _Scorer(loaded, limits, learned, intake, tokens, centered)
+    scorer = _Scorer(loaded, limits, learned, row_counts, tokens, centered)
     tally = ScoreStats(top)
     with contextlib.ExitStack() as stack:
         file = None
@@ -564,7 +564,7 @@ def score(
             draft = stack.enter_context(draft_of(output))
             # Half a surrogate pair, which UTF-8 has no bytes for, becomes the escape that JSON has for it.
             file = stack.enter_context(draft.open("w", encoding="utf-8", errors="backslashreplace", newline="\n"))
-        while chunk := list(itertools.islice(rows, min(_ROWS, (limit or sys.maxsize) - intake.rows))):
+        while chunk := list(itertools.islice(rows, min(_ROWS, (limit or sys.maxsize) - row_counts.rows))):
             for row, scored in zip(chunk, scorer.scored(chunk), strict=True):
                 tally.add(row, scored)
                 if file is not None:
@@ -572,25 +572,25 @@ def score(
                         json.dumps(line, ensure_ascii=False, default=str) + "\n" for line in _lines(row, scored)
                     )
             if told is not None:
-                told(intake.rows)
+                told(row_counts.rows)
         if not tally.rewards:
-            raise _nothing(intake, data)
-    return tally.figures(name, str(data), intake, mean_of(loaded.model) if centered else 0.0)
+            raise _nothing(row_counts, data)
+    return tally.figures(name, str(data), row_counts, mean_of(loaded.model) if centered else 0.0)
 
 
-def _nothing(intake: RowCounts, data: str | Path) -> UserError:
-    why = "; ".join(f"{each.count:,} where {each.what}" for each in intake.reasons()[:3])
-    hint = "raise --max-length" if "too-long" in intake.left_out else ""
-    return UserError(f"no response in {intake.rows:,} rows can be scored: {why}", where=data, hint=hint)
+def _nothing(row_counts: RowCounts, data: str | Path) -> UserError:
+    why = "; ".join(f"{each.count:,} where {each.what}" for each in row_counts.reasons()[:3])
+    hint = "raise --max-length" if "too-long" in row_counts.left_out else ""
+    return UserError(f"no response in {row_counts.rows:,} rows can be scored: {why}", where=data, hint=hint)
 
 
 class _Scorer:
     """Rows in, their rewards out; how the model computes them is found out once."""
 
     def __init__(
-        self, loaded: Loaded, limits: Tokens, learned: TextFormat, intake: RowCounts, tokens: int, centered: bool
+        self, loaded: Loaded, limits: Tokens, learned: TextFormat, row_counts: RowCounts, tokens: int, centered: bool
     ) -> None:
-        self._model, self._limits, self._learned, self._intake = loaded.model, limits, learned, intake
+        self._model, self._limits, self._learned, self._intake = loaded.model, limits, learned, row_counts
         self._how: dict[str, Any] = {"tokens": tokens, "centered": centered, "narrow": loaded.narrow}
 
     def scored(self, rows: Sequence[Answered]) -> list[list[Scored | None]]:

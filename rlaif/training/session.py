@@ -90,7 +90,7 @@ def enough_memory(folder: Path) -> Iterator[None]:
     except Exception as error:
         if not out_of_memory(error):
             raise
-        hint = "lower `tokens`, or set `gradient_checkpointing: true`"
+        hint = "lower `max_tokens_per_pass`, or set `gradient_checkpointing: true`"
         hint += " (`--resume` goes on with these)" if (folder / "train.json").exists() else ""
         raise UserError("memory ran out", hint=f"{hint}, or start again with `lora.rank`") from error
 
@@ -111,12 +111,12 @@ def room_to_write(folder: Path) -> Iterator[None]:
 
 
 def check_center(tokenizer: Any, settings: RewardSettings) -> None:
-    """Raise UserError where `center_on` could not be scored: before the training, not after it."""
-    if settings.center_on is None:
+    """Raise UserError where `center_dataset` could not be scored: before the training, not after it."""
+    if settings.center_dataset is None:
         return
     if any(os.environ.get(f"ACCELERATE_USE_{name}", "").lower() == "true" for name in ("FSDP", "DEEPSPEED")):
-        what = "`center_on` needs the whole model in one process, and it is sharded over several"
-        raise UserError(what, hint="leave `center_on` out")
+        what = "`center_dataset` needs the whole model in one process, and it is sharded over several"
+        raise UserError(what, hint="leave `center_dataset` out")
     _groups(tokenizer, settings, first=True)
 
 
@@ -130,7 +130,7 @@ def complete(model: Any, tokenizer: Any, settings: RewardSettings) -> dict[str, 
     for name in ("reward_mean", "reward_std"):  # perhaps left from the model that the training started from
         config.__dict__.pop(name, None)
     found = {}
-    if settings.center_on is not None:
+    if settings.center_dataset is not None:
         found = {"reward_mean": center(model, tokenizer, settings), "reward_std": config.reward_std}
     settings.folder.mkdir(parents=True, exist_ok=True)
     if found and bare(model) is not model:  # an adapter's folder has no config.json, or it is taken for a whole model
@@ -143,16 +143,19 @@ def complete(model: Any, tokenizer: Any, settings: RewardSettings) -> dict[str, 
 
 
 def center(model: Any, tokenizer: Any, settings: RewardSettings) -> float:
-    """Put mean and standard deviation of the rewards of `settings.center_on` into the model's config; returns the mean.
+    """Put mean and standard deviation of the rewards of `settings.center_dataset` into the model's config; returns the
+    mean.
 
     Each demonstration counts once. Raises UserError where there are none.
     """
     groups = _groups(tokenizer, settings)
-    rewards = rewards_apart(model, groups, tokens=settings.tokens, centered=False, narrow=narrow(settings))
+    rewards = rewards_apart(model, groups, tokens=settings.max_tokens_per_pass, centered=False, narrow=narrow(settings))
     values = torch.tensor(rewards, dtype=torch.float64)
     mean, std = float(values.mean()), float(values.std(correction=0))
     if not math.isfinite(mean):
-        raise UserError("the mean reward is no number", where=settings.center_on, hint="leave `center_on` out")
+        raise UserError(
+            "the mean reward is no number", where=settings.center_dataset, hint="leave `center_dataset` out"
+        )
     config = bare(model).config
     config.reward_mean, config.reward_std = mean, std
     return mean
@@ -160,16 +163,16 @@ def center(model: Any, tokenizer: Any, settings: RewardSettings) -> float:
 
 def _groups(tokenizer: Any, settings: RewardSettings, first: bool = False) -> list[Group]:
     """The demonstrations as tokens, or the first of them. Raises UserError where there are none."""
-    assert settings.center_on is not None
-    intake = RowCounts()
+    assert settings.center_dataset is not None
+    row_counts = RowCounts()
     tokens = Tokens(
         tokenizer, max_length=settings.max_length, ends=ends_of(find_start(settings.model).weights),
         template_options=settings.template_options,
     )  # fmt: skip
-    found = tokens.groups(demonstrations(settings.center_on, settings.template, intake), intake)
+    found = tokens.groups(demonstrations(settings.center_dataset, settings.template, row_counts), row_counts)
     groups = [group for group in (next(found, None),) if group is not None] if first else list(found)
     if not groups:
-        raise intake.nothing(settings.center_on)
+        raise row_counts.nothing(settings.center_dataset)
     return groups
 
 
@@ -439,7 +442,7 @@ def _trainer(
     callbacks: list[Any],
 ) -> GroupTrainer:
     train, held = list(prepared.train), list(prepared.held)
-    trainer = GroupTrainer(model, made, objective, way, settings.tokens, train, held, tokenizer, callbacks)
+    trainer = GroupTrainer(model, made, objective, way, settings.max_tokens_per_pass, train, held, tokenizer, callbacks)
     for callback in callbacks:
         if isinstance(callback, Callback):
             callback.trainer = trainer
@@ -483,7 +486,7 @@ def _save_weights(trainer: GroupTrainer, settings: TrainSettings, figures: dict[
     if settings.lora.rank is not None and settings.lora.merge:
         trainer.model = merged(trainer.model)
     if isinstance(settings, RewardSettings) and trainer.is_world_process_zero():
-        if settings.center_on is not None and not is_adapter(settings):
+        if settings.center_dataset is not None and not is_adapter(settings):
             round_to(trainer.model, dtype)
         figures.update(complete(trainer.model, trainer.processing_class, settings))
     if trainer.is_fsdp_enabled:

@@ -138,32 +138,32 @@ class Tokens:
     def _name(self) -> str:
         return str(getattr(self.tokenizer, "name_or_path", "") or "the tokenizer")
 
-    def groups(self, examples: Iterable[Example], intake: RowCounts | None = None) -> Iterator[Group]:
+    def groups(self, examples: Iterable[Example], row_counts: RowCounts | None = None) -> Iterator[Group]:
         """The examples as groups, in their order, without those that do not fit; `intake` counts them."""
-        return (group for _, group in self.with_examples(examples, intake))
+        return (group for _, group in self.with_examples(examples, row_counts))
 
     def with_examples(
-        self, examples: Iterable[Example], intake: RowCounts | None = None
+        self, examples: Iterable[Example], row_counts: RowCounts | None = None
     ) -> Iterator[tuple[Example, Group]]:
         """The same, each with the example that it was made from."""
-        counts = intake or RowCounts()
+        counts = row_counts or RowCounts()
         for spoken, run in itertools.groupby(examples, key=lambda example: not isinstance(example.prompt, str)):
             while chunk := list(itertools.islice(run, _CHUNK)):
                 yield from self._chunk(chunk, spoken, counts)
 
-    def _chunk(self, chunk: Sequence[Example], spoken: bool, intake: RowCounts) -> Iterator[tuple[Example, Group]]:
-        written = [(example, self._written(example, intake)) for example in chunk]
+    def _chunk(self, chunk: Sequence[Example], spoken: bool, row_counts: RowCounts) -> Iterator[tuple[Example, Group]]:
+        written = [(example, self._written(example, row_counts)) for example in chunk]
         rows = [(example, texts) for example, texts in written if texts is not None]
         ids = self._encoded([text for _, texts in rows for text in texts.all], spoken)
         for example, texts in rows:
             prompt, *joint = itertools.islice(ids, 1 + len(texts.completions))
-            group = self._group(example, texts, prompt, joint, intake)
+            group = self._group(example, texts, prompt, joint, row_counts)
             if group is not None:
-                intake.prompts.append(len(group.prompt))
-                intake.completions.extend(map(len, group.completions))
+                row_counts.prompts.append(len(group.prompt))
+                row_counts.completions.extend(map(len, group.completions))
                 yield example, group
 
-    def _written(self, example: Example, intake: RowCounts) -> _Texts | None:
+    def _written(self, example: Example, row_counts: RowCounts) -> _Texts | None:
         """The prompt and its completions as texts; None where the row is of no use."""
         prompt = example.prompt
         if not isinstance(prompt, str) and not self.template.exists:
@@ -171,42 +171,42 @@ class Tokens:
             raise UserError(
                 "the tokenizer has no chat template, and the data are messages", where=self._name, hint=hint
             )
-        replies = self._without_ends(example, intake) if prompt else example.completions
+        replies = self._without_ends(example, row_counts) if prompt else example.completions
         if replies is None:
             return None
         if isinstance(prompt, str):
             end = self.tokenizer.eos_token
             return _Texts(prompt, tuple(text if text.endswith(end) else text + end for text in replies))
-        return self._rendered(example, prompt, replies, intake)
+        return self._rendered(example, prompt, replies, row_counts)
 
-    def _without_ends(self, example: Example, intake: RowCounts) -> tuple[str, ...] | None:
+    def _without_ends(self, example: Example, row_counts: RowCounts) -> tuple[str, ...] | None:
         """The replies without end tokens as text; None where one holds a special token, or nothing else."""
         formatted = isinstance(example.prompt, str) and self._endings[False].format(example.prompt)
         endings = self._endings[formatted]
         cut = tuple(map(endings.cut, example.completions))
         if any(map(endings.within, cut)):
-            intake.leave_out("special-token", example.line)
-            intake.note(f"a special token in a reply: `{next(filter(None, map(endings.within, cut)))}`")
+            row_counts.leave_out("special-token", example.line)
+            row_counts.note(f"a special token in a reply: `{next(filter(None, map(endings.within, cut)))}`")
             return None
         changed = [text for text, before in zip(cut, example.completions, strict=True) if text != before]
         if not all(text.strip() for text in changed):
-            intake.leave_out("empty-reply", example.line)
+            row_counts.leave_out("empty-reply", example.line)
             return None
-        intake.unended += len(changed)
+        row_counts.unended += len(changed)
         return cut
 
-    def _rendered(self, example: Example, turns: Turns, replies: Sequence[str], intake: RowCounts) -> _Texts | None:
+    def _rendered(self, example: Example, turns: Turns, replies: Sequence[str], row_counts: RowCounts) -> _Texts | None:
         try:
             prompt = self.template.prompt(turns)
             found = [self.template.completion(turns, prompt, reply) for reply in replies]
         except UnwritableError as error:
-            intake.leave_out(error.fault, example.line)
+            row_counts.leave_out(error.fault, example.line)
             if error.why:
-                intake.note(f"the chat template refuses a conversation: {error.why}")
+                row_counts.note(f"the chat template refuses a conversation: {error.why}")
             return None
-        intake.apart += any(each.written == "apart" for each in found)
-        intake.thoughtless += any(each.written == "thoughtless" for each in found)
-        intake.thoughts += any(each.written == "thought" for each in found)
+        row_counts.apart += any(each.written == "apart" for each in found)
+        row_counts.thoughtless += any(each.written == "thoughtless" for each in found)
+        row_counts.thoughts += any(each.written == "thought" for each in found)
         return _Texts(prompt, tuple(each.text for each in found))
 
     def _encoded(self, texts: list[str], spoken: bool) -> Iterator[list[int]]:
@@ -218,7 +218,7 @@ class Tokens:
         return map(dict(zip(each, ids, strict=True)).__getitem__, texts)
 
     def _group(
-        self, example: Example, texts: _Texts, prompt: Ids, joint: list[list[int]], intake: RowCounts
+        self, example: Example, texts: _Texts, prompt: Ids, joint: list[list[int]], row_counts: RowCounts
     ) -> Group | None:
         shared = min(_common(prompt, ids) for ids in joint)
         head, tails = prompt[:shared], [ids[shared:] for ids in joint]
@@ -227,27 +227,27 @@ class Tokens:
             example.prompt, str
         ):  # the model is asked with the whole cue, and goes on behind it
             head, tails, merged = prompt, self.template.ids(texts.completions), False
-            intake.separate += 1
+            row_counts.separate += 1
         if not head:
             if self._bos is None:
-                intake.leave_out("no-start", example.line)
+                row_counts.leave_out("no-start", example.line)
                 return None
             head = [self._bos]
             tails = [ids[1:] if ids[:1] == head else ids for ids in tails]  # a text may bring its own start
         if not all(tails):
-            intake.leave_out("no-completion", example.line)
+            row_counts.leave_out("no-completion", example.line)
             return None
         endless = [not self._ends_well(ids) for ids in tails]
         tails = [[*ids, self._eos] if add else ids for ids, add in zip(tails, endless, strict=True)]
         if len(tails) > 1 and all(ids == tails[0] for ids in tails):
-            intake.leave_out("same-tokens", example.line)
+            row_counts.leave_out("same-tokens", example.line)
             return None
-        fitted = self._fitted(head, tails, intake)
+        fitted = self._fitted(head, tails, row_counts)
         if fitted is None:
-            intake.leave_out("too-long", example.line)
+            row_counts.leave_out("too-long", example.line)
             return None
-        intake.merged += merged
-        intake.ended += sum(endless)
+        row_counts.merged += merged
+        row_counts.ended += sum(endless)
         head, tails = fitted
         return Group(example.id, array("i", head), tuple(array("i", ids) for ids in tails), example.values)
 
@@ -263,7 +263,7 @@ class Tokens:
             self._blanks[ids] = not self.tokenizer.decode(list(ids)).strip()
         return self._blanks[ids]
 
-    def _fitted(self, head: Ids, tails: list[list[int]], intake: RowCounts) -> tuple[Ids, list[list[int]]] | None:
+    def _fitted(self, head: Ids, tails: list[list[int]], row_counts: RowCounts) -> tuple[Ids, list[list[int]]] | None:
         """The parts cut to the limit (see the class), or None where they cannot be."""
         limit, longest = self.max_length, max(map(len, tails))
         if limit is None or len(head) + longest <= limit:
@@ -271,7 +271,7 @@ class Tokens:
         room = limit - longest
         if room < 1:
             return None
-        intake.truncated += 1
+        row_counts.truncated += 1
         start = head[:1] if head[0] == self._bos else []
         return [*start, *head[len(head) - room + len(start) :]], tails
 

@@ -76,7 +76,7 @@ def arguments(settings: TrainSettings, rows: int, held: int) -> Any:
         save_strategy="no" if settings.save_steps == 0 and not best else "steps",
         save_steps=often if best else settings.save_steps or often,
         # Of one checkpoint beside the best, transformers would remove it at the end: a stopped training its progress.
-        save_total_limit=max(settings.keep, 2) if best else settings.keep,
+        save_total_limit=max(settings.checkpoints_to_keep, 2) if best else settings.checkpoints_to_keep,
         load_best_model_at_end=best,
         metric_for_best_model="loss" if best else None,
         restore_callback_states_from_checkpoint=best,  # how many evaluations ago the best one was
@@ -328,7 +328,8 @@ class GroupTrainer(Trainer):
         self.model_wrapped.eval()
         found: dict[str, list[Tensor]] = {}
         with torch.no_grad():
-            # What the loss needs of a whole step is here that of all held-out groups: it must not depend on `tokens`.
+            # What the loss needs of a whole step is here that of all held-out groups: it must not depend on
+            # `max_tokens_per_pass`.
             ready = self.objective.before(self._mine(groups), self._step(self.model_wrapped))
             for part in self._parts(ready):
                 losses, metrics = self._losses(self.model_wrapped, [ready[at] for at in part])

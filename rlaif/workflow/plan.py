@@ -63,7 +63,7 @@ def files_of(setting: str, method: str) -> tuple[str, ...]:
     """What the trainer of a method reads of a folder that this setting names; nothing of a model's."""
     if setting == "prompts":
         return ("prompts.jsonl",)
-    if setting == "center_on" or (setting in ("data", "held_data") and method == "sft"):
+    if setting == "center_dataset" or (setting in ("data", "held_data") and method == "sft"):
         return DEMONSTRATION_FILES
     return PAIR_FILES if setting in ("data", "held_data") else ()
 
@@ -134,7 +134,7 @@ def _is_known(value: str, run: RunSettings) -> bool:
 
 
 _FILE = "loop.json"
-_THINGS = frozenset({"model", "data", "held_data", "reference", "center_on", "prompts"})
+_THINGS = frozenset({"model", "data", "held_data", "reference", "center_dataset", "prompts"})
 """Settings that name something whose contents count."""
 State = Literal["new", "begun", "finished"]
 

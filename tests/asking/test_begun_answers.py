@@ -82,7 +82,10 @@ def test_every_dialect_is_found(way: str, logprobs: str) -> None:
         found = asyncio.run(answers())
         assert [answer.failure for answer in found] == [None] * 3
         sent = [body for body in fake.bodies if body["messages"][-1] != asked().messages]
-    last = [(talk[-1] if isinstance(talk, list) else talk) for talk in (body["messages"][-1] for body in sent)]
+    last = [
+        (connection[-1] if isinstance(connection, list) else connection)
+        for connection in (body["messages"][-1] for body in sent)
+    ]
     turns = [turn for turn in last if turn["role"] == "assistant"]
     assert turns and {turn["content"] for turn in turns} == {BEGUN}
     assert fake.begun[BEGUN] == 2 + 1, "the two questions, and one that finds the dialect"

@@ -26,6 +26,7 @@ PARTS = {
     "ppo": "PPO beside TRL's: samples per second by phase, memory",
     "world": "what each way of training improves in the tiny world, and on which labels",
     "online": "what each online algorithm improves in the tiny world, and how far it goes",
+    "real": "what training gains a real small model, by rules that are known",
     "vllm": "verdicts per second and prefix cache on a real vLLM server",
 }
 

@@ -94,8 +94,8 @@ class Way(NamedTuple):
 
 
 WAYS = (
-    Way("pairs, one order", {"orders": "random", "slot_bias": "kept"}),
-    Way("pairs, one order, slot bias removed", {"orders": "random", "slot_bias": "removed"}),
+    Way("pairs, one order", {"orders": "random", "position_bias": "kept"}),
+    Way("pairs, one order, slot bias removed", {"orders": "random", "position_bias": "removed"}),
     Way("pairs, both orders", {}),
     Way("grades", {"method": "score"}),
     Way("one list, 2 orders", {"method": "rank"}),

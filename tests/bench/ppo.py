@@ -85,7 +85,7 @@ def ours(root: Path, plan: dict[str, int]) -> dict[str, Any]:
         "output": str(root / "ours"), "device": "cpu", "dtype": "float32", "algorithm": "ppo", "samples": 1,
         "batch_size": plan["batch"], "epochs": plan["epochs"], "steps": plan["steps"], "learning_rate": 1e-5,
         "schedule": "constant", "warmup": 0.0, "save_steps": 0, "rollout": {"max_tokens": plan["tokens"]},
-        "value": {"learning_rate": 1e-5}, "watch": {"on_alarm": "warn"},
+        "value": {"learning_rate": 1e-5}, "monitor": {"on_alarm": "warn"},
     }  # fmt: skip
     with show_progress() as told:
         train_online(OnlineSettings.model_validate(given), told)

@@ -51,8 +51,8 @@ def questions(judge: str, count: int) -> dict[str, list[Question]]:
         ]
         asked = Judge(judge)
         grades += [score_question(prompt, each, one, asked, max_chars=12_000) for each in own for one in criteria]
-        meetings = [Matchup(one, other, criteria) for one, other in itertools.combinations(own, 2)]
-        compared += compare_questions(prompt, meetings, CompareSettings(principles="each"), asked)
+        matchups = [Matchup(one, other, criteria) for one, other in itertools.combinations(own, 2)]
+        compared += compare_questions(prompt, matchups, CompareSettings(principles="each"), asked)
     return {"grades": grades, "comparisons": compared}
 
 

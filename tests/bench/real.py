@@ -74,16 +74,18 @@ def table(folder: Path, rules: ModuleType) -> list[str]:
     """A line for each rule and policy: the share of responses that break it."""
     (path,) = [each for each in (folder / "run/evaluation").glob("*.json") if "matches" in json.loads(each.read_text())]
     report = json.loads(path.read_text())
-    responses: dict[str, list[dict[str, float]]] = {}
-    for row in lines(path.with_suffix(".answers.jsonl")):
-        responses.setdefault(row["policy"], []).append(rules.faults(row["prompt"], row["answer"]))
+    names = {each["model"]: each["name"] for each in report["players"]}
+    requests = {row["id"]: row["messages"][-1]["content"] for row in lines(folder / "run/evaluation/prompts.jsonl")}
+    responses: dict[str, list[dict[str, float]]] = {name: [] for name in ("base", *names.values())}
+    for row in lines(folder / "run/evaluation/samples.jsonl"):
+        responses[names[row["policy"]]].append(rules.faults(requests[row["prompt"]], row["text"]))
     told = [f"{'':16}" + "".join(f"{name:>22}" for name in responses)]
     for rule in (*rules.RULES, "any"):
         cells = []
         for found in responses.values():
             broken = sum(any(each.values()) if rule == "any" else each[rule] > 0 for each in found)
-            low, high = wilson(broken, len(found))
-            cells.append(f"{broken / len(found):8.1%} ({low:.0%}-{high:.0%})".rjust(22))
+            share, low, high = wilson(broken, len(found))
+            cells.append(f"{share:.1%} ({low:.0%}-{high:.0%})".rjust(22))
         told.append(f"{rule:16}" + "".join(cells))
     return [*told, json.dumps(report["matches"], indent=1)]
 

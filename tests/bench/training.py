@@ -104,7 +104,7 @@ def ours(kind: str, root: Path, dtype: str, tokens: int) -> dict[str, Any]:
     given: dict[str, Any] = {
         "model": str(where / "model"), "data": str(root / "pairs.jsonl"), "output": str(out / "model"), "holdout": 0.0,
         "template": "plain", "batch_size": 8, "learning_rate": 1e-5, "schedule": "constant", "warmup": 0.0,
-        "save_steps": 0, "dtype": dtype, "device": "cpu", "tokens": tokens,
+        "save_steps": 0, "dtype": dtype, "device": "cpu", "max_tokens_per_pass": tokens,
     }  # fmt: skip
     with show_progress() as told:
         if kind == "dpo":

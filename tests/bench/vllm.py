@@ -37,7 +37,7 @@ from rlaif.constitution import load_constitution  # noqa: E402
 from rlaif.data.prompts import read_prompts  # noqa: E402
 from rlaif.demo.world import Voice, draw_reply, draw_scene  # noqa: E402
 from rlaif.feedback.judge import compare_questions  # noqa: E402
-from rlaif.feedback.matchups import criteria_of, meetings  # noqa: E402
+from rlaif.feedback.matchups import criteria_of, matchups  # noqa: E402
 from rlaif.feedback.prompts import LABELS  # noqa: E402
 from rlaif.inference.base import Question  # noqa: E402
 from rlaif.inference.client import Server  # noqa: E402
@@ -61,7 +61,7 @@ def plan(prompts: Sequence[Prompt], answers: Sequence[str], constitution: str, m
             Sample(id=content_id(prompt.id, k), prompt=prompt.id, index=k, text=text, policy="given")
             for k, text in enumerate(texts)
         ]
-        questions += compare_questions(prompt, meetings(samples, criteria, compare), compare, Judge("demo-judge"))
+        questions += compare_questions(prompt, matchups(samples, criteria, compare), compare, Judge("demo-judge"))
     return questions
 
 

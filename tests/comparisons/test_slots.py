@@ -18,8 +18,8 @@ from rlaif.config.run_file import load_run
 from rlaif.feedback.aggregate import HARD_LOGIT, Vote, first_logit
 from rlaif.feedback.dataset import Outcome
 from rlaif.feedback.pipeline import run_pipeline
+from rlaif.feedback.position_bias import PositionBias, position_bias
 from rlaif.feedback.run import reopen_run
-from rlaif.feedback.slot_bias import SlotBias, slot_bias
 from rlaif.records import Judgement
 from tests.comparisons.test_fold import folded, judged
 from tests.fakes import FakeServer, Taste, unit
@@ -28,8 +28,8 @@ from tests.support import lines, rlaif, write_run
 DERIVED = ("pairs.jsonl", "rankings.jsonl")
 
 
-def told(*prompts: Sequence[Judgement | None]) -> SlotBias:
-    return slot_bias(prompts, min_mass=0.5)
+def told(*prompts: Sequence[Judgement | None]) -> PositionBias:
+    return position_bias(prompts, min_mass=0.5)
 
 
 def test_one_pair_a_prompt_is_the_mean() -> None:
@@ -53,7 +53,7 @@ def test_a_triangle_on_paper() -> None:
 
 def test_what_has_no_label_says_nothing() -> None:
     silent: list[Judgement | None] = [None, judged("a", "b", 9.0, mass=0.1), judged("a", "b", None, text="unparsed")]
-    assert told(silent) == SlotBias(0.0, None, 0, 0)
+    assert told(silent) == PositionBias(0.0, None, 0, 0)
     assert told().removed == 0
     alone = told([judged("a", "b", 3.0)])
     assert alone.estimate == pytest.approx(3.0)
@@ -62,10 +62,10 @@ def test_what_has_no_label_says_nothing() -> None:
 
 def test_what_is_removed_shrinks_with_its_doubt() -> None:
     """2 +- 1: 2 (1 - 1/4) = 1.5; one standard error or less: nothing."""
-    assert SlotBias(2.0, 1.0, 9, 9).removed == pytest.approx(1.5)
-    assert SlotBias(-2.0, 1.0, 9, 9).removed == pytest.approx(-1.5)
-    assert SlotBias(0.5, 1.0, 9, 9).removed == 0
-    assert SlotBias(0.5, 0.0, 9, 9).removed == 0.5
+    assert PositionBias(2.0, 1.0, 9, 9).removed == pytest.approx(1.5)
+    assert PositionBias(-2.0, 1.0, 9, 9).removed == pytest.approx(-1.5)
+    assert PositionBias(0.5, 1.0, 9, 9).removed == 0
+    assert PositionBias(0.5, 0.0, 9, 9).removed == 0.5
 
 
 def planted(bias: float, *, noise: float, spread: float, seed: int, prompts: int = 300) -> list[list[Judgement | None]]:
@@ -148,14 +148,14 @@ def test_over_a_run_in_one_order(tmp_path: Path) -> None:
     asks it nothing."""
     with FakeServer(taste=Taste(slot=3.0)) as fake:
         path = biased(tmp_path, fake.url)
-        run(path, slot_bias="kept")
+        run(path, position_bias="kept")
         asked = fake.asked.total()
-        assert "slot_bias" not in json.loads((tmp_path / "run/manifest.json").read_text())
+        assert "position_bias" not in json.loads((tmp_path / "run/manifest.json").read_text())
         before = right(tmp_path)
         outcome = run(path)
         assert fake.asked.total() == asked
     manifest = json.loads((tmp_path / "run/manifest.json").read_text())
-    bias = manifest["slot_bias"]["fake"]
+    bias = manifest["position_bias"]["fake"]
     assert bias["judgements"] == 240
     assert bias["prompts"] == 40
     assert bias["estimate"] == pytest.approx(3.0, abs=3 * bias["standard_error"])
@@ -181,9 +181,9 @@ def test_coverage_and_impact_see_the_same_labels(tmp_path: Path) -> None:
 def test_where_no_order_decides_the_setting_does_nothing(tmp_path: Path, setting: dict[str, Any]) -> None:
     with FakeServer(taste=Taste(slot=2.0)) as fake:
         path = biased(tmp_path, fake.url, **setting)
-        assert run(path, slot_bias="removed").slots == {}
+        assert run(path, position_bias="removed").slots == {}
         removed = [(tmp_path / "run" / name).read_bytes() for name in DERIVED]
-        run(path, slot_bias="kept")
+        run(path, position_bias="kept")
     assert [(tmp_path / "run" / name).read_bytes() for name in DERIVED] == removed
 
 
@@ -200,5 +200,5 @@ def test_revisions_compared_in_one_order(tmp_path: Path) -> None:
         found = run_pipeline(load_run(path), ["revise"]).revised
     assert found is not None and found.slot is not None and found.slot.standard_error is not None
     assert found.slot.estimate == pytest.approx(3.0, abs=3 * found.slot.standard_error)
-    told_there = json.loads((tmp_path / "run/revised.json").read_text())["slot_bias"]["fake"]
+    told_there = json.loads((tmp_path / "run/revised.json").read_text())["position_bias"]["fake"]
     assert told_there["removed"] == found.slot.removed > 2

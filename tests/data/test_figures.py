@@ -70,7 +70,7 @@ def test_equal_differences_have_no_effect_size() -> None:
 
 
 def test_area_by_hand() -> None:
-    """{1, 3} against {2, 3}: of the four meetings one is won, one is even, two are lost: 1.5 / 4."""
+    """{1, 3} against {2, 3}: of the four matchups one is won, one is even, two are lost: 1.5 / 4."""
     assert area(Counter([1, 3]), Counter([2, 3])) == 0.375
 
 
@@ -85,8 +85,8 @@ def test_figures_agree_with_the_plain_way() -> None:
     logs = [[math.log1p(pair[side]) for pair in pairs] for side in (0, 1)]
     pooled = math.sqrt((statistics.variance(logs[0]) + statistics.variance(logs[1])) / 2)
     assert lengths.effect_size == pytest.approx((statistics.mean(logs[0]) - statistics.mean(logs[1])) / pooled)
-    meetings = [(c > r) + (c == r) / 2 for c, _ in pairs for _, r in pairs]
-    assert lengths.auc == pytest.approx(statistics.mean(meetings))
+    matchups = [(c > r) + (c == r) / 2 for c, _ in pairs for _, r in pairs]
+    assert lengths.auc == pytest.approx(statistics.mean(matchups))
     assert median(Counter(c for c, _ in pairs)) == statistics.median_low(c for c, _ in pairs)
 
 

@@ -71,9 +71,9 @@ def test_alpaca_demonstrations_and_answers(tmp_path: Path) -> None:
         {"instruction": "Hello?", "input": "", "output": "Hi."},
     ]
     path = write_jsonl(tmp_path / "rows.jsonl", rows)
-    intake = RowCounts()
-    assert [each.prompt for each in demonstrations(path, intake=intake)] == [BOTH, "Hello?"]
-    assert "the prompt is `instruction`, `input` together" in intake.notes
+    row_counts = RowCounts()
+    assert [each.prompt for each in demonstrations(path, row_counts=row_counts)] == [BOTH, "Hello?"]
+    assert "the prompt is `instruction`, `input` together" in row_counts.notes
     assert [each.prompt for each in responses(path)] == [BOTH, "Hello?"]
     (asked, _) = read_prompts(path, column="instruction")
     assert prompt_id(asked.messages) in read_answers(path)
@@ -137,7 +137,7 @@ def test_a_column_that_looks_like_a_prompt_is_named(tmp_path: Path) -> None:
             {"prompt": "Answer it.", "question": WHAT, "chosen": GOOD, "rejected": BAD}]  # fmt: skip
     assert rules(rows, tmp_path)["prompt-column"] == (2,)
     odd = InputIssues()
-    list(read_prompts(tmp_path / "rows.jsonl", oddities=odd))
+    list(read_prompts(tmp_path / "rows.jsonl", input_issues=odd))
     assert odd.counts["column `question` that looks like a part of the prompt and is not read"] == 1
 
 
@@ -148,16 +148,16 @@ def test_columns_that_are_not_used_are_named(tmp_path: Path) -> None:
     told = "columns not used: `helpfulness`, `tools`"
     assert [(each.level, each.what) for each in examine(path).findings] == [("note", told)]
     for read in (pairs, demonstrations, judged):
-        intake = RowCounts()
-        list(read(path, intake=intake))
-        assert told in intake.notes
+        row_counts = RowCounts()
+        list(read(path, row_counts=row_counts))
+        assert told in row_counts.notes
     odd = InputIssues()
-    list(read_gold(str(path), oddities=odd))
+    list(read_gold(str(path), input_issues=odd))
     assert told in odd.counts
-    intake = RowCounts()
+    row_counts = RowCounts()
     write_jsonl(path, [{"prompt": WHAT, "response": GOOD, "score": 1}])
-    list(demonstrations(path, intake=intake))
-    assert intake.notes == ["columns not used: `score`"]
+    list(demonstrations(path, row_counts=row_counts))
+    assert row_counts.notes == ["columns not used: `score`"]
 
 
 # Labels of single replies ---------------------------------------------------------------------------------------------
@@ -165,17 +165,17 @@ def test_columns_that_are_not_used_are_named(tmp_path: Path) -> None:
 
 def marked(form: str, good: object) -> Row:
     text = GOOD if good in (True, 1, "true", "1") else BAD
-    talk = [user(WHAT), assistant(text)]
+    connection = [user(WHAT), assistant(text)]
     return {
-        "messages": {"messages": talk, "label": good},
+        "messages": {"messages": connection, "label": good},
         "conversations": {"conversations": [{"from": "human", "value": WHAT}, {"from": "gpt", "value": text}],
                           "label": good},
-        "messages-desirable": {"messages": talk, "desirable": good},
+        "messages-desirable": {"messages": connection, "desirable": good},
         "completion": {"prompt": WHAT, "completion": text, "label": good},
         "response": {"prompt": WHAT, "response": text, "label": good},
         "alpaca": {"instruction": WHAT, "output": text, "good": good},
         "thumbs": {"prompt": [user(WHAT)], "completion": [assistant(text)], "thumbs_up": good},
-        "json-messages": {"messages": json.dumps(talk), "label": good},
+        "json-messages": {"messages": json.dumps(connection), "label": good},
         "dialogue": {"messages": f"\n\nHuman: {WHAT}\n\nAssistant: {text}", "label": good},
         "text": {"text": f"{WHAT} {text}", "label": good},
     }[form]  # fmt: skip
@@ -188,10 +188,10 @@ def marked(form: str, good: object) -> Row:
 @pytest.mark.parametrize("labels", [(True, False), (1, 0), ("true", "false")])
 def test_a_reply_that_is_marked_as_bad_is_not_imitated(form: str, labels: tuple[Any, Any], tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "rows.jsonl", [marked(form, label) for label in (*labels, labels[1])])
-    intake = RowCounts()
-    (shown,) = demonstrations(path, intake=intake)
+    row_counts = RowCounts()
+    (shown,) = demonstrations(path, row_counts=row_counts)
     assert GOOD in shown.completions[0]
-    assert intake.lines == {"undesirable": [2, 3]}
+    assert row_counts.lines == {"undesirable": [2, 3]}
 
 
 @pytest.mark.case("03-messages-with-false-label")
@@ -260,7 +260,7 @@ def test_calls_of_tools_are_left_out_by_a_rule_of_their_own(name: str, tmp_path:
     path = tmp_path / "rows.jsonl"
     assert len(list(pairs(path))) == len(list(read_gold(str(path)))) == len(list(demonstrations(path))) == 1
     odd = InputIssues()
-    prompts = list(read_prompts(path, oddities=odd))
+    prompts = list(read_prompts(path, input_issues=odd))
     assert all(turn.content for prompt in prompts for turn in prompt.messages)
 
 

@@ -21,7 +21,7 @@ HH = DATA / "hh-rlhf-harmless-base-test.jsonl.gz"
 def read(tmp_path: Path, *rows: dict[str, Any]) -> tuple[list[GoldPair], InputIssues]:
     path, odd = tmp_path / "gold.jsonl", InputIssues()
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return list(read_gold(str(path), oddities=odd)), odd
+    return list(read_gold(str(path), input_issues=odd)), odd
 
 
 def test_a_prompt_with_two_texts(tmp_path: Path) -> None:
@@ -89,7 +89,7 @@ def test_the_real_files() -> None:
     assert len(hhh) == 438
     assert sum(len(pair.better) > len(pair.worse) for pair in hhh) == 246  # 56.2%
     odd = InputIssues()
-    hh = list(read_gold(str(HH), oddities=odd))
+    hh = list(read_gold(str(HH), input_issues=odd))
     assert len(hh) == 2303
     assert odd.counts["pair without two answers (left out)"] == 9  # 4 blank ones, 5 of more than a turn
     assert sum(len(pair.better) > len(pair.worse) for pair in hh) / 2303 == pytest.approx(0.442, abs=0.005)

@@ -43,7 +43,7 @@ def judged(said: Mapping[tuple[str, bool], tuple[float, float] | str | None], **
     answers = {}
     for question in questions:
         about = question.about
-        told = said[str(about["principle"]), about["first"] == case.meeting.left.id]
+        told = said[str(about["principle"]), about["first"] == case.matchup.left.id]
         if told is None:
             continue
         text = told if isinstance(told, str) else ""
@@ -127,7 +127,7 @@ def test_one_order() -> None:
 
 def test_which_principles_are_asked() -> None:
     def asked(principles: str, **more: str) -> list[str]:
-        return [each.id for each in case_of(CompareSettings(principles=principles), **more).meeting.criteria]  # type: ignore[arg-type]
+        return [each.id for each in case_of(CompareSettings(principles=principles), **more).matchup.criteria]  # type: ignore[arg-type]
 
     assert asked("each") == ["kind", "true"]
     assert asked("all") == [WHOLE]
@@ -140,11 +140,11 @@ def test_which_principles_are_asked() -> None:
 def test_the_questions_are_those_of_a_run() -> None:
     compare = CompareSettings()
     case = case_of(compare)
-    of_a_run = list(compare_questions(case.prompt, [case.meeting], compare, Judge("j")))
+    of_a_run = list(compare_questions(case.prompt, [case.matchup], compare, Judge("j")))
     assert [question.id for question in questions_of(case, compare, Judge("j"))] == [
         question.id for question in of_a_run
     ]
     assert {(question.about["first"], question.about["second"]) for question in of_a_run} == {
-        (case.meeting.left.id, case.meeting.right.id),
-        (case.meeting.right.id, case.meeting.left.id),
+        (case.matchup.left.id, case.matchup.right.id),
+        (case.matchup.right.id, case.matchup.left.id),
     }

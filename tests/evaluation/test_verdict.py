@@ -124,7 +124,7 @@ def write(folder: Path, judge: str, hash: str, gold: str = "data/g.jsonl", level
         constitution_hash=hash,
         gold=gold,
         gold_sha256=None,
-        oddities={},
+        input_issues={},
         compare={},
         pair={},
     )

@@ -34,7 +34,7 @@ def given(folder: Path, **more: Any) -> dict[str, Any]:
         "model": str(folder / "model"), "output": str(folder / "out"), "prompts": str(folder / "prompts.jsonl"),
         "reward": f"{folder / 'reward.py'}:vowels", "device": "cpu", "algorithm": "rloo", "steps": 3, "batch_size": 8,
         "samples": 4, "epochs": 1, "learning_rate": 1e-3, "warmup": 0.0, "rollout": {"max_tokens": 8},
-        "missing_eos_penalty": 0.0, "watch": {"on_alarm": "warn"},
+        "missing_eos_penalty": 0.0, "monitor": {"on_alarm": "warn"},
     }  # fmt: skip
     return usual | more
 

@@ -104,4 +104,4 @@ def test_an_error_reaches_the_caller() -> None:
 
 def test_it_needs_a_server(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="drawn ahead on a server only"):
-        OnlineSettings.model_validate(given(tmp_path, rollout={"ahead": True}))
+        OnlineSettings.model_validate(given(tmp_path, rollout={"async_rollout": True}))

@@ -54,8 +54,8 @@ def experience() -> Experience:
         ({"algorithm": "grpo"}, (-1.2 + 1.349859 + 1.105171) / 3),
         ({"algorithm": "grpo", "dual_clip": 1.2}, (-1.2 + 1.2 + 1.105171) / 3),
         ({"algorithm": "grpo", "clip_high": 0.28}, (-1.221403 + 1.349859 + 1.105171) / 3),
-        ({"algorithm": "grpo", "per": "sequence"}, (-1.2 + (1.349859 + 1.105171) / 2) / 2),
-        ({"algorithm": "grpo", "per": "constant"}, (-1.2 + 1.349859 + 1.105171) / (2 * 8)),
+        ({"algorithm": "grpo", "loss_normalization": "sequence"}, (-1.2 + (1.349859 + 1.105171) / 2) / 2),
+        ({"algorithm": "grpo", "loss_normalization": "constant"}, (-1.2 + 1.349859 + 1.105171) / (2 * 8)),
         ({"algorithm": "ppo", "dual_clip": 1.2}, (-1.2 + 1.2 + 1.105171) / 3),
     ],
 )
@@ -68,7 +68,7 @@ def test_clips_and_means_by_hand(more: dict[str, Any], loss: float, tmp_path: Pa
 @pytest.mark.parametrize("more", [{"ratio": "sequence"}, {}])
 def test_the_price_of_divergence_in_the_loss(more: dict[str, Any], tmp_path: Path) -> None:
     """k2 is half the square: (0.04 + 0.09 + 0.01) / 2 over three tokens."""
-    settings = OnlineSettings.model_validate(given(tmp_path, algorithm="grpo", kl={"place": "loss"}, **more))
+    settings = OnlineSettings.model_validate(given(tmp_path, algorithm="grpo", kl={"apply_to": "loss"}, **more))
     free, priced = (policy_loss(LOGPS, experience(), WHOLE, settings, beta).loss.item() for beta in (0.0, 0.5))
     assert priced - free == pytest.approx(0.5 * 0.07 / 3, abs=1e-6)
 
@@ -118,7 +118,7 @@ def test_the_price_of_divergence_counts_tokens_alike_wherever_they_are(
     A loss by answer is their mean over the 4 answers, one by token over the 44 tokens. Each process counts in halves of
     all 2 prompts, 4 answers and 44 tokens, and the mean of the two is the step's.
     """
-    settings = OnlineSettings.model_validate(given(tmp_path, **more, kl={"place": "loss"}))
+    settings = OnlineSettings.model_validate(given(tmp_path, **more, kl={"apply_to": "loss"}))
     counts = Counts(prompts=1, answers=2, tokens=22)
     near, far = of_lengths(2, 2), of_lengths(20, 20)
     one = policy_loss(near.old, near, counts, settings, beta=1.0).loss.item()
@@ -149,9 +149,9 @@ def test_equal_scores_teach_nothing_and_kl_keeps_its_price(scale: str, beta: flo
     """By default KL is in the loss, and the advantages are exactly 0. In the reward it is beta times KL, less the mean
     of the four, 0.9975 nats, whatever the scores are divided by."""
     settings = OnlineSettings.model_validate(given(tmp_path, algorithm="grpo", scale=scale, kl={"beta": beta}))
-    assert settings.kl.place == "loss"
+    assert settings.kl.apply_to == "loss"
     assert not compute_advantages(answered(SCORED), settings, beta, over).advantages.any()
-    paid = settings.model_copy(update={"kl": settings.kl.model_copy(update={"place": "reward"})})
+    paid = settings.model_copy(update={"kl": settings.kl.model_copy(update={"apply_to": "reward"})})
     found = compute_advantages(answered(SCORED), paid, beta, over).advantages[::SPREAD_OVER]
     assert found.tolist() == pytest.approx([beta * (0.9975 - nats) for nats in NATS.tolist()], abs=1e-6)
 
@@ -161,7 +161,7 @@ def test_equal_scores_teach_nothing_and_kl_keeps_its_price(scale: str, beta: flo
 def test_scores_that_differ_are_divided_and_their_price_is_not(scale: str, tmp_path: Path) -> None:
     """1, 0, 0, 1 have the mean 0.5 and the unbiased deviation 0.57735: 0.5 / 0.57745 = 0.865876 (with the 1e-4)."""
     settings = OnlineSettings.model_validate(
-        given(tmp_path, algorithm="grpo", scale=scale, kl={"beta": 0.1, "place": "reward"})
+        given(tmp_path, algorithm="grpo", scale=scale, kl={"beta": 0.1, "apply_to": "reward"})
     )
     found = compute_advantages(answered(torch.tensor([1.0, 0.0, 0.0, 1.0])), settings, 0.1, over).advantages[
         ::SPREAD_OVER
@@ -206,7 +206,7 @@ def pull(settings: OnlineSettings, size: int) -> float:
 def test_a_nat_has_one_price_in_the_reward_and_in_the_loss(algorithm: str, size: int, tmp_path: Path) -> None:
     """The gradient of beta * KL is `size` times that of one token: beta * (t - s) * p * (1 - p), where policy and
     reference have the log-odds t = 0.4 and s = -0.3, and p = sigmoid(t)."""
-    given_places = [{"place": place, "beta": 0.3} for place in ("reward", "loss")]
+    given_places = [{"apply_to": place, "beta": 0.3} for place in ("reward", "loss")]
     in_reward, in_loss = (
         pull(OnlineSettings.model_validate(given(tmp_path, algorithm=algorithm, kl=kl)), size) for kl in given_places
     )
@@ -248,13 +248,13 @@ def test_a_ratio_by_length_has_a_clip_that_acts(tmp_path: Path) -> None:
 
 @pytest.mark.sibling("grpo-settings-as-objects")
 def test_usual_values_do_not_replace_what_is_set(tmp_path: Path) -> None:
-    for kl in ({"place": "reward"}, KlSettings(place="reward")):
-        assert OnlineSettings.model_validate(given(tmp_path, algorithm="grpo", kl=kl)).kl.place == "reward"
+    for kl in ({"apply_to": "reward"}, KlSettings(apply_to="reward")):
+        assert OnlineSettings.model_validate(given(tmp_path, algorithm="grpo", kl=kl)).kl.apply_to == "reward"
     assert OnlineSettings.model_validate(given(tmp_path, algorithm="grpo", kl=KlSettings(beta=0.2))).kl == KlSettings(
         beta=0.2, place="loss"
     )
     for algorithm in ("ppo", "rloo", "reinforce++", "p3o"):
-        assert OnlineSettings.model_validate(given(tmp_path, algorithm=algorithm)).kl.place == "reward"
+        assert OnlineSettings.model_validate(given(tmp_path, algorithm=algorithm)).kl.apply_to == "reward"
 
 
 @pytest.mark.parametrize("algorithm", ["p3o", "online-dpo"])

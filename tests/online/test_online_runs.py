@@ -37,7 +37,7 @@ def flags(folder: Path, out: Path, *more: object) -> list[object]:
     return [
         "train", "ppo", "--model", folder / "model", "--prompts", folder / "prompts.jsonl", "--output", out,
         "--reward", f"{folder / 'reward.py'}:vowels", "--device", "cpu", "--algorithm", "ppo", "--batch-size", "8",
-        "--samples", "4", "--learning-rate", "1e-3", "--rollout-max-tokens", "8", "--watch-on-alarm", "warn", *more,
+        "--samples", "4", "--learning-rate", "1e-3", "--rollout-max-tokens", "8", "--monitor-on-alarm", "warn", *more,
     ]  # fmt: skip
 
 
@@ -61,7 +61,7 @@ def test_a_server_that_is_not_there_leaves_no_training(
     """Nothing stands in the way of the same command with the right address."""
     monkeypatch.setattr("rlaif.rl.remote_reward.TRIES", 1)
     out, nowhere = tmp_path / "out", {"base_url": "http://127.0.0.1:1/v1", "max_tokens": 8, "timeout": 1.0}
-    for more in ({}, {"ahead": True}):
+    for more in ({}, {"async_rollout": True}):
         with pytest.raises(ModelError, match=r"127\.0\.0\.1:1/v1: connection refused; start the server, or set"):
             run(folder, output=str(out), rollout=nowhere | more)
         assert not out.exists()
@@ -291,7 +291,7 @@ def test_a_reward_that_likes_length_is_caught(folder: Path, tmp_path: Path) -> N
     heard = Heard()
     trained = run(
         folder, output=str(tmp_path / "out"), reward=f"{tmp_path / 'long.py'}:long", steps=60, batch_size=32, epochs=2,
-        learning_rate=5e-3, rollout={"max_tokens": 48}, kl={"beta": 0.0}, watch={"on_alarm": "stop"}, heard=heard,
+        learning_rate=5e-3, rollout={"max_tokens": 48}, kl={"beta": 0.0}, monitor={"on_alarm": "stop"}, heard=heard,
     )  # fmt: skip
     assert trained.finished and trained.steps < 60, log_of(trained.folder)[-1]
     told = json.loads((trained.folder / "metrics.json").read_text())["alarms"]
@@ -303,16 +303,16 @@ def test_an_alarm_leaves_a_checkpoint_to_go_back_to(folder: Path, tmp_path: Path
     out, heard = str(tmp_path / "out"), Heard()
     more: dict[str, Any] = {"output": out, "steps": 6, "save_steps": 1, "batch_size": 32, "kl": {"beta": 0.01}}
     hasty = {"kl": None, "kl_stop": 1e-6}
-    stopped = run(folder, heard=heard, watch=hasty, **more)
+    stopped = run(folder, heard=heard, monitor=hasty, **more)
     assert stopped.finished and 3 <= stopped.steps < 6
     done = stopped.steps - 1
     back = stopped.folder / f"checkpoint-{done}"
     assert last_checkpoint(stopped.folder) == back
     assert any(note.startswith(f"{back}, from before the alarm, is kept") for note in heard.notes)
     with pytest.raises(UserError, match="holds a finished training"):
-        run(folder, watch=hasty, **more)
+        run(folder, monitor=hasty, **more)
     with pytest.raises(UserError, match="was begun with `epochs: 1`, not 2"):
-        run(folder, watch=hasty, resume=True, **more | {"epochs": 2})
+        run(folder, monitor=hasty, resume=True, **more | {"epochs": 2})
     again = run(folder, resume=True, **more | {"kl": {"beta": 0.5}, "learning_rate": 1e-4})
     assert again.finished and again.steps == 6 and last_checkpoint(again.folder) is None
     log = log_of(again.folder)
@@ -511,7 +511,7 @@ def test_in_the_tiny_world_a_sound_reward_raises_no_alarm_and_a_hollow_one_does(
     more: dict[str, Any] = {
         "model": "demo-policy", "prompts": str(ROOT / "prompts" / "policy" / "demo.jsonl"), "steps": 40,
         "batch_size": 64, "learning_rate": 5e-4, "epochs": 1, "kl": {"beta": 0.02}, "rollout": {"max_tokens": 96},
-        "watch": {}, "missing_eos_penalty": 1.0,
+        "monitor": {}, "missing_eos_penalty": 1.0,
     }  # fmt: skip
     found = {
         name: run(tmp_path, output=str(tmp_path / name), reward=f"{tmp_path / 'world.py'}:{name}", **more)
@@ -551,15 +551,21 @@ def test_a_policy_that_is_not_its_sampler_is_caught(
         ({"algorithm": "ppo", "ratio": "sequence"}, "`ratio` does nothing for `algorithm: ppo`"),
         ({"algorithm": "rloo", "gamma": 0.5}, "`gamma` does nothing for `algorithm: rloo`: leave it out"),
         ({"algorithm": "rloo", "value": {"clip": 0.5}}, "`value.clip` does nothing for `algorithm: rloo`"),
-        ({"algorithm": "rloo", "per": "sequence"}, "`per` does nothing for `algorithm: rloo`"),
         (
-            {"algorithm": "grpo", "ratio": "sequence", "per": "token", "kl": {"place": "reward"}},
-            "`per` does nothing with `ratio: sequence`",
+            {"algorithm": "rloo", "loss_normalization": "sequence"},
+            "`loss_normalization` does nothing for `algorithm: rloo`",
+        ),
+        (
+            {"algorithm": "grpo", "ratio": "sequence", "loss_normalization": "token", "kl": {"apply_to": "reward"}},
+            "`loss_normalization` does nothing with `ratio: sequence`",
         ),
         ({"algorithm": "ppo", "scale": "none"}, "`scale` does nothing for `algorithm: ppo`"),
         ({"algorithm": "p3o", "clip_high": 0.28}, "`clip_high` does nothing for `algorithm: p3o`"),
         ({"algorithm": "online-dpo", "clip": 0.1}, "`clip` does nothing for `algorithm: online-dpo`"),
-        ({"algorithm": "online-dpo", "kl": {"place": "loss"}}, "`kl.place` does nothing for `algorithm: online-dpo`"),
+        (
+            {"algorithm": "online-dpo", "kl": {"apply_to": "loss"}},
+            "`kl.apply_to` does nothing for `algorithm: online-dpo`",
+        ),
         ({"mismatch": {"cap": 9.0}}, "`mismatch.cap` does nothing without `rollout.base_url`"),
         ({"kl": {"horizon": 3}}, "`kl.horizon` does nothing without `kl.target`"),
         ({"algorithm": "ppo", "steps": 4, "value": {"warmup": 4}}, "leaves the policy none of 4 steps"),
@@ -576,8 +582,13 @@ def test_settings_that_do_not_fit_together(more: dict[str, Any], told: str, tmp_
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_settings_are_read_again(algorithm: str, tmp_path: Path) -> None:
     """Defaults are fine for all; what is written down holds no word that would be refused."""
-    priced = {} if algorithm == "online-dpo" else {"kl": {"place": "loss"}}
-    for more in ({}, priced, {"overlong_buffer": 4}, {"per": "constant"} if algorithm in ("ppo", "grpo") else {}):
+    priced = {} if algorithm == "online-dpo" else {"kl": {"apply_to": "loss"}}
+    for more in (
+        {},
+        priced,
+        {"overlong_buffer": 4},
+        {"loss_normalization": "constant"} if algorithm in ("ppo", "grpo") else {},
+    ):
         made = OnlineSettings.model_validate(given(tmp_path, algorithm=algorithm, **more))
         assert OnlineSettings.model_validate(made.plain()) == made
 

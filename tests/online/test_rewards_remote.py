@@ -128,8 +128,11 @@ def test_what_is_sent_and_read(server: Misbehaving, reward: RemoteReward) -> Non
     scores = reward([HI, TALK], ["Hello.", "Bye."])
     assert scores.total == [0.5, -2.0]
     assert scores.parts == {"remote": scores.total}
-    hi, talk = "\n\nHuman: Hi\n\nAssistant: ", "Be kind.\n\nHuman: Hi\n\nAssistant: Hello!\n\nHuman: Bye\n\nAssistant: "
-    sent = {"query": [f"{hi}Hello.", f"{talk}Bye."], "prompts": [hi, talk], "labels": ["", ""]}
+    hi, connection = (
+        "\n\nHuman: Hi\n\nAssistant: ",
+        "Be kind.\n\nHuman: Hi\n\nAssistant: Hello!\n\nHuman: Bye\n\nAssistant: ",
+    )
+    sent = {"query": [f"{hi}Hello.", f"{connection}Bye."], "prompts": [hi, connection], "labels": ["", ""]}
     assert server.bodies == [{"path": "/get_reward", **sent}]
 
 

@@ -43,7 +43,7 @@ def test_the_server_follows_every_update(vllm_with_adapters: Served, tmp_path: P
 
 def test_a_server_takes_all_weights_where_there_is_no_adapter(vllm_with_adapters: Served, tmp_path: Path) -> None:
     more = served(vllm_with_adapters, tmp_path, algorithm="rloo", lora={}, learning_rate=2e-3, save_steps=2)
-    more["rollout"] |= {"ahead": True, "weights": str(tmp_path / "memory")}
+    more["rollout"] |= {"async_rollout": True, "weights": str(tmp_path / "memory")}
     trained = run(tmp_path, **more)
     log = log_of(trained.folder)
     assert log[-1]["kl"] > 0.1, "the policy has moved"
@@ -51,14 +51,14 @@ def test_a_server_takes_all_weights_where_there_is_no_adapter(vllm_with_adapters
     rows = [json.loads(line) for line in (trained.folder / "responses.jsonl").open()]
     assert [row["version"] for row in rows] == [max(0, at // 8 - 1) for at in range(32)]
     assert (trained.folder / "model.safetensors").exists() and not (tmp_path / "memory").exists()
-    more |= {"output": str(tmp_path / "in-step"), "rollout": {**more["rollout"], "ahead": False}}
+    more |= {"output": str(tmp_path / "in-step"), "rollout": {**more["rollout"], "async_rollout": False}}
     log = log_of(run(tmp_path, **more).folder)
     assert log[-1]["kl"] > 0.1 and all(line["mismatch/mean"] < 1e-4 for line in log), "from the start again"
 
 
 def test_answers_drawn_ahead_are_one_update_old(vllm_with_adapters: Served, tmp_path: Path) -> None:
     more = served(vllm_with_adapters, tmp_path, algorithm="rloo", steps=5)
-    more["rollout"] |= {"ahead": True}
+    more["rollout"] |= {"async_rollout": True}
     trained = run(tmp_path, **more)
     log = log_of(trained.folder)
     rows = [json.loads(line) for line in (trained.folder / "responses.jsonl").open()]

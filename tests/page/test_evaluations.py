@@ -50,13 +50,13 @@ def write_evaluation(folder: Path, judge: str, warnings: tuple[str, ...] = ()) -
         made_by="rlaif 9.9", warnings=warnings, baseline="base", ratings=(),
         about=PolicyAbout(
             judge=judge, constitution="two", constitution_hash="h", prompts="p", prompts_sha256=None, prompt_count=20,
-            oddities={}, tag=None, harmful=(), violation_below=4.5, drawing={}, compare={}, pair={},
+            input_issues={}, tag=None, harmful=(), violation_below=4.5, drawing={}, compare={}, pair={},
         ),
         players=(player("dpo", 0.2), player("base", 0.4)),
         matches=(Match(
             policy="dpo", baseline="base", compared=20, identical=0, no_label={}, wins=estimate(0.6),
             ties=estimate(0.2), losses=estimate(0.2), win_rate=estimate(0.7), controlled=estimate(0.65),
-            controlled_note="", length_slope=0.1, length_ratio=1.2, flips=0.1, principles=(), tags=(),
+            length_controlled_note="", length_slope=0.1, length_ratio=1.2, flips=0.1, principles=(), tags=(),
         ),),
         cost=PolicyCost(
             answers=40, judgements=80, grades=0, failed={}, judge_prompt_tokens=1, judge_cached_tokens=0,
@@ -117,7 +117,7 @@ def test_a_known_evaluation_of_the_judge_is_taken(tmp_path: Path, monkeypatch: p
     folder.mkdir(parents=True)
     about: dict[str, Any] = {
         "judge": JUDGE, "constitution": "two", "constitution_hash": hash_of, "gold": "g", "gold_sha256": None,
-        "oddities": {}, "compare": {}, "pair": {},
+        "input_issues": {}, "compare": {}, "pair": {},
     }  # fmt: skip
     measures = Measures(
         pairs=9, labelled=9, coverage=1.0, no_label={}, accuracy=None, single_order=None, kept=None, ties=None,

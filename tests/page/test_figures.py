@@ -296,7 +296,7 @@ def test_a_stated_tie_stays_one_whatever_is_taken_off_the_slot(run: Path) -> Non
     hard = math.log(99) / 1.6
     assert told_logit({"verdict": "first", "logprobs": None}, 0.5, **how) == pytest.approx((hard - 0.8) / 2)
     manifest = json.loads((run / "manifest.json").read_text())
-    (run / "manifest.json").write_text(json.dumps(manifest | {"slot_bias": {JUDGE: {"removed": 0.8}}}))
+    (run / "manifest.json").write_text(json.dumps(manifest | {"position_bias": {JUDGE: {"removed": 0.8}}}))
     said: dict[str, Any] = {"verdict": "tie", "logprobs": None, "label_mass": None}
     lines(run / "judgements.jsonl", [row | said if row["id"] in (key("abk"), key("bak")) else row for row in answers()])
     found = figures_of(run).examples

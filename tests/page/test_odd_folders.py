@@ -53,7 +53,7 @@ def test_an_odd_value_anywhere(name: str, tmp_path: Path) -> None:
         "failures": {"compare: timeout": 1}, "templates": {"compare": "00"}, "finished": False,
         "panel": {"judges": [{"judge": "a", "agrees": 1, "dawid_skene_accuracy": 0.5}], "cohen_kappa": 0.5,
                   "comparisons": 2, "correlation": 0.1, "effective_judges": 1.5},
-        "slot_bias": {"judge@1": {"removed": 0.2}}, "principles": {"kind": {"labels": 1, "flips": 0}},
+        "position_bias": {"judge@1": {"removed": 0.2}}, "principles": {"kind": {"labels": 1, "flips": 0}},
     } | (json.loads(path.read_text()) if path.exists() else {})  # fmt: skip
     for place in places(document):
         for value in ODD:

@@ -49,10 +49,10 @@ def test_no_trainer_learns_where_a_cut_off_response_stops(tmp_path: Path) -> Non
     ]
     path = write_jsonl(tmp_path / "pairs.jsonl", rows)
     for reader, texts, left_out in ((training_pairs, 2, 2), (judged, 2, 2), (demonstrations, 1, 1)):
-        intake = RowCounts()
-        found = [text for example in reader(path, "auto", intake) for text in example.completions]
+        row_counts = RowCounts()
+        found = [text for example in reader(path, "auto", row_counts) for text in example.completions]
         assert len(found) == texts and set(found) <= {" yes", " no"}
-        assert intake.left_out["cut-off"] == left_out
+        assert row_counts.left_out["cut-off"] == left_out
 
 
 @pytest.mark.sibling("cut-off-response-under-a-flipped-label")
@@ -61,8 +61,8 @@ def test_a_label_that_turns_a_pair_turns_what_was_cut_off_with_it(tmp_path: Path
     other = {"prompt": "Ask:", "chosen": " ye", "rejected": " no", "chosen_truncated": True, "probability": 0.2}
     path = write_jsonl(tmp_path / "pairs.jsonl", [row, other])
     for reader, texts in ((judged, {" yes", " no"}), (demonstrations, {" no"})):
-        intake = RowCounts()
-        assert {text for example in reader(path, "auto", intake) for text in example.completions} == texts
+        row_counts = RowCounts()
+        assert {text for example in reader(path, "auto", row_counts) for text in example.completions} == texts
 
 
 @pytest.mark.sibling("demonstration-that-says-it-was-cut")
@@ -71,9 +71,9 @@ def test_a_demonstration_with_its_finish_reason(tmp_path: Path) -> None:
         {"prompt": "Say:", "completion": " yes", "finish_reason": "stop"},
         {"prompt": "Say:", "completion": " ye", "finish_reason": "length"},
     ]
-    intake = RowCounts()
-    assert len(list(demonstrations(write_jsonl(tmp_path / "sft.jsonl", rows), "auto", intake))) == 1
-    assert intake.left_out == {"cut-off": 1}
+    row_counts = RowCounts()
+    assert len(list(demonstrations(write_jsonl(tmp_path / "sft.jsonl", rows), "auto", row_counts))) == 1
+    assert row_counts.left_out == {"cut-off": 1}
 
 
 @pytest.mark.case("21-thinking-in-a-revision")

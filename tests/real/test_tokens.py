@@ -34,36 +34,36 @@ def tokenizer(smollm2: Path) -> Any:
     return load_tokenizer(smollm2)
 
 
-def group_of(tokenizer: Any, talk: list[tuple[str, str]]) -> Group:
-    turns = tuple(Turn(role, text) for role, text in talk)
+def group_of(tokenizer: Any, connection: list[tuple[str, str]]) -> Group:
+    turns = tuple(Turn(role, text) for role, text in connection)
     (group,) = Tokens(tokenizer).groups([Example("row", turns, REPLIES, {})])
     return group
 
 
-def written(talk: list[tuple[str, str]]) -> str:
+def written(connection: list[tuple[str, str]]) -> str:
     """ChatML by hand, without a cue."""
-    turns = talk if talk[0][0] == "system" else [("system", DEFAULT), *talk]
+    turns = connection if connection[0][0] == "system" else [("system", DEFAULT), *connection]
     return "".join(f"<|im_start|>{role}\n{text}<|im_end|>\n" for role, text in turns)
 
 
 @pytest.mark.parametrize("name", TALKS)
 def test_training_reads_what_the_template_writes(name: str, tokenizer: Any) -> None:
-    talk = TALKS[name]
-    group = group_of(tokenizer, talk)
-    assert tokenizer.decode(group.prompt) == f"{written(talk)}<|im_start|>assistant\n"
+    connection = TALKS[name]
+    group = group_of(tokenizer, connection)
+    assert tokenizer.decode(group.prompt) == f"{written(connection)}<|im_start|>assistant\n"
     assert [tokenizer.decode(ids) for ids in group.completions] == [f"{text}<|im_end|>\n" for text in REPLIES]
     # One begins with a blank, which the line break of the cue would take up: the prompt keeps all of the cue.
-    whole = f"{written(talk)}<|im_start|>assistant\n{REPLIES[0]}<|im_end|>\n"
+    whole = f"{written(connection)}<|im_start|>assistant\n{REPLIES[0]}<|im_end|>\n"
     assert [*group.prompt, *group.completions[0]] == tokenizer(whole, add_special_tokens=False)["input_ids"]
 
 
 @pytest.mark.parametrize("name", TALKS)
 def test_a_policy_is_asked_as_it_is_trained(name: str, tokenizer: Any) -> None:
-    talk = TALKS[name]
-    messages = tuple(Message.model_validate({"role": role, "content": text}) for role, text in talk)
+    connection = TALKS[name]
+    messages = tuple(Message.model_validate({"role": role, "content": text}) for role, text in connection)
     asked = list(Cue(tokenizer)(messages))
-    assert asked == list(group_of(tokenizer, talk).prompt)
-    plain = [{"role": role, "content": text} for role, text in talk]
+    assert asked == list(group_of(tokenizer, connection).prompt)
+    plain = [{"role": role, "content": text} for role, text in connection]
     by_transformers = tokenizer.apply_chat_template(plain, add_generation_prompt=True, return_dict=True)["input_ids"]
     assert asked == list(by_transformers)
 

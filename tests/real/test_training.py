@@ -93,7 +93,7 @@ def test_ppo_begins_at_its_reference_and_moves(smollm2: Path, tmp_path: Path) ->
         "model": str(smollm2), "output": str(tmp_path / "out"), "prompts": str(tmp_path / "prompts.jsonl"),
         "reward": f"{tmp_path / 'reward.py'}:short", "device": "cpu", "algorithm": "rloo", "steps": 2, "batch_size": 8,
         "samples": 4, "epochs": 1, "learning_rate": 1e-5, "warmup": 0.0, "rollout": {"max_tokens": 16},
-        "missing_eos_penalty": 0.0, "watch": {"on_alarm": "warn"},
+        "missing_eos_penalty": 0.0, "monitor": {"on_alarm": "warn"},
     }  # fmt: skip
     folder = train_online(OnlineSettings.model_validate(settings), Heard()).folder
     first, second = log_of(folder)[:2]

@@ -21,7 +21,7 @@ def lines(folder: Path, *rows: object, name: str = "p.jsonl") -> Path:
     return path
 
 
-def talk(*turns: tuple[str, str]) -> list[dict[str, str]]:
+def connection(*turns: tuple[str, str]) -> list[dict[str, str]]:
     return [{"role": role, "content": content} for role, content in turns]
 
 
@@ -37,36 +37,36 @@ HH = {"chosen": "\n\nHuman: a: b\n\nc\n\nAssistant: d\n\nHuman: e\n\nAssistant: 
     ("row", "messages", "responses"),
     [
         ("hi", [(USER, "hi")], []),
-        (talk((USER, "hi")), [(USER, "hi")], []),
+        (connection((USER, "hi")), [(USER, "hi")], []),
         ({"prompt": "hi", "x": 1}, [(USER, "hi")], []),
         ({"prompt": " indented\n"}, [(USER, " indented\n")], []),
-        ({"prompt": talk((SYSTEM, "s"), (USER, "hi"))}, [(SYSTEM, "s"), (USER, "hi")], []),
+        ({"prompt": connection((SYSTEM, "s"), (USER, "hi"))}, [(SYSTEM, "s"), (USER, "hi")], []),
         ({"prompt": "hi", "system": "Be brief."}, [(SYSTEM, "Be brief."), (USER, "hi")], []),
         ({"prompt": "hi", "system_prompt": " "}, [(USER, "hi")], []),
-        ({"prompt": talk((SYSTEM, "s"), (USER, "hi")), "system": "t"}, [(SYSTEM, "s"), (USER, "hi")], []),
+        ({"prompt": connection((SYSTEM, "s"), (USER, "hi")), "system": "t"}, [(SYSTEM, "s"), (USER, "hi")], []),
         ({"conversations": [{"from": "Human", "value": "hi"}, {"from": "bot", "value": "ho"}]}, [(USER, "hi")], ["ho"]),
         ({"prompt": "\n\nHuman: hi\n\nAssistant: ho\n\nHuman: so?\n\nAssistant:"},
          [(USER, "hi"), (BOT, "ho"), (USER, "so?")], []),
         ({"prompt": "\n\nHuman: hi"}, [(USER, "hi")], []),
         ({"prompt": "Why does `Note: x` print\n\nHuman: is it a bug?"},
          [(USER, "Why does `Note: x` print\n\nHuman: is it a bug?")], []),
-        ({"messages": talk((USER, "hi"))}, [(USER, "hi")], []),
-        ({"messages": talk((USER, "hi"), (BOT, "ho"))}, [(USER, "hi")], ["ho"]),
+        ({"messages": connection((USER, "hi"))}, [(USER, "hi")], []),
+        ({"messages": connection((USER, "hi"), (BOT, "ho"))}, [(USER, "hi")], ["ho"]),
         ({"messages": [{"role": "user", "content": [{"type": "text", "text": "h"}, {"type": "text", "text": "i"}]}]},
          [(USER, "hi")], []),
         ({"conversations": [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "ho"}]}, [(USER, "hi")], ["ho"]),
         (HH, [(USER, "a: b\n\nc"), (BOT, "d"), (USER, "e")], ["good", "bad"]),
         ({"prompt": "hi", "chosen": "good", "rejected": "bad"}, [(USER, "hi")], ["good", "bad"]),
-        ({"prompt": "hi", "chosen": talk((USER, "hi"), (BOT, "good")), "rejected": talk((BOT, "bad"))},
+        ({"prompt": "hi", "chosen": connection((USER, "hi"), (BOT, "good")), "rejected": connection((BOT, "bad"))},
          [(USER, "hi")], ["good", "bad"]),
-        ({"chosen": talk((USER, "hi"), (BOT, "good")), "rejected": talk((USER, "hi"), (BOT, "bad"))},
+        ({"chosen": connection((USER, "hi"), (BOT, "good")), "rejected": connection((USER, "hi"), (BOT, "bad"))},
          [(USER, "hi")], ["good", "bad"]),
     ],
 )  # fmt: skip
 def test_known_forms(tmp_path: Path, row: object, messages: list[object], responses: list[str]) -> None:
     odd = InputIssues()
     path = lines(tmp_path, row)
-    (prompt,) = read_prompts(path, oddities=odd)
+    (prompt,) = read_prompts(path, input_issues=odd)
     assert shape(prompt) == (messages, responses)
     assert prompt.source == f"{path}:1"
     assert (odd.rows, odd.prompts, str(odd)) == (1, 1, "")
@@ -110,7 +110,7 @@ def test_revisions_point_to_what_they_revise(tmp_path: Path) -> None:
         {"text": "of a blank", "revision_of": 0},
     ]
     odd = InputIssues()
-    (prompt,) = read_prompts(lines(tmp_path, {"prompt": "hi", "r": given}), responses="r", oddities=odd)
+    (prompt,) = read_prompts(lines(tmp_path, {"prompt": "hi", "r": given}), responses="r", input_issues=odd)
     assert prompt.responses == (
         GivenResponse(text="draft"),
         GivenResponse(text="better", revision_of=0),
@@ -132,12 +132,12 @@ ODD_ROWS: list[tuple[object, str]] = [
     ({"prompt": "half \ud83d"}, "text with half a surrogate pair"),
     ({"other": 3}, "row without one `prompt`"),
     (3, "row without one `prompt`"),
-    ({"prompt": talk((USER, "hi"), (BOT, "ho"))}, "prompt that ends in an assistant turn"),
+    ({"prompt": connection((USER, "hi"), (BOT, "ho"))}, "prompt that ends in an assistant turn"),
     ({"prompt": "\n\nHuman: hi\n\nAssistant: ho"}, "prompt that ends in an assistant turn"),
-    ({"prompt": talk((USER, "hi"), (SYSTEM, "ho"))}, "prompt that ends in a turn of the system"),
+    ({"prompt": connection((USER, "hi"), (SYSTEM, "ho"))}, "prompt that ends in a turn of the system"),
     ({"prompt": ["hi"]}, "message that is not an object"),
-    ({"prompt": talk(("critic", "hi"))}, "message with a role that is not system, user or assistant"),
-    ({"prompt": talk(("tool", "hi"))}, "message that calls a tool, or is what one answered"),
+    ({"prompt": connection(("critic", "hi"))}, "message with a role that is not system, user or assistant"),
+    ({"prompt": connection(("tool", "hi"))}, "message that calls a tool, or is what one answered"),
     ({"prompt": [{"role": "user", "content": 3}]}, "message that is not text"),
     ({"prompt": [{"role": ["user"], "content": "x"}]}, "message with a role that is not system, user or assistant"),
     ({"prompt": "ok"}, "repeated prompt"),
@@ -148,7 +148,7 @@ ODD_ROWS: list[tuple[object, str]] = [
 def test_odd_rows_are_skipped_and_counted(tmp_path: Path, row: object, kind: str) -> None:
     odd = InputIssues()
     path = lines(tmp_path, {"prompt": "ok"}, row, row, {"prompt": "fine"})
-    assert [shape(prompt)[0][0][1] for prompt in read_prompts(path, oddities=odd)] == ["ok", "fine"]
+    assert [shape(prompt)[0][0][1] for prompt in read_prompts(path, input_issues=odd)] == ["ok", "fine"]
     assert (odd.counts, odd.first_lines) == ({kind: 2}, {kind: 2})
     assert (odd.rows, odd.prompts) == (4, 2)
     assert str(odd) == f"2 x {kind} (first on line 2)"
@@ -175,7 +175,7 @@ def test_only_odd_rows_are_an_error(tmp_path: Path) -> None:
 def test_dialogues_that_part_early(tmp_path: Path, chosen: str, rejected: str, responses: list[str], kind: str) -> None:
     odd, start = InputIssues(), "\n\nHuman: a\n\nAssistant:"
     row = {"chosen": start + chosen, "rejected": start + rejected}
-    (prompt,) = read_prompts(lines(tmp_path, row), oddities=odd)
+    (prompt,) = read_prompts(lines(tmp_path, row), input_issues=odd)
     assert shape(prompt) == ([(USER, "a")], responses)
     assert odd.counts == {kind: 1}
 
@@ -186,13 +186,13 @@ def test_dialogues_that_part_early(tmp_path: Path, chosen: str, rejected: str, r
         ({"prompt": "hi", "chosen": None, "rejected": "bad"}, ["bad"], "given response that is not text (left out)"),
         ({"prompt": "hi", "chosen": [], "rejected": "bad"}, ["bad"], "given response that is not text (left out)"),
         ({"prompt": "hi", "chosen": "\ud83d", "rejected": "b"}, ["b"], "given response that is not text (left out)"),
-        ({"prompt": "hi", "chosen": talk((USER, "hey"), (BOT, "good")), "rejected": "bad"}, ["bad"],
+        ({"prompt": "hi", "chosen": connection((USER, "hey"), (BOT, "good")), "rejected": "bad"}, ["bad"],
          "answer whose dialogue is not the prompt's (left out)"),
     ],
 )  # fmt: skip
 def test_an_odd_answer_does_not_cost_the_prompt(tmp_path: Path, row: object, responses: list[str], kind: str) -> None:
     odd = InputIssues()
-    (prompt,) = read_prompts(lines(tmp_path, row), oddities=odd)
+    (prompt,) = read_prompts(lines(tmp_path, row), input_issues=odd)
     assert shape(prompt) == ([(USER, "hi")], responses)
     assert odd.counts == {kind: 1}
 
@@ -200,7 +200,7 @@ def test_an_odd_answer_does_not_cost_the_prompt(tmp_path: Path, row: object, res
 def test_dialogues_that_share_nothing_are_odd(tmp_path: Path) -> None:
     odd = InputIssues()
     other = {"chosen": "\n\nHuman: a\n\nAssistant: b", "rejected": "\n\nHuman: z\n\nAssistant: b"}
-    assert len(list(read_prompts(lines(tmp_path, HH, other), oddities=odd))) == 1
+    assert len(list(read_prompts(lines(tmp_path, HH, other), input_issues=odd))) == 1
     assert odd.counts == {"pair of dialogues that share no prompt": 1}
 
 
@@ -211,7 +211,7 @@ def test_equal_dialogues_give_two_equal_answers(tmp_path: Path) -> None:
 
 def test_a_speaker_twice_in_a_row_is_joined_and_counted(tmp_path: Path) -> None:
     odd = InputIssues()
-    (prompt,) = read_prompts(lines(tmp_path, {"prompt": "\n\nHuman: a\n\nHuman: b\n\nAssistant:"}), oddities=odd)
+    (prompt,) = read_prompts(lines(tmp_path, {"prompt": "\n\nHuman: a\n\nHuman: b\n\nAssistant:"}), input_issues=odd)
     assert shape(prompt)[0] == [(USER, "a\n\nb")]
     assert list(odd.counts) == ["prompt with one speaker twice in a row (turns joined)"]
 
@@ -238,7 +238,7 @@ def test_unknown_forms_stop(tmp_path: Path, row: object, column: str, responses:
 def test_text_and_csv_files(tmp_path: Path) -> None:
     (tmp_path / "p.txt").write_text("one\n\ntwo\none\n", encoding="utf-8")
     odd = InputIssues()
-    found = list(read_prompts(tmp_path / "p.txt", oddities=odd))
+    found = list(read_prompts(tmp_path / "p.txt", input_issues=odd))
     assert [(shape(prompt)[0][0][1], prompt.source[-2:]) for prompt in found] == [("one", ":1"), ("two", ":3")]
     assert odd.counts == {"blank prompt": 1, "repeated prompt": 1}
     (tmp_path / "p.csv").write_text('prompt,x\n"a, b",1\n', encoding="utf-8")
@@ -249,7 +249,7 @@ def test_the_limit_stops_reading(tmp_path: Path) -> None:
     path = lines(tmp_path, "a", "a", "b", "c")
     path.write_text(path.read_text() + "broken", encoding="utf-8")
     odd = InputIssues()
-    assert len(list(read_prompts(path, limit=2, oddities=odd))) == 2
+    assert len(list(read_prompts(path, limit=2, input_issues=odd))) == 2
     assert (odd.rows, odd.prompts) == (3, 2)
 
 

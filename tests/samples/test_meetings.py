@@ -9,7 +9,7 @@ import pytest
 
 from rlaif.config.schemas import CompareSettings
 from rlaif.constitution import Constitution, Principle
-from rlaif.feedback.matchups import WHOLE, Criterion, Matchup, criteria_of, draw, drawn_order, meetings
+from rlaif.feedback.matchups import WHOLE, Criterion, Matchup, criteria_of, draw, drawn_order, matchups
 from rlaif.records import Sample, content_id
 
 
@@ -19,7 +19,7 @@ def sample(index: int, text: str | None = None, prompt: str = "p") -> Sample:
 
 
 def ids(met: list[Matchup]) -> set[tuple[int, int]]:
-    return {(meeting.left.index, meeting.right.index) for meeting in met}
+    return {(matchup.left.index, matchup.right.index) for matchup in met}
 
 
 KIND = Criterion("kind", 1.0, "Which is kinder?", None)
@@ -29,20 +29,20 @@ BRIEF = Criterion("brief", 2.0, "Which is briefer?", None)
 
 @pytest.mark.parametrize("count", [2, 3, 4])
 def test_up_to_four_samples_all_meet(count: int) -> None:
-    met = meetings([sample(index) for index in range(count)], [KIND], CompareSettings())
+    met = matchups([sample(index) for index in range(count)], [KIND], CompareSettings())
     assert ids(met) == set(combinations(range(count), 2))
 
 
 def test_beyond_that_the_cost_grows_by_three_a_sample() -> None:
     """6 of the first four, then three for each of the thirteen others: 6 + 39."""
-    met = meetings([sample(index) for index in range(17)], [KIND], CompareSettings())
+    met = matchups([sample(index) for index in range(17)], [KIND], CompareSettings())
     assert len(met) == 6 + 13 * 3
-    assert all(meeting.left.index < meeting.right.index for meeting in met)
+    assert all(matchup.left.index < matchup.right.index for matchup in met)
 
 
 def test_growing_keeps_what_met_before() -> None:
-    small = ids(meetings([sample(index) for index in range(6)], [KIND], CompareSettings()))
-    large = ids(meetings([sample(index) for index in range(12)], [KIND], CompareSettings()))
+    small = ids(matchups([sample(index) for index in range(6)], [KIND], CompareSettings()))
+    large = ids(matchups([sample(index) for index in range(12)], [KIND], CompareSettings()))
     assert small < large
 
 
@@ -52,14 +52,14 @@ def test_a_revision_always_meets_its_original() -> None:
     revised = [
         sample(12 + at).model_copy(update={"revision_of": reply.id}) for at, reply in enumerate(replies)
     ]  # fmt: skip
-    met = ids(meetings([*replies, *revised], [KIND], CompareSettings()))
+    met = ids(matchups([*replies, *revised], [KIND], CompareSettings()))
     assert {(at, 12 + at) for at in range(12)} <= met
     assert len(met) == 6 + 20 * 3
 
 
 def test_blank_and_repeated_answers_meet_nobody() -> None:
     samples = [sample(0, "yes"), sample(1, " \n"), sample(2, "yes "), sample(3, "no")]
-    assert ids(meetings(samples, [KIND], CompareSettings())) == {(0, 3)}
+    assert ids(matchups(samples, [KIND], CompareSettings())) == {(0, 3)}
 
 
 def pairs(count: int) -> list[tuple[str, str]]:

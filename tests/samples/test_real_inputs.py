@@ -33,7 +33,7 @@ def squeezed(text: str) -> str:
 @needs_hh
 def test_hh_rlhf_counts() -> None:
     odd = InputIssues()
-    prompts = list(read_prompts(HH, oddities=odd))
+    prompts = list(read_prompts(HH, input_issues=odd))
     assert (odd.rows, len(prompts)) == (2312, 2310)
     assert odd.counts == {
         "blank given response (left out)": 4,
@@ -68,7 +68,7 @@ def test_hh_rlhf_texts_are_whole() -> None:
 @pytest.mark.parametrize(("name", "cut"), [("LAMDA_RLMADISON", 217), ("INSTRUCTGPT_HRLHF", 220)])
 def test_the_paper_s_prompts_with_seventeen_answers_each(name: str, cut: int) -> None:
     path, odd = PAPER / f"{name}.jsonl", InputIssues()
-    prompts = list(read_prompts(path, column="rl_prompt", responses="sampled_answers.sampled_string", oddities=odd))
+    prompts = list(read_prompts(path, column="rl_prompt", responses="sampled_answers.sampled_string", input_issues=odd))
     assert [len(prompt.responses) for prompt in prompts] == [17] * 13
     assert odd.counts == {"given response with a dangling `Human:` (cut)": cut}
     text = path.read_text(encoding="utf-8")

@@ -101,7 +101,11 @@ def test_manifest_tells_where_the_data_are_the_very_file_of_the_run(tmp_path: Pa
 def test_adapter_is_loaded_by_peft(tmp_path: Path) -> None:
     data = write_rows(tmp_path / "pairs.jsonl", [{**_PAIR, "prompt": "Q: ", "chosen": "a", "rejected": "b"}])
     settings = RewardSettings(
-        model="owner/base", data=str(data), output=str(tmp_path / "out"), lora=LoraSettings(rank=8), center_on=str(data)
+        model="owner/base",
+        data=str(data),
+        output=str(tmp_path / "out"),
+        lora=LoraSettings(rank=8),
+        center_dataset=str(data),
     )
     head, text = _card(tmp_path, "reward", settings, {**_METRICS, "reward_mean": -1.25})
     assert (head["library_name"], head["base_model_relation"], head["tags"][-1]) == ("peft", "adapter", "lora")

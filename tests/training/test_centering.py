@@ -32,7 +32,7 @@ def _settings(folder: Path, output: Path, **more: Any) -> RewardSettings:
     rows = [{"prompt": [{"role": "user", "content": prompt}], "response": reply} for prompt, reply in DEMONSTRATIONS]
     output.parent.mkdir(exist_ok=True)
     data = write_rows(output.parent / "demonstrations.jsonl", rows)
-    return RewardSettings(model=str(folder), data=str(data), output=str(output), center_on=str(data), **more)
+    return RewardSettings(model=str(folder), data=str(data), output=str(output), center_dataset=str(data), **more)
 
 
 def test_mean_over_the_demonstrations_becomes_zero(folder: Path, tmp_path: Path) -> None:
@@ -50,7 +50,7 @@ def test_mean_over_the_demonstrations_becomes_zero(folder: Path, tmp_path: Path)
     tokenizer.save_pretrained(settings.folder)
     config = json.loads((settings.folder / "config.json").read_text())
     assert (config["reward_mean"], config["problem_type"]) == (pytest.approx(mean, abs=1e-5), "regression")
-    data, output = str(settings.center_on), tmp_path / "rewards.jsonl"
+    data, output = str(settings.center_dataset), tmp_path / "rewards.jsonl"
     figures = score(str(settings.folder), data, output=output)
     assert figures.rewards.mean == pytest.approx(0, abs=1e-5)
     assert figures.centered_by == pytest.approx(mean, abs=1e-5)
@@ -60,7 +60,7 @@ def test_mean_over_the_demonstrations_becomes_zero(folder: Path, tmp_path: Path)
 
 
 def test_what_the_start_was_centred_on_does_not_stay(folder: Path, tmp_path: Path) -> None:
-    settings = _settings(folder, tmp_path / "out").model_copy(update={"center_on": None})
+    settings = _settings(folder, tmp_path / "out").model_copy(update={"center_dataset": None})
     model = load_reward_model(settings, 0)
     assert mean_of(model) == 7.0
     assert complete(model, load_tokenizer(folder), settings) == {}
@@ -91,20 +91,20 @@ def test_adapter_is_scored_as_it_was_trained(folder: Path, tmp_path: Path) -> No
     tokenizer.save_pretrained(settings.folder)
     assert not (settings.folder / "config.json").exists()
     assert mean != pytest.approx(center(load_reward_model(settings, 0), tokenizer, settings), abs=1e-3)
-    figures = score(str(settings.folder), str(settings.center_on))
+    figures = score(str(settings.folder), str(settings.center_dataset))
     assert (figures.rewards.mean, figures.centered_by) == (pytest.approx(0, abs=1e-5), pytest.approx(mean, abs=1e-6))
 
 
 def test_mistakes_are_told_before_the_training(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings, tokenizer = _settings(folder, tmp_path / "out"), load_tokenizer(folder)
     check_center(tokenizer, settings)
-    gone = settings.model_copy(update={"center_on": str(tmp_path / "gone.jsonl")})
+    gone = settings.model_copy(update={"center_dataset": str(tmp_path / "gone.jsonl")})
     with pytest.raises(UserError, match="no such file"):
         check_center(tokenizer, gone)
     blank = write_rows(tmp_path / "blank.jsonl", [{"prompt": "Hi", "response": " "}])
     with pytest.raises(UserError, match="a reply is blank"):
-        check_center(tokenizer, settings.model_copy(update={"center_on": str(blank)}))
-    check_center(tokenizer, settings.model_copy(update={"center_on": None}))
+        check_center(tokenizer, settings.model_copy(update={"center_dataset": str(blank)}))
+    check_center(tokenizer, settings.model_copy(update={"center_dataset": None}))
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     with pytest.raises(UserError, match="sharded over several"):
         check_center(tokenizer, settings)

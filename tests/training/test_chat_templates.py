@@ -72,8 +72,8 @@ def row(*replies: str, turns: Sequence[Turn] = (ASKED,), line: int = 1) -> Examp
 
 
 def groups(tokens: Tokens, *rows: Example) -> tuple[list[Group], RowCounts]:
-    intake = RowCounts()
-    return list(tokens.groups(rows, intake)), intake
+    row_counts = RowCounts()
+    return list(tokens.groups(rows, row_counts)), row_counts
 
 
 def shown(template: str | None, *replies: str, turns: Sequence[Turn] = (ASKED,), **how: Any) -> tuple[str, list[str]]:
@@ -85,9 +85,9 @@ def shown(template: str | None, *replies: str, turns: Sequence[Turn] = (ASKED,),
 
 def left_out(template: str, *replies: str, turns: Sequence[Turn] = (ASKED,), eos: str = END) -> dict[str, int]:
     """Why a row cannot be used."""
-    found, intake = groups(Tokens(bpe(WORDS, template, eos=eos)), row(*replies, turns=turns))
+    found, row_counts = groups(Tokens(bpe(WORDS, template, eos=eos)), row(*replies, turns=turns))
     assert found == []
-    return dict(intake.left_out)
+    return dict(row_counts.left_out)
 
 
 def cue(template: str, turns: Sequence[Turn], **options: Any) -> str:
@@ -104,9 +104,9 @@ def test_the_system_prompt_in_the_last_turn_stays_in_the_prompt(before: tuple[Tu
     assert prompt == cue(LAST_TURN, turns)
     assert prompt.endswith(f"<|im_start|>user\n{SYSTEM.content}\n\n{ASKED.content}<|im_end|>\n<|im_start|>assistant\n")
     assert completions == ["Arr, 2.<|im_end|>\n", "It is 2.<|im_end|>\n"]
-    _, intake = groups(Tokens(bpe(WORDS, LAST_TURN, eos=END)), row("Arr, 2.", "It is 2.", turns=turns))
-    assert (intake.apart, intake.merged) == (1, 0)
-    told = dataset_report(intake, "rows", [], None).lines()
+    _, row_counts = groups(Tokens(bpe(WORDS, LAST_TURN, eos=END)), row("Arr, 2.", "It is 2.", turns=turns))
+    assert (row_counts.apart, row_counts.merged) == (1, 0)
+    told = dataset_report(row_counts, "rows", [], None).lines()
     assert any("1 where the chat template writes the prompt otherwise once a reply follows" in line for line in told)
 
 
@@ -119,11 +119,11 @@ def test_a_dropped_thought_is_learned_behind_the_cue_that_begins_it() -> None:
     assert prompt == cue(THINKER, (ASKED,))
     assert prompt.endswith("<|im_start|>assistant\n<think>\n")
     assert completions == [f"I add {what}.\n</think>\n\nIt is 2.<|im_end|>\n" for what in ("one", "bananas")]
-    _, intake = groups(Tokens(bpe(WORDS, THINKER, eos=END)), row(THOUGHT.format("one"), THOUGHT.format("bananas")))
-    assert (intake.thoughts, intake.apart) == (1, 0)
+    _, row_counts = groups(Tokens(bpe(WORDS, THINKER, eos=END)), row(THOUGHT.format("one"), THOUGHT.format("bananas")))
+    assert (row_counts.thoughts, row_counts.apart) == (1, 0)
     assert any(
         "1 where the chat template leaves out what a reply thinks" in line
-        for line in dataset_report(intake, "rows", [], None).lines()
+        for line in dataset_report(row_counts, "rows", [], None).lines()
     )
 
 
@@ -145,9 +145,9 @@ def test_a_reply_without_a_thought_behind_a_cue_that_begins_one_is_counted() -> 
     prompt, completions = shown(THINKER, "It is 2.", "It is 3.")
     assert prompt.endswith("<|im_start|>assistant\n<think>\n")
     assert completions == ["It is 2.<|im_end|>\n", "It is 3.<|im_end|>\n"]
-    _, intake = groups(Tokens(bpe(WORDS, THINKER, eos=END)), row("It is 2.", "It is 3."))
-    assert (intake.thoughtless, intake.thoughts, intake.apart) == (1, 0, 0)
-    told = dataset_report(intake, "rows", [], None).lines()
+    _, row_counts = groups(Tokens(bpe(WORDS, THINKER, eos=END)), row("It is 2.", "It is 3."))
+    assert (row_counts.thoughtless, row_counts.thoughts, row_counts.apart) == (1, 0, 0)
+    told = dataset_report(row_counts, "rows", [], None).lines()
     assert any("1 where a reply has no thought and the chat template's cue begins one" in line for line in told)
 
 
@@ -169,13 +169,13 @@ def test_earlier_turns_may_lose_their_thoughts() -> None:
 @pytest.mark.case("11-template-without-system")
 def test_a_row_whose_system_prompt_is_passed_over_is_left_out() -> None:
     assert left_out(NO_SYSTEM, "Arr.", "2.", turns=(SYSTEM, ASKED)) == {"lost-system": 1}
-    found, intake = groups(
+    found, row_counts = groups(
         Tokens(bpe(WORDS, NO_SYSTEM, eos=END)), row("Arr.", "2.", turns=(SYSTEM, ASKED)), row("Yes.", "No.")
     )
     assert len(found) == 1
     assert (
         "1 where the chat template leaves out the system prompt"
-        in dataset_report(intake, "rows", found, None).lines()[1]
+        in dataset_report(row_counts, "rows", found, None).lines()[1]
     )
     with pytest.raises(UnwritableError, match="leaves out the system prompt"):
         cue(NO_SYSTEM, (SYSTEM, ASKED))
@@ -240,10 +240,10 @@ def test_a_tokenizer_that_ends_texts_ends_completions_once_and_no_prompt(start: 
         single=f"{start} $A </s>".strip(), special_tokens=special
     )
     assert tokenizer.decode(tokenizer("ab")["input_ids"]) == f"{start}ab</s>"
-    ((group,), intake) = groups(Tokens(tokenizer), Example("x", "How? ", ("So.", "No."), {}, 1))
+    ((group,), row_counts) = groups(Tokens(tokenizer), Example("x", "How? ", ("So.", "No."), {}, 1))
     assert tokenizer.decode(list(group.prompt)) == f"{start}How? "
     assert [tokenizer.decode(list(each)) for each in group.completions] == ["So.</s>", "No.</s>"]
-    assert (intake.merged, intake.ended) == (0, 0)
+    assert (row_counts.merged, row_counts.ended) == (0, 0)
     asked = Cue(tokenizer)((Message(role="user", content="How?"),))
     assert tokenizer.decode(list(asked)) == f"{start}How?"
 
@@ -308,9 +308,9 @@ def test_one_of_several_templates_has_to_be_chosen() -> None:
 )
 def test_whatever_a_template_raises_is_one_reason(template: str, why: str) -> None:
     tokenizer = bpe(WORDS, template, eos=END)
-    found, intake = groups(Tokens(tokenizer), row("Yes."), row("No."))
-    assert (found, dict(intake.left_out)) == ([], {"template": 2})
-    assert len(intake.notes) == 1
+    found, row_counts = groups(Tokens(tokenizer), row("Yes."), row("No."))
+    assert (found, dict(row_counts.left_out)) == ([], {"template": 2})
+    assert len(row_counts.notes) == 1
     with pytest.raises(UnwritableError, match=why):
         ChatTemplate(tokenizer).prompt((ASKED,))
 
@@ -331,10 +331,11 @@ def test_a_template_that_leaves_responses_out_is_refused() -> None:
 @pytest.mark.parametrize("end", [END, f"{END}\n", f" {END}{END}", "</s>", "<|eot_id|>", "<|endoftext|>\n"])
 def test_an_end_token_at_the_end_of_a_reply_is_cut_off(end: str) -> None:
     assert shown(CHATML, f"It is 1.{end}", "No idea.")[1] == ["It is 1.<|im_end|>\n", "No idea.<|im_end|>\n"]
-    _, intake = groups(Tokens(bpe(WORDS, CHATML, eos=END)), row(f"It is 1.{end}", "No idea."))
-    assert intake.unended == 1
+    _, row_counts = groups(Tokens(bpe(WORDS, CHATML, eos=END)), row(f"It is 1.{end}", "No idea."))
+    assert row_counts.unended == 1
     assert any(
-        "end token at the end of 1 replies cut off" in line for line in dataset_report(intake, "rows", [], None).lines()
+        "end token at the end of 1 replies cut off" in line
+        for line in dataset_report(row_counts, "rows", [], None).lines()
     )
 
 
@@ -350,8 +351,8 @@ def test_raw_text_ends_once_too() -> None:
         tokenizer = bpe(WORDS)
         ((group,), _) = groups(Tokens(tokenizer), Example("x", "How? ", (f"So.{ending}",), {}, 1))
         assert tokenizer.decode(list(group.completions[0])) == "So.</s>"
-    found, intake = groups(Tokens(bpe(WORDS)), Example("x", "How? ", ("So.</s> No.",), {}, 1))
-    assert (found, dict(intake.left_out)) == ([], {"special-token": 1})
+    found, row_counts = groups(Tokens(bpe(WORDS)), Example("x", "How? ", ("So.</s> No.",), {}, 1))
+    assert (found, dict(row_counts.left_out)) == ([], {"special-token": 1})
 
 
 @pytest.mark.sibling("foreign-end-token-in-raw-text")
@@ -402,8 +403,8 @@ def test_pairs_of_the_same_tokens_are_left_out() -> None:
 
     tokenizer = bpe(WORDS, CHATML, eos=END)
     tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
-    found, intake = groups(Tokens(tokenizer), row("Yes.", "yes."), row("Yes.", "No."))
-    assert (len(found), dict(intake.left_out)) == (1, {"same-tokens": 1})
+    found, row_counts = groups(Tokens(tokenizer), row("Yes.", "yes."), row("Yes.", "No."))
+    assert (len(found), dict(row_counts.left_out)) == (1, {"same-tokens": 1})
 
 
 @pytest.mark.sibling("turn-end-unknown-to-the-sampler")

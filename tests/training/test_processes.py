@@ -25,7 +25,7 @@ ROWS = 12
 """Nine to train on in batches of four, three held out: of a last batch of one row, one process gets none."""
 FLAGS = [
     "--device", "cpu", "--holdout", "0.25", "--batch-size", "4", "--max-steps", "6", "--learning-rate", "1e-2",
-    "--tokens", "100",
+    "--max-tokens-per-pass", "100",
 ]  # fmt: skip
 SHARDED = {
     "ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",

@@ -93,9 +93,11 @@ def test_memory_that_runs_out(error: Exception, folder: Path, tmp_path: Path, mo
 
     with monkeypatch.context() as patch:
         patch.setattr(GroupTrainer, "training_step", full)
-        with pytest.raises(UserError, match=r"memory ran out; lower `tokens`, or set `gradient_checkpointing: true`"):
+        with pytest.raises(
+            UserError, match=r"memory ran out; lower `max_tokens_per_pass`, or set `gradient_checkpointing: true`"
+        ):
             run("sft", folder, output=str(tmp_path / "out"))
-    more = {"tokens": 512, "gradient_checkpointing": True}
+    more = {"max_tokens_per_pass": 512, "gradient_checkpointing": True}
     assert run("sft", folder, output=str(tmp_path / "out"), resume=True, **more).finished, "as it says"
 
 
@@ -132,7 +134,7 @@ def test_ctrl_c_in_the_reference_pass(folder: Path, tmp_path: Path) -> None:
     """Heard at once, heeded between two parts of the pass."""
     heard = Pressed()
     cache = str(tmp_path / "cache")
-    same: dict[str, Any] = {"output": str(tmp_path / "out"), "tokens": 64, "reference_cache": cache}
+    same: dict[str, Any] = {"output": str(tmp_path / "out"), "max_tokens_per_pass": 64, "reference_cache": cache}
     trained = run("dpo", folder, heard=heard, **same)
     assert not trained.finished and trained.steps == 0
     assert "stopping after this step; press again to stop at once" in heard.notes

@@ -80,7 +80,13 @@ def test_an_adapter_goes_on_as_well(folder: Path, tmp_path: Path) -> None:
 def test_what_the_result_does_not_depend_on_may_change(folder: Path, tmp_path: Path) -> None:
     calm = run("sft", folder, output=str(tmp_path / "calm"), **WHOLE)
     stopped("sft", folder, 4, output=str(tmp_path / "broken"))
-    other = WHOLE | {"tokens": 64, "log_steps": 4, "save_steps": 5, "keep": 2, "device": "auto"}
+    other = WHOLE | {
+        "max_tokens_per_pass": 64,
+        "log_steps": 4,
+        "save_steps": 5,
+        "checkpoints_to_keep": 2,
+        "device": "auto",
+    }
     resumed = run("sft", folder, output=str(tmp_path / "broken"), resume=True, **other)
     assert furthest(weights(calm.folder), weights(resumed.folder)) <= 1e-6
 

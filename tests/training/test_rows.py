@@ -187,14 +187,14 @@ def test_useless_rows_are_counted_by_reason_with_their_lines(tmp_path: Path) -> 
         pair(chosen="half \ud800"), pair(rejected=3), pair(rejected=" "),
         {"prompt": [user("a"), user("b")], "chosen": [assistant("c")], "rejected": [assistant("d")]},
     ]  # fmt: skip
-    intake = RowCounts()
-    assert len(list(pairs(write_jsonl(tmp_path / "rows.jsonl", rows), intake=intake))) == 1
-    assert intake.rows == len(rows)
-    assert intake.lines == {
+    row_counts = RowCounts()
+    assert len(list(pairs(write_jsonl(tmp_path / "rows.jsonl", rows), row_counts=row_counts))) == 1
+    assert row_counts.rows == len(rows)
+    assert row_counts.lines == {
         "empty-reply": [2, 9], "identical": [3], "missing": [4], "empty-prompt": [5], "type": [6, 8],
         "half-character": [7], "role-order": [10],
     }  # fmt: skip
-    assert dict(intake.left_out) == {reason: len(lines) for reason, lines in intake.lines.items()}
+    assert dict(row_counts.left_out) == {reason: len(lines) for reason, lines in row_counts.lines.items()}
 
 
 def test_nothing_left_is_an_error_that_says_why(tmp_path: Path) -> None:
@@ -213,10 +213,10 @@ def test_wrong_columns_name_the_right_ones(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "rows.jsonl", [{"promt": "a", "completion": "b"}])
     with pytest.raises(UserError, match=r"`promt`: did you mean `prompt`\? .*needed: messages"):
         list(demonstrations(path))
-    intake = RowCounts()
+    row_counts = RowCounts()
     path = write_jsonl(tmp_path / "rows.jsonl", [{"prompt": "a", "Chosen": "b", "rejected": "c"}])
-    assert len(list(pairs(path, intake=intake))) == 1
-    assert intake.notes == ["the column `Chosen` is read as `chosen`"]
+    assert len(list(pairs(path, row_counts=row_counts))) == 1
+    assert row_counts.notes == ["the column `Chosen` is read as `chosen`"]
 
 
 def test_what_is_not_pairs(tmp_path: Path) -> None:
@@ -243,14 +243,14 @@ def test_judged_replies(tmp_path: Path) -> None:
 
 
 def test_judged_pairs_say_each_reply_once(tmp_path: Path) -> None:
-    intake = RowCounts()
+    row_counts = RowCounts()
     rows = [pair(id="x"), pair(id="y", rejected=" never"), pair(id="z", chosen=" no", rejected=" yes")]
-    found = list(judged(write_jsonl(tmp_path / "rows.jsonl", rows), intake=intake))
+    found = list(judged(write_jsonl(tmp_path / "rows.jsonl", rows), row_counts=row_counts))
     assert [(each.id, each.completions[0], each.values["label"]) for each in found] == [
         ("x:chosen", " yes", 1), ("x:rejected", " no", 0), ("y:rejected", " never", 0),
         ("z:chosen", " no", 1), ("z:rejected", " yes", 0),
     ]  # fmt: skip
-    assert dict(intake.left_out) == {"repeated": 1}
+    assert dict(row_counts.left_out) == {"repeated": 1}
 
 
 TALKED = [user("Hi?"), assistant("Yes.")]
@@ -287,19 +287,19 @@ def test_demonstrations(tmp_path: Path, row: Any, prompt: Any, completion: str) 
 def test_demonstrations_by_template(tmp_path: Path) -> None:
     assert one(demonstrations, tmp_path, {"messages": TALKED}, "plain").prompt == TALK
     assert one(demonstrations, tmp_path, {"messages": TALKED}, "plain").completions == (" Yes.",)
-    talk = {"text": f"{TALK} Yes."}
-    assert one(demonstrations, tmp_path, talk).prompt == ""
-    assert one(demonstrations, tmp_path, talk, "chat").prompt == (ASKED,)
+    connection = {"text": f"{TALK} Yes."}
+    assert one(demonstrations, tmp_path, connection).prompt == ""
+    assert one(demonstrations, tmp_path, connection, "chat").prompt == (ASKED,)
     assert one(demonstrations, tmp_path, {"text": "Just so."}, "chat").prompt == ""
 
 
 def test_our_own_demonstrations(tmp_path: Path) -> None:
     """A run's folder gives its demonstrations, where it has no such file its chosen replies."""
     write_records(tmp_path / "pairs.jsonl", [record(0), record(0, id="f" * 32), record(1)])
-    intake = RowCounts()
-    found = list(demonstrations(tmp_path, intake=intake))
+    row_counts = RowCounts()
+    found = list(demonstrations(tmp_path, row_counts=row_counts))
     assert [each.completions for each in found] == [("Good 0.",), ("Good 1.",)]
-    assert dict(intake.left_out) == {"repeated": 1}
+    assert dict(row_counts.left_out) == {"repeated": 1}
     said = Message(role="user", content="Hi?"), Message(role="assistant", content="Yes.")
     row = Demonstration(id="0" * 32, prompt=said[:1], response=said[1:], source="revision", prompt_id="p")
     write_records(tmp_path / "sft.jsonl", [row])
@@ -309,17 +309,17 @@ def test_our_own_demonstrations(tmp_path: Path) -> None:
 
 def test_what_is_no_demonstration(tmp_path: Path) -> None:
     rows = [{"messages": TALKED}, {"messages": TALKED[:1]}, {"messages": [assistant("Yes.")]}, {"messages": []}, {}]
-    intake = RowCounts()
-    assert len(list(demonstrations(write_jsonl(tmp_path / "rows.jsonl", rows), intake=intake))) == 1
-    assert intake.left_out.total() == 4 and intake.lines["missing"] == [5]
+    row_counts = RowCounts()
+    assert len(list(demonstrations(write_jsonl(tmp_path / "rows.jsonl", rows), row_counts=row_counts))) == 1
+    assert row_counts.left_out.total() == 4 and row_counts.lines["missing"] == [5]
     bad = [{"prompt": "a", "completion": "b", "label": label} for label in (True, False)]
-    intake = RowCounts()
-    assert len(list(demonstrations(write_jsonl(tmp_path / "rows.jsonl", bad), intake=intake))) == 1
-    assert intake.lines == {"undesirable": [2]}
+    row_counts = RowCounts()
+    assert len(list(demonstrations(write_jsonl(tmp_path / "rows.jsonl", bad), row_counts=row_counts))) == 1
+    assert row_counts.lines == {"undesirable": [2]}
     texts = [{"text": "a"}, {"text": " "}, {"text": "half \ud800"}, {"text": None}]
-    intake = RowCounts()
-    assert len(list(demonstrations(write_jsonl(tmp_path / "rows.jsonl", texts), intake=intake))) == 1
-    assert intake.lines == {"empty-reply": [2], "half-character": [3], "missing": [4]}
+    row_counts = RowCounts()
+    assert len(list(demonstrations(write_jsonl(tmp_path / "rows.jsonl", texts), row_counts=row_counts))) == 1
+    assert row_counts.lines == {"empty-reply": [2], "half-character": [3], "missing": [4]}
 
 
 @pytest.mark.skipif(not HH.exists(), reason="the shared data is not here")
@@ -329,10 +329,10 @@ def test_hh_rlhf_as_raw_text_and_as_turns() -> None:
 
     with gzip.open(HH, "rt") as file:
         rows = [json.loads(line) for line in file]
-    intake = RowCounts()
-    found = list(pairs(HH, intake=intake))
-    assert (intake.rows, intake.left_out["empty-reply"], intake.left_out["several-turns"]) == (2312, 4, 5)
-    assert len(found) == 2312 - intake.left_out.total() > 2290
+    row_counts = RowCounts()
+    found = list(pairs(HH, row_counts=row_counts))
+    assert (row_counts.rows, row_counts.left_out["empty-reply"], row_counts.left_out["several-turns"]) == (2312, 4, 5)
+    assert len(found) == 2312 - row_counts.left_out.total() > 2290
     for each in found:
         assert isinstance(each.prompt, str) and each.prompt.endswith("\n\nAssistant:")
         row = rows[each.line - 1]

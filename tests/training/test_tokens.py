@@ -37,9 +37,9 @@ def spoken(*completions: str, asked: str = "Hi?", system: str | None = None) -> 
 
 
 def one(tokens: Tokens, example: Example) -> tuple[Group, RowCounts]:
-    intake = RowCounts()
-    (group,) = tokens.groups([example], intake)
-    return group, intake
+    row_counts = RowCounts()
+    (group,) = tokens.groups([example], row_counts)
+    return group, row_counts
 
 
 def ids(group: Group) -> tuple[list[int], list[list[int]]]:
@@ -47,12 +47,12 @@ def ids(group: Group) -> tuple[list[int], list[list[int]]]:
 
 
 def test_texts_are_joined_and_ended() -> None:
-    group, intake = one(Tokens(letters()), raw("ad", "ca", "d", values={"probability": 0.7}))
+    group, row_counts = one(Tokens(letters()), raw("ad", "ca", "d", values={"probability": 0.7}))
     assert ids(group) == ([A, D], [[C, A, EOS], [D, EOS]])
     assert (group.id, group.values, group.tokens) == ("x", {"probability": 0.7}, 7)
     assert isinstance(group.prompt, array) and group.prompt.itemsize == 4
-    assert (intake.merged, intake.ended, intake.truncated) == (0, 0, 0)
-    assert (list(intake.prompts), list(intake.completions)) == ([2], [3, 2])
+    assert (row_counts.merged, row_counts.ended, row_counts.truncated) == (0, 0, 0)
+    assert (list(row_counts.prompts), list(row_counts.completions)) == ([2], [3, 2])
 
 
 def test_an_end_that_is_there_is_not_added_again() -> None:
@@ -61,62 +61,66 @@ def test_an_end_that_is_there_is_not_added_again() -> None:
 
 def test_a_token_across_the_seam_belongs_to_the_completions() -> None:
     """`b` and `c` are one token, so that the prompt of both completions ends before the `b`."""
-    group, intake = one(Tokens(letters()), raw("ab", "ca", "d"))
+    group, row_counts = one(Tokens(letters()), raw("ab", "ca", "d"))
     assert ids(group) == ([A], [[BC, A, EOS], [B, D, EOS]])
-    assert intake.merged == 1
+    assert row_counts.merged == 1
 
 
 def test_an_empty_prompt_begins_with_the_beginning() -> None:
     assert ids(one(Tokens(letters()), raw("", "ad"))[0]) == ([BOS], [[A, D, EOS]])
     assert ids(one(Tokens(letters()), raw("b", "c"))[0]) == ([BOS], [[BC, EOS]])
-    intake = RowCounts()
-    assert list(Tokens(letters(bos=False)).groups([raw("", "ad"), raw("b", "c")], intake)) == []
-    assert dict(intake.left_out) == {"no-start": 2}
+    row_counts = RowCounts()
+    assert list(Tokens(letters(bos=False)).groups([raw("", "ad"), raw("b", "c")], row_counts)) == []
+    assert dict(row_counts.left_out) == {"no-start": 2}
     with_bos = bpe(WORDS, adds_bos=True)
     assert ids(one(Tokens(with_bos), raw("", "a"))[0])[0] == [with_bos.bos_token_id]
 
 
 def test_long_prompts_lose_their_beginning_and_completions_nothing() -> None:
     tokens = Tokens(letters(), max_length=5)
-    group, intake = one(tokens, raw("adaca", "d", "ad"))
+    group, row_counts = one(tokens, raw("adaca", "d", "ad"))
     assert ids(group) == ([C, A], [[D, EOS], [A, D, EOS]])
-    assert intake.truncated == 1
+    assert row_counts.truncated == 1
     group, _ = one(tokens, raw("<s>adaca", "d", "ad"))
     assert ids(group) == ([BOS, A], [[D, EOS], [A, D, EOS]])
-    group, intake = one(tokens, raw("ad", "d", "ad"))
-    assert (ids(group)[0], intake.truncated) == ([A, D], 0)
+    group, row_counts = one(tokens, raw("ad", "d", "ad"))
+    assert (ids(group)[0], row_counts.truncated) == ([A, D], 0)
     group, _ = one(tokens, raw("<s>ad", "d", "ada"))
     assert ids(group) == ([BOS], [[D, EOS], [A, D, A, EOS]])
-    intake = RowCounts()
-    assert list(tokens.groups([raw("a", "d", "adad")], intake)) == []
-    assert (dict(intake.left_out), intake.lines, intake.truncated) == ({"too-long": 1}, {"too-long": [1]}, 0)
+    row_counts = RowCounts()
+    assert list(tokens.groups([raw("a", "d", "adad")], row_counts)) == []
+    assert (dict(row_counts.left_out), row_counts.lines, row_counts.truncated) == (
+        {"too-long": 1},
+        {"too-long": [1]},
+        0,
+    )
 
 
 def test_chat_templates_keep_what_follows_the_end() -> None:
     tokenizer = bpe(WORDS, CHATML, eos="<|im_end|>")
-    group, intake = one(Tokens(tokenizer), spoken("Yes.", "No."))
+    group, row_counts = one(Tokens(tokenizer), spoken("Yes.", "No."))
     assert tokenizer.decode(list(group.prompt)) == "<|im_start|>user\nHi?<|im_end|>\n<|im_start|>assistant\n"
     assert [tokenizer.decode(list(each)) for each in group.completions] == ["Yes.<|im_end|>\n", "No.<|im_end|>\n"]
-    assert (intake.ended, intake.merged) == (0, 0)
+    assert (row_counts.ended, row_counts.merged) == (0, 0)
 
 
 def test_an_end_is_added_where_a_template_has_none() -> None:
     tokenizer = bpe(WORDS, ENDLESS)
-    group, intake = one(Tokens(tokenizer), spoken("Yes.", "No."))
+    group, row_counts = one(Tokens(tokenizer), spoken("Yes.", "No."))
     assert [tokenizer.decode(list(each)) for each in group.completions] == ["Yes.\n</s>", "No.\n</s>"]
-    assert intake.ended == 2
+    assert row_counts.ended == 2
 
 
 def test_ends_of_the_generation_config_count() -> None:
     tokenizer = bpe(WORDS, GEMMA)
     turn_end = tokenizer.convert_tokens_to_ids("<end_of_turn>")
-    group, intake = one(Tokens(tokenizer), spoken("Yes."))
+    group, row_counts = one(Tokens(tokenizer), spoken("Yes."))
     assert tokenizer.decode(list(group.completions[0])) == "Yes.<end_of_turn>\n</s>"
-    assert intake.ended == 1
+    assert row_counts.ended == 1
     config = SimpleNamespace(eos_token_id=[tokenizer.eos_token_id, turn_end])
-    group, intake = one(Tokens(tokenizer, ends=end_ids(config)), spoken("Yes."))
+    group, row_counts = one(Tokens(tokenizer, ends=end_ids(config)), spoken("Yes."))
     assert tokenizer.decode(list(group.completions[0])) == "Yes.<end_of_turn>\n"
-    assert intake.ended == 0
+    assert row_counts.ended == 0
     assert end_ids(SimpleNamespace(eos_token_id=None)) == frozenset()
     assert end_ids(SimpleNamespace(eos_token_id=3)) == frozenset({3})
 
@@ -124,19 +128,19 @@ def test_ends_of_the_generation_config_count() -> None:
 def test_a_cue_that_the_conversation_drops_stays_in_the_prompt() -> None:
     """The model is asked with the empty thought, and so it is trained."""
     tokenizer = bpe(WORDS, THINKING, eos="<|im_end|>")
-    group, intake = one(Tokens(tokenizer), spoken("Yes."))
+    group, row_counts = one(Tokens(tokenizer), spoken("Yes."))
     assert tokenizer.decode(list(group.prompt)).endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n")
     assert tokenizer.decode(list(group.completions[0])) == "Yes.<|im_end|>\n"
-    assert (intake.merged, intake.apart) == (0, 1)
+    assert (row_counts.merged, row_counts.apart) == (0, 1)
 
 
 def test_what_a_template_refuses_is_left_out() -> None:
-    intake = RowCounts()
+    row_counts = RowCounts()
     rows = [spoken("Yes."), spoken("Yes.", system="Be kind."), raw("a", "b")]
-    groups = list(Tokens(bpe(WORDS, GEMMA)).groups(rows, intake))
+    groups = list(Tokens(bpe(WORDS, GEMMA)).groups(rows, row_counts))
     assert len(groups) == 2
-    assert dict(intake.left_out) == {"template": 1}
-    assert intake.notes == ["the chat template refuses a conversation: System role not supported"]
+    assert dict(row_counts.left_out) == {"template": 1}
+    assert row_counts.notes == ["the chat template refuses a conversation: System role not supported"]
 
 
 def test_what_a_tokenizer_must_have() -> None:
@@ -161,12 +165,12 @@ PLAIN = st.text(min_size=1, max_size=20).filter(lambda text: "s>" not in text)
 @given(st.text(max_size=20), st.lists(PLAIN, min_size=1, max_size=3, unique=True))
 @settings(max_examples=200, deadline=None)
 def test_prompt_and_completion_are_the_ids_of_the_joint_text(prompt: str, completions: list[str]) -> None:
-    group, intake = one(Tokens(TOKENIZER), raw(prompt, *completions))
+    group, row_counts = one(Tokens(TOKENIZER), raw(prompt, *completions))
     for text, completion in zip(completions, group.completions, strict=True):
         joint = TOKENIZER(prompt + text + ("" if text.endswith("</s>") else "</s>"))["input_ids"]
         head = list(group.prompt) if prompt else list(group.prompt)[1:]
         assert head + list(completion) == joint or group.prompt[0] == TOKENIZER.bos_token_id
-    assert intake.merged <= 1
+    assert row_counts.merged <= 1
 
 
 TOKENIZER = bpe(WORDS)
@@ -245,16 +249,16 @@ def test_ids_are_those_of_trl(
     tiny_model: Path, tmp_path: Path, template: str | None, adds_bos: bool, eos: str, rows: list[dict[str, Any]]
 ) -> None:
     tokenizer = bpe(WORDS, template, adds_bos=adds_bos, eos=eos)
-    intake = RowCounts()
-    examples = list(pairs(write_jsonl(tmp_path / "rows.jsonl", rows), intake=intake))
+    row_counts = RowCounts()
+    examples = list(pairs(write_jsonl(tmp_path / "rows.jsonl", rows), row_counts=row_counts))
     assert len(examples) == len(rows)
-    found = [ids(group) for group in Tokens(tokenizer).groups(examples, intake)]
+    found = [ids(group) for group in Tokens(tokenizer).groups(examples, row_counts)]
     wanted = trl_ids(tokenizer, rows, tiny_model, tmp_path)
     if template == THINKING:  # TRL leaves the cue's thought out of the prompt that it trains on
         thought = tokenizer("<think>\n\n</think>\n\n", add_special_tokens=False)["input_ids"]
         wanted = [([*prompt, *thought], completions) for prompt, completions in wanted]
     assert found == wanted
-    assert intake.ended == 0
+    assert row_counts.ended == 0
 
 
 @pytest.mark.slow

@@ -135,7 +135,7 @@ def test_the_loss_of_dpo_is_that_of_plain_calls(folder: Path, tmp_path: Path) ->
     """Held-out loss and metrics at the end, by hand from the saved model and the one it started from."""
     rows = write_pairs(tmp_path / "held.jsonl", 7, seed=5)
     trained = run(
-        "dpo", folder, output=str(tmp_path / "out"), held_data=str(rows), eval_steps=3, tokens=64,
+        "dpo", folder, output=str(tmp_path / "out"), held_data=str(rows), eval_steps=3, max_tokens_per_pass=64,
         reference_cache=str(tmp_path),
     )  # fmt: skip
     made_from = tmp_path / "copy"
@@ -167,7 +167,7 @@ def test_the_loss_of_dpo_is_that_of_plain_calls(folder: Path, tmp_path: Path) ->
 def test_held_out_rewards_are_those_of_the_saved_model(folder: Path, tmp_path: Path) -> None:
     from transformers import AutoModelForSequenceClassification
 
-    trained = run("reward", folder, output=str(tmp_path / "out"), holdout=0.4, eval_steps=3, tokens=64)
+    trained = run("reward", folder, output=str(tmp_path / "out"), holdout=0.4, eval_steps=3, max_tokens_per_pass=64)
     model = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out")
     held = groups_of_held(folder, 0.4)
     with torch.no_grad():
@@ -198,7 +198,7 @@ def test_held_out_loss_does_not_depend_on_memory(loss: str, folder: Path, tmp_pa
     """KTO has a baseline of all answers together."""
     found = []
     for tokens in (4096, 64):
-        settings = {"loss": loss, "holdout": 0.4, "tokens": tokens, "reference_cache": str(tmp_path)}
+        settings = {"loss": loss, "holdout": 0.4, "max_tokens_per_pass": tokens, "reference_cache": str(tmp_path)}
         found.append(run("dpo", folder, output=str(tmp_path / str(tokens)), **settings).metrics)
     names = [name for name in found[0] if name.startswith("eval_")]
     assert "eval_loss" in names
@@ -246,7 +246,7 @@ def test_the_reference_is_computed_once_for_many_trainings(
     run("dpo", folder, output=str(tmp_path / "a"), reference_cache=cache, heard=heard)
     assert counted.passes == 1 and heard.begun == [("reference", 12), ("train", 3)]
     assert ("reference", 12) in heard.done
-    same = {"beta": 0.5, "loss": "ipo", "learning_rate": 1e-4, "tokens": 100, "seed": 3}
+    same = {"beta": 0.5, "loss": "ipo", "learning_rate": 1e-4, "max_tokens_per_pass": 100, "seed": 3}
     run("dpo", folder, output=str(tmp_path / "b"), reference_cache=cache, **same)
     assert counted.passes == 1, "beta, loss and seed are nothing to the reference"
     run("dpo", folder, output=str(tmp_path / "c"), reference_cache=cache, holdout=0.3)

@@ -132,7 +132,7 @@ def test_three_policies_and_who_meets_whom(tmp_path: Path) -> None:
         ("good", "plain"), ("bad", "plain"), ("good", "bad")
     ]  # fmt: skip
     assert [each.name for each in done.report.ratings] == ["good", "plain", "bad"]
-    few = evaluated(Judge(by_mark), prompts, files, tmp_path / "out", meetings="baseline")
+    few = evaluated(Judge(by_mark), prompts, files, tmp_path / "out", matchups="baseline")
     assert len(few.report.matches) == 2 and [each.name for each in few.report.ratings] == ["good", "plain", "bad"]
 
 

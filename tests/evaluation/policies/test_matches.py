@@ -45,7 +45,7 @@ def test_by_hand() -> None:
 def test_nothing_compared_is_no_rate_of_0() -> None:
     found = match(compared("p", None), compared("q", None, status="missing", lengths=None))
     assert (found.win_rate, found.wins, found.controlled, found.flips) == (None, None, None, None)
-    assert found.controlled_note == "nothing was compared"
+    assert found.length_controlled_note == "nothing was compared"
     assert [part.rate for part in found.principles] == [None, None]
 
 
@@ -94,14 +94,14 @@ def test_where_length_alone_decides_nothing_is_told_of_equal_length() -> None:
     rows = [compared(f"p{at}", 1.0 if at % 2 else 0.0, lengths=(140 if at % 2 else 60, 100)) for at in range(40)]
     found = match(*rows)
     assert (found.controlled, found.length_slope) == (None, None)
-    assert "length alone decides every comparison" in found.controlled_note
+    assert "length alone decides every comparison" in found.length_controlled_note
 
 
 def test_where_one_side_wins_all_the_interval_is_that_of_the_wins() -> None:
     found = match(*(compared(f"p{at}", 1.0, lengths=(80 + at, 100)) for at in range(40)))
     assert found.controlled == found.preference == found.win_rate
     assert found.win_rate and 0.85 < found.win_rate.low < 0.95
-    assert "equal" in found.controlled_note
+    assert "equal" in found.length_controlled_note
 
 
 @pytest.mark.finding(11)
@@ -118,4 +118,4 @@ def test_at_equal_length_probabilities_count_and_not_outcomes() -> None:
 def test_where_length_cannot_be_told_apart() -> None:
     found = match(compared("p", 0.9), compared("q", 0.6), compared("r", 0.7))
     assert found.controlled == found.preference
-    assert found.controlled_note == "" or "as long" in found.controlled_note
+    assert found.length_controlled_note == "" or "as long" in found.length_controlled_note

@@ -124,7 +124,7 @@ def test_gold_pairs_and_a_second_call_that_computes_nothing(folder: Path, plain:
     ]
     assert found.accuracy.value == pytest.approx(sum(margin > 0 for margin in margins) / 12)
     assert 0 < found.accuracy.value < 1
-    assert found.oddities == {"repeated pair": 1, "pair of equal answers (left out)": 1}
+    assert found.input_issues == {"repeated pair": 1, "pair of equal answers (left out)": 1}
     kept = lines(done.path.with_suffix(".pairs.jsonl"))
     assert [row["margin"] for row in kept] == pytest.approx(margins, abs=1e-4)
     assert [row["source"] for row in kept] == [f"{gold.path}:{at + 1}" for at in range(12)]

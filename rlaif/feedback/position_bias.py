@@ -43,7 +43,7 @@ Row = tuple[str, str, float]
 """First sample, second sample, log-odds of the first."""
 
 
-class SlotBias(NamedTuple):
+class PositionBias(NamedTuple):
     """How much a judge adds to the log-odds of whatever stands first."""
 
     estimate: float
@@ -60,7 +60,7 @@ class SlotBias(NamedTuple):
         return self.estimate * max(0.0, 1 - (self.standard_error / self.estimate) ** 2)
 
 
-def slot_bias(prompts: Iterable[Iterable[Judgement | None]], *, min_mass: float) -> SlotBias:
+def position_bias(prompts: Iterable[Iterable[Judgement | None]], *, min_mass: float) -> PositionBias:
     """The bias in the answers of one judge, given prompt by prompt; those without a label say nothing.
 
     One pass, with six sums in memory. The logits are those before any temperature.
@@ -77,13 +77,13 @@ def slot_bias(prompts: Iterable[Iterable[Judgement | None]], *, min_mass: float)
             sums[at] += value
     weight, total, square, cross, totals = sums
     if not groups or weight <= 0:
-        return SlotBias(0.0, None, judgements, groups)
+        return PositionBias(0.0, None, judgements, groups)
     estimate = total / weight
     if groups == 1:
-        return SlotBias(estimate, None, judgements, groups)
+        return PositionBias(estimate, None, judgements, groups)
     spread = max(0.0, totals - 2 * estimate * cross + estimate * estimate * square)
     error = math.sqrt(spread * groups / (groups - 1)) / weight
-    return SlotBias(estimate, error, judgements, groups)
+    return PositionBias(estimate, error, judgements, groups)
 
 
 def _rows(answers: Iterable[Judgement | None], min_mass: float) -> Iterable[Row]:
@@ -109,16 +109,16 @@ def _part(rows: Sequence[Row]) -> tuple[float, float]:
 
 def removes_bias(compare: CompareSettings) -> bool:
     """Whether a slot bias is to be estimated and taken off: in both orders it cancels by itself."""
-    return compare.orders == "random" and compare.slot_bias == "removed"
+    return compare.orders == "random" and compare.position_bias == "removed"
 
 
-def find_slots(run: Run) -> dict[str, SlotBias]:
+def find_slots(run: Run) -> dict[str, PositionBias]:
     """Estimate every judge's bias from its answers on disk to the questions of this run, and let the run's votes be
     corrected by it; nothing where nothing is to be removed, and where grades or rankings decide."""
     found = {}
     if removes_bias(run.settings.compare) and run.settings.compare.method in ("pairwise", "tournament"):
         least = run.settings.pair.min_label_mass
-        found = {name: slot_bias(_answers(run, name), min_mass=least) for name, _ in run.judges}
+        found = {name: position_bias(_answers(run, name), min_mass=least) for name, _ in run.judges}
     run.slots = {name: bias.removed for name, bias in found.items()}
     return found
 
@@ -129,6 +129,6 @@ def _answers(run: Run, judge: str) -> Iterator[list[Judgement | None]]:
         yield [run.judgements.get(question.id) for question in run.compare_questions_of(prompt, met, judge)]
 
 
-def told_slots(found: Mapping[str, SlotBias]) -> JsonValue:
+def bias_summary(found: Mapping[str, PositionBias]) -> JsonValue:
     """What a manifest says of it."""
     return {name: {**bias._asdict(), "removed": bias.removed} for name, bias in found.items()}
