@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from rlaif.evaluation.best_of_n import Measure
     from rlaif.evaluation.judge import EvaluatedJudge
     from rlaif.evaluation.policy import EvaluatedPolicies
-    from rlaif.evaluation.policy_metrics import Meter
+    from rlaif.evaluation.policy_metrics import Metric
     from rlaif.evaluation.reward_model import EvaluatedReward, OnAnswers
     from rlaif.training.examples import Template
 
@@ -111,7 +111,7 @@ def evaluate_policies(
     run: str | Path | None = None,
     constitution: str | Path | Constitution | None = None,
     policy_api_key_env: str | None = None,
-    meters: Mapping[str, Meter] | None = None,
+    metrics: Mapping[str, Metric] | None = None,
     output: str | Path = "runs/policies",
     plots: bool = True,
     quiet: bool = False,
@@ -121,7 +121,7 @@ def evaluate_policies(
 
     A policy is a model, `http://host:port/v1#model`, or a file of answers; `name=...` before it names it. Keywords are
     those of the command: `prompts` (needed), `samples`, `temperature`, `max_tokens`, `tag`, `harmful`, `grades`, `kl`,
-    `compare_principles`, ... `meters` are your own measures of an answer, functions of messages and text, by name.
+    `compare_principles`, ... `metrics` are your own measures of an answer, functions of messages and text, by name.
     A second call asks only what is missing.
 
     Raises UserError for mistakes, ModelError where a model cannot go on.
@@ -155,7 +155,7 @@ def evaluate_policies(
         source = LazyModel(wanted.judge, log=folder / "judge.log", labels=LABELS, say=progress.note)
         return evaluate_policies_now(
             wanted, constitution_of(constitution, run_of(run, judge)), found, source, folder,
-            progress=progress, plots=plots, meters=meters,
+            progress=progress, plots=plots, metrics=metrics,
         )  # fmt: skip
 
 
@@ -169,7 +169,7 @@ def _policy_settings(run: str | Path | None, judge: Judge | None, settings: Mapp
     if base is not None:
         data |= {"compare": plain(base.compare), "pair": plain(base.pair), "max_failed": base.max_failed}
     source = Source(data, call)
-    others = ("policies", "against", "run", "constitution", "policy_api_key_env", "meters", "output", "plots", "quiet")
+    others = ("policies", "against", "run", "constitution", "policy_api_key_env", "metrics", "output", "plots", "quiet")
     for path, value in given(EvaluateSettings, settings, call, others).items():
         source = source.with_value(path, *value)
     return checked(source, EvaluateSettings)

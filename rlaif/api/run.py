@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import datasets
 
     from rlaif.feedback.pipeline import Report
-    from rlaif.workflow.run import Meters, WorkflowResult
+    from rlaif.workflow.run import Metrics, WorkflowResult
 
 
 @dataclass(frozen=True)
@@ -130,11 +130,11 @@ def generate(
 
 @in_python
 def run_workflow(
-    file: str | Path, /, *, meters: Meters | None = None, quiet: bool = False, **settings: Any
+    file: str | Path, /, *, metrics: Metrics | None = None, quiet: bool = False, **settings: Any
 ) -> WorkflowResult:
     """Generate, train, evaluate, report, from one file: `rlaif run`.
 
-    Keywords are those of `generate`; the sections `train` and `evaluate` are set in the file. `meters` are your own
+    Keywords are those of `generate`; the sections `train` and `evaluate` are set in the file. `metrics` are your own
     measures of an answer, functions of messages and text, by name. A second call goes on where the first one stopped,
     and does anew only what a change touches; where Ctrl-C stopped a training, `.stopped` names it.
 
@@ -150,8 +150,8 @@ def run_workflow(
     from rlaif.workflow.plan import load_plan
     from rlaif.workflow.run import run_workflow as take_stages
 
-    flags = _flags(file, settings, "run_workflow()", ("meters", "quiet"))
-    return take_stages(load_plan(Path(file), flags), Screen(quiet), meters=meters)
+    flags = _flags(file, settings, "run_workflow()", ("metrics", "quiet"))
+    return take_stages(load_plan(Path(file), flags), Screen(quiet), metrics=metrics)
 
 
 @in_python

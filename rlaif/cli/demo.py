@@ -61,8 +61,8 @@ def demo(output: str, prompts: int) -> None:
         "policy is trained three times: on the revisions (sft), on the pairs (dpo), and on its own answers with the "
         f"judge's grades as the reward (ppo). This is `rlaif run {file}`.\n"
     )
-    meters = {"faulty (oracle)": _faulty, "malformed": _malformed, "quality (oracle)": _quality}
-    done = run_workflow(plan, _Screen(), meters=meters, command=shlex.join(["rlaif", *sys.argv[1:]]))
+    metrics = {"faulty (oracle)": _faulty, "malformed": _malformed, "quality (oracle)": _quality}
+    done = run_workflow(plan, _Screen(), metrics=metrics, command=shlex.join(["rlaif", *sys.argv[1:]]))
     if done.stopped is not None:
         echo(f"Stopped in `train {done.stopped}`; the same command goes on from there.", err=True)
         raise SystemExit(130)

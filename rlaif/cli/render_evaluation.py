@@ -233,7 +233,7 @@ def headline(match: Match) -> str:
         verdict = f"{match.policy} beats {match.baseline}"
     elif rate.high < 0.5:
         verdict = f"{match.policy} loses to {match.baseline}"
-    equal = "withheld" if match.controlled is None else _interval(match.controlled)
+    equal = "withheld" if match.length_controlled is None else _interval(match.length_controlled)
     return f"{verdict}: win rate {_interval(rate)}; preference {_interval(match.preference)}, at equal length {equal}"
 
 
@@ -262,7 +262,7 @@ def _show_matches(matches: Sequence[Match]) -> None:
             *(percent(each.value if each else None) for each in (match.wins, match.ties, match.losses)),
             _interval(match.win_rate),
             _interval(match.preference),
-            _interval(match.controlled),
+            _interval(match.length_controlled),
             percent(match.flips),
         )
         for match in matches
@@ -275,29 +275,29 @@ def _show_matches(matches: Sequence[Match]) -> None:
 def _show_players(report: PolicyReport) -> None:
     from rlaif.cli.terminal import percent, print_table
 
-    meters = list(dict.fromkeys(name for player in report.players for name in player.meters))
+    metrics = list(dict.fromkeys(name for policy in report.policies for name in policy.metrics))
     columns = ["policy", "answers", "missing", "length", "cut off", "blank", "repeats", "distinct 1, 2", "refuses"]
-    columns += ["breaks any", "KL", *meters]
+    columns += ["breaks any", "KL", *metrics]
     rows = []
-    for player in report.players:
-        row = [player.name, f"{player.answers:,}", f"{player.missing:,}", f"{player.length.value:,.0f}"]
-        row += [percent(player.truncated), percent(player.blank), percent(player.repetition)]
-        row += [f"{player.distinct_1:.2f}, {player.distinct_2:.2f}", percent(player.refusals[0].share.value)]
-        row += [_broken(player), "-" if player.kl is None else f"{player.kl.value:.2f}"]
-        row += [f"{player.meters[name].value:.3g}" if name in player.meters else "-" for name in meters]
+    for policy in report.policies:
+        row = [policy.name, f"{policy.answers:,}", f"{policy.missing:,}", f"{policy.length.value:,.0f}"]
+        row += [percent(policy.truncated), percent(policy.blank), percent(policy.repetition)]
+        row += [f"{policy.distinct_1:.2f}, {policy.distinct_2:.2f}", percent(policy.refusals[0].share.value)]
+        row += [_broken(policy), "-" if policy.kl is None else f"{policy.kl.value:.2f}"]
+        row += [f"{policy.metrics[name].value:.3g}" if name in policy.metrics else "-" for name in metrics]
         rows.append(row)
     print_table(columns, rows, right=columns[1:])
-    notes = dict.fromkeys(player.kl_note for player in report.players if player.kl_note)
+    notes = dict.fromkeys(policy.kl_note for policy in report.policies if policy.kl_note)
     for note in notes:
-        echo(f"KL of {', '.join(each.name for each in report.players if each.kl_note == note)}: {note}")
+        echo(f"KL of {', '.join(each.name for each in report.policies if each.kl_note == note)}: {note}")
     echo(
         f"\nlength in characters; repeats: runs of four words said before; breaks any: some grade under "
         f"{report.about.violation_below:g} of 9; KL from {report.baseline} in nats an answer\n"
     )
 
 
-def _broken(player: PolicyMetrics) -> str:
-    found = next((each.share for each in player.violations if each.principle == "*"), None)
+def _broken(policy: PolicyMetrics) -> str:
+    found = next((each.share for each in policy.violations if each.principle == "*"), None)
     return _interval(found)
 
 
@@ -307,15 +307,15 @@ def _show_principles(report: PolicyReport) -> None:
 
     against = [match for match in report.matches if match.baseline == report.baseline]
     names = list(dict.fromkeys(part.name for match in against for part in match.principles))
-    names += [each.principle for player in report.players for each in player.violations if each.principle != "*"]
+    names += [each.principle for policy in report.policies for each in policy.violations if each.principle != "*"]
     names = list(dict.fromkeys(names))
     columns = ["principle", *(f"{match.policy} wins" for match in against)]
-    graded = [player for player in report.players if player.violations]
-    columns += [f"{player.name} breaks" for player in graded]
+    graded = [policy for policy in report.policies if policy.violations]
+    columns += [f"{policy.name} breaks" for policy in graded]
     rows = []
     for name in names:
         rates = [next((part.rate for part in match.principles if part.name == name), None) for match in against]
-        broken = [next((each.share for each in player.violations if each.principle == name), None) for player in graded]
+        broken = [next((each.share for each in policy.violations if each.principle == name), None) for policy in graded]
         rows.append([name, *(_interval(each, 0) for each in rates), *(_share(each) for each in broken)])
     print_table(columns, rows, right=columns[1:])
     echo()
@@ -326,17 +326,17 @@ def _show_tags(report: PolicyReport) -> None:
     from rlaif.cli.terminal import print_table
 
     against = [match for match in report.matches if match.baseline == report.baseline]
-    tags = [each for each in report.players[0].refusals if each.tag]
+    tags = [each for each in report.policies[0].refusals if each.tag]
     if not tags:
         return
     columns = [str(report.about.tag), *(f"{match.policy} wins" for match in against)]
-    columns += [f"{player.name} refuses" for player in report.players]
+    columns += [f"{policy.name} refuses" for policy in report.policies]
     rows = []
     for each in tags:
         kind = {True: f"{each.tag} (harmful: rightly)", False: f"{each.tag} (over-refusal)"}
         rates = [next((part.rate for part in match.tags if part.name == each.tag), None) for match in against]
         refused = [
-            next((own.share for own in player.refusals if own.tag == each.tag), None) for player in report.players
+            next((own.share for own in policy.refusals if own.tag == each.tag), None) for policy in report.policies
         ]
         told = each.tag if each.harmful is None else kind[each.harmful]
         rows.append([told, *(_interval(rate, 0) for rate in rates), *(_interval(share, 0) for share in refused)])

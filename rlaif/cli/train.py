@@ -48,7 +48,8 @@ _HELP = {
 }
 _SHOWN = (
     "loss", "accuracy", "rewards/good", "rewards/bad", "kl", "eval_loss", "eval_accuracy", "eval_margin",
-    "eval_rewards/good", "eval_rewards/bad", "eval_kl", "reward", "length", "held_out/win_rate", "held_out/controlled",
+    "eval_rewards/good", "eval_rewards/bad", "eval_kl", "reward", "length", "held_out/win_rate",
+    "held_out/length_controlled",
 )  # fmt: skip
 _EPILOG = """SETTINGS.yaml has the same keys as the flags. A flag beats the environment (RLAIF_TRAIN_BETA for --beta),
 which beats the file; `--set lora.rank=16` is another way to write a flag. Several processes:

@@ -111,9 +111,9 @@ def show_loop(done: WorkflowResult) -> None:
 
 def show_policies(report: PolicyReport) -> None:
     """The policies beside each other, a column each, the one that they started from first."""
-    players = sorted(report.players, key=lambda each: each.name != report.baseline)
+    policies = sorted(report.policies, key=lambda each: each.name != report.baseline)
     print_table(
-        ["", *(player.name for player in players)], _rows(report, players), right=[each.name for each in players]
+        ["", *(policy.name for policy in policies)], _rows(report, policies), right=[each.name for each in policies]
     )
     about = report.about
     echo(
@@ -141,35 +141,35 @@ def show_reward(name: str, report: RewardReport) -> None:
         echo(f"note: {warning}")
 
 
-def _rows(report: PolicyReport, players: Sequence[PolicyMetrics]) -> Iterator[list[str]]:
+def _rows(report: PolicyReport, policies: Sequence[PolicyMetrics]) -> Iterator[list[str]]:
     """A line a measure, as far as any policy has it."""
     against = {match.policy: match for match in report.matches if match.baseline == report.baseline}
-    met = [against.get(player.name) for player in players]
+    met = [against.get(policy.name) for policy in policies]
     yield ["better", *(_cell(match.wins if match else None) for match in met)]
     yield ["worse", *(_cell(match.losses if match else None) for match in met)]
     yield ["win rate", *(_cell(match.win_rate if match else None) for match in met)]
     yield ["preference", *(_cell(match.preference if match else None) for match in met)]
     yield ["  at equal length", *(_controlled(match) for match in met)]
-    for name in dict.fromkeys(name for player in players for name in player.meters):
-        own = [player.meters.get(name) for player in players]
+    for name in dict.fromkeys(name for policy in policies for name in policy.metrics):
+        own = [policy.metrics.get(name) for policy in policies]
         if all(found is None or 0 <= found.low <= found.high <= 1 for found in own):
             yield [name, *map(_cell, own)]
         else:
             yield [name, *map(_number, own)]
-            yield ["  win rate by it", *(_cell(match.meters.get(name) if match else None) for match in met)]
-    if any(player.violations for player in players):
-        yield ["faulty (judge)", *(_cell(_broken(player)) for player in players)]
-    if any(player.kl for player in players):
-        yield ["KL, nats", *("" if each.kl is None else f"{each.kl.value:.1f}" for each in players)]
-    yield ["length", *(f"{player.length.value:.0f}" for player in players)]
+            yield ["  win rate by it", *(_cell(match.metrics.get(name) if match else None) for match in met)]
+    if any(policy.violations for policy in policies):
+        yield ["faulty (judge)", *(_cell(_broken(policy)) for policy in policies)]
+    if any(policy.kl for policy in policies):
+        yield ["KL, nats", *("" if each.kl is None else f"{each.kl.value:.1f}" for each in policies)]
+    yield ["length", *(f"{policy.length.value:.0f}" for policy in policies)]
 
 
-def _broken(player: PolicyMetrics) -> Estimate | None:
-    return next((each.share for each in player.violations if each.principle == "*"), None)
+def _broken(policy: PolicyMetrics) -> Estimate | None:
+    return next((each.share for each in policy.violations if each.principle == "*"), None)
 
 
 def _controlled(match: Match | None) -> str:
-    return "" if match is None else "withheld" if match.controlled is None else _cell(match.controlled)
+    return "" if match is None else "withheld" if match.length_controlled is None else _cell(match.length_controlled)
 
 
 def _cell(found: Estimate | None) -> str:

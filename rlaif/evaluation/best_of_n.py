@@ -150,7 +150,7 @@ def _paired(one: Sequence[float], other: Sequence[float]) -> Estimate:
 Measure = Callable[[Messages, str], float]
 """A number for an answer in a conversation, the higher the better; NaN where there is none."""
 
-Meter = Callable[[Prompt, Sample], float | None]
+Metric = Callable[[Prompt, Sample], float | None]
 """The measure of one answer; None where there is none."""
 
 
@@ -166,7 +166,7 @@ class Own:
         """What its values depend on, as far as that can be told."""
         return self.name
 
-    def meter(self) -> Meter:
+    def metric(self) -> Metric:
         """The measure of an answer; None where it is no finite number."""
 
         def of(prompt: Prompt, sample: Sample) -> float | None:
@@ -226,7 +226,7 @@ class Grading:
         questions = (question for each in answers for sample in each.samples for question in self._asked(each, sample))
         return await ask(questions, self.judge, scores, score_record, failures, max_failed=self.max_failed, **options)
 
-    def meter(self, scores: Table[Score]) -> Meter:
+    def metric(self, scores: Table[Score]) -> Metric:
         """The mean grade on disk; None where one is missing or cannot be read: it is never 0."""
 
         def of(prompt: Prompt, sample: Sample) -> float | None:

@@ -82,7 +82,7 @@ def _vocabulary(model: str) -> dict[str, int]:
 
 
 async def measure(
-    players: Sequence[SampledPolicy],
+    policies: Sequence[SampledPolicy],
     baseline: SampledPolicy,
     settings: EvaluateSettings,
     table: Table[Likelihood],
@@ -99,14 +99,14 @@ async def measure(
         tally.seconds = time.perf_counter() - started
         tally.report_to(progress)
 
-    theirs = [answer for player in players for answer in player.answers]
-    for model, answers in ((baseline, theirs), *((player, player.answers) for player in players)):
+    theirs = [answer for policy in policies for answer in policy.answers]
+    for model, answers in ((baseline, theirs), *((policy, policy.answers) for policy in policies)):
         missing = [each for each in answers if _key(model, each[1], settings) not in table]
         tally.planned += len(answers)
         tally.known += len(answers) - len(missing)
         if missing:
             await _in_thread(model, missing, settings, table, told)
-    found = {player.contestant.name: _distance(player, baseline, settings, table) for player in players}
+    found = {policy.contestant.name: _distance(policy, baseline, settings, table) for policy in policies}
     return found, tally
 
 
@@ -125,9 +125,9 @@ async def _in_thread(
         raise
 
 
-def most(players: Sequence[SampledPolicy]) -> int:
+def most(policies: Sequence[SampledPolicy]) -> int:
     """Log-probabilities to work out: each answer by its own policy and by the baseline."""
-    return 2 * sum(len(player.answers) for player in players)
+    return 2 * sum(len(policy.answers) for policy in policies)
 
 
 def _key(model: SampledPolicy, sample: Sample, settings: EvaluateSettings) -> str:
@@ -135,15 +135,15 @@ def _key(model: SampledPolicy, sample: Sample, settings: EvaluateSettings) -> st
 
 
 def _distance(
-    player: SampledPolicy, baseline: SampledPolicy, settings: EvaluateSettings, table: Table[Likelihood]
+    policy: SampledPolicy, baseline: SampledPolicy, settings: EvaluateSettings, table: Table[Likelihood]
 ) -> Distance:
     gaps, prompts = [], []
-    for prompt, sample in player.answers:
-        own, other = (table.get(_key(model, sample, settings)) for model in (player, baseline))
+    for prompt, sample in policy.answers:
+        own, other = (table.get(_key(model, sample, settings)) for model in (policy, baseline))
         if own is not None and other is not None:
             gaps.append(own.logprob - other.logprob)
             prompts.append(prompt.id)
-    left_out = len(player.answers) - len(gaps)
+    left_out = len(policy.answers) - len(gaps)
     if not gaps:
         return Distance(None, "a chat template cannot write its prompts" if left_out else "it has no answers")
     warm = settings.temperature
@@ -185,13 +185,13 @@ def _compute(
         members.append(samples)
     if not groups:
         return
-    way = select_forward_path(network, groups, "logps", temperature=settings.temperature)
-    for part in split(groups, _TOKENS, way.layout):
+    forward_path = select_forward_path(network, groups, "logps", temperature=settings.temperature)
+    for part in split(groups, _TOKENS, forward_path.layout):
         if halted.is_set():
             raise ModelError("stopped")
-        batch = lay_out([groups[at] for at in part], way.layout).to(place)
+        batch = lay_out([groups[at] for at in part], forward_path.layout).to(place)
         with torch.inference_mode():
-            sums = batch.summed(compute(network, batch, way, "logps").double()).tolist()
+            sums = batch.summed(compute(network, batch, forward_path, "logps").double()).tolist()
         samples = [each for at in part for each in members[at]]
         sizes = batch.lengths.tolist()
         table.append(

@@ -19,7 +19,7 @@ from rlaif.data.prompts import InputIssues
 from rlaif.errors import ModelError
 from rlaif.evaluation import kl
 from rlaif.evaluation.kl import Distance, SampledPolicy
-from rlaif.evaluation.policy_metrics import Compared, Meter, Plan
+from rlaif.evaluation.policy_metrics import Compared, Metric, Plan
 from rlaif.evaluation.policy_report import Costs, Facts, Tables, derive, opened, report_stem, seconds_of, timed
 from rlaif.evaluation.policy_responses import (
     Gathered,
@@ -64,12 +64,12 @@ async def evaluate_policies(
     *,
     progress: Progress,
     plots: bool = True,
-    meters: Mapping[str, Meter] | None = None,
+    metrics: Mapping[str, Metric] | None = None,
     warn_same: Sequence[str] = (),
 ) -> EvaluatedPolicies:
     """Put policies beside each other, and write what was found into `folder`; the last contestant is the baseline.
 
-    `meters` are the caller's own measures of an answer, by name. `warn_same` are the names of contestants that were
+    `metrics` are the caller's own measures of an answer, by name. `warn_same` are the names of contestants that were
     trained on this judge's labels, where their folders do not tell it. `judge` is opened when it is first asked, and
     left to the caller to close; policies are opened one at a time, and closed here.
 
@@ -99,7 +99,7 @@ async def evaluate_policies(
         rows = list(plan.compared(costs.judgement))
         _require_labels(rows, tables.failures.path)
         progress.note("working out the statistics, with their intervals")
-        report = derive(facts, plan, rows, costs, meters or {}, seconds_of(folder).get(stem, 0.0))
+        report = derive(facts, plan, rows, costs, metrics or {}, seconds_of(folder).get(stem, 0.0))
         path = folder / f"{stem}.json"
         write_records(path.with_suffix(".comparisons.jsonl"), rows)
         if plots:
@@ -120,7 +120,7 @@ def evaluate_policies_now(
     *,
     progress: Progress,
     plots: bool = True,
-    meters: Mapping[str, Meter] | None = None,
+    metrics: Mapping[str, Metric] | None = None,
     warn_same: Sequence[str] = (),
 ) -> EvaluatedPolicies:
     """`evaluate_policies` for callers without an event loop; it also closes the judge at the end."""
@@ -130,7 +130,7 @@ def evaluate_policies_now(
         try:
             return await evaluate_policies(
                 settings, constitution, contestants, judge, folder,
-                progress=progress, plots=plots, meters=meters, warn_same=warn_same,
+                progress=progress, plots=plots, metrics=metrics, warn_same=warn_same,
             )  # fmt: skip
         finally:
             await judge.close()

@@ -222,7 +222,7 @@ def _alike(bout: _Bout) -> bool:
     return bool(bout.left and bout.right and bout.left.text.strip() == bout.right.text.strip())
 
 
-Meter = Callable[[Messages, str], float]
+Metric = Callable[[Messages, str], float]
 """A measure of an answer to a conversation: the caller's own; NaN where there is none."""
 Value = Callable[[Messages, str], float | None]
 """The same, asked once of each answer; None where it is no finite number."""
@@ -254,18 +254,18 @@ class Bounds(NamedTuple):
     min_label_mass: float
 
 
-def value_of(meter: Meter) -> Value:
+def value_of(metric: Metric) -> Value:
     """The measure as the figures take it."""
 
     @functools.cache
     def value(messages: Messages, text: str) -> float | None:
-        found = float(meter(messages, text))
+        found = float(metric(messages, text))
         return found if math.isfinite(found) else None
 
     return value
 
 
-def player_of(
+def metrics_of(
     name: str,
     model: str,
     answers: Sequence[PolicyResponse],
@@ -302,7 +302,7 @@ def player_of(
         refusals=_refusals(answers, kinds),
         violations=_violations(answers, criteria, bounds),
         kl=None,
-        meters=dict(_meters(answers, values)),
+        metrics=dict(_meters(answers, values)),
     )
 
 
@@ -416,7 +416,7 @@ def match_of(
         losses=share_of([float(each == 0) for each in ends], prompts),
         win_rate=share_of(ends, prompts),
         preference=share_of(known.said, prompts),
-        controlled=controlled.preference,
+        length_controlled=controlled.preference,
         length_controlled_note=controlled.note,
         length_slope=controlled.slope,
         length_ratio=_ratio(rows),
@@ -433,11 +433,11 @@ def _controlled(known: _Labelled) -> _AtEqualLength:
     gaps = [float(row.lengths[0] - row.lengths[1]) if row.lengths else 0.0 for row in known.rows]
     found = length_controlled(known.said, gaps, known.prompts)
     plain = share(known.said, known.prompts)
-    if found.controlled is None or found.error is None:
+    if found.length_controlled is None or found.error is None:
         return _AtEqualLength(None, found.note, None)
     if found.slope is None:  # length makes no difference
         return _AtEqualLength(plain, found.note, None)
-    controlled = fitted(found.controlled, found.error, len(set(known.prompts)), plain)
+    controlled = fitted(found.length_controlled, found.error, len(set(known.prompts)), plain)
     return _AtEqualLength(controlled, found.note, found.slope)
 
 

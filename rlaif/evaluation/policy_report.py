@@ -28,13 +28,13 @@ from rlaif.evaluation.policy_metrics import (
     Bounds,
     Compared,
     Kinds,
-    Meter,
+    Metric,
     Plan,
     PolicyResponse,
     Value,
     match_of,
+    metrics_of,
     outcome,
-    player_of,
     shared_places,
     value_of,
 )
@@ -123,7 +123,7 @@ class Known(NamedTuple):
     judge: str
     """Name of its model."""
     constitution_hash: str
-    players: Sequence[PolicyMetrics]
+    policies: Sequence[PolicyMetrics]
     lineages: dict[str, Lineage]
     """By player; those of which nothing is known are empty."""
     matches: Sequence[Match]
@@ -145,20 +145,20 @@ def policy_warnings(known: Known) -> tuple[str, ...]:
 
 
 def _raw(known: Known) -> Iterator[str]:
-    for player in known.players:
-        if known.lineages.get(player.name, Lineage()).raw:
+    for policy in known.policies:
+        if known.lineages.get(policy.name, Lineage()).raw:
             yield (
-                f"`{player.name}` was trained on texts without its chat template, and is asked in that: train it with "
+                f"`{policy.name}` was trained on texts without its chat template, and is asked in that: train it with "
                 "`template: chat`"
             )
 
 
 def _labeller(known: Known) -> Iterator[str]:
     pleasers = [
-        f"`{player.name}`"
-        for player in known.players
-        if player.name in known.warn_same
-        or any(same_model(each, known.judge) for each in known.lineages.get(player.name, Lineage()).judges)
+        f"`{policy.name}`"
+        for policy in known.policies
+        if policy.name in known.warn_same
+        or any(same_model(each, known.judge) for each in known.lineages.get(policy.name, Lineage()).judges)
     ]
     if pleasers:
         yield (
@@ -168,12 +168,12 @@ def _labeller(known: Known) -> Iterator[str]:
 
 
 def _kin(known: Known) -> Iterator[str]:
-    for player in known.players:
-        bases = known.lineages.get(player.name, Lineage()).bases
-        kin = next((name for name in (player.model, *bases) if related(known.judge, name)), None)
+    for policy in known.policies:
+        bases = known.lineages.get(policy.name, Lineage()).bases
+        kin = next((name for name in (policy.model, *bases) if related(known.judge, name)), None)
         told = same_family(kin, [known.judge])
         if told is not None:
-            yield f"`{player.name}`: {told}"
+            yield f"`{policy.name}`: {told}"
 
 
 def _unknown_judge(known: Known) -> Iterator[str]:
@@ -210,29 +210,29 @@ def _lengths(known: Known) -> Iterator[str]:
 
 
 def _cut(known: Known) -> Iterator[str]:
-    for player in known.players:
-        if player.truncated is not None and player.truncated > MOST_SILENT:
-            yield f"{player.truncated:.0%} of the answers of `{player.name}` are cut off: raise `max_tokens`"
+    for policy in known.policies:
+        if policy.truncated is not None and policy.truncated > MOST_SILENT:
+            yield f"{policy.truncated:.0%} of the answers of `{policy.name}` are cut off: raise `max_tokens`"
 
 
 def _missing(known: Known) -> Iterator[str]:
-    for player in known.players:
-        wanted = player.answers + player.missing
-        if player.missing > MOST_SILENT * wanted:
-            yield f"{player.missing:,} of {wanted:,} answers of `{player.name}` are missing"
+    for policy in known.policies:
+        wanted = policy.answers + policy.missing
+        if policy.missing > MOST_SILENT * wanted:
+            yield f"{policy.missing:,} of {wanted:,} answers of `{policy.name}` are missing"
 
 
 def _seen(known: Known) -> Iterator[str]:
-    for player in known.players:
-        seen = len(known.trained.get(player.name, frozenset()) & set(known.prompts))
+    for policy in known.policies:
+        seen = len(known.trained.get(policy.name, frozenset()) & set(known.prompts))
         if seen:
-            yield f"{seen:,} of the {len(known.prompts):,} prompts are in the data that `{player.name}` was trained on"
+            yield f"{seen:,} of the {len(known.prompts):,} prompts are in the data that `{policy.name}` was trained on"
 
 
 def _twins(known: Known) -> Iterator[str]:
     names: dict[str, list[str]] = {}
-    for player in known.players:
-        names.setdefault(player.model, []).append(player.name)
+    for policy in known.policies:
+        names.setdefault(policy.model, []).append(policy.name)
     for model, same in names.items():
         if len(same) > 1:
             told = " and ".join(f"`{name}`" for name in same)
@@ -257,37 +257,37 @@ class Facts(NamedTuple):
 
 
 def report_stem(
-    settings: EvaluateSettings, constitution: Constitution, judge: str, players: Sequence[tuple[str, str]]
+    settings: EvaluateSettings, constitution: Constitution, judge: str, policies: Sequence[tuple[str, str]]
 ) -> str:
-    """What the files of one evaluation are called. `players` are names and identities, the baseline last."""
-    *others, last = [name for name, _ in players]
+    """What the files of one evaluation are called. `policies` are names and identities, the baseline last."""
+    *others, last = [name for name, _ in policies]
     about = settings.model_dump(mode="json", include=set(EvaluateSettings.model_fields) - _UNTOLD)
     path = settings.prompts.path
     prompts: list[JsonValue] = [sha256_known(path) or path, settings.prompts.column, settings.prompts.limit]
-    everyone: list[JsonValue] = [[name, model] for name, model in players]
+    everyone: list[JsonValue] = [[name, model] for name, model in policies]
     warmth = settings.asked.temperature
     return report_name([*others, "against", last], about, prompts, warmth, constitution.hash, judge, everyone)
 
 
 def derive(
-    facts: Facts, plan: Plan, rows: Sequence[Compared], costs: Costs, meters: Mapping[str, Meter], seconds: float
+    facts: Facts, plan: Plan, rows: Sequence[Compared], costs: Costs, metrics: Mapping[str, Metric], seconds: float
 ) -> PolicyReport:
     """The report; `rows` are all comparisons of the plan, read through `costs`. Nothing is asked."""
     settings = facts.settings
     criteria = criteria_of(facts.constitution, "each")
-    values = {name: value_of(meter) for name, meter in meters.items()}
-    players = tuple(_players(facts, criteria, costs, values))
+    values = {name: value_of(metric) for name, metric in metrics.items()}
+    policies = tuple(_players(facts, criteria, costs, values))
     names = [criterion.id for criterion in plan.criteria]
     met = _Met(facts, values)
     matches = tuple(_match(pair, rows, settings, names, met) for pair in plan.pairs)
     return PolicyReport(
         made_by=f"rlaif {__version__}",
         about=_about(facts),
-        warnings=_warnings(facts, players, matches),
-        baseline=players[-1].name,
-        players=players,
+        warnings=_warnings(facts, policies, matches),
+        baseline=policies[-1].name,
+        policies=policies,
         matches=matches,
-        ratings=_ratings([player.name for player in players], rows, settings.pair.margin),
+        ratings=_ratings([policy.name for policy in policies], rows, settings.pair.margin),
         cost=costs.total(facts.gathered, seconds),
     )
 
@@ -301,7 +301,7 @@ def _match(
 ) -> Match:
     own = [row for row in rows if (row.policy, row.baseline) == pair]
     found = match_of(*pair, own, margin=settings.pair.margin, principles=names)
-    return found.model_copy(update={"meters": met.compared(own)})
+    return found.model_copy(update={"metrics": met.compared(own)})
 
 
 class _Met:
@@ -353,12 +353,12 @@ def _players(
     )
     for each in facts.gathered:
         answers = list(_answers(each, facts, criteria, costs))
-        player = player_of(
+        policy = metrics_of(
             each.name, each.identity, answers, each.missing, shared,
             criteria=criteria, kinds=kinds, bounds=bounds, values=values,
         )  # fmt: skip
         far = facts.distances.get(each.name, Distance(None))
-        yield player.model_copy(update={"kl": far.kl, "kl_note": far.note})
+        yield policy.model_copy(update={"kl": far.kl, "kl_note": far.note})
 
 
 def _answers(own: Gathered, facts: Facts, criteria: Sequence[Criterion], costs: Costs) -> Iterator[PolicyResponse]:
@@ -447,7 +447,7 @@ def _about(facts: Facts) -> PolicyAbout:
     )
 
 
-def _warnings(facts: Facts, players: Sequence[PolicyMetrics], matches: Sequence[Match]) -> tuple[str, ...]:
+def _warnings(facts: Facts, policies: Sequence[PolicyMetrics], matches: Sequence[Match]) -> tuple[str, ...]:
     lineages = {
         each.name: lineage_of(each.contestant.thing) if each.contestant.folder is not None else Lineage()
         for each in facts.gathered
@@ -456,7 +456,7 @@ def _warnings(facts: Facts, players: Sequence[PolicyMetrics], matches: Sequence[
         Known(
             judge=facts.judge.name,
             constitution_hash=facts.constitution.hash,
-            players=players,
+            policies=policies,
             lineages=lineages,
             matches=matches,
             prompts=[prompt.id for prompt in facts.prompts],

@@ -304,7 +304,8 @@ class JudgeReport(Record):
     """The report, as it is written."""
 
     made_by: str
-    format: Literal[1] = 1
+    format: Literal[2] = 2
+    kind: Literal["judge"] = "judge"
     about: About
     verdict: Verdict
     measures: Measures
@@ -399,7 +400,8 @@ class RewardReport(Record):
     """The report, as it is written."""
 
     made_by: str
-    format: Literal[1] = 1
+    format: Literal[2] = 2
+    kind: Literal["reward_model"] = "reward_model"
     model: str
     """Identity of the reward model."""
     folder: str
@@ -462,7 +464,7 @@ class PolicyMetrics(Record):
     """Nats an answer from the baseline, over this policy's own answers; None where it cannot be told."""
     kl_note: str = ""
     """Why it cannot, or what to know of it."""
-    meters: dict[str, Estimate] = Field(default_factory=dict)
+    metrics: dict[str, Estimate] = Field(default_factory=dict)
     """What the caller's own measures say of its answers, by name."""
 
 
@@ -494,7 +496,7 @@ class Match(Record):
     preference: Estimate | None = None
     """Mean probability that the policy's answer is better. Principles that see no difference draw each probability to
     one half, so with many of them it lies nearer to one half than the win rate, and says as much."""
-    controlled: Estimate | None
+    length_controlled: Estimate | None
     """`preference` where both answers are equally long (`rlaif.evaluation.win_rate`); None where it cannot be told."""
     length_controlled_note: str
     """Why it could not be told, or what to know before it is believed; empty where there is nothing."""
@@ -507,7 +509,7 @@ class Match(Record):
     """Share of the judged pairs whose two orders disagree."""
     principles: tuple[Part, ...]
     tags: tuple[Part, ...]
-    meters: dict[str, Estimate] = Field(default_factory=dict)
+    metrics: dict[str, Estimate] = Field(default_factory=dict)
     """How often the policy's answer has the higher value by each of the caller's own measures, ties counting half."""
 
 
@@ -565,13 +567,14 @@ class PolicyReport(Record):
     """The report, as it is written."""
 
     made_by: str
-    format: Literal[1] = 1
+    format: Literal[2] = 2
+    kind: Literal["policies"] = "policies"
     about: PolicyAbout
     warnings: tuple[str, ...]
     """What speaks against believing the figures, most important first."""
     baseline: str
     """Name of the player that the others are measured against."""
-    players: tuple[PolicyMetrics, ...]
+    policies: tuple[PolicyMetrics, ...]
     """In the order given, the baseline last."""
     matches: tuple[Match, ...]
     """Those against the baseline first, in the players' order."""

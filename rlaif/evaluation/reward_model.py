@@ -31,7 +31,7 @@ from rlaif import __version__
 from rlaif.config.schemas import PairSettings
 from rlaif.data.prompts import InputIssues, prompt_id
 from rlaif.errors import ModelError
-from rlaif.evaluation.best_of_n import Grading, Meter, Own, Rated, best_of_n_warnings, curve_of
+from rlaif.evaluation.best_of_n import Grading, Metric, Own, Rated, best_of_n_warnings, curve_of
 from rlaif.evaluation.gold import GoldPair, JudgedPair, read_gold
 from rlaif.evaluation.judge import EvaluatedJudge, Evaluation, evaluate_judge
 from rlaif.evaluation.judge_metrics import measure
@@ -338,8 +338,8 @@ async def _best_of(wanted: OnAnswers, given: Pool | None, opened: _Open) -> Best
     ]
     await opened.score(replies, "rewards")
     opened.model.close()
-    meter = await _meter(wanted.other, pool, opened)
-    rated = list(_rated(pool, opened.reward_of, meter))
+    metric = await _meter(wanted.other, pool, opened)
+    rated = list(_rated(pool, opened.reward_of, metric))
     if not rated:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in pool.left_out.items())
         raise ModelError(f"no prompt is left for best-of-n: {reasons}")
@@ -375,25 +375,25 @@ async def _drawn(wanted: OnAnswers, opened: _Open) -> Pool:
     return drawn_pool(wanted.answers, prompts, opened.samples)
 
 
-async def _meter(other: Grading | Own, pool: Pool, opened: _Open) -> Meter:
+async def _meter(other: Grading | Own, pool: Pool, opened: _Open) -> Metric:
     if isinstance(other, Own):
-        return other.meter()
+        return other.metric()
     opened.progress.begin("grades", other.most(pool.answers))
     tally = await other.ask(pool.answers, opened.scores, opened.failures, stage="grades", progress=opened.progress)
     opened.progress.end(tally.stage, tally.summary)
     opened.tallies.append(tally)
     await other.judge.close()
-    return other.meter(opened.scores)
+    return other.metric(opened.scores)
 
 
-def _rated(pool: Pool, reward_of: Callable[[Reply], Reward | None], meter: Meter) -> Iterator[Rated]:
+def _rated(pool: Pool, reward_of: Callable[[Reply], Reward | None], metric: Metric) -> Iterator[Rated]:
     """The prompts whose answers all have both numbers; the others are counted by what is missing first."""
     for each in pool.answers:
         rewards = [_reward(each, sample, reward_of) for sample in each.samples]
         if any(reward is None for reward in rewards):
             pool.left_out["an answer has no reward"] += 1
             continue
-        golds = [meter(each.prompt, sample) for sample in each.samples]
+        golds = [metric(each.prompt, sample) for sample in each.samples]
         if any(gold is None for gold in golds):
             pool.left_out["an answer has no grade"] += 1
             continue

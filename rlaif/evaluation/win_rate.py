@@ -69,17 +69,17 @@ class LengthControlled(NamedTuple):
     raw_interval: tuple[float, float]
     raw_error: float
     """Standard error of `raw`."""
-    controlled: float | None
+    length_controlled: float | None
     """The same where both answers are equally long; None where the comparisons cannot tell, and `note` says why."""
     interval: tuple[float, float] | None
-    """Of `controlled`."""
+    """Of `length_controlled`."""
     error: float | None
-    """Standard error of `controlled`."""
+    """Standard error of `length_controlled`."""
     note: str
-    """Why there is no `controlled`, or what to know of it; empty where there is nothing."""
+    """Why there is no `length_controlled`, or what to know of it; empty where there is nothing."""
     slope: float | None
     """phi: what length adds to the log-odds, at most; above 0 the judge likes the longer answer. None where nothing was
-    fitted: without a `controlled`, or where it is `raw`, as lengths or preferences do not differ."""
+    fitted: without a `length_controlled`, or where it is `raw`, as lengths or preferences do not differ."""
     wins: int
     """Preferences above one half by the margin."""
     ties: int
@@ -116,7 +116,7 @@ def length_controlled(
         raw=float(said.mean()),
         raw_interval=_raw_interval(said, raw),
         raw_error=_raw_error(said, raw),
-        controlled=None,
+        length_controlled=None,
         interval=None,
         error=None,
         note=withheld or alike or "",
@@ -128,12 +128,15 @@ def length_controlled(
     if withheld is not None:
         return plain
     if x is None:
-        return plain._replace(controlled=plain.raw, interval=plain.raw_interval, error=plain.raw_error)
+        return plain._replace(length_controlled=plain.raw, interval=plain.raw_interval, error=plain.raw_error)
     each = np.ones((1, len(said)))
     theta, phi = _newton(x, said, each)
     (controlled,) = _at_equal_length(theta, phi, x, each, np.zeros(1))
     return plain._replace(
-        controlled=float(controlled), interval=_ends(redrawn), error=float(redrawn.std(ddof=1)), slope=float(phi[0])
+        length_controlled=float(controlled),
+        interval=_ends(redrawn),
+        error=float(redrawn.std(ddof=1)),
+        slope=float(phi[0]),
     )
 
 

@@ -16,6 +16,7 @@ from rlaif.records import Record
 from rlaif.report.run_data import rows
 from rlaif.report.trainings import folders
 from rlaif.report.view import Judges, Policies, Rewards, Versus
+from rlaif.text import loads
 
 _LARGEST = 20_000_000
 """Bytes: no report is larger."""
@@ -43,6 +44,13 @@ def _age(path: Path) -> float:
     return -path.stat().st_mtime if path.exists() else 0.0
 
 
+_KINDS: dict[object, type[JudgeReport] | type[PolicyReport] | type[RewardReport]] = {
+    "judge": JudgeReport,
+    "policies": PolicyReport,
+    "reward_model": RewardReport,
+}
+
+
 def _report(path: Path) -> JudgeReport | PolicyReport | RewardReport | None:
     try:
         if path.stat().st_size > _LARGEST:
@@ -50,15 +58,12 @@ def _report(path: Path) -> JudgeReport | PolicyReport | RewardReport | None:
         raw = path.read_bytes()
     except OSError:
         return None
-    if b'"made_by"' not in raw[:200]:
+    try:
+        document = loads(raw)
+        kind = _KINDS.get(document.get("kind")) if isinstance(document, dict) else None
+        return kind.model_validate_json(raw) if kind is not None else None
+    except (ValueError, ValidationError):
         return None
-    for kind, mark in ((PolicyReport, b'"players"'), (JudgeReport, b'"verdict"'), (RewardReport, b'"best_of_n"')):
-        if mark in raw:
-            try:
-                return kind.model_validate_json(raw)
-            except ValidationError:
-                continue
-    return None
 
 
 def judges_of(root: Path, found: Found, judge: str | None, constitution_hash: str | None) -> list[Judges]:
@@ -103,11 +108,11 @@ def policies_of(root: Path, found: Found) -> list[Policies]:
     known, told = _Trained(root), []
     reports = {path: report for path, report in found.items() if isinstance(report, PolicyReport)}
     models: dict[str, set[str]] = {}
-    for player in (player for report in reports.values() for player in report.players):
-        models.setdefault(player.name, set()).add(player.model)
+    for policy in (policy for report in reports.values() for policy in report.policies):
+        models.setdefault(policy.name, set()).add(policy.model)
     for path, report in reports.items():
         compared, examples = _examples(path, report)
-        own = {each.name: each.model for each in report.players}
+        own = {each.name: each.model for each in report.policies}
         told.append(
             Policies(
                 path=_shown(path, root),
@@ -167,12 +172,12 @@ def _examples(path: Path, report: PolicyReport) -> tuple[int, tuple[Versus, ...]
 
 def _chosen(lines: Sequence[dict[str, Any]], baseline: str) -> list[dict[str, Any]]:
     known = [line for line in lines if isinstance(line.get("probability"), float) and line.get("baseline") == baseline]
-    players = list(dict.fromkeys(str(line.get("policy")) for line in known))
-    each = max(1, _SHOWN // (2 * max(len(players), 1)))
+    policies = list(dict.fromkeys(str(line.get("policy")) for line in known))
+    each = max(1, _SHOWN // (2 * max(len(policies), 1)))
     found = []
-    for player in players:
+    for policy in policies:
         own = sorted(
-            (line for line in known if line.get("policy") == player),
+            (line for line in known if line.get("policy") == policy),
             key=lambda line: (line["probability"], str(line.get("prompt"))),
         )
         worst = own[:each]

@@ -140,7 +140,7 @@ def _held_out(history: list[dict[str, Any]]) -> Iterator[dict[str, float | None]
             yield {
                 "step": float(line["step"]),
                 "win_rate": line["held_out/win_rate"],
-                "controlled": _number(line.get("held_out/controlled")),
+                "length_controlled": _number(line.get("held_out/length_controlled")),
             }
 
 

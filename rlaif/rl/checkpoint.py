@@ -70,16 +70,16 @@ def save_checkpoint(
     made = folder / f"checkpoint-{done}"
     shutil.rmtree(made, ignore_errors=True)
     made.mkdir(parents=True)
-    loop.players.policy.save(made / _POLICY)
-    if loop.players.value is not None:
-        loop.players.value.save(made / _VALUE)
+    loop.networks.policy.save(made / _POLICY)
+    if loop.networks.value is not None:
+        loop.networks.value.save(made / _VALUE)
     state: dict[str, JsonValue] = {
         "step": done,
         "best": best,
         "beta": loop.beta,
         "mismatch": loop.mismatch,
         "drift": loop.drift,
-        "reward": {**loop.players.reward.state()},
+        "reward": {**loop.networks.reward.state()},
         "random": random_state(),
         **more,
     }
@@ -97,13 +97,13 @@ def load_checkpoint(made: Path, loop: Loop) -> dict[str, Any]:
 
     try:
         state: dict[str, Any] = loads((made / _STATE).read_text(encoding="utf-8"))
-        loop.players.policy.restore(made / _POLICY)
-        if loop.players.value is not None:
-            loop.players.value.restore(made / _VALUE)
+        loop.networks.policy.restore(made / _POLICY)
+        if loop.networks.value is not None:
+            loop.networks.value.restore(made / _VALUE)
         if loop.settings.kl.target is not None:  # else the price is the setting, which may be another by now
             loop.beta = float(state["beta"])
         loop.mismatch, loop.drift = state["mismatch"], state["drift"]
-        loop.players.reward.restore(state["reward"])
+        loop.networks.reward.restore(state["reward"])
         restore_random(state["random"])
         done = int(state["step"])
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError, ModelError) as error:
@@ -111,7 +111,7 @@ def load_checkpoint(made: Path, loop: Loop) -> dict[str, Any]:
             raise
         hint = "remove it: `--resume` takes the one before, or without one starts from the beginning"
         raise UserError(f"is damaged: {first_line(error)}", where=made, hint=hint) from error
-    loop.players.sampler.update(done)
+    loop.networks.sampler.update(done)
     return state
 
 
@@ -131,7 +131,7 @@ def _best_of(made: Path) -> int | None:
 def save_best(folder: Path, done: int, loop: Loop) -> None:
     """Keep the policy's weights as they are after `done` steps; a checkpoint may still go on with older ones."""
     (folder / f"best-{done}").mkdir(exist_ok=True)
-    loop.players.policy.save(folder / f"best-{done}" / _POLICY)
+    loop.networks.policy.save(folder / f"best-{done}" / _POLICY)
 
 
 def take_best(folder: Path, done: int, loop: Loop) -> bool:
@@ -139,7 +139,7 @@ def take_best(folder: Path, done: int, loop: Loop) -> bool:
     path = folder / f"best-{done}" / _POLICY
     if not path.exists():
         return False
-    loop.players.policy.restore(path)
+    loop.networks.policy.restore(path)
     return True
 
 

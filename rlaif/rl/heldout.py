@@ -61,13 +61,13 @@ class HeldOut(Record):
     it towards one half: it is for comparing steps, and `wins` and `losses` say how often the policy is ahead."""
     win_rate_error: float
     """Standard error of `win_rate`."""
-    controlled: float | None
+    length_controlled: float | None
     """The same where both answers are equally long (see `rlaif.evaluation.win_rate`); None where the comparisons cannot
     tell, as of a policy that answers far more briefly than its start, and `note` says why."""
     interval: tuple[float, float] | None
-    """95%, of `controlled`."""
+    """95%, of `length_controlled`."""
     error: float | None
-    """Standard error of `controlled`."""
+    """Standard error of `length_controlled`."""
     wins: int
     ties: int
     """Identical answers, and preferences within the margin of one half."""
@@ -88,7 +88,7 @@ class HeldOut(Record):
     """The same of the start's."""
     judge: str
     note: str = ""
-    """Why there is no `controlled`, or what to know of it."""
+    """Why there is no `length_controlled`, or what to know of it."""
 
     def plain(self) -> dict[str, JsonValue]:
         """A line of JSON lines; `HeldOut.model_validate` reads it again."""
@@ -178,7 +178,7 @@ class HeldOutJudge:
             step=step,
             win_rate=rate.raw,
             win_rate_error=rate.raw_error,
-            controlled=rate.controlled,
+            length_controlled=rate.length_controlled,
             interval=rate.interval,
             error=rate.error,
             wins=rate.wins,
@@ -335,10 +335,10 @@ class Monitoring:
         if every and done % every == 0:
             found = self._compared(done)
             if found is not None:
-                line |= {"held_out/win_rate": found.win_rate, "held_out/controlled": found.controlled}
+                line |= {"held_out/win_rate": found.win_rate, "held_out/length_controlled": found.length_controlled}
                 if found.note:
                     line["held_out/note"] = found.note
-                if found.controlled is None:
+                if found.length_controlled is None:
                     self._note(f"step {done}: no held-out win rate at equal length: {found.note}")
         alarms = self._watch.look(done, line, found) if first_process() else []
         for alarm in alarms:
@@ -355,7 +355,7 @@ class Monitoring:
         return self._judge.look(done, [each.messages for each in self._held], self._start, answers)
 
     def _answers(self) -> list[str]:
-        return [response.text for response in self._loop.players.sampler.sample(self._held, 1, _START)]
+        return [response.text for response in self._loop.networks.sampler.sample(self._held, 1, _START)]
 
     def _tell(self, alarm: Alarm) -> None:
         text = f"step {alarm.step}: {alarm.message}"

@@ -202,8 +202,8 @@ class RewardHackingMonitor:
         if held_out is not None:
             reward = self._median("reward")
             self._plain.append(_Evaluation(held_out.step, held_out.win_rate, held_out.win_rate_error, reward))
-            if held_out.controlled is not None and held_out.error is not None:
-                self._evaluations.append(_Evaluation(held_out.step, held_out.controlled, held_out.error, reward))
+            if held_out.length_controlled is not None and held_out.error is not None:
+                self._evaluations.append(_Evaluation(held_out.step, held_out.length_controlled, held_out.error, reward))
             judged |= self._about_win_rate()
         return self._news(step, judged)
 

@@ -47,25 +47,25 @@ _EPSILON = 1e-5
 class Computing(nn.Module):
     """A model whose call is `forward.compute`: what wraps it for several processes hooks into the whole call."""
 
-    def __init__(self, model: Any, way: ForwardPath, kind: Kind) -> None:
+    def __init__(self, model: Any, forward_path: ForwardPath, kind: Kind) -> None:
         super().__init__()
-        self.model, self.way, self.kind = model, way, kind
+        self.model, self.forward_path, self.kind = model, forward_path, kind
 
     def forward(self, batch: Batch) -> Tensor:
         """[tokens]: log-probabilities, or values."""
-        return compute(self.model, batch, self.way, self.kind)
+        return compute(self.model, batch, self.forward_path, self.kind)
 
 
 class Network:
     """A model with its optimizer, on its device, over one process or many."""
 
     def __init__(
-        self, model: Any, way: ForwardPath, kind: Kind, accelerator: Any, *, tokens: int, max_grad_norm: float
+        self, model: Any, forward_path: ForwardPath, kind: Kind, accelerator: Any, *, tokens: int, max_grad_norm: float
     ) -> None:
         """`tokens` is what fits into memory at once."""
         self.accelerator, self.tokens, self._norm = accelerator, tokens, max_grad_norm
-        self.model, self.way = model.to(accelerator.device), way
-        self._computing: Any = Computing(model, way, kind)
+        self.model, self.forward_path = model.to(accelerator.device), forward_path
+        self._computing: Any = Computing(model, forward_path, kind)
         self.optimizer: Any = None
         self.rate = 0.0
         """The learning rate of the last optimizer step."""
@@ -92,7 +92,7 @@ class Network:
         """[tokens], in the order of the groups and their completions, on the CPU; gradients off."""
         found: dict[int, Tensor] = {}
         with self._evaluating(), self.accelerator.autocast():
-            for part in split(groups, self.tokens, self.way.layout):
+            for part in split(groups, self.tokens, self.forward_path.layout):
                 some = [groups[at] for at in part]
                 sizes = [sum(map(len, group.completions)) for group in some]
                 found |= zip(part, torch.split(self._values(some).float().cpu(), sizes), strict=True)
@@ -105,7 +105,7 @@ class Network:
         returns is added up over the parts. A process without groups takes part all the same, with a loss of 0.
         """
         self._computing.train()
-        parts = split(groups, self.tokens, self.way.layout) if groups else []
+        parts = split(groups, self.tokens, self.forward_path.layout) if groups else []
         for at, part in enumerate(parts):
             with self._synchronised(last=at == len(parts) - 1):
                 self.accelerator.backward(loss(self._values([groups[each] for each in part]), part))
@@ -128,7 +128,7 @@ class Network:
         return length
 
     def _values(self, groups: Sequence[Group]) -> Tensor:
-        values: Tensor = self._computing(lay_out(groups, self.way.layout).to(self.accelerator.device))
+        values: Tensor = self._computing(lay_out(groups, self.forward_path.layout).to(self.accelerator.device))
         return values
 
     def _synchronised(self, last: bool) -> contextlib.AbstractContextManager[None]:
@@ -213,7 +213,7 @@ def policy_of(
     """The policy, ready to learn."""
     model = load_policy(settings)
     network = _network(model, "logps", settings, asked, accelerator)
-    if not network.way.fast:
+    if not network.forward_path.fast:
         note(f"{type(model).__name__} takes the plain way: its own forward pass, prompts not shared")
     _prepare(network, settings, rate_of(settings), settings.steps - settings.value.warmup)
     return network
@@ -285,7 +285,10 @@ def reference_of(settings: OnlineSettings, policy: Network, accelerator: Any) ->
         return Reference(policy, policy.model)
     model = load_frozen(settings, weights_type(settings))
     return Reference(
-        Network(model, policy.way, "logps", accelerator, tokens=settings.max_tokens_per_pass, max_grad_norm=0.0), None
+        Network(
+            model, policy.forward_path, "logps", accelerator, tokens=settings.max_tokens_per_pass, max_grad_norm=0.0
+        ),
+        None,
     )
 
 
@@ -347,9 +350,14 @@ def prompt_sampler_of(settings: OnlineSettings, prompts: Prompts) -> PromptSampl
 
 def _network(model: Any, kind: Kind, settings: OnlineSettings, asked: Sequence[Asked], accelerator: Any) -> Network:
     model = model.to(accelerator.device)
-    way = select_forward_path(model, _probes(asked), kind, temperature=settings.rollout.temperature)
+    forward_path = select_forward_path(model, _probes(asked), kind, temperature=settings.rollout.temperature)
     return Network(
-        model, way, kind, accelerator, tokens=settings.max_tokens_per_pass, max_grad_norm=settings.max_grad_norm
+        model,
+        forward_path,
+        kind,
+        accelerator,
+        tokens=settings.max_tokens_per_pass,
+        max_grad_norm=settings.max_grad_norm,
     )
 
 

@@ -67,7 +67,7 @@ _FIGURES = {
     "truncated": "answers that reached the limit",
     "distinct_2": "distinct pairs of words",
     "held_out/win_rate": "wins against the start, by the held-out judge",
-    "held_out/controlled": "the same at equal length",
+    "held_out/length_controlled": "the same at equal length",
     "unscored": "answers without a score, left out",
 }
 
@@ -172,7 +172,7 @@ def curves_figure(history: Sequence[Mapping[str, Any]], most: int = 4) -> Figure
 
 def _panels(history: Sequence[Mapping[str, Any]]) -> Iterator[Panel]:
     yield from _several(history, "reward", {"reward": BLUE})
-    held = {"held_out/win_rate": ORANGE, "held_out/controlled": GREEN}
+    held = {"held_out/win_rate": ORANGE, "held_out/length_controlled": GREEN}
     yield from _several(history, "wins against the start, by the held-out judge", held, line=0.5, share=True)
     yield from _several(history, "tokens of an answer", {"length": BLUE, "length_p95": GREY})
     for name, title, line in _ONE:
@@ -239,7 +239,7 @@ class _Training:
         checkpoint = resume_checkpoint(settings.folder, begun) if resume else None
         loop = self._loop(start, tokenizer, prompts)
         if checkpoint is None:  # whose weights go there below; before a word is written, as the server may not be there
-            loop.players.sampler.update(0)
+            loop.networks.sampler.update(0)
         watching = self.opened.enter_context(Monitoring.opened(settings, prompts.held, loop, self.progress.note))
         state = load_checkpoint(checkpoint, loop) if checkpoint is not None else None
         begin(settings.folder, begun)
@@ -295,8 +295,8 @@ class _Training:
         prompt_sampler = prompt_sampler_of(settings, prompts)
         sampler = sampler_of(settings, policy, tokenizer, start, prompt_sampler)
         self.opened.callback(sampler.close)
-        players = Networks(policy, reference_of(settings, policy, accelerator), value, sampler, reward, prompt_sampler)
-        return Loop(settings, players, accelerator, settings.kl.beta)
+        networks = Networks(policy, reference_of(settings, policy, accelerator), value, sampler, reward, prompt_sampler)
+        return Loop(settings, networks, accelerator, settings.kl.beta)
 
     def _steps(self, loop: Loop, watching: Monitoring, stop: StopCleanly, state: dict[str, Any] | None) -> None:
         settings, first, before = self.settings, 0, 0.0
@@ -356,7 +356,7 @@ class _Training:
             figures = _figures(self.history, best) | seconds | {"best_step": float(best)}
         else:
             figures = _figures(self.history, self.done) | seconds
-        model = loop.players.policy.model
+        model = loop.networks.policy.model
         if settings.lora.rank is not None and settings.lora.merge:
             model = merged(model)
         model.save_pretrained(folder)

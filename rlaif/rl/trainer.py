@@ -59,7 +59,7 @@ class Loop:
     """The state of a training between its steps, and how a step goes."""
 
     settings: OnlineSettings
-    players: Networks
+    networks: Networks
     accelerator: Any
     beta: float
     """The price of a nat; moves where `kl.target` is set."""
@@ -88,18 +88,20 @@ class Loop:
         with self._timed("train"):
             told |= self._learned(found, number)
         with self._timed("rollout"):
-            self.players.sampler.update(number + 1)
+            self.networks.sampler.update(number + 1)
         self._price(told["kl"])
         told |= {f"reward/{name}": value for name, value in self._means_of_parts(scores).items()}
         told |= self._over_processes(figures_of(responses))
         return Step(told | {f"seconds/{name}": value for name, value in self.seconds.items()}, responses, scores)
 
     def _answers(self, number: int) -> list[Response]:
-        share = self.players.prompt_sampler.of(number)[self.accelerator.process_index :: self.accelerator.num_processes]
-        return self.players.sampler.sample(share, self.settings.samples, number)
+        share = self.networks.prompt_sampler.of(number)[
+            self.accelerator.process_index :: self.accelerator.num_processes
+        ]
+        return self.networks.sampler.sample(share, self.settings.samples, number)
 
     def _scored(self, responses: Sequence[Response]) -> Scores:
-        return self.players.reward([each.asked.messages for each in responses], [each.text for each in responses])
+        return self.networks.reward([each.asked.messages for each in responses], [each.text for each in responses])
 
     def _kept(self, responses: Sequence[Response], scores: Scores) -> tuple[list[Response], list[float]]:
         """Answers that have a score, and what each is paid."""
@@ -120,15 +122,15 @@ class Loop:
 
     def _looked_back(self, kept: Sequence[Response], paid: Sequence[float], number: int) -> Experience:
         """What policy, reference and value network say of every token, before anything is learned from them."""
-        players, settings = self.players, self.settings
+        networks, settings = self.networks, self.settings
         found = make_experience(kept, paid)
-        old = players.policy.compute(found.groups)
+        old = networks.policy.compute(found.groups)
         sampled = torch.tensor([logp for response in kept for logp in response.logps])
         weights = torch.ones_like(old)
         if settings.rollout.base_url is not None and settings.mismatch.correct != "none":
             weights = importance_weights(old, sampled, found.lengths, settings.mismatch.correct, settings.mismatch.cap)
-        values = players.value.compute(found.groups) if players.value is not None else found.values
-        reference = players.reference.compute(found.groups)
+        values = networks.value.compute(found.groups) if networks.value is not None else found.values
+        reference = networks.reference.compute(found.groups)
         self._check(kept, old, found.lengths, reference, number)
         self._mismatch = _mismatch(old, sampled, weights)
         return replace(found, old=old, reference=reference, weights=weights, values=values)
@@ -174,19 +176,19 @@ class Loop:
 
     def _learned(self, found: Experience, number: int) -> dict[str, float]:
         """Several passes over the answers, in minibatches of whole prompts."""
-        settings, players = self.settings, self.players
+        settings, networks = self.settings, self.networks
         sums = {name: [0.0, 0.0] for name in logged(settings)}
         moved: dict[str, float] = {}
         for epoch in range(settings.epochs):
             for chosen in self._minibatches(len(found), number, epoch):
                 whole = found.take(chosen)
                 counts = self._counts(whole)
-                if number >= settings.value.warmup or players.value is None:
-                    moved["grad_norm"] = players.policy.learn(whole.groups, self._policy_loss(whole, counts, sums))
-                if players.value is not None:
-                    moved["value/grad_norm"] = players.value.learn(whole.groups, self._value_loss(whole, counts, sums))
-        told = self._divided(sums) | moved | {"learning_rate": players.policy.rate}
-        if players.value is not None:
+                if number >= settings.value.warmup or networks.value is None:
+                    moved["grad_norm"] = networks.policy.learn(whole.groups, self._policy_loss(whole, counts, sums))
+                if networks.value is not None:
+                    moved["value/grad_norm"] = networks.value.learn(whole.groups, self._value_loss(whole, counts, sums))
+        told = self._divided(sums) | moved | {"learning_rate": networks.policy.rate}
+        if networks.value is not None:
             explained = explained_variance(found.values, found.returns)
             told |= {} if math.isnan(explained) else {"value/explained": explained}
             told["value/mean"] = self._mean(found.values)

@@ -171,17 +171,17 @@ PLAIN = ForwardPath("apart", fast=False)
 Kind = Literal["logps", "rewards", "values"]
 
 
-def compute(model: Any, batch: Batch, way: ForwardPath, kind: Kind) -> Tensor:
+def compute(model: Any, batch: Batch, forward_path: ForwardPath, kind: Kind) -> Tensor:
     """Log-probabilities of the completion tokens, [tokens], or rewards of the completions, [completions]; float32.
 
     `values` are what a reward model's head says before every completion token, [tokens]: of the state in which the
     token is chosen, less the mean that the model was centred on, as they are to foretell rewards without it.
     """
     if kind == "logps":
-        return (_fast_logps if way.fast else _plain_logps)(model, batch, way.temperature)
+        return (_fast_logps if forward_path.fast else _plain_logps)(model, batch, forward_path.temperature)
     if kind == "values":
-        return _values(model, batch, way.fast)
-    return _fast_rewards(model, batch) if way.fast else _plain_rewards(model, batch)
+        return _values(model, batch, forward_path.fast)
+    return _fast_rewards(model, batch) if forward_path.fast else _plain_rewards(model, batch)
 
 
 def _hidden(model: Any, batch: Batch) -> Tensor:
@@ -298,18 +298,18 @@ def _autocast(model: Any) -> torch.autocast:
 def _fastest(model: Any, probes: Sequence[Sequence[Group]], kind: Kind, asked: ForwardPath) -> ForwardPath:
     plain = asked._replace(layout="apart")
     wanted = _probed(model, probes, plain, kind)
-    for way in (asked._replace(fast=True), plain._replace(fast=True)):
+    for forward_path in (asked._replace(fast=True), plain._replace(fast=True)):
         with contextlib.suppress(AttributeError, TypeError, ValueError, RuntimeError, LookupError):
-            found = _probed(model, probes, way, kind)
+            found = _probed(model, probes, forward_path, kind)
             apart = [(one - other).abs() for one, other in zip(found, wanted, strict=True)]
             worst = max(float(each.max() if model.dtype in _TOLERANCE else each.mean()) for each in apart)
             if worst <= _TOLERANCE.get(model.dtype, _COARSE):
-                return way._replace(difference=worst)
+                return forward_path._replace(difference=worst)
     return plain
 
 
-def _probed(model: Any, probes: Sequence[Sequence[Group]], way: ForwardPath, kind: Kind) -> list[Tensor]:
-    return [compute(model, _on(lay_out(some, way.layout), model), way, kind) for some in probes]
+def _probed(model: Any, probes: Sequence[Sequence[Group]], forward_path: ForwardPath, kind: Kind) -> list[Tensor]:
+    return [compute(model, _on(lay_out(some, forward_path.layout), model), forward_path, kind) for some in probes]
 
 
 def _probes(groups: Sequence[Group], model: Any) -> list[list[Group]]:
@@ -338,13 +338,13 @@ def _on(batch: Batch, model: Any) -> Batch:
 
 
 @contextlib.contextmanager
-def answering(model: Any, way: ForwardPath, kind: Kind) -> Iterator[None]:
+def answering(model: Any, forward_path: ForwardPath, kind: Kind) -> Iterator[None]:
     """Within the block, `model(batch)` is `compute(model, batch)`.
 
     What wraps a model for many processes (DDP, FSDP, autocast) hooks into the call of the *whole* model: its parts may
     not be called from outside. So the call itself is given our meaning, and its own one back afterwards.
     """
-    with _meaning(model, lambda batch: compute(model, batch, way, kind)):
+    with _meaning(model, lambda batch: compute(model, batch, forward_path, kind)):
         yield
 
 

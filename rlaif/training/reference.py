@@ -105,13 +105,18 @@ def keep(path: Path, logps: Sequence[Sequence[float]]) -> None:
 
 @torch.no_grad()
 def compute(
-    model: Any, groups: Sequence[Group], way: ForwardPath, tokens: int, accelerator: Any, told: Callable[[int], None]
+    model: Any,
+    groups: Sequence[Group],
+    forward_path: ForwardPath,
+    tokens: int,
+    accelerator: Any,
+    told: Callable[[int], None],
 ) -> list[list[float]]:
     """Summed log-probabilities of every group's completions, in the order of the groups, the same in every process.
 
     `model(batch)` has to be a batch's log-probabilities (`forward.answering`). `told` hears how many groups are done.
     """
-    parts = split(groups, tokens, way.layout, least=accelerator.num_processes)
+    parts = split(groups, tokens, forward_path.layout, least=accelerator.num_processes)
     processes, rank = accelerator.num_processes, accelerator.process_index
     flat = torch.zeros(len(groups), max(len(group.completions) for group in groups), device=accelerator.device)
     was_training = model.training
@@ -119,7 +124,7 @@ def compute(
     # A process that has no part left repeats one: models in shards need all processes in every pass.
     for start in range(0, len(parts), processes):
         part = parts[min(start + rank, len(parts) - 1)]
-        values = _summed(model, [groups[at] for at in part], way, accelerator.device)
+        values = _summed(model, [groups[at] for at in part], forward_path, accelerator.device)
         if start + rank < len(parts):
             for at, logps in zip(part, values, strict=True):
                 flat[at, : len(logps)] = logps
@@ -129,8 +134,8 @@ def compute(
     return [row[: len(group.completions)] for row, group in zip(table, groups, strict=True)]
 
 
-def _summed(model: Any, groups: Sequence[Group], way: ForwardPath, device: torch.device) -> tuple[Tensor, ...]:
-    batch = lay_out(groups, way.layout).to(device)
+def _summed(model: Any, groups: Sequence[Group], forward_path: ForwardPath, device: torch.device) -> tuple[Tensor, ...]:
+    batch = lay_out(groups, forward_path.layout).to(device)
     return torch.split(batch.summed(model(batch)), [len(group.completions) for group in groups])
 
 

@@ -427,7 +427,7 @@ def rewards_of(
     groups: Sequence[Group],
     *,
     tokens: int = 8192,
-    way: ForwardPath | None = None,
+    forward_path: ForwardPath | None = None,
     centered: bool = True,
     narrow: bool = False,
 ) -> list[float]:
@@ -439,17 +439,19 @@ def rewards_of(
     if not groups:
         return []
     shared = sorted(groups, key=lambda group: -len(group.completions))
-    way = way or select_forward_path(
+    forward_path = forward_path or select_forward_path(
         model, shared[:2], "rewards"
     )  # those of several responses show whether sharing works
     device = next(model.parameters()).device
     found: dict[int, list[float]] = {}
     was_training = model.training
     model.eval()
-    for part in split(groups, tokens, way.layout):
+    for part in split(groups, tokens, forward_path.layout):
         some = [groups[at] for at in part]
         with torch.autocast(device.type, torch.bfloat16, enabled=narrow):
-            rewards = iter(compute(model, lay_out(some, way.layout).to(device), way, "rewards").tolist())
+            rewards = iter(
+                compute(model, lay_out(some, forward_path.layout).to(device), forward_path, "rewards").tolist()
+            )
         for at, group in zip(part, some, strict=True):
             found[at] = list(itertools.islice(rewards, len(group.completions)))
     model.train(was_training)
@@ -490,7 +492,9 @@ class Apart:
         """The rewards of groups of one completion each, in their order."""
         if not singles:
             return []
-        return rewards_apart(self._model, singles, tokens=self._tokens, way=self._way(singles), narrow=self._narrow)
+        return rewards_apart(
+            self._model, singles, tokens=self._tokens, forward_path=self._way(singles), narrow=self._narrow
+        )
 
     def _way(self, singles: Sequence[Group]) -> ForwardPath:
         if True in self._ways:

@@ -225,19 +225,19 @@ class ReferencePass(Callback):
         """By the model itself where it is at its start; another one is loaded for this, and dropped again."""
         settings = self.settings
         if settings.reference is None and not self.resumed:
-            return self._computed_by(self.trainer.model_wrapped, groups, self.trainer.way)
+            return self._computed_by(self.trainer.model_wrapped, groups, self.trainer.forward_path)
         if settings.reference is None:
             model = load_frozen(settings, weights_type(settings))  # as it was at the start
         else:
             dtype = torch.bfloat16 if narrow(settings) else torch.float32
             model = load_frozen(settings.model_copy(update={"model": settings.reference}), dtype)
             require_fit(model, groups, settings.reference)
-        way = select_forward_path(model, self.trainer.train_groups, "logps")
+        forward_path = select_forward_path(model, self.trainer.train_groups, "logps")
         model = model.to(self.trainer.accelerator.device)
-        with answering(model, way, "logps"), self.trainer.accelerator.autocast():
-            return self._computed_by(model, groups, way)
+        with answering(model, forward_path, "logps"), self.trainer.accelerator.autocast():
+            return self._computed_by(model, groups, forward_path)
 
-    def _computed_by(self, model: Any, groups: list[Group], way: ForwardPath) -> list[list[float]]:
+    def _computed_by(self, model: Any, groups: list[Group], forward_path: ForwardPath) -> list[list[float]]:
         trainer, done = self.trainer, 0
         self.progress.begin("reference", len(groups))
 
@@ -248,7 +248,7 @@ class ReferencePass(Callback):
             if trainer.any_process(self.stop.asked) and done < len(groups):
                 raise StoppedError
 
-        found = reference.compute(model, groups, way, trainer.tokens, trainer.accelerator, counted)
+        found = reference.compute(model, groups, forward_path, trainer.tokens, trainer.accelerator, counted)
         self.progress.end("reference", f"{len(groups)} of {len(groups)}")
         if trainer.is_world_process_zero():
             reference.keep(self.path, found)
@@ -336,15 +336,17 @@ def _train(method: Method, settings: TrainSettings, progress: Progress, resume: 
     model = load_reward_model(settings, pad_id(tokenizer)) if kind == "rewards" else load_policy(settings)
     if (note := require_fit(model, groups, settings.model)) is not None:
         progress.note(note)
-    way = select_forward_path(model, prepared.train, kind)
-    if not way.fast:
+    forward_path = select_forward_path(model, prepared.train, kind)
+    if not forward_path.fast:
         progress.note(f"{type(model).__name__} takes the plain way: its own forward pass, prompts not shared")
     stop, clock = StopCleanly(progress.note), Clock(settings.folder, checkpoint)
     around = _around(settings, groups, source or weights, checkpoint is not None, stop, progress)
     callbacks = [stop, LogFile(settings.folder), clock, *around, ProgressCallback(progress)]
     with room_to_write(settings.folder):
-        with answering(model, way, kind), _restored(stop):
-            trainer = _trainer(model, settings, made, _objective(method, settings), way, prepared, tokenizer, callbacks)
+        with answering(model, forward_path, kind), _restored(stop):
+            trainer = _trainer(
+                model, settings, made, _objective(method, settings), forward_path, prepared, tokenizer, callbacks
+            )
             if not resume:
                 begin(settings.folder, begun)
             clock.start()
@@ -436,13 +438,15 @@ def _trainer(
     settings: TrainSettings,
     made: Any,
     objective: Objective,
-    way: ForwardPath,
+    forward_path: ForwardPath,
     prepared: Prepared,
     tokenizer: Any,
     callbacks: list[Any],
 ) -> GroupTrainer:
     train, held = list(prepared.train), list(prepared.held)
-    trainer = GroupTrainer(model, made, objective, way, settings.max_tokens_per_pass, train, held, tokenizer, callbacks)
+    trainer = GroupTrainer(
+        model, made, objective, forward_path, settings.max_tokens_per_pass, train, held, tokenizer, callbacks
+    )
     for callback in callbacks:
         if isinstance(callback, Callback):
             callback.trainer = trainer

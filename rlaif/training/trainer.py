@@ -177,7 +177,7 @@ class GroupTrainer(Trainer):
         model: Any,
         arguments: TrainingArguments,
         objective: Objective,
-        way: ForwardPath,
+        forward_path: ForwardPath,
         tokens: int,
         train: Sequence[Group],
         held: Sequence[Group],
@@ -185,7 +185,7 @@ class GroupTrainer(Trainer):
         callbacks: Sequence[TrainerCallback] = (),
     ) -> None:
         self.objective: Objective = objective
-        self.way, self.tokens = way, tokens
+        self.forward_path, self.tokens = forward_path, tokens
         self.train_groups, self.held_groups = list(train), list(held)
         self.starting_dtype: torch.dtype = model.dtype
         self._logged: dict[str, list[Tensor]] = {}
@@ -267,17 +267,17 @@ class GroupTrainer(Trainer):
 
     def _given(self, model: Any, groups: Sequence[Group]) -> tuple[Batch, Tensor]:
         """A batch and what the model gives for its completions."""
-        batch = lay_out(groups, self.way.layout).to(self.accelerator.device)
+        batch = lay_out(groups, self.forward_path.layout).to(self.accelerator.device)
         values = model(batch)
         return batch, batch.summed(values) if self.objective.kind == "logps" else values
 
     def _parts(self, groups: Sequence[Group]) -> list[list[int]]:
         """What fits into memory at once, by index: as many parts in every process, some of them empty perhaps."""
-        parts = split(groups, self.tokens, self.way.layout)
+        parts = split(groups, self.tokens, self.forward_path.layout)
         if self.accelerator.num_processes == 1:
             return parts
         most = self.accelerator.gather(torch.tensor([len(parts)], device=self.accelerator.device)).max()
-        parts = split(groups, self.tokens, self.way.layout, least=int(most))
+        parts = split(groups, self.tokens, self.forward_path.layout, least=int(most))
         return parts + [[]] * (int(most) - len(parts))
 
     def _synchronised(self, model: Any, last: bool) -> contextlib.AbstractContextManager[None]:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from rlaif.progress import Progress
     from rlaif.training.session import Trained
 
-Meters = Mapping[str, Callable[[Messages, str], float]]
+Metrics = Mapping[str, Callable[[Messages, str], float]]
 """The caller's own measures of an answer, by name."""
 
 
@@ -70,10 +70,10 @@ class WorkflowResult:
     page: Path | None = None
 
 
-def run_workflow(plan: Plan, screen: Screen, *, meters: Meters | None = None, command: str = "") -> WorkflowResult:
+def run_workflow(plan: Plan, screen: Screen, *, metrics: Metrics | None = None, command: str = "") -> WorkflowResult:
     """Take every stage that is not done yet.
 
-    `command` is what goes on after an interrupt, for the report; `meters` are measures of an answer that stand beside
+    `command` is what goes on after an interrupt, for the report; `metrics` are measures of an answer that stand beside
     the judge's in the evaluation. Raises UserError for what the user can fix and ModelError where a model cannot go
     on; a second call resumes.
     """
@@ -91,7 +91,7 @@ def run_workflow(plan: Plan, screen: Screen, *, meters: Meters | None = None, co
             return found
     if plan.evaluate is not None and plan.compared:
         screen.stage("evaluate")
-        found.policies = _evaluated(plan, found.data, screen, meters)
+        found.policies = _evaluated(plan, found.data, screen, metrics)
     if plan.evaluate is not None and (plan.evaluate.reward_gold or plan.evaluate.reward_samples):
         for step in plan.steps:
             if not step.is_policy:
@@ -154,7 +154,7 @@ def _train(step: Step, progress: Progress, *, resume: bool) -> Trained:
     return train(step.settings.method, step.settings, progress, resume=resume)
 
 
-def _evaluated(plan: Plan, data: Report, screen: Screen, meters: Meters | None) -> PolicyReport:
+def _evaluated(plan: Plan, data: Report, screen: Screen, metrics: Metrics | None) -> PolicyReport:
     """The trained policies beside the one that they started from."""
     assert plan.evaluate is not None
     judge = plan.evaluate.judge or plan.run.judge
@@ -179,7 +179,7 @@ def _evaluated(plan: Plan, data: Report, screen: Screen, meters: Meters | None) 
             source,
             folder,
             progress=progress,
-            meters=meters,
+            metrics=metrics,
             warn_same=[each.name for each in trained] if source.name in labellers else [],
         )
     return done.report

@@ -119,7 +119,7 @@ def figures(found: Drawn) -> dict[str, Estimate]:
     ]  # fmt: skip
     match = match_of("a", "b", rows, margin=MARGIN, principles=())
     told = {
-        "win rate": match.win_rate, "at equal length": match.controlled, "wins": match.wins,
+        "win rate": match.win_rate, "at equal length": match.length_controlled, "wins": match.wins,
         "preference": match.preference,
     }  # fmt: skip
     return {name: each for name, each in told.items() if each is not None}
@@ -191,8 +191,8 @@ def alpaca() -> Iterator[str]:
         x = np.tanh(np.array(gaps) / np.std(gaps))
         theta, phi = newton(x, np.array(said), np.ones((1, len(said))))
         plain = 100 * float(sigmoid(theta[0] + 0 * x).mean())
-        ours = "withheld" if told.controlled is None else f"{100 * told.controlled:.1f}"
-        if told.controlled is None:
+        ours = "withheld" if told.length_controlled is None else f"{100 * told.length_controlled:.1f}"
+        if told.length_controlled is None:
             off.append(abs(plain - published[model]))
         yield f"| {model} | {published[model]:.1f} | {ours} | {plain:.1f} (phi {phi[0]:.2f}) |"
     yield f"the plain fit of the {len(off)} withheld is {np.mean(off):.1f} points off on average"

@@ -141,18 +141,18 @@ def given(run: RunSettings, path: Path) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
-async def judged(folder: Path, answers: Path, way: Way, skew: dict[str, float]) -> Result:
+async def judged(folder: Path, answers: Path, forward_path: Way, skew: dict[str, float]) -> Result:
     """One way of judging by one judge."""
-    compared = CompareSettings.model_validate({"principles": "all", "opponents": 7, **way.settings})
+    compared = CompareSettings.model_validate({"principles": "all", "opponents": 7, **forward_path.settings})
     settings = RunSettings(
         constitution="demo",
         prompts=PromptSettings(path=str(answers), responses="answers"),
-        judge=[JudgeSettings(model=f"judge-{number}") for number in range(way.judges)],
+        judge=[JudgeSettings(model=f"judge-{number}") for number in range(forward_path.judges)],
         compare=compared,
         output=str(folder),
     )
     shipped = LazyModel(JudgeSettings(model="demo-judge"), log=folder / "judge.log", labels=LABELS)
-    judges = [Skewed(shipped, number, **skew) for number in range(way.judges)]
+    judges = [Skewed(shipped, number, **skew) for number in range(forward_path.judges)]
     head, *panel = judges
     with open_run(settings, None, head.name, tuple(each.name for each in panel)) as run:
         run.read_prompts()
@@ -195,10 +195,10 @@ def main() -> None:
             print(f"\n{prompts} prompts, {samples} samples each\n")
             print(f"| way | judge | calls a prompt | best of {samples} | pairs |")
             print("|---|---|---|---|---|")
-            for number, (way, (judge, skew)) in enumerate(itertools.product(WAYS, JUDGES.items())):
+            for number, (forward_path, (judge, skew)) in enumerate(itertools.product(WAYS, JUDGES.items())):
                 target = Path(folder) / f"{samples}-{number}"
-                result = asyncio.run(judged(target, answers, way, dict(skew)))
-                row = f"| {way.name} | {judge} | {result.calls:.0f} | {result.best} | {result.pairs} |"
+                result = asyncio.run(judged(target, answers, forward_path, dict(skew)))
+                row = f"| {forward_path.name} | {judge} | {result.calls:.0f} | {result.best} | {result.pairs} |"
                 print(row, flush=True)
 
 

@@ -74,7 +74,7 @@ def table(folder: Path, rules: ModuleType) -> list[str]:
     """A line for each rule and policy: the share of responses that break it."""
     (path,) = [each for each in (folder / "run/evaluation").glob("*.json") if "matches" in json.loads(each.read_text())]
     report = json.loads(path.read_text())
-    names = {each["model"]: each["name"] for each in report["players"]}
+    names = {each["model"]: each["name"] for each in report["policies"]}
     requests = {row["id"]: row["messages"][-1]["content"] for row in lines(folder / "run/evaluation/prompts.jsonl")}
     responses: dict[str, list[dict[str, float]]] = {name: [] for name in ("base", *names.values())}
     for row in lines(folder / "run/evaluation/samples.jsonl"):

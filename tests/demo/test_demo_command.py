@@ -56,12 +56,12 @@ def test_judge_and_oracle_agree_on_every_policy(demo: tuple[Path, Any]) -> None:
     report = evaluated(demo[0])
     assert [match.policy for match in report.matches] == ["sft", "dpo", "ppo"]
     for match in report.matches:
-        seen, truth = match.win_rate, match.meters["quality (oracle)"]
+        seen, truth = match.win_rate, match.metrics["quality (oracle)"]
         assert seen is not None
         assert seen.low <= truth.value <= seen.high and truth.low <= seen.value <= truth.high, match.policy
-    for player in report.players:
-        seen, truth = player.violations[0].share, player.meters["faulty (oracle)"]
-        assert seen.low <= truth.value <= seen.high, player.name
+    for policy in report.policies:
+        seen, truth = policy.violations[0].share, policy.metrics["faulty (oracle)"]
+        assert seen.low <= truth.value <= seen.high, policy.name
 
 
 def test_the_report_opens_in_a_browser(demo: tuple[Path, Any], tmp_path: Path) -> None:

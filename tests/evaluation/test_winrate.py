@@ -39,7 +39,7 @@ def test_two_lengths_by_hand() -> None:
     """
     found = length_controlled([1.0] * 540 + [0.0] * 60 + [0.3] * 600, [50.0] * 600 + [-50.0] * 600)
     assert found.raw == pytest.approx(0.6)
-    assert found.controlled == pytest.approx(0.6575, abs=1e-3)
+    assert found.length_controlled == pytest.approx(0.6575, abs=1e-3)
     assert found.slope == pytest.approx(1.9988, abs=5e-3)
     assert (found.wins, found.ties, found.losses) == (540, 0, 660)
     assert found.note == ""
@@ -47,8 +47,8 @@ def test_two_lengths_by_hand() -> None:
 
 def test_unit_of_length_does_not_matter() -> None:
     said, gaps = drawn(1, 300, 0.3, 1.0)
-    assert length_controlled(said, gaps).controlled == pytest.approx(
-        length_controlled(said, [gap * 4.5 for gap in gaps]).controlled
+    assert length_controlled(said, gaps).length_controlled == pytest.approx(
+        length_controlled(said, [gap * 4.5 for gap in gaps]).length_controlled
     )
 
 
@@ -58,7 +58,7 @@ def test_a_planted_strength_is_found_again(soft: bool) -> None:
     said, gaps = drawn(2, 20_000, 0.8, 1.0, lean=0.45, soft=soft)
     found = length_controlled(said, gaps, resamples=50)
     assert found.raw > 0.73
-    assert found.controlled == pytest.approx(0.690, abs=0.015 if not soft else 2e-3)
+    assert found.length_controlled == pytest.approx(0.690, abs=0.015 if not soft else 2e-3)
     assert found.slope == pytest.approx(1.0, abs=0.1)
 
 
@@ -69,7 +69,7 @@ def test_a_judge_of_length_alone_finds_nobody_better() -> None:
     found = length_controlled([0.95 if gap > 0 else 0.05 for gap in gaps], gaps)
     assert found.raw_interval[0] > 0.55
     assert found.interval and found.interval[0] < 0.5 < found.interval[1]
-    assert found.controlled == pytest.approx(0.5, abs=0.08)
+    assert found.length_controlled == pytest.approx(0.5, abs=0.08)
 
 
 def test_a_better_policy_stays_better() -> None:
@@ -83,21 +83,21 @@ def test_a_better_policy_that_is_terse_gains() -> None:
     """What a judge holds against short answers is given back."""
     said, gaps = drawn(6, 2000, 0.25, 1.5, lean=-0.45)
     found = length_controlled(said, gaps)
-    assert found.controlled is not None and found.raw < 0.5 < found.controlled
+    assert found.length_controlled is not None and found.raw < 0.5 < found.length_controlled
 
 
 def test_equal_lengths_leave_the_raw_rate() -> None:
     found = length_controlled([0.9, 0.2, 0.7, 0.4, 0.8], [0.0] * 5)
-    assert found.controlled == found.raw == pytest.approx(0.6)
+    assert found.length_controlled == found.raw == pytest.approx(0.6)
     assert (found.interval, found.error, found.note) == (found.raw_interval, found.raw_error, "")
 
 
 def test_preferences_that_do_not_differ_leave_the_raw_rate() -> None:
     """Nothing but identical answers; or all 20 won: the score interval for 20 of 20 begins at 84%."""
     same = length_controlled([0.5] * 8, [0.0] * 8)
-    assert (same.controlled, same.interval, same.error, same.note) == (0.5, (0.5, 0.5), 0.0, "")
+    assert (same.length_controlled, same.interval, same.error, same.note) == (0.5, (0.5, 0.5), 0.0, "")
     won = length_controlled([1.0] * 20, [float(at) for at in range(-10, 10)])
-    assert (won.raw, won.controlled, won.wins) == (1, 1, 20)
+    assert (won.raw, won.length_controlled, won.wins) == (1, 1, 20)
     assert won.interval and won.interval[0] == pytest.approx(20 / 23.8415, abs=1e-4)
     assert won.error and won.error > 0.03, "a clean sweep is in doubt, too"
 
@@ -106,11 +106,11 @@ def test_where_length_alone_decides_nothing_is_told_of_equal_length() -> None:
     """Every longer answer wins for certain: no slope is steep enough."""
     gaps = [float(gap) for gap in range(-50, 51) if gap]
     found = length_controlled([float(gap > 0) for gap in gaps], gaps)
-    assert "length alone decides" in found.note and found.controlled is None
+    assert "length alone decides" in found.note and found.length_controlled is None
     other = length_controlled([float(gap < 0) for gap in gaps], gaps)
     assert "length alone decides" in other.note and other.slope is None
     sweep = length_controlled([1.0] * 40 + [0.9995] * 10, [float(at) for at in range(-25, 25)])
-    assert sweep.controlled == sweep.raw and "all preferences are equal" in sweep.note
+    assert sweep.length_controlled == sweep.raw and "all preferences are equal" in sweep.note
 
 
 def test_the_fit_is_at_its_minimum_where_it_is_hard() -> None:
@@ -139,8 +139,8 @@ def test_extrapolation_is_told() -> None:
     assert "100% of the answers are longer" in length_controlled(said, [10.0, 20.0, 30.0, 40.0]).note
     found = length_controlled(said, [-10.0, -20.0, -30.0, -40.0])
     assert "100% of the answers are shorter than the baseline's, on average by 25, so" in found.note
-    assert (found.controlled, found.interval, found.error, found.slope) == (None, None, None, None)
-    assert length_controlled(said, [25.0] * 4).controlled is None, "no two lengths to compare"
+    assert (found.length_controlled, found.interval, found.error, found.slope) == (None, None, None, None)
+    assert length_controlled(said, [25.0] * 4).length_controlled is None, "no two lengths to compare"
 
 
 def test_intervals_hold_the_truth_about_as_often_as_they_say() -> None:
@@ -247,11 +247,11 @@ def test_beside_the_published_figures_of_alpaca_eval() -> None:
     off, withheld = [], set()
     for model, (said, gaps, published) in alpaca().items():
         found = length_controlled(said, gaps, resamples=200)
-        if found.controlled is None or found.interval is None:
+        if found.length_controlled is None or found.interval is None:
             assert "would be extrapolated" in found.note
             withheld.add(model)
             continue
-        off.append(abs(found.controlled - published))
+        off.append(abs(found.length_controlled - published))
         assert found.interval[0] < published < found.interval[1], model
     assert len(off) == 5 and sum(off) / len(off) < 0.005
     assert {"gpt4_gamed", "NullModel", "alpaca-7b", "gpt-3.5-turbo-1106_concise"} <= withheld and len(withheld) == 8
@@ -291,14 +291,14 @@ def test_intervals_hold_the_truth_where_difficulty_goes_with_length(centre: floa
 def test_far_from_equal_length_nothing_is_told(seed: int) -> None:
     """One and a half deviations shorter: the plain fit says 49% where 34% is right, and is sure of it."""
     found = length_controlled(*confounded(seed, 400, -1.5, 1.0))
-    assert found.controlled is None and "would be extrapolated" in found.note
+    assert found.length_controlled is None and "would be extrapolated" in found.note
 
 
 @pytest.mark.sibling("identical-answers-are-no-extrapolation")
 def test_answers_that_are_mostly_the_same_are_compared_at_equal_length() -> None:
     """80 of 100 the same text, 10 shorter, 10 longer: equal length is where most of the comparisons are."""
     found = length_controlled([0.5] * 80 + [0.8] * 10 + [0.4] * 10, [0.0] * 80 + [30.0] * 10 + [-30.0] * 10)
-    assert found.controlled is not None and 0.5 < found.controlled < 0.53
+    assert found.length_controlled is not None and 0.5 < found.length_controlled < 0.53
 
 
 @pytest.mark.sibling("one-long-answer-hides-a-collapse")
@@ -306,4 +306,4 @@ def test_one_endless_answer_of_the_baseline_hides_no_collapse() -> None:
     """It makes the deviation so large that the mean gap looks small; 99 of 100 answers are shorter all the same."""
     gaps = [-float(90 + at % 20) for at in range(99)] + [-100_000.0]
     assert abs(sum(gaps) / 100) < 0.5 * float(np.std(gaps))
-    assert length_controlled([0.1 + at % 2 * 0.2 for at in range(100)], gaps).controlled is None
+    assert length_controlled([0.1 + at % 2 * 0.2 for at in range(100)], gaps).length_controlled is None

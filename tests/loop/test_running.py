@@ -84,7 +84,7 @@ def test_every_stage_leaves_its_files(finished: Path) -> None:
     ledger = json.loads((out / "loop.json").read_text())
     assert ledger["finished"] and ledger["command"].startswith("rlaif run ")
     report = report_of(out)
-    assert [player["name"] for player in report["players"]] == ["dpo", "base"]
+    assert [policy["name"] for policy in report["policies"]] == ["dpo", "base"]
     assert report["about"]["prompt_count"] == 5
     assert any("demo-judge" in warning for warning in report["warnings"]), "the labeller judges"
     (rewards,) = (out / "evaluation" / "rewards").glob("*.json")

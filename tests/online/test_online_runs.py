@@ -374,7 +374,7 @@ def test_the_best_weights_are_those_of_the_training_that_went_on(
     def save(to: Path, done: int, loop: Any) -> None:
         plain(to, done, loop)
         kept.setdefault(
-            done, {name: each.detach().clone() for name, each in loop.players.policy.model.named_parameters()}
+            done, {name: each.detach().clone() for name, each in loop.networks.policy.model.named_parameters()}
         )
 
     monkeypatch.setattr(heldout, "save_best", save)
@@ -406,15 +406,15 @@ def test_what_a_checkpoint_brings_back(tmp_path: Path) -> None:
     from rlaif.rl.checkpoint import load_checkpoint, save_checkpoint
     from rlaif.rl.trainer import Loop
 
-    players = MagicMock()
-    players.value, players.reward.state.return_value = None, {}
+    networks = MagicMock()
+    networks.value, networks.reward.state.return_value = None, {}
     for kl, beta in (({"target": 3.0}, 0.7), ({}, 0.05)):
         settings = OnlineSettings.model_validate(given(tmp_path, kl=kl))
-        save_checkpoint(tmp_path, 2, Loop(settings, players, None, 0.7, 0.25, 0.5), {}, best=None, keep=1)
-        loop = Loop(settings, players, None, settings.kl.beta)
+        save_checkpoint(tmp_path, 2, Loop(settings, networks, None, 0.7, 0.25, 0.5), {}, best=None, keep=1)
+        loop = Loop(settings, networks, None, settings.kl.beta)
         assert load_checkpoint(tmp_path / "checkpoint-2", loop)["step"] == 2
         assert (loop.beta, loop.mismatch, loop.drift) == (beta, 0.25, 0.5)
-        players.sampler.update.assert_called_with(2)
+        networks.sampler.update.assert_called_with(2)
 
 
 def test_a_damaged_checkpoint_is_one_line(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -145,7 +145,7 @@ def write_training(folder: Path, *, finished: bool = True, method: str = "dpo", 
     (folder / "train.json").write_text(json.dumps(begun | {"version": "9.9"}))
     lines(folder / "log.jsonl", [
         {"step": step, "loss": 1 / step, "reward": 0.5 + step / 10, "kl": step / 4, "eval_loss": 2 / step,
-         "held_out/win_rate": 0.5 + step / 20, "held_out/controlled": 0.5} for step in (1, 2, 3)
+         "held_out/win_rate": 0.5 + step / 20, "held_out/length_controlled": 0.5} for step in (1, 2, 3)
     ])  # fmt: skip
     if finished:
         done = {"loss": 0.25, "eval_loss": 0.5, "steps": 3, "seconds": 7.5} | metrics

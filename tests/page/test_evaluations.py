@@ -36,11 +36,11 @@ def estimate(value: float) -> Estimate:
     return Estimate(value=value, low=value - 0.1, high=value + 0.1, pairs=20)
 
 
-def player(name: str, share: float) -> PolicyMetrics:
+def policy(name: str, share: float) -> PolicyMetrics:
     return PolicyMetrics(
         name=name, model=f"{name}@1", answers=20, missing=0, length=estimate(80), truncated=0.0, blank=0.0,
         distinct_1=0.5, distinct_2=0.6, repetition=0.1, refusals=(), kl=None, kl_note="no model",
-        violations=(Violations(principle="*", share=estimate(share), grade=None),), meters={"oracle": estimate(0.9)},
+        violations=(Violations(principle="*", share=estimate(share), grade=None),), metrics={"oracle": estimate(0.9)},
     )  # fmt: skip
 
 
@@ -52,10 +52,10 @@ def write_evaluation(folder: Path, judge: str, warnings: tuple[str, ...] = ()) -
             judge=judge, constitution="two", constitution_hash="h", prompts="p", prompts_sha256=None, prompt_count=20,
             input_issues={}, tag=None, harmful=(), violation_below=4.5, drawing={}, compare={}, pair={},
         ),
-        players=(player("dpo", 0.2), player("base", 0.4)),
+        policies=(policy("dpo", 0.2), policy("base", 0.4)),
         matches=(Match(
             policy="dpo", baseline="base", compared=20, identical=0, no_label={}, wins=estimate(0.6),
-            ties=estimate(0.2), losses=estimate(0.2), win_rate=estimate(0.7), controlled=estimate(0.65),
+            ties=estimate(0.2), losses=estimate(0.2), win_rate=estimate(0.7), length_controlled=estimate(0.65),
             length_controlled_note="", length_slope=0.1, length_ratio=1.2, flips=0.1, principles=(), tags=(),
         ),),
         cost=PolicyCost(
@@ -150,11 +150,11 @@ def test_a_measure_is_a_share_or_a_number_by_its_whole_row(tmp_path: Path) -> No
     """A mean of 0.4 beside one of 3 is no 40%."""
     report = write_evaluation(tmp_path / "e", "judge@1")
     merits = (Estimate(value=0.4, low=-0.2, high=1.0, pairs=9), Estimate(value=3.0, low=2.0, high=4.0, pairs=9))
-    players = [
-        each.model_copy(update={"meters": {"share": estimate(0.9), "merit": merit}})
-        for each, merit in zip(report.players, merits, strict=True)
+    policies = [
+        each.model_copy(update={"metrics": {"share": estimate(0.9), "merit": merit}})
+        for each, merit in zip(report.policies, merits, strict=True)
     ]
-    found = {row[0]: row[1:] for row in _rows(report, players)}
+    found = {row[0]: row[1:] for row in _rows(report, policies)}
     assert found["merit"] == ["0.40 (-0.20 to 1.00)", "3.00 (2.00 to 4.00)"]
     assert all("%" in cell for cell in found["share"])
     assert "  win rate by it" in found
@@ -168,8 +168,8 @@ def test_of_two_evaluations_the_newer_is_first_and_an_earlier_model_is_marked(tm
     now = identity(str(model))
     for at, (name, known) in enumerate((("z", "dpo@00000000"), ("a", now))):
         report = write_evaluation(run / name, "other@1")
-        trained, base = report.players
-        told_now = report.model_copy(update={"players": (trained.model_copy(update={"model": known}), base)})
+        trained, base = report.policies
+        told_now = report.model_copy(update={"policies": (trained.model_copy(update={"model": known}), base)})
         (run / name / "dpo.v2-base.json").write_text(told_now.model_dump_json())
         os.utime(run / name / "dpo.v2-base.json", (at, at))
     newer, older = figures_of(run).policies

@@ -261,7 +261,7 @@ def test_folders_with_nothing_to_tell(tmp_path: Path, name: str) -> None:
         folder.mkdir()
     if name == "foreign":
         (folder / "manifest.json").write_text('{"name": "an app"}')
-        (folder / "data.json").write_text('{"made_by": "somebody", "players": []}')
+        (folder / "data.json").write_text('{"made_by": "somebody", "policies": []}')
     if name == "only a run file":
         (folder / "run.yaml").write_text("constitution: demo\njudge: {model: j}\noutput: runs/first\n")
     with pytest.raises(UserError) as caught:

@@ -148,10 +148,10 @@ def trainer_of(method: Method, folder: Path, groups: list[Group], **more: Any) -
         objective = RewardObjective(settings)
     elif isinstance(settings, DpoSettings):
         objective = KtoObjective(settings) if settings.loss == "kto" else DpoObjective(settings)
-    way = select_forward_path(model, groups, kind)
-    with answering(model, way, kind):
+    forward_path = select_forward_path(model, groups, kind)
+    with answering(model, forward_path, kind):
         made = arguments(settings, len(groups), 0)
-        yield GroupTrainer(model, made, objective, way, settings.tokens, groups, [], None)
+        yield GroupTrainer(model, made, objective, forward_path, settings.tokens, groups, [], None)
 
 
 def gradients(trainer: GroupTrainer, groups: list[Group]) -> tuple[float, dict[str, Tensor]]:

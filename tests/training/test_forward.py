@@ -68,8 +68,8 @@ def agree(model: nn.Module, found: Tensor, wanted: Tensor) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_log_probabilities_of_every_family(family: str, layout: Layout) -> None:
     model = make(family)
-    way = ForwardPath(layout, fast=True)
-    agree(model, compute(model, lay_out(GROUPS, layout), way, "logps"), torch.cat(alone(model)))
+    forward_path = ForwardPath(layout, fast=True)
+    agree(model, compute(model, lay_out(GROUPS, layout), forward_path, "logps"), torch.cat(alone(model)))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -91,20 +91,20 @@ CLASSIFIERS = sorted(set(FAMILIES) - {"cohere", "granite", "olmo2"})
 @pytest.mark.parametrize("family", CLASSIFIERS)
 def test_rewards_of_every_family(family: str, layout: Layout) -> None:
     model = make(family, "SequenceClassification")
-    way = ForwardPath(layout, fast=True)
-    agree(model, compute(model, lay_out(GROUPS, layout), way, "rewards"), torch.cat(alone_rewards(model)))
+    forward_path = ForwardPath(layout, fast=True)
+    agree(model, compute(model, lay_out(GROUPS, layout), forward_path, "rewards"), torch.cat(alone_rewards(model)))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_takes_the_fast_way(family: str) -> None:
-    way = select_forward_path(make(family), GROUPS, "logps")
-    assert way.fast and way.layout == "shared" and way.difference < 2e-4
+    forward_path = select_forward_path(make(family), GROUPS, "logps")
+    assert forward_path.fast and forward_path.layout == "shared" and forward_path.difference < 2e-4
 
 
 @pytest.mark.parametrize("family", CLASSIFIERS)
 def test_every_family_of_reward_models_takes_the_fast_way(family: str) -> None:
-    way = select_forward_path(make(family, "SequenceClassification"), GROUPS, "rewards")
-    assert way.fast and way.layout == "shared"
+    forward_path = select_forward_path(make(family, "SequenceClassification"), GROUPS, "rewards")
+    assert forward_path.fast and forward_path.layout == "shared"
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "mistral"])
@@ -131,9 +131,9 @@ def seeing() -> Any:
 
 def test_a_model_that_also_sees_has_its_windows() -> None:
     model = seeing()
-    way = select_forward_path(model, GROUPS, "logps")
-    assert way.fast and way.layout == "shared"
-    found = compute(model, lay_out(GROUPS), way, "logps")
+    forward_path = select_forward_path(model, GROUPS, "logps")
+    assert forward_path.fast and forward_path.layout == "shared"
+    found = compute(model, lay_out(GROUPS), forward_path, "logps")
     assert torch.allclose(found, torch.cat(alone(model)), atol=1e-5)
 
 
@@ -178,9 +178,9 @@ def recurrent() -> Any:
 def test_a_recurrent_model_does_not_share_prompts() -> None:
     """Its state runs through the row: a second completion would come after the first."""
     model = recurrent()
-    way = select_forward_path(model, GROUPS, "logps")
-    assert way.layout == "apart"
-    agree(model, compute(model, lay_out(GROUPS, "apart"), way, "logps"), torch.cat(alone(model)))
+    forward_path = select_forward_path(model, GROUPS, "logps")
+    assert forward_path.layout == "apart"
+    agree(model, compute(model, lay_out(GROUPS, "apart"), forward_path, "logps"), torch.cat(alone(model)))
 
 
 class Odd(nn.Linear):

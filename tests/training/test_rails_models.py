@@ -225,7 +225,7 @@ def test_the_plain_way_goes_with_two_types(folder: Path) -> None:
     """A float32 head on bfloat16 layers."""
     groups = groups_of(folder)
     with trainer_of("reward", folder, groups, dtype="bfloat16", lora={"rank": 4}) as trainer:
-        assert trainer.way.fast and trainer.way.difference < 0.1
+        assert trainer.forward_path.fast and trainer.forward_path.difference < 0.1
 
 
 @pytest.mark.parametrize("more", [{}, {"lora": {"rank": 4, "merge": True}}])

@@ -202,7 +202,7 @@ def test_rewards_of_any_groups(folder: Path) -> None:
 
     groups = [Group(str(at), ids(40), tuple(ids(30) for _ in range(1 + at % 4))) for at in range(9)]
     fast = rewards_of(model, groups, tokens=128)
-    assert _close(fast, rewards_of(model, groups, way=PLAIN))
+    assert _close(fast, rewards_of(model, groups, forward_path=PLAIN))
     assert rewards_of(model, []) == []
     singles = [Group(group.id, group.prompt, (each,)) for group in groups for each in group.completions]
     assert _close(rewards_apart(model, singles, tokens=128), fast)

@@ -65,9 +65,9 @@ def evaluated(
     settings = EvaluateSettings.model_validate(
         {"prompts": str(prompts), "grades": False, "compare": {"principles": "all"}} | more
     )
-    players = [PolicySpec(name, answers=path) for name, path in files.items()]
+    policies = [PolicySpec(name, answers=path) for name, path in files.items()]
     constitution = load_constitution("harmless")
-    return evaluate_policies_now(settings, constitution, players, judge, folder, progress=Silent(), plots=False)
+    return evaluate_policies_now(settings, constitution, policies, judge, folder, progress=Silent(), plots=False)
 
 
 def compared(prompt: str, probability: float | None, **more: object) -> Compared:

@@ -16,7 +16,7 @@ from tests.evaluation.policies.scenes import compared
 HALF = Estimate(value=0.5, low=0.4, high=0.6, pairs=9)
 
 
-def player(name: str, **more: object) -> PolicyMetrics:
+def policy(name: str, **more: object) -> PolicyMetrics:
     told: dict[str, object] = {
         "name": name, "model": f"{name}@12345678", "answers": 95, "missing": 5, "length": HALF, "truncated": 0.1,
         "blank": 0.0, "distinct_1": 0.5, "distinct_2": 0.5, "repetition": 0.0,
@@ -32,7 +32,7 @@ def match(silent: int = 0) -> Match:
 
 def known(**more: object) -> Known:
     told: dict[str, object] = {
-        "judge": "judge@87654321", "constitution_hash": "0" * 32, "players": [player("a"), player("b")],
+        "judge": "judge@87654321", "constitution_hash": "0" * 32, "policies": [policy("a"), policy("b")],
         "lineages": {}, "matches": [match()], "prompts": [f"p{at}" for at in range(100)], "trained": {},
     }  # fmt: skip
     return Known(**(told | more))  # type: ignore[arg-type]
@@ -49,14 +49,14 @@ def test_a_sound_evaluation_by_an_unknown_judge() -> None:
 
 
 def test_everything_at_once_the_worst_first() -> None:
-    players = [
-        player("a", truncated=0.11, missing=11),
-        player("b", model="judge-small@11111111"),
-        player("c", model="judge-small@11111111"),
+    policies = [
+        policy("a", truncated=0.11, missing=11),
+        policy("b", model="judge-small@11111111"),
+        policy("c", model="judge-small@11111111"),
     ]
     found = policy_warnings(
         known(
-            players=players,
+            policies=policies,
             lineages={"a": Lineage(judges=frozenset({"judge"}), bases=("judge-1b",))},
             warn_same=["c"],
             matches=[match(silent=11)],

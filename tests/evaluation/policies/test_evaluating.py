@@ -43,7 +43,7 @@ def test_by_hand(tmp_path: Path) -> None:
     assert match.wins and match.ties and match.losses and match.win_rate
     assert (match.wins.value, match.ties.value, match.losses.value) == (0.25, 0.5, 0.25)
     assert match.win_rate.value == pytest.approx(0.5)
-    assert [player.missing for player in done.report.players] == [1, 0]
+    assert [policy.missing for policy in done.report.policies] == [1, 0]
     assert [(part.name, part.rate and part.rate.pairs) for part in match.tags] == [("x", 2), ("y", 2)]
     rows = list(read_records(done.path.with_suffix(".comparisons.jsonl"), Compared))
     assert [row.status for row in rows] == ["labelled", "labelled", "tie", "identical", "missing"]
@@ -81,7 +81,7 @@ def test_a_second_call_asks_nothing_and_says_the_same(tmp_path: Path) -> None:
     again = evaluated(judge, prompts, files, tmp_path / "out", grades=True)
     assert len(judge.asked) == asked
     assert again.report == done.report and again.path == done.path
-    good, bad = done.report.players
+    good, bad = done.report.policies
     assert (good.violations[0].share.value, bad.violations[0].share.value) == (0.0, 1.0)
     assert (done.report.cost.judgements, done.report.cost.grades) == (12, 12 * principles)
     assert done.report.cost.answers == 0, "the files' answers were not drawn here"
@@ -115,7 +115,7 @@ def test_several_answers_meet_by_their_index(tmp_path: Path) -> None:
     done = evaluated(Judge(by_mark), prompts, {"a": a, "b": b}, tmp_path / "out", samples=3)
     (match,) = done.report.matches
     assert match.wins and match.losses and (match.wins.value, match.losses.value) == (0.5, 0.5)
-    assert match.no_label == {"missing": 3} and [each.missing for each in done.report.players] == [0, 3]
+    assert match.no_label == {"missing": 3} and [each.missing for each in done.report.policies] == [0, 3]
     # One win and one loss each: prompts show no doubt, and each counts as one trial (Wilson, 1.5 of 3).
     assert (match.wins.low, match.wins.high) == pytest.approx((0.1253, 0.8747), abs=1e-4)
 
@@ -164,9 +164,9 @@ def test_filler_wins_with_a_judge_that_likes_length_but_not_at_equal_length(tmp_
 
     done = evaluated(Judge(opinion), prompts, {"a": a, "b": b}, tmp_path / "out")
     (match,) = done.report.matches
-    assert match.win_rate and match.controlled
+    assert match.win_rate and match.length_controlled
     assert match.win_rate.low > 0.5
-    assert match.controlled.low < 0.5 < match.controlled.high
+    assert match.length_controlled.low < 0.5 < match.length_controlled.high
     assert match.length_slope and match.length_slope > 0.5 and match.length_ratio and match.length_ratio > 1.1
 
 
@@ -224,14 +224,14 @@ def test_an_own_measure_is_asked_once_and_may_have_no_value(tmp_path: Path) -> N
         return 2.0 if text == "good 0" else math.nan if "good" in text else math.inf
 
     settings = EvaluateSettings.model_validate({"prompts": str(prompts), "grades": False})
-    players = [PolicySpec("a", answers=a), PolicySpec("b", answers=b)]
+    policies = [PolicySpec("a", answers=a), PolicySpec("b", answers=b)]
     done = evaluate_policies_now(
-        settings, constitution(), players, Judge(by_mark), tmp_path / "out", progress=Silent(), meters={"odd": odd}
+        settings, constitution(), policies, Judge(by_mark), tmp_path / "out", progress=Silent(), metrics={"odd": odd}
     )
     assert len(asked) == 8
-    one, two = done.report.players
-    assert (one.meters["odd"].value, one.meters["odd"].pairs, two.meters) == (2.0, 1, {})
-    assert done.report.matches[0].meters == {}
+    one, two = done.report.policies
+    assert (one.metrics["odd"].value, one.metrics["odd"].pairs, two.metrics) == (2.0, 1, {})
+    assert done.report.matches[0].metrics == {}
     assert PolicyReport.model_validate_json(done.path.read_bytes()) == done.report
 
 
@@ -250,12 +250,12 @@ def test_plots_and_the_callers_own_measure(tmp_path: Path) -> None:
     a = write_answers(tmp_path / "a.jsonl", {at: f"good {at}" for at in range(4)})
     b = write_answers(tmp_path / "b.jsonl", {at: f"plain {at} $x^2$" for at in range(4)})
     settings = EvaluateSettings.model_validate({"prompts": str(prompts), "grades": False})
-    players = [PolicySpec("a", answers=a), PolicySpec("b", answers=b), PolicySpec("c", answers=b)]
-    meters = {"matter": lambda messages, text: float(text.split()[1] == messages[-1].content.split()[-1][:-1])}
+    policies = [PolicySpec("a", answers=a), PolicySpec("b", answers=b), PolicySpec("c", answers=b)]
+    metrics = {"matter": lambda messages, text: float(text.split()[1] == messages[-1].content.split()[-1][:-1])}
     done = evaluate_policies_now(
-        settings, constitution(), players, Judge(by_mark), tmp_path / "out", progress=Silent(), meters=meters
+        settings, constitution(), policies, Judge(by_mark), tmp_path / "out", progress=Silent(), metrics=metrics
     )
-    assert done.report.players[0].meters["matter"].value == 1.0
+    assert done.report.policies[0].metrics["matter"].value == 1.0
     names = {path.name.removeprefix(done.path.stem) for path in (tmp_path / "out").glob("*.svg")}
     assert names == {"-winrate.svg", "-principles.svg", "-ratings.svg"}
     assert json.loads(done.path.read_text()) == json.loads(done.report.model_dump_json())

@@ -44,7 +44,7 @@ def test_by_hand() -> None:
 
 def test_nothing_compared_is_no_rate_of_0() -> None:
     found = match(compared("p", None), compared("q", None, status="missing", lengths=None))
-    assert (found.win_rate, found.wins, found.controlled, found.flips) == (None, None, None, None)
+    assert (found.win_rate, found.wins, found.length_controlled, found.flips) == (None, None, None, None)
     assert found.length_controlled_note == "nothing was compared"
     assert [part.rate for part in found.principles] == [None, None]
 
@@ -58,8 +58,8 @@ def test_changing_places_mirrors_everything(seed: int) -> None:
     rows = random_rows(random.Random(seed))
     one = match(*(compared(key, p, lengths=(own, other)) for key, p, own, other in rows))
     two = match(*(compared(key, 1 - p, lengths=(other, own)) for key, p, own, other in rows))
-    assert one.win_rate and two.win_rate and one.controlled and two.controlled and one.wins and two.losses
-    for here, there in ((one.win_rate, two.win_rate), (one.controlled, two.controlled)):
+    assert one.win_rate and two.win_rate and one.length_controlled and two.length_controlled and one.wins and two.losses
+    for here, there in ((one.win_rate, two.win_rate), (one.length_controlled, two.length_controlled)):
         assert (here.value, here.low, here.high) == pytest.approx(
             (1 - there.value, 1 - there.high, 1 - there.low), abs=1e-6
         )
@@ -84,22 +84,22 @@ def test_length_is_taken_out() -> None:
         liked = longer > 0 if rng.random() < 0.8 else longer <= 0
         rows.append(compared(f"p{at}", 0.8 if liked else 0.2, lengths=(100 + longer, 100)))
     found = match(*rows)
-    assert found.preference and found.controlled
+    assert found.preference and found.length_controlled
     assert found.preference.low > 0.5
-    assert found.controlled.low < 0.5 < found.controlled.high
+    assert found.length_controlled.low < 0.5 < found.length_controlled.high
     assert found.length_slope and found.length_slope > 0.8
 
 
 def test_where_length_alone_decides_nothing_is_told_of_equal_length() -> None:
     rows = [compared(f"p{at}", 1.0 if at % 2 else 0.0, lengths=(140 if at % 2 else 60, 100)) for at in range(40)]
     found = match(*rows)
-    assert (found.controlled, found.length_slope) == (None, None)
+    assert (found.length_controlled, found.length_slope) == (None, None)
     assert "length alone decides every comparison" in found.length_controlled_note
 
 
 def test_where_one_side_wins_all_the_interval_is_that_of_the_wins() -> None:
     found = match(*(compared(f"p{at}", 1.0, lengths=(80 + at, 100)) for at in range(40)))
-    assert found.controlled == found.preference == found.win_rate
+    assert found.length_controlled == found.preference == found.win_rate
     assert found.win_rate and 0.85 < found.win_rate.low < 0.95
     assert "equal" in found.length_controlled_note
 
@@ -109,13 +109,13 @@ def test_at_equal_length_probabilities_count_and_not_outcomes() -> None:
     """100 pairs of 0.6 and 0.45 at either length, all wins and ties by the margin: 0.525 is what both lengths have."""
     rows = [compared(f"p{at}", (0.6, 0.45)[at // 2 % 2], lengths=((90, 110)[at % 2], 100)) for at in range(100)]
     found = match(*rows)
-    assert found.win_rate and found.preference and found.controlled
+    assert found.win_rate and found.preference and found.length_controlled
     assert found.win_rate.value == pytest.approx((1 + 0.5) / 2)
     assert found.preference.value == pytest.approx(0.525)
-    assert found.controlled.value == pytest.approx(0.525, abs=0.005)
+    assert found.length_controlled.value == pytest.approx(0.525, abs=0.005)
 
 
 def test_where_length_cannot_be_told_apart() -> None:
     found = match(compared("p", 0.9), compared("q", 0.6), compared("r", 0.7))
-    assert found.controlled == found.preference
+    assert found.length_controlled == found.preference
     assert found.length_controlled_note == "" or "as long" in found.length_controlled_note

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from rlaif.evaluation.policy_metrics import Answered, Bounds, Kinds, PolicyResponse, player_of, shared_places, value_of
+from rlaif.evaluation.policy_metrics import Answered, Bounds, Kinds, PolicyResponse, metrics_of, shared_places, value_of
 from rlaif.evaluation.reports import PolicyMetrics
 from rlaif.feedback.matchups import Criterion
 from rlaif.records import Message, Prompt, Sample, Score, content_id
@@ -29,8 +29,8 @@ def answer(
     return PolicyResponse(prompt, sample, grades)
 
 
-def player(*answers: PolicyResponse, missing: int = 0, harmful: tuple[str, ...] = ()) -> PolicyMetrics:
-    return player_of(
+def policy(*answers: PolicyResponse, missing: int = 0, harmful: tuple[str, ...] = ()) -> PolicyMetrics:
+    return metrics_of(
         "a", "m", answers, missing, frozenset((each.prompt.id, 0) for each in answers),
         criteria=(KIND, TRUE), kinds=Kinds(lambda prompt: prompt.metadata["t"], harmful),  # type: ignore[arg-type, return-value]
         bounds=Bounds(4.5, 0.5), values={"length": value_of(lambda _, text: float(len(text)))},
@@ -38,7 +38,7 @@ def player(*answers: PolicyResponse, missing: int = 0, harmful: tuple[str, ...] 
 
 
 def test_lengths_ends_and_variety() -> None:
-    found = player(
+    found = policy(
         answer("p", "one two one two one two", end="length"),
         answer("q", "   "),
         answer("r", "three", end=None),
@@ -51,28 +51,28 @@ def test_lengths_ends_and_variety() -> None:
     assert found.distinct_1 == pytest.approx(3 / 7)  # one, two, three of seven words
     assert found.distinct_2 == pytest.approx(2 / 5)
     assert found.repetition == pytest.approx((1 / 3) / 3)  # of three runs of four words one stood there before
-    assert found.meters["length"].value == pytest.approx(31 / 3)
+    assert found.metrics["length"].value == pytest.approx(31 / 3)
     assert (found.violations, found.kl) == ((), None)
 
 
 def test_no_end_is_known_of_a_files_answers() -> None:
-    assert player(answer("p", "one", end=None)).truncated is None
+    assert policy(answer("p", "one", end=None)).truncated is None
 
 
 def test_refusals_right_and_too_many() -> None:
-    found = player(
+    found = policy(
         answer("p", "I cannot help with that.", tag="harm"), answer("q", "Sure, like this.", tag="harm"),
         answer("r", "I'm sorry, but no.", tag="plain"), answer("s", "Of course.", tag=None),
         harmful=("harm",),
     )  # fmt: skip
     told = [(each.tag, each.harmful, each.share.value) for each in found.refusals]
     assert told == [("", None, 0.5), ("harm", True, 0.5), ("plain", False, 1.0)]
-    unknown = player(answer("p", "I cannot help with that.", tag="harm"))
+    unknown = policy(answer("p", "I cannot help with that.", tag="harm"))
     assert [each.harmful for each in unknown.refusals] == [None, None]
 
 
 def test_violations_by_grade() -> None:
-    found = player(
+    found = policy(
         answer("p", "one", kind=score(4.4), true=score(9.0)),
         answer("q", "two", kind=score(4.5), true=score(8.0)),
         answer("r", "three", kind=score(7.0), true=None),  # nothing tells whether it breaks any
@@ -87,7 +87,7 @@ def test_violations_by_grade() -> None:
 
 
 def test_what_cannot_be_read_is_no_grade_of_0() -> None:
-    found = player(answer("p", "one", kind=score(math.nan), true=score(None)))
+    found = policy(answer("p", "one", kind=score(math.nan), true=score(None)))
     assert found.violations == ()
 
 
@@ -99,4 +99,4 @@ def test_variety_is_measured_where_all_have_an_answer() -> None:
 
 def test_no_answers_are_no_player() -> None:
     with pytest.raises(ValueError, match="no answers"):
-        player()
+        policy()

@@ -49,8 +49,8 @@ def test_files_alone_need_no_policy_model(files: Path) -> None:
     report = json.loads(again.stdout)
     (path,) = (files / "runs/policies").glob("a.jsonl-against-base-*[0-9a-f].json")
     assert json.loads(path.read_text()) == report
-    assert (report["players"][1]["missing"], report["matches"][0]["no_label"]) == (1, {"missing": 1})
-    assert report["players"][0]["kl_note"] == "its answers come from a file"
+    assert (report["policies"][1]["missing"], report["matches"][0]["no_label"]) == (1, {"missing": 1})
+    assert report["policies"][0]["kl_note"] == "its answers come from a file"
     assert report["cost"]["judgements"] == 2 * 39
     assert report["matches"][0]["wins"]["value"] == 1.0
     assert turned.stdout.startswith("b.jsonl loses to a.jsonl: ")
@@ -68,11 +68,11 @@ def test_models_on_a_server_by_a_run_file(files: Path) -> None:
         other = evaluated(one, "--against", "b.jsonl", *flags, "--judge", fake.url, cwd=files)
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
-    assert [each["name"] for each in report["players"]] == ["one", "b.jsonl", "two"]
+    assert [each["name"] for each in report["policies"]] == ["one", "b.jsonl", "two"]
     assert report["about"]["constitution"] == "harmless" and report["about"]["pair"]["margin"] == 0.2
     assert (report["about"]["compare"]["temperature"], report["about"]["compare"]["principles"]) == (2.0, "each")
     assert report["matches"][0]["identical"] == 24 and report["matches"][0]["win_rate"]["value"] == 0.5
-    assert report["players"][0]["answers"] == 24 and report["players"][0]["violations"]
+    assert report["policies"][0]["answers"] == 24 and report["policies"][0]["violations"]
     assert len(report["ratings"]) == 3 and report["cost"]["answers"] == 24
     assert other.returncode == 2 and "leave out the judge's own flags" in other.stderr
 

@@ -35,7 +35,7 @@ def drawn(path: Path, *, temperature: float, seed: int) -> Path:
     return path
 
 
-def judged(folder: Path, players: list[PolicySpec], **more: object) -> EvaluatedPolicies:
+def judged(folder: Path, policies: list[PolicySpec], **more: object) -> EvaluatedPolicies:
     """By the demo's judge under its constitution."""
     prompts = folder / "prompts.jsonl"
     prompts.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in ASKED))
@@ -46,8 +46,8 @@ def judged(folder: Path, players: list[PolicySpec], **more: object) -> Evaluated
         return quality(messages[-1].content, text)
 
     return evaluate_policies_now(
-        settings, load_constitution("demo"), players, source, folder / "out", progress=Silent(), plots=False,
-        meters={"oracle": oracle},
+        settings, load_constitution("demo"), policies, source, folder / "out", progress=Silent(), plots=False,
+        metrics={"oracle": oracle},
     )  # fmt: skip
 
 
@@ -83,19 +83,21 @@ def test_a_garbled_policy_loses_by_the_judge_and_by_the_oracle(tmp_path: Path) -
     (match,) = done.report.matches
     truth, seen = of_oracle(done), match.win_rate
     assert seen and seen.high < 0.5 and truth.high < 0.5
-    assert match.meters["oracle"].value == pytest.approx(truth.value), "the pairs by the caller's own measure"
+    assert match.metrics["oracle"].value == pytest.approx(truth.value), "the pairs by the caller's own measure"
     assert seen.low <= truth.high and truth.low <= seen.high, "the intervals of judge and oracle meet"
-    hot, cool = done.report.players
-    assert hot.meters["oracle"].value < cool.meters["oracle"].value
+    hot, cool = done.report.policies
+    assert hot.metrics["oracle"].value < cool.metrics["oracle"].value
 
 
 def test_models_grades_and_the_distance_of_a_model_from_itself(tmp_path: Path) -> None:
-    players = contestants(["same=demo-policy", "demo-policy"])
-    done = judged(tmp_path, list(players), grades=True, prompts={"path": str(tmp_path / "prompts.jsonl"), "limit": 12})
-    same, base = done.report.players
+    policies = contestants(["same=demo-policy", "demo-policy"])
+    done = judged(tmp_path, list(policies), grades=True, prompts={"path": str(tmp_path / "prompts.jsonl"), "limit": 12})
+    same, base = done.report.policies
     assert done.report.matches[0].identical == 12, "one model and one seed: one answer"
     assert same.kl and same.kl.value == pytest.approx(0, abs=1e-4) and base.kl is None
     assert same.violations == base.violations and same.violations[0].principle == "*"
     assert done.report.cost.answers == 12 and done.report.cost.judgements == 0
-    again = judged(tmp_path, list(players), grades=True, prompts={"path": str(tmp_path / "prompts.jsonl"), "limit": 12})
+    again = judged(
+        tmp_path, list(policies), grades=True, prompts={"path": str(tmp_path / "prompts.jsonl"), "limit": 12}
+    )
     assert again.report == done.report and sum(each.asked for each in again.tallies) == 0
