@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import gc
 import json
 import os
+import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +18,7 @@ from filelock import FileLock
 
 from rlaif.config.shipped import shipped_model
 from rlaif.inference.vllm_process import PYTHON_VARIABLE, VllmServer
+from rlaif.training import curves
 from tests.inference.tiny import make_tiny_model
 
 
@@ -23,6 +27,36 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     files = {item: item.nodeid.partition("::")[0] for item in items}
     long = {files[item] for item in items if item.get_closest_marker("slow") or item.get_closest_marker("server")}
     items.sort(key=lambda item: files[item] not in long)
+
+
+def pytest_collection_finish() -> None:
+    """What is loaded by now stays: the garbage collector need not look through torch and transformers again."""
+    gc.collect()
+    gc.freeze()
+
+
+_BLANK = base64.b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAQAAAC1HAwCAAAAC0lEQVR42mNkYAAAAAYAAjCB0C8AAAAASUVORK5CYII="
+)
+"""One pixel."""
+
+
+def _blank(panels: Sequence[object], path: Path, step: str) -> None:
+    if panels:
+        path.write_bytes(_BLANK)
+
+
+_DRAW = curves.draw
+curves.draw = _blank  # before anybody imports it by name
+
+
+@pytest.fixture(autouse=True)
+def drawn_curves(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drawing curves takes half of a tiny training's time: only tests marked `curves` do it, the others get a pixel."""
+    if request.node.get_closest_marker("curves"):
+        for name in ("rlaif.training.curves", "rlaif.rl.run"):
+            if name in sys.modules:
+                monkeypatch.setattr(f"{name}.draw", _DRAW)
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,7 @@ ones instead, by `tests.support.command`.
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import os
 import runpy
@@ -75,6 +76,8 @@ def serve(address: str) -> None:
     """Answer calls until standard input ends."""
     for name in _MODULES:
         __import__(name)
+    gc.collect()
+    gc.freeze()  # what is loaded stays: a fork need not look through it, and its pages stay shared
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those who serve a call
     with socket.socket(socket.AF_UNIX) as door:
         door.bind(address)

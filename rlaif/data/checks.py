@@ -222,9 +222,9 @@ def name_findings(shape: Shape | None, columns: tuple[str, ...], rows: int) -> I
             f"the column `{name}` should be called `{wanted}`: it is read as that here, trainers do not find it",
             f'dataset.rename_column("{name}", "{wanted}"), or `rlaif data export`',
         )
-    if shape.sided is not None or shape.connection is not None:
+    if shape.sided is not None or shape.dialogue is not None:
         yield about_file("error", "columns", rows, f"{notes_of(shape)[0]}; trainers do not find them", _EXPORT)
-    for note in notes_of(shape)[shape.sided is not None or shape.connection is not None :]:
+    for note in notes_of(shape)[shape.sided is not None or shape.dialogue is not None :]:
         level: Level = "warning" if note.startswith(_RIVAL) else "note"
         yield about_file(level, "column-use", rows, note, "rename a column that is meant otherwise, or drop it")
 
@@ -239,9 +239,9 @@ def notes_of(shape: Shape) -> list[str]:
     if shape.sided is not None and shape.winner is not None:
         names = dict.fromkeys((shape.sided.first, shape.sided.second))
         notes.append(f"{quoted(names)} are read as chosen and rejected, {shape.winner.says}")
-    if shape.connection is not None:
+    if shape.dialogue is not None:
         notes.append(
-            f"`{shape.connection}` is read as a prompt and a completion, which `{shape.columns['label']}` judges"
+            f"`{shape.dialogue}` is read as a prompt and a completion, which `{shape.columns['label']}` judges"
         )
     if shape.prompt is not None and shape.prompt.parts:
         notes.append(f"the prompt is {quoted((shape.prompt.main, *shape.prompt.parts))} together")

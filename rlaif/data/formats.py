@@ -62,7 +62,7 @@ class Shape:
     """Two numbered responses and what ranks them, where the rows hold these."""
     winner: Winner | None = None
     """How the better of the two is known; `rlaif.data.export` finds it in the whole file."""
-    connection: str | None = None
+    dialogue: str | None = None
     """Column of the conversation whose last turn is judged, of unpaired rows without a prompt of their own."""
     ratings: str | None = None
     """Column with a list of ratings, of completions in a list beside it."""
@@ -152,12 +152,12 @@ def _ratings(row: Row, completions: str) -> str | None:
 
 def _of_talk(row: Row, found: Mapping[str, str]) -> Shape | None:
     """Messages with a label of their last turn."""
-    connection = next((name for name in _TALKS if name in row), None)
-    if connection is None or "label" not in found:
+    dialogue = next((name for name in _TALKS if name in row), None)
+    if dialogue is None or "label" not in found:
         return None
     label = found["label"]
     columns = {"prompt": "prompt", "completion": "completion", "label": label}
-    return Shape("unpaired", columns, {} if label == "label" else {label: "label"}, connection=connection)
+    return Shape("unpaired", columns, {} if label == "label" else {label: "label"}, dialogue=dialogue)
 
 
 def _kinds(row: Mapping[str, object], found: Mapping[str, str]) -> tuple[Kind, ...]:
@@ -188,7 +188,7 @@ def _with_rest(row: Row, shape: Shape) -> Shape:
     if _OWN in row:
         return shape
     read = {*shape.columns.values(), *shape.misnamed, *(name for pair in _SCORES for name in pair)}
-    read |= {name for name in (shape.connection, shape.ratings) if name is not None}
+    read |= {name for name in (shape.dialogue, shape.ratings) if name is not None}
     if shape.prompt is not None:
         read |= {shape.prompt.main, *shape.prompt.parts}
     if shape.sided is not None:
@@ -226,8 +226,8 @@ def usual(row: Row, shape: Shape) -> Row:
     Raises UnreadableValueError, with the rule that it breaks, where the row does not say them.
     """
     changed: dict[str, Any] = {}
-    if shape.connection is not None:
-        changed |= _parted(row.get(shape.connection))
+    if shape.dialogue is not None:
+        changed |= _parted(row.get(shape.dialogue))
     if shape.sided is not None:
         changed |= _ranked(row, shape)
     if shape.prompt is not None and shape.prompt.main in row and (shape.prompt.parts or shape.sided is not None):
@@ -244,15 +244,15 @@ def usual(row: Row, shape: Shape) -> Row:
     return {**row, **changed}
 
 
-def _parted(connection: object) -> dict[str, Any]:
+def _parted(dialogue: object) -> dict[str, Any]:
     """A conversation as a prompt and its last turn, both as messages."""
-    if isinstance(connection, str):
-        connection = [turn._asdict() for turn in turns_of(connection, "assistant", lambda _: None)]
-    if not isinstance(connection, list):
-        raise UnreadableValueError("missing" if connection is None else "type")
-    if len(connection) < 2:
+    if isinstance(dialogue, str):
+        dialogue = [turn._asdict() for turn in turns_of(dialogue, "assistant", lambda _: None)]
+    if not isinstance(dialogue, list):
+        raise UnreadableValueError("missing" if dialogue is None else "type")
+    if len(dialogue) < 2:
         raise UnreadableValueError("empty-prompt")
-    return {"prompt": connection[:-1], "completion": connection[-1:]}
+    return {"prompt": dialogue[:-1], "completion": dialogue[-1:]}
 
 
 def _ranked(row: Row, shape: Shape) -> dict[str, Any]:

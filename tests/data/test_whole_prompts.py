@@ -165,17 +165,17 @@ def test_columns_that_are_not_used_are_named(tmp_path: Path) -> None:
 
 def marked(form: str, good: object) -> Row:
     text = GOOD if good in (True, 1, "true", "1") else BAD
-    connection = [user(WHAT), assistant(text)]
+    dialogue = [user(WHAT), assistant(text)]
     return {
-        "messages": {"messages": connection, "label": good},
+        "messages": {"messages": dialogue, "label": good},
         "conversations": {"conversations": [{"from": "human", "value": WHAT}, {"from": "gpt", "value": text}],
                           "label": good},
-        "messages-desirable": {"messages": connection, "desirable": good},
+        "messages-desirable": {"messages": dialogue, "desirable": good},
         "completion": {"prompt": WHAT, "completion": text, "label": good},
         "response": {"prompt": WHAT, "response": text, "label": good},
         "alpaca": {"instruction": WHAT, "output": text, "good": good},
         "thumbs": {"prompt": [user(WHAT)], "completion": [assistant(text)], "thumbs_up": good},
-        "json-messages": {"messages": json.dumps(connection), "label": good},
+        "json-messages": {"messages": json.dumps(dialogue), "label": good},
         "dialogue": {"messages": f"\n\nHuman: {WHAT}\n\nAssistant: {text}", "label": good},
         "text": {"text": f"{WHAT} {text}", "label": good},
     }[form]  # fmt: skip

@@ -10,6 +10,7 @@ vector. Times, costs, paths, versions and fingerprints are left out.
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -41,7 +42,9 @@ UNSTEADY = {
 
 def run_file(folder: Path) -> Path:
     """The whole loop, as small as it gets."""
-    prompts = str(ROOT / "prompts/policy/demo.jsonl")
+    for name in ("demo", "demo-held-out"):  # a folder's name would be part of what is made from it
+        shutil.copy(ROOT / f"prompts/policy/{name}.jsonl", folder)
+    prompts = "demo.jsonl"
     settings = {
         "constitution": "demo",
         "prompts": {"path": prompts, "limit": 8},
@@ -53,7 +56,7 @@ def run_file(folder: Path) -> Path:
         "output": "run",
         "train": {name: ({**more, "prompts": prompts} if "steps" in more else more) for name, more in TRAIN.items()},
         "evaluate": {
-            "prompts": {"path": str(ROOT / "prompts/policy/demo-held-out.jsonl"), "limit": 6}, "max_tokens": 64,
+            "prompts": {"path": "demo-held-out.jsonl", "limit": 6}, "max_tokens": 64,
             "compare": {"principles": "all"},
         },
     }  # fmt: skip

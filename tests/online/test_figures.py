@@ -111,9 +111,15 @@ def test_nothing_has_no_figures() -> None:
 @pytest.mark.sibling("a-withheld-figure-is-no-earlier-one")
 def test_a_figure_that_was_withheld_at_the_last_look_is_no_earlier_one() -> None:
     history = [
-        {"step": 1, "kl": 1.0, "held_out/win_rate": 0.6, "held_out/controlled": 0.55},
-        {"step": 2, "kl": 2.0, "held_out/win_rate": 0.2, "held_out/controlled": None, "held_out/note": "extrapolated"},
+        {"step": 1, "kl": 1.0, "held_out/win_rate": 0.6, "held_out/length_controlled": 0.55},
+        {
+            "step": 2,
+            "kl": 2.0,
+            "held_out/win_rate": 0.2,
+            "held_out/length_controlled": None,
+            "held_out/note": "extrapolated",
+        },
         {"step": 3, "kl": 3.0},
     ]
     assert run._figures(history, 3) == {"kl": 3.0, "held_out/win_rate": 0.2}
-    assert run._figures(history, 1) == {"kl": 1.0, "held_out/win_rate": 0.6, "held_out/controlled": 0.55}
+    assert run._figures(history, 1) == {"kl": 1.0, "held_out/win_rate": 0.6, "held_out/length_controlled": 0.55}

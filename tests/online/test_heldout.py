@@ -23,6 +23,7 @@ from rlaif.feedback.prompts import LABELS
 from rlaif.inference.base import Output, Question
 from rlaif.inference.client import Server
 from rlaif.inference.models import LazyModel
+from rlaif.progress import Silent
 from rlaif.records import Message, Messages
 from rlaif.rl.config import OnlineSettings
 from rlaif.rl.heldout import HeldOut, HeldOutJudge, Monitoring
@@ -111,8 +112,8 @@ def test_length_is_told_from_quality(tmp_path: Path) -> None:
         found = held.look(20, prompts, start, policy)
     assert found.win_rate == pytest.approx(0.625 * 0.9526 + 0.375 * 0.0474, abs=1e-3)
     assert (found.wins, found.losses, found.compared, found.identical) == (100, 60, 160, 0)
-    assert found.controlled is not None and found.interval is not None
-    assert found.controlled < found.win_rate - 0.02 and found.interval[0] < 0.52
+    assert found.length_controlled is not None and found.interval is not None
+    assert found.length_controlled < found.win_rate - 0.02 and found.interval[0] < 0.52
     assert found.length > found.start_length == pytest.approx(sum(map(len, start)) / 160)
     assert found.judge == "synthetic"
 
@@ -120,7 +121,7 @@ def test_length_is_told_from_quality(tmp_path: Path) -> None:
 def test_the_difference_is_the_policys_length_less_the_starts(tmp_path: Path) -> None:
     with held_out(Judge(lambda first, second: 1.0 if first > second else -1.0), tmp_path) as held:
         found = held.look(1, asked("a", "b", "c"), ["p", "q", "r"], ["zz", "bbb", "cccc"])
-    assert "100% of the answers are longer" in found.note and found.controlled is None
+    assert "100% of the answers are longer" in found.note and found.length_controlled is None
 
 
 def test_silent_prompts_are_counted_and_never_a_label(tmp_path: Path) -> None:
@@ -318,14 +319,19 @@ def test_the_shipped_judge_knows_the_better_answers(tmp_path: Path) -> None:
             sorted_by_oracle.append((prompt, one, other) if said == 1.0 else (prompt, other, one))
     assert len(sorted_by_oracle) > 25
     found, better, worse = (list(each) for each in zip(*sorted_by_oracle, strict=True))
-    told = []
+    counts: list[int] = []
+
+    class Counting(Silent):
+        def advance(self, stage: str, done: int, note: str = "") -> None:
+            counts.append(done)
+
     source = LazyModel(ModelSettings(model="demo-judge"), log=tmp_path / "log", labels=LABELS)
-    with HeldOutJudge(source, load_constitution("demo"), tmp_path, progress=lambda tally: told.append(tally)) as held:
+    with HeldOutJudge(source, load_constitution("demo"), tmp_path, progress=Counting()) as held:
         right = held.look(10, asked(*found), worse, better)
-        count = told[-1].asked
-        assert count == 16 * len(found)
+        assert counts[-1] == 16 * len(found)
+        calls = len(counts)
         said_so, otherwise = (held.preferences(asked(*found), *each) for each in ((worse, better), (better, worse)))
-        assert told[-1].asked == count
+        assert len(counts) == calls, "asked before"
     assert right.compared == len(found)
     assert right.wins > 0.75 * len(found) and right.losses < 0.1 * len(found)
     assert right.interval[0] > 0.55, "probabilities are mild, as most principles see no difference"

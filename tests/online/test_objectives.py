@@ -251,7 +251,7 @@ def test_usual_values_do_not_replace_what_is_set(tmp_path: Path) -> None:
     for kl in ({"apply_to": "reward"}, KlSettings(apply_to="reward")):
         assert OnlineSettings.model_validate(given(tmp_path, algorithm="grpo", kl=kl)).kl.apply_to == "reward"
     assert OnlineSettings.model_validate(given(tmp_path, algorithm="grpo", kl=KlSettings(beta=0.2))).kl == KlSettings(
-        beta=0.2, place="loss"
+        beta=0.2, apply_to="loss"
     )
     for algorithm in ("ppo", "rloo", "reinforce++", "p3o"):
         assert OnlineSettings.model_validate(given(tmp_path, algorithm=algorithm)).kl.apply_to == "reward"

@@ -67,6 +67,7 @@ def test_a_server_that_is_not_there_leaves_no_training(
         assert not out.exists()
 
 
+@pytest.mark.curves
 def test_what_is_left_behind(folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     run(folder, output=str(out), algorithm="ppo")
@@ -120,14 +121,14 @@ def test_an_adapter_stops_and_goes_on(
     calm = run(folder, output=str(tmp_path / "calm"), **more)
     heard = Heard()
     with monkeypatch.context() as patch:
-        plain = heard.progress
+        plain = heard.advance
 
-        def progress(stage: str, done: int, logs: dict[str, float]) -> None:
-            plain(stage, done, logs)
+        def advance(stage: str, done: int, note: str = "") -> None:
+            plain(stage, done, note)
             if done == 3:
                 signal.raise_signal(signal.SIGINT)
 
-        patch.setattr(heard, "progress", progress)
+        patch.setattr(heard, "advance", advance)
         stopped = run(folder, output=str(tmp_path / "broken"), heard=heard, **more)
     assert not stopped.finished and stopped.steps == 3
     assert any("stopping after this step" in note for note in heard.notes)
@@ -150,7 +151,13 @@ def test_memory_budget_does_not_change_the_result(folder: Path, tmp_path: Path) 
     """Parts of a minibatch add up to it, whatever fits at once."""
     for algorithm in ("ppo", "p3o"):
         ends = [
-            run(folder, output=str(tmp_path / f"{algorithm}{tokens}"), algorithm=algorithm, tokens=tokens, samples=2)
+            run(
+                folder,
+                output=str(tmp_path / f"{algorithm}{tokens}"),
+                algorithm=algorithm,
+                samples=2,
+                max_tokens_per_pass=tokens,
+            )
             for tokens in (64, 8192)
         ]
         assert furthest(*(weights(each.folder) for each in ends)) <= 2e-5, algorithm
@@ -378,7 +385,7 @@ def test_the_best_weights_are_those_of_the_training_that_went_on(
         )
 
     monkeypatch.setattr(heldout, "save_best", save)
-    monkeypatch.setattr(heldout.Watching, "_compared", lambda _, done: held_out(done, rates[done]))
+    monkeypatch.setattr(heldout.Monitoring, "_compared", lambda _, done: held_out(done, rates[done]))
     more: dict[str, Any] = {
         "output": str(tmp_path / "out"), "steps": 4, "save_steps": 2, "held_out": {"every": 1, "prompts": 2},
         "judge": {"model": "demo-judge"},

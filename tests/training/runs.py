@@ -151,7 +151,7 @@ def trainer_of(method: Method, folder: Path, groups: list[Group], **more: Any) -
     forward_path = select_forward_path(model, groups, kind)
     with answering(model, forward_path, kind):
         made = arguments(settings, len(groups), 0)
-        yield GroupTrainer(model, made, objective, forward_path, settings.tokens, groups, [], None)
+        yield GroupTrainer(model, made, objective, forward_path, settings.max_tokens_per_pass, groups, [], None)
 
 
 def gradients(trainer: GroupTrainer, groups: list[Group]) -> tuple[float, dict[str, Tensor]]:

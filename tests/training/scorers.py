@@ -50,8 +50,8 @@ class Plain:
     def chat(self, prompt: str | list[dict[str, str]], reply: str) -> float:
         """Of a reply in a conversation."""
         turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-        connection = [*turns, {"role": "assistant", "content": reply}]
-        return self.text(self.tokenizer.apply_chat_template(connection, tokenize=False), special=False)
+        dialogue = [*turns, {"role": "assistant", "content": reply}]
+        return self.text(self.tokenizer.apply_chat_template(dialogue, tokenize=False), special=False)
 
     def text(self, text: str, *, special: bool = True) -> float:
         """Of a text as it stands."""

@@ -10,6 +10,8 @@ import pytest
 
 from rlaif.training.curves import _panels, draw_curves, running_mean
 
+pytestmark = pytest.mark.curves
+
 
 def _history(steps: int) -> list[dict[str, Any]]:
     lines: list[dict[str, Any]] = []

@@ -37,7 +37,7 @@ TURNS: dict[str, tuple[Turn, ...]] = {
     "one": (Turn("user", FIRST),),
     "many": (Turn("user", FIRST), Turn("assistant", ANSWER), Turn("user", SECOND)),
 }
-TALKS = {**TURNS, **{f"system, {name}": (Turn("system", SYSTEM), *turns) for name, turns in TURNS.items()}}
+DIALOGUES = {**TURNS, **{f"system, {name}": (Turn("system", SYSTEM), *turns) for name, turns in TURNS.items()}}
 
 
 def shipped_templates() -> dict[str, str]:
@@ -106,10 +106,10 @@ def end_of(name: str, tokenizer: Any) -> str:
     return found[0] if found else "</s>"
 
 
-def made(name: str, connection: Sequence[Turn], replies: Sequence[str]) -> tuple[Group | None, RowCounts]:
+def made(name: str, dialogue: Sequence[Turn], replies: Sequence[str]) -> tuple[Group | None, RowCounts]:
     row_counts = RowCounts()
     groups = list(
-        Tokens(tokenizer_for(name)).groups([Example("row", tuple(connection), tuple(replies), {}, 7)], row_counts)
+        Tokens(tokenizer_for(name)).groups([Example("row", tuple(dialogue), tuple(replies), {}, 7)], row_counts)
     )
     return (groups[0] if groups else None), row_counts
 
@@ -119,18 +119,18 @@ def in_order(texts: Sequence[str], whole: str) -> bool:
     return -1 not in places and places == sorted(places)
 
 
-def proven(name: str, connection: Sequence[Turn], replies: Sequence[str], group: Group) -> None:
+def proven(name: str, dialogue: Sequence[Turn], replies: Sequence[str], group: Group) -> None:
     """What has to hold of a row that is trained on."""
     tokenizer = tokenizer_for(name)
     prompt, end = tokenizer.decode(group.prompt), tokenizer.eos_token_id
-    assert prompt == by_hand(tokenizer, connection, cue=True), "the prompt is what the model is asked"
-    assert in_order([turn.content for turn in connection if turn.role != "system"], prompt)
-    assert all(turn.content in prompt for turn in connection)
+    assert prompt == by_hand(tokenizer, dialogue, cue=True), "the prompt is what the model is asked"
+    assert in_order([turn.content for turn in dialogue if turn.role != "system"], prompt)
+    assert all(turn.content in prompt for turn in dialogue)
     assert list(group.prompt).count(tokenizer.bos_token_id) <= (2 if "llama-2" in name else 1)
     assert not any(reply in prompt for reply in replies)
     for ids, reply in zip(group.completions, replies, strict=True):
         text = tokenizer.decode(ids)
-        assert text.count(reply) == 1 and not any(turn.content in text for turn in connection)
+        assert text.count(reply) == 1 and not any(turn.content in text for turn in dialogue)
         before, behind = text.split(reply)
         # Before it stand marks only: of a thought that is left empty, of a channel.
         assert not re.sub(r"<[^>]*>|to=user|\W|think|final|analysis|response", "", before), before
@@ -146,33 +146,33 @@ def test_there_are_enough_of_them() -> None:
 
 
 @pytest.mark.parametrize("kind", ["sft", "pairs"])
-@pytest.mark.parametrize("talk", TALKS)
+@pytest.mark.parametrize("dialogue", DIALOGUES)
 @pytest.mark.parametrize("name", TEMPLATES)
-def test_training(name: str, connection: str, kind: str) -> None:
+def test_training(name: str, dialogue: str, kind: str) -> None:
     replies = REPLIES if kind == "pairs" else REPLIES[:1]
-    group, row_counts = made(name, TALKS[connection], replies)
-    reason = NOT_WRITTEN.get(name, {}).get("system" if "system" in connection else "turns")
+    group, row_counts = made(name, DIALOGUES[dialogue], replies)
+    reason = NOT_WRITTEN.get(name, {}).get("system" if "system" in dialogue else "turns")
     if group is None:
         assert [*row_counts.left_out] == [reason], row_counts.notes
         return
     assert reason is None
-    proven(name, TALKS[connection], replies, group)
+    proven(name, DIALOGUES[dialogue], replies, group)
 
 
-@pytest.mark.parametrize("talk", TALKS)
+@pytest.mark.parametrize("dialogue", DIALOGUES)
 @pytest.mark.parametrize("name", TEMPLATES)
-def test_sampling_and_judging(name: str, connection: str) -> None:
+def test_sampling_and_judging(name: str, dialogue: str) -> None:
     """PPO's prompts and a judge's questions are the same text, or are refused for the same reason."""
     tokenizer = tokenizer_for(name)
-    asked = tuple(Message(role=turn.role, content=turn.content) for turn in TALKS[connection])  # type: ignore[arg-type]
-    reason = NOT_WRITTEN.get(name, {}).get("system" if "system" in connection else "turns")
+    asked = tuple(Message(role=turn.role, content=turn.content) for turn in DIALOGUES[dialogue])  # type: ignore[arg-type]
+    reason = NOT_WRITTEN.get(name, {}).get("system" if "system" in dialogue else "turns")
     if reason is not None:
         with pytest.raises(UnwritableError) as refusal:
             Cue(tokenizer)(asked)
         assert refusal.value.fault == reason
         return
     ids = Cue(tokenizer)(asked)
-    assert tokenizer.decode(ids) == by_hand(tokenizer, TALKS[connection], cue=True)
+    assert tokenizer.decode(ids) == by_hand(tokenizer, DIALOGUES[dialogue], cue=True)
     question = compare_messages(asked, *REPLIES, "Which reply is kinder?")
     text = ChatTemplate(tokenizer).prompt(question)
     assert question[-1].content.strip() in text

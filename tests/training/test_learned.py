@@ -63,8 +63,7 @@ def trained_on(folder: Path, learned: dict[str, Any], settings: dict[str, Any] |
 def chats(*talks: Sequence[str]) -> list[dict[str, Any]]:
     """Conversations in which user and assistant take turns."""
     return [
-        {"messages": [(assistant if at % 2 else user)(text) for at, text in enumerate(connection)]}
-        for connection in talks
+        {"messages": [(assistant if at % 2 else user)(text) for at, text in enumerate(dialogue)]} for dialogue in talks
     ]
 
 

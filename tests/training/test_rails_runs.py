@@ -123,8 +123,8 @@ def test_a_cache_that_cannot_be_written_is_told_before_the_pass(folder: Path, tm
 class Pressed(Heard):
     """Ctrl-C once the reference is under way."""
 
-    def progress(self, stage: str, done: int, logs: dict[str, float]) -> None:
-        super().progress(stage, done, logs)
+    def advance(self, stage: str, done: int, note: str = "") -> None:
+        super().advance(stage, done, note)
         if stage == "reference" and self.passes("train") == 0 and done < 12 and "pressed" not in self.notes:
             signal.raise_signal(signal.SIGINT)
             self.notes.append("pressed")

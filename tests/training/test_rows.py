@@ -287,9 +287,9 @@ def test_demonstrations(tmp_path: Path, row: Any, prompt: Any, completion: str) 
 def test_demonstrations_by_template(tmp_path: Path) -> None:
     assert one(demonstrations, tmp_path, {"messages": TALKED}, "plain").prompt == TALK
     assert one(demonstrations, tmp_path, {"messages": TALKED}, "plain").completions == (" Yes.",)
-    connection = {"text": f"{TALK} Yes."}
-    assert one(demonstrations, tmp_path, connection).prompt == ""
-    assert one(demonstrations, tmp_path, connection, "chat").prompt == (ASKED,)
+    dialogue = {"text": f"{TALK} Yes."}
+    assert one(demonstrations, tmp_path, dialogue).prompt == ""
+    assert one(demonstrations, tmp_path, dialogue, "chat").prompt == (ASKED,)
     assert one(demonstrations, tmp_path, {"text": "Just so."}, "chat").prompt == ""
 
 

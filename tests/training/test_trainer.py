@@ -77,7 +77,7 @@ def test_a_step_depends_neither_on_memory_nor_on_the_order(method: str, folder: 
     groups = ready(method, folder)
     loss = {"loss": "kto"} if method == "kto" else {}
     known: Any = "dpo" if method == "kto" else method
-    with trainer_of(known, folder, groups, tokens=100_000, **loss) as trainer:
+    with trainer_of(known, folder, groups, max_tokens_per_pass=100_000, **loss) as trainer:
         assert len(trainer._parts(groups)) == 1
         wanted_loss, wanted = gradients(trainer, groups)
         again, turned = gradients(trainer, groups[::-1])
@@ -114,7 +114,7 @@ def test_sft_is_the_mean_over_the_tokens_of_the_step(folder: Path) -> None:
     wanted = -torch.cat(each).mean()
     wanted.backward()
     wanted, each = wanted.detach(), [row.detach() for row in each]
-    with trainer_of("sft", folder, groups, tokens=64) as trainer:
+    with trainer_of("sft", folder, groups, max_tokens_per_pass=64) as trainer:
         loss, found = gradients(trainer, groups)
     assert loss == pytest.approx(float(wanted), rel=1e-5)
     assert float(-torch.stack([row.mean() for row in each]).mean()) != pytest.approx(loss, rel=1e-3)
@@ -218,7 +218,7 @@ def test_kto_takes_its_baseline_from_the_whole_step(folder: Path, monkeypatch: p
         dataclasses.replace(g, values={**g.values, "reference/1": g.values["reference/1"] - shift}) for g in groups
     ]
     for tokens in (4096, 64):
-        with trainer_of("dpo", folder, groups, loss="kto", tokens=tokens, beta=0.5) as trainer:
+        with trainer_of("dpo", folder, groups, loss="kto", max_tokens_per_pass=tokens, beta=0.5) as trainer:
             gradients(trainer, groups)
             assert torch.cat(trainer._logged["kl"]).tolist() == pytest.approx([0.5 * 5.0] * len(groups), abs=1e-3)
 
@@ -536,6 +536,7 @@ def test_a_model_without_a_tokenizer(tmp_path: Path) -> None:
         run("sft", tmp_path)
 
 
+@pytest.mark.curves
 @pytest.mark.slow
 def test_what_is_saved_has_its_tokenizer(folder: Path, tmp_path: Path) -> None:
     trained = run("sft", folder, output=str(tmp_path / "out"))
