@@ -12,6 +12,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 PARTS = {
+    "entered": "files and functions of ours that a command enters",
     "start_up": "the command line's start-up time",
     "client_cpu": "client CPU per verdict, beside httpx",
     "verdict_cpu": "CPU per verdict of a whole `rlaif compare`",
