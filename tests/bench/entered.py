@@ -42,7 +42,7 @@ COMMANDS: dict[str, tuple[str, int]] = {
         45,
     ),
     "evaluate policy, 2 prompts": (
-        f"evaluate policy dpo --against demo-policy --prompts {PROMPTS} --prompts-limit 2 --judge-model demo-judge "
+        f"evaluate policy dpo --against demo-policy --prompts {PROMPTS} --prompts-limit 2 --judge demo-judge "
         "--constitution demo --max-tokens 32 --output evaluation",
         40,
     ),
