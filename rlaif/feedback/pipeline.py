@@ -245,9 +245,9 @@ async def _settle_form(run: Run, judge: ModelSource, questions: Iterator[Questio
     """Choose the form that a judge's comparisons are asked in, where there is any and it was not chosen before."""
     if next(questions, None) is None:
         return
-    forms, templates = Forms(run.folder), run.asked(judge.name).templates
+    forms, templates = Forms(run.folder), run.judge_named(judge.name).templates
     await chosen_form(judge, templates, run.settings.compare, forms, run.judgements, progress.note)
-    run.ask_as(judge.name, forms)
+    run.use_form(judge.name, forms)
 
 
 async def _judged(
