@@ -8,7 +8,7 @@ So the kinds of statements have a rank, and a lower one counts only where nothin
 2. a statement under a word that is about nothing but the verdict ("verdict", "winner", "better reply"), or in a form
    that judges are asked for (`[[A]]`, `[[A>B]]`, `[RESULT] A`): the last one in the text;
 3. after the last such word, in the last two lines or at the start of the first one: a statement that opens its
-   sentence with a word that is about much else as well ("answer", "choice", `\\boxed`), then a first line that is a
+   sentence with a word that is about much else as well ("answer", "choice", a LaTeX box), then a first line that is a
    label, then a sentence that concludes ("Therefore, reply A is better"; see `_concluded`).
 
 An off-menu last verdict ("neither") never falls back to an earlier one, and neither does a list of labels. A verdict
@@ -23,7 +23,7 @@ label; a sentence that is misread makes a wrong one.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from rlaif.feedback.prompts import LABELS
@@ -262,22 +262,22 @@ class _Statement(NamedTuple):
 
 
 def parse_verdict(text: str) -> Verdict:
-    """Read a text verdict: a reply that is only a label, its last line, or the verdict that it states last."""
+    """Read a text verdict: an output that is only a label, its last line, or the verdict that it states last."""
     visible = without_thinking(text).strip()
     if not visible:
         return Verdict.UNPARSED
     alone = _alone(visible)
     stated = _stated(visible) if alone is None or _STRONG.search(visible) else ""
     if alone in _WORDS and stated in _WORDS and alone != stated:
-        return Verdict.UNPARSED  # the last line is of another mind than what is stated before it
+        return Verdict.UNPARSED  # the last line contradicts what is stated before it
     return _WORDS.get(stated if alone is None else alone, Verdict.UNPARSED)
 
 
 def _alone(text: str) -> str | None:
-    """The label that a whole reply or its last line is; nothing where that is the last of a list, or a heading."""
+    """The label that a whole output or its last line is; nothing where that is the last of a list, or a heading."""
     lines = [line.strip() for line in text.splitlines() if _has_word(line)]
     if len(lines) < 2:
-        return found if (found := _bare(text)) in _WORDS else None
+        return word if (word := _bare(text)) in _WORDS else None
     last = lines[-1]
     word = _bare(last)
     if word not in _WORDS:
@@ -313,19 +313,22 @@ def _stated(text: str) -> str:
     cues = list(_STRONG.finditer(text))
     forms = list(_forms(text))
     shown = {at for form in forms for at in range(form.start, form.end)}
-    strong = sorted(
-        [*forms, *(each for each in _under(text, cues) if each.end - 1 not in shown)], key=lambda each: each.end
-    )
+    named = [statement for statement in _statements(text, cues) if statement.end - 1 not in shown]
+    strong = sorted([*forms, *named], key=lambda statement: statement.end)
     if strong:
         return _last(text, strong)
     tail = _last_lines(text)
     after = max(tail, cues[-1].end() if cues else 0)
-    weak = [each for each in _weak(text) if each.start >= after or (not cues and "\n" not in text[: each.start])]
+    weak = [
+        statement
+        for statement in _statements(text, _WEAK.finditer(text))
+        if statement.start >= after or (not cues and "\n" not in text[: statement.start])
+    ]
     if weak:
         return _last(text, weak)
     takes_back = list(_TAKES_BACK.finditer(text))
     first = None if takes_back else _first_line(text)
-    prose = _concluded(text[max([tail] + [each.end() for each in takes_back]) :])
+    prose = _concluded(text[max([tail] + [match.end() for match in takes_back]) :])
     return "" if first and prose and first != prose else first or prose or ""
 
 
@@ -335,11 +338,11 @@ def _last(text: str, statements: list[_Statement]) -> str:
     rest = text[last.end :]
     if _TAKES_BACK.search(rest):
         return ""
-    others = (_first_decided(rest[:_MOST_REST]), _concluded(rest[_last_lines(rest) :]))
-    if any(each not in (None, last.word) for each in others):
+    rest_labels = {_first_decided(rest[:_MOST_REST]), _concluded(rest[_last_lines(rest) :])}
+    if rest_labels - {None, last.word}:
         return ""
     line_at = text.rfind("\n", 0, last.start) + 1
-    same_line = [each.word for each in statements if each.start >= line_at]
+    same_line = [statement.word for statement in statements if statement.start >= line_at]
     if text[last.start] == "[" and set(same_line) != {last.word}:  # a form says once more what stands before it
         return ""
     line, before = text[line_at:].split("\n", 1)[0], text[:line_at].rstrip().rsplit("\n", 1)[-1]
@@ -397,49 +400,36 @@ def _of_form(match: re.Match[str]) -> str:
     return one if sign[0] in ">≻" else two
 
 
-def _under(text: str, cues: list[re.Match[str]]) -> Iterator[_Statement]:
-    """What is stated under a word that is about nothing but the verdict."""
+def _statements(text: str, cues: Iterable[re.Match[str]]) -> Iterator[_Statement]:
+    """What is stated under each cue, a match of `_STRONG` or `_WEAK`; cues that "or" or "and" joins state nothing."""
     last_end: int | None = None
     for cue in cues:
-        before = _sentence_before(text, cue.start())
-        if _OF_ANOTHER.search(before) and not _OWN.search(before):
+        near = text[max(0, cue.start() - _NEAR) : cue.start()]
+        before = _BREAK.split(near)[-1]
+        statement = _statement(text, cue) if _is_cue(text, cue, before) else None
+        if statement is None or (cue.re is _WEAK and _OPTION.match(text, statement.end)):
             continue
-        statement = _statement(text, cue)
-        if statement is None:
-            continue
-        if not _is_key(text, cue) and _is_foreign(before):
-            statement = statement._replace(word="")
-        if last_end is not None and _JOINS.fullmatch(text, last_end, cue.start()):
+        foreign = cue.re is _STRONG and not _is_key(text, cue) and _is_foreign(before)
+        if foreign or (last_end is not None and _JOINS.fullmatch(text, last_end, cue.start())):
             statement = statement._replace(word="")
         yield statement
         last_end = statement.end
 
 
-def _weak(text: str) -> Iterator[_Statement]:
-    """What is stated under a word that is about much else as well, where it opens its sentence or is a key of JSON."""
-    last_end: int | None = None
-    for cue in _WEAK.finditer(text):
-        if not _is_key(text, cue) and not _BEFORE_WEAK.fullmatch(_sentence_before(text, cue.start())):
-            continue
-        statement = _statement(text, cue)
-        if statement is None or _OPTION.match(text, statement.end):
-            continue
-        if last_end is not None and _JOINS.fullmatch(text, last_end, cue.start()):
-            statement = statement._replace(word="")
-        yield statement
-        last_end = statement.end
+def _is_cue(text: str, cue: re.Match[str], before: str) -> bool:
+    """Whether a cue can be about the verdict, by the part of its sentence that stands before it.
+
+    A strong word can unless it belongs to one of the responses; a weak one where it opens its sentence or is a key of
+    JSON.
+    """
+    if cue.re is _STRONG:
+        return _OF_ANOTHER.search(before) is None or _OWN.search(before) is not None
+    return _is_key(text, cue) or _BEFORE_WEAK.fullmatch(before) is not None
 
 
 def _is_key(text: str, cue: re.Match[str]) -> bool:
     """Whether a cue is a key of JSON."""
     return text[cue.start() - 1 : cue.start()] == '"' and _KEY.match(text, cue.end()) is not None
-
-
-def _sentence_before(text: str, at: int) -> str:
-    """What stands in the same sentence before a place; no more of it than can matter."""
-    near = text[max(0, at - _NEAR) : at]
-    breaks = list(_BREAK.finditer(near))
-    return near[breaks[-1].end() :] if breaks else near
 
 
 def _statement(text: str, cue: re.Match[str]) -> _Statement | None:
@@ -455,7 +445,9 @@ def _statement(text: str, cue: re.Match[str]) -> _Statement | None:
         return None
     end = cue.end() + says.end()
     rest = window[says.end() :]
-    word = _label(says["word"], rest)
+    word = says["word"].upper()
+    if word in LABELS and says["word"].islower() and not _ENDS.match(rest):
+        word = says["word"]  # an article, and no label
     if word in _WORDS:
         stands = _states(word, rest) and not _LISTS.match(rest)
         return _Statement(word if stands else "", cue.start(), end)
@@ -464,26 +456,16 @@ def _statement(text: str, cue: re.Match[str]) -> _Statement | None:
     hedges = word in _HEDGES and (says["is"] or marks & _FIRM)
     begins = cue.end() + (says.end("that") if says["that"] else says.end("marks"))
     prose = _first_decided(text[begins : begins + _MOST_REST])
-    if prose is None and not says["that"] and not hedges and not (marks & _FIRM and _opens_line(text, cue.start())):
+    line = text[max(0, cue.start() - _NEAR) : cue.start()].rsplit("\n", 1)[-1]
+    opens_line = marks & _FIRM and _QUALIFIED.fullmatch(line)
+    if prose is None and not (says["that"] or hedges or opens_line):
         return None  # "the decision is based on", or a heading over a whole paragraph
     return _Statement(prose or "", cue.start(), end)
-
-
-def _opens_line(text: str, at: int) -> bool:
-    line = text[max(0, at - _NEAR) : at].rsplit("\n", 1)[-1]
-    return _QUALIFIED.fullmatch(line) is not None
 
 
 def _states(word: str, rest: str) -> bool:
     """Whether a sentence that goes on with `rest` states the label before that."""
     return word in _WORDS and (_GOES_ON.match(rest) or _STOPS.match(rest)) is not None
-
-
-def _label(word: str, rest: str) -> str:
-    """The word that is stated, in capitals; where a letter is no label but an article, it is left small."""
-    if word.upper() not in LABELS:
-        return word.upper()
-    return word.upper() if word.isupper() or _ENDS.match(rest) else word.lower()
 
 
 def _concluded(text: str) -> str | None:
@@ -497,12 +479,12 @@ def _concluded(text: str) -> str | None:
 
 
 def _first_decided(text: str) -> str | None:
-    """The label that the first sentence of a text names as the better reply."""
+    """The label that the first sentence of a text names as the better response."""
     return next((_decided(sentence) for sentence in _sentences(text)), None)
 
 
 def _decided(sentence: str) -> str | None:
-    """The label that one sentence names as the better reply, whether or not it says that it concludes."""
+    """The label that one sentence names as the better response, whether or not it says that it concludes."""
     if len(sentence) > _MOST_CHARS:
         return None
     plain = _FORCED.sub("", sentence)
@@ -527,7 +509,7 @@ def _is_foreign(before: str) -> bool:
 
 
 def _sentences(text: str) -> list[str]:
-    return [each for part in _SENTENCE.split(text) if (each := part.strip(" \t\r>#*_"))]
+    return [plain for part in _SENTENCE.split(text) if (plain := part.strip(" \t\r>#*_"))]
 
 
 def _concluded_label(match: re.Match[str]) -> str:
@@ -556,7 +538,7 @@ def _holds(sentence: str, match: re.Match[str]) -> bool:
 
 
 def _is_subject(before: str, match: re.Match[str]) -> bool:
-    """Whether the reply itself is called better: not "the tone of reply A", "A or B", or "vitamin A"."""
+    """Whether the response itself is called better: not "the tone of reply A", "A or B", or "vitamin A"."""
     near = before[-40:]
     if _JOINED.search(near):
         return False
@@ -567,7 +549,7 @@ def _is_subject(before: str, match: re.Match[str]) -> bool:
 
 def _undone(sentence: str, match: re.Match[str]) -> bool:
     """Whether the clause denies what the match says, or says that somebody else says it, or quotes it."""
-    start = max((each.end() for each in _CLAUSE.finditer(sentence, 0, match.start() + 1)), default=0)
+    start = max((clause.end() for clause in _CLAUSE.finditer(sentence, 0, match.start() + 1)), default=0)
     if sentence[start : match.start()].strip(" *_").lower().startswith("that"):
         start = 0
     if _DENIES.search(sentence, start, match.end()):
