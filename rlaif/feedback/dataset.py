@@ -218,7 +218,7 @@ def tokens_of(model: str, records: Iterable[Record]) -> Counter[str]:
 
 
 def score_questions(run: Run) -> Iterator[Question]:
-    """Every grade that the run's way of judging wants, as far as there are samples."""
+    """Every grade that `compare.method` wants, as far as there are samples."""
     for prompt in run.prompts():
         yield from score_questions_of(run, prompt)
 
@@ -392,9 +392,9 @@ def why_no_pairs(run: Run, outcome: Outcome) -> str | None:
         problem = f"no pairs: no prompt has two different responses to compare, of {responses}"
         return f"{problem}; raise `policy.samples` or its `temperature`"
     if statuses["labelled"]:
-        problem = f"no pairs: of {_counted(statuses)}, none is selected by `pair.select: {run.settings.pair.select}`"
+        problem = f"no pairs: of {_summary(statuses)}, none is selected by `pair.select: {run.settings.pair.select}`"
         return f"{problem}; select another way"
-    return f"no pairs: {_counted(statuses)}: {_reason(run, statuses, count, outcome.failures, outcome.unlabelled)}"
+    return f"no pairs: {_summary(statuses)}: {_reason(run, statuses, count, outcome.failures, outcome.unlabelled)}"
 
 
 def why_no_labels(run: Run, revised: Revised) -> str | None:
@@ -404,10 +404,10 @@ def why_no_labels(run: Run, revised: Revised) -> str | None:
     if count["confirmed"] or count["refuted"] or not statuses.total():
         return None
     reason = _reason(run, statuses, count, revised.failures, Counter())
-    return f"the judge labels no revision: {_counted(statuses)}: {reason}"
+    return f"the judge labels no revision: {_summary(statuses)}: {reason}"
 
 
-def _counted(statuses: Counter[str]) -> str:
+def _summary(statuses: Counter[str]) -> str:
     names = {"flip": "whose orders disagree", "tie": "tied", "unparsed": "without a label"}
     parts = [f"{number:,} {names.get(status, status)}" for status, number in statuses.most_common() if number]
     return f"{statuses.total():,} comparisons, {', '.join(parts)}"

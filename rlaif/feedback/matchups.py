@@ -2,9 +2,10 @@
 
 Everything is sampled by hash, so nothing moves when a run grows.
 
-- **Opponents.** The k-th sample meets at most `opponents` of those before it, a revision its original above all. Up to
-  `opponents` + 1 samples this is the round robin. Beyond it the cost grows by `opponents` comparisons a sample instead
-  of by all of them, the graph stays connected, and raising the number of samples keeps every comparison made before.
+- **Opponents.** The k-th sample is compared with at most `opponents` of those before it, a revision with its original
+  above all. Up to `opponents` + 1 samples this is the round robin. Beyond it the cost grows by `opponents` comparisons
+  a sample instead of by all of them, the graph stays connected, and raising the number of samples keeps every
+  comparison made before.
 - **Criteria.** `one` draws a principle a pair, as in arXiv:2212.08073, by weighted rendezvous hashing: rewording a
   principle moves no pair, and adding one takes over only its share of them.
 """
@@ -39,7 +40,7 @@ class Criterion(NamedTuple):
 
 
 class Matchup(NamedTuple):
-    """Two samples of one prompt (`left` was drawn earlier) and the criteria that they are judged by."""
+    """Two samples of one prompt (`left` has the lower index) and the criteria that they are judged by."""
 
     left: Sample
     right: Sample
@@ -59,7 +60,7 @@ def criteria_of(constitution: Constitution, principles: str) -> tuple[Criterion,
 def matchups(samples: Sequence[Sample], criteria: Sequence[Criterion], settings: CompareSettings) -> list[Matchup]:
     """The matchups of one prompt's samples, given in the order of their index.
 
-    Blank and repeated responses meet nobody: a pair needs two different responses.
+    Blank and repeated responses are left out: a pair needs two different responses.
     """
     rows: list[Matchup] = []
     distinct = distinct_samples(samples)

@@ -42,7 +42,7 @@ class FormTrial(Record):
 
     @property
     def lasting(self) -> bool:
-        """Whether a second try comes to the same."""
+        """Whether a second trial would have the same result."""
         return self.label_mass is not None or self.failure.startswith(_LASTING)
 
 
@@ -51,7 +51,7 @@ class Chosen(Record):
 
     judge: str
     key: str
-    """What was to be chosen from: settings and templates."""
+    """The settings and templates that the choice depends on."""
     form: Form
     tried: tuple[FormTrial, ...] = ()
     """Empty where there was nothing to choose."""

@@ -100,7 +100,7 @@ class Use(StrEnum):
     TRUNCATED = "truncated"
     """It was cut at `max_tokens`."""
     CRITIQUE = "critique"
-    """It reviews the reply instead of rewriting it."""
+    """It reviews the response instead of rewriting it."""
     REQUEST = "request"
     """It repeats the request or the frame around it, or speaks for the user."""
     EXAMPLE = "example"

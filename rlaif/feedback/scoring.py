@@ -104,19 +104,18 @@ def grade_logit(left: Score, right: Score, *, most: float = 30.0) -> float:
     if left.logprobs is None or right.logprobs is None:
         gap = (left.value or 0.0) - (right.value or 0.0)
         return math.copysign(HARD_LOGIT, gap) if gap else 0.0
-    p, q = (_normalized(score.logprobs or ()) for score in (left, right))
+    distributions = []
+    for logprobs in (left.logprobs, right.logprobs):
+        top = max(logprobs)
+        weights = [math.exp(logprob - top) for logprob in logprobs]
+        total = math.fsum(weights)
+        distributions.append([weight / total for weight in weights])
+    p, q = distributions
     win = math.fsum(a * b for at, a in enumerate(p) for b in q[:at])
     lose = math.fsum(a * b for at, b in enumerate(q) for a in p[:at])
     tie = max(0.0, 1.0 - win - lose) / 2
     odds = (win + tie) / (lose + tie) if lose + tie else math.inf
     return max(-most, min(most, math.log(odds) if odds else -math.inf))
-
-
-def _normalized(logprobs: tuple[float, ...]) -> list[float]:
-    top = max(logprobs)
-    weights = [math.exp(logprob - top) for logprob in logprobs]
-    total = math.fsum(weights)
-    return [weight / total for weight in weights]
 
 
 def finalists(samples: Sequence[Sample], score_of: Callable[[Sample], Score | None]) -> list[Sample]:

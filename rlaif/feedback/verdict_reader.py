@@ -343,7 +343,7 @@ def _last(text: str, statements: list[_Statement]) -> str:
         return ""
     line_at = text.rfind("\n", 0, last.start) + 1
     same_line = [statement.word for statement in statements if statement.start >= line_at]
-    if text[last.start] == "[" and set(same_line) != {last.word}:  # a form says once more what stands before it
+    if text[last.start] == "[" and set(same_line) != {last.word}:  # a form repeats the statement before it
         return ""
     line, before = text[line_at:].split("\n", 1)[0], text[:line_at].rstrip().rsplit("\n", 1)[-1]
     return "" if _mirrored(before.strip(), line.strip()) else last.word
@@ -502,7 +502,7 @@ def _decided(sentence: str) -> str | None:
 
 
 def _is_foreign(before: str) -> bool:
-    """Whether a sentence that begins so denies what follows, asks for it, or says that somebody else says it."""
+    """Whether a sentence that begins so denies what follows, asks for it, or reports somebody else's view."""
     before = _NO.sub("", before)
     reports = _REPORTS.search(before) and not _SPEAKER.search(before)
     return bool(reports or _DENIES.search(before) or _DEPENDS.search(_FORCED.sub("", before)))
@@ -517,7 +517,7 @@ def _concluded_label(match: re.Match[str]) -> str:
 
 
 def _holds(sentence: str, match: re.Match[str]) -> bool:
-    """Whether a match says what it seems to say, by what stands around it."""
+    """Whether a match names the better response, by the text around it."""
     before, after = sentence[: match.start()], sentence[match.end() :]
     if _undone(sentence, match):
         return False
@@ -548,7 +548,7 @@ def _is_subject(before: str, match: re.Match[str]) -> bool:
 
 
 def _undone(sentence: str, match: re.Match[str]) -> bool:
-    """Whether the clause denies what the match says, or says that somebody else says it, or quotes it."""
+    """Whether the clause denies the match, reports it as somebody else's view, or quotes it."""
     start = max((clause.end() for clause in _CLAUSE.finditer(sentence, 0, match.start() + 1)), default=0)
     if sentence[start : match.start()].strip(" *_").lower().startswith("that"):
         start = 0
