@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from rlaif.analysis.coverage import Agreement, Counting, coverage, wilson_upper
+from rlaif.analysis.coverage import CoverageCounter, PrincipleAgreement, coverage
 from rlaif.config.run_file import load_run
 from rlaif.config.schemas import PairSettings
 from rlaif.feedback.aggregate import Vote
 from rlaif.feedback.pipeline import run_pipeline
 from rlaif.records import Judgement, Verdict, content_id
+from rlaif.stats import wilson
 from tests.fakes import FakeServer
 from tests.support import lines, rlaif, write_run
 
@@ -45,8 +46,8 @@ def vote(principle: str, left: float | None, right: float | None = None, weight:
     return Vote(principle, weight, judgement(1, principle, left), backward)
 
 
-def counted(*comparisons: list[Vote]) -> Counting:
-    counting = Counting(["a", "b", "c"], PairSettings())
+def counted(*comparisons: list[Vote]) -> CoverageCounter:
+    counting = CoverageCounter(["a", "b", "c"], PairSettings())
     for votes in comparisons:
         counting.add("l", "r", votes)
     return counting
@@ -109,14 +110,14 @@ def test_a_missing_answer_makes_no_label() -> None:
 )
 def test_wilson(agree: int, both: int, upper: float) -> None:
     """81 of 263 is the worked example of Newcombe 1998 (0.2553 to 0.3662); 0 of 10 is z^2 / (10 + z^2)."""
-    assert wilson_upper(agree, both) == pytest.approx(upper, abs=5e-5)
+    assert wilson(agree, both).high == pytest.approx(upper, abs=5e-5)
 
 
 def test_contradictions_need_ten_cases() -> None:
-    assert Agreement("a", "b", 1, 10).contradict
-    assert not Agreement("a", "b", 2, 10).contradict
-    assert not Agreement("a", "b", 0, 9).contradict
-    assert not Agreement("a", "b", 0, 0).contradict
+    assert PrincipleAgreement("a", "b", 1, 10).contradict
+    assert not PrincipleAgreement("a", "b", 2, 10).contradict
+    assert not PrincipleAgreement("a", "b", 0, 9).contradict
+    assert not PrincipleAgreement("a", "b", 0, 0).contradict
 
 
 @pytest.fixture

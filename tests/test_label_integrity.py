@@ -126,8 +126,8 @@ def test_a_planted_bug_turns_it_red(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Judgement] = []
 
     def left_logits(vote: folding.Vote, min_mass: float) -> list[float]:
-        seen.extend(each for each in vote.asked if each)
-        return [real(each, min_mass=min_mass) or 0.0 for each in vote.asked if each is not None]
+        seen.extend(each for each in vote.judgements if each)
+        return [real(each, min_mass=min_mass) or 0.0 for each in vote.judgements if each is not None]
 
     monkeypatch.setattr(folding, "_left_logits", left_logits)
     with pytest.raises(AssertionError):

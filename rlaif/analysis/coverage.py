@@ -1,4 +1,4 @@
-"""What each principle did in a run: what it decided, where the label went its way, and whom it contradicts.
+"""Coverage: for each principle of a run, the labels that it decides, agrees with, and contradicts.
 
 Read from the answers on disk; no model is asked. Memory holds counters only.
 """
@@ -13,20 +13,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rlaif.config.schemas import PairSettings
-from rlaif.feedback.aggregate import Comparison, Share, Status, Vote, folded, shares
+from rlaif.feedback.aggregate import Status, Vote, folded, shares
 from rlaif.feedback.position_bias import find_slots
 from rlaif.feedback.run import Run, read_provenance, reopen_run
+from rlaif.stats import wilson
 
 LEAST = 10
 """Comparisons that two principles must share before they can be said to contradict each other."""
 
-_Z = 1.959963984540054
-"""Of the standard normal distribution, 95% lies within this distance of 0."""
-
 
 @dataclass(frozen=True, slots=True)
 class PrincipleCoverage:
-    """The part that one principle had in a run. Shares are None where there is nothing to take a share of."""
+    """The part that one principle has in a run. Shares are None where there is nothing to take a share of."""
 
     id: str
     asked: int
@@ -48,7 +46,7 @@ class PrincipleCoverage:
 
 
 @dataclass(frozen=True, slots=True)
-class Agreement:
+class PrincipleAgreement:
     """Two principles on the comparisons where both have a clear verdict: no tie, and orders that agree."""
 
     first: str
@@ -58,13 +56,13 @@ class Agreement:
 
     @property
     def share(self) -> float | None:
-        """How often they are of one mind."""
+        """Share of the comparisons in which they agree."""
         return self.agree / self.both if self.both else None
 
     @property
     def contradict(self) -> bool:
         """Whether they agree in less than half of the cases, beyond chance."""
-        return self.both >= LEAST and wilson_upper(self.agree, self.both) < 0.5
+        return self.both >= LEAST and wilson(self.agree, self.both).high < 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,57 +77,50 @@ class Coverage:
     unanswered: int
     """Comparisons with a question that has no answer."""
     principles: tuple[PrincipleCoverage, ...]
-    agreements: tuple[Agreement, ...]
-    """Every two principles; empty where no two meet on a pair."""
+    agreements: tuple[PrincipleAgreement, ...]
+    """Every two principles; empty where no two judge the same pair."""
     edited: bool = False
     """The constitution's file has changed since the run was finished."""
 
     @property
     def idle(self) -> tuple[str, ...]:
         """Principles that decide nothing."""
-        return tuple(each.id for each in self.principles if not each.decided)
+        return tuple(row.id for row in self.principles if not row.decided)
 
     @property
-    def contradictions(self) -> tuple[Agreement, ...]:
+    def contradictions(self) -> tuple[PrincipleAgreement, ...]:
         """Pairs of principles that contradict each other."""
-        return tuple(each for each in self.agreements if each.contradict)
-
-
-def wilson_upper(successes: int, trials: int) -> float:
-    """Upper end of the 95% score interval of a proportion (Wilson 1927, JASA 22:209-212)."""
-    share, z2 = successes / trials, _Z**2
-    spread = _Z * math.sqrt(share * (1 - share) / trials + z2 / (4 * trials**2))
-    return (share + z2 / (2 * trials) + spread) / (1 + z2 / trials)
+        return tuple(pair for pair in self.agreements if pair.contradict)
 
 
 def coverage(folder: Path) -> Coverage:
     """The coverage of a finished run. Raises UserError where there is none in `folder`."""
-    made_with = read_provenance(folder).hash
+    original = read_provenance(folder).hash
     with reopen_run(folder) as run:
-        return covered(run, edited=run.constitution.hash != made_with)
+        return covered(run, edited=run.constitution.hash != original)
 
 
 def covered(run: Run, *, edited: bool = False) -> Coverage:
     """The coverage of an open run, by the answers that its constitution finds on disk."""
     compare = run.settings.compare
     find_slots(run)
-    counting = Counting([criterion.id for criterion in run.criteria], run.settings.pair)
+    counter = CoverageCounter([criterion.id for criterion in run.criteria], run.settings.pair)
     for prompt in run.prompts():
         for matchup, votes in run.votes_of(prompt, run.matchups_of(prompt, run.samples_of(prompt))):
-            counting.add(matchup.left.id, matchup.right.id, votes)
+            counter.add(matchup.left.id, matchup.right.id, votes)
     return Coverage(
         constitution=run.constitution.name,
         mode=compare.principles,
-        comparisons=counting.comparisons,
-        labels=counting.labels,
-        unanswered=counting.unanswered,
-        principles=counting.principles(both_orders=compare.orders == "both"),
-        agreements=counting.agreements() if compare.principles == "each" else (),
+        comparisons=counter.comparisons,
+        labels=counter.labels,
+        unanswered=counter.unanswered,
+        principles=counter.principles(both_orders=compare.orders == "both"),
+        agreements=counter.agreements() if compare.principles == "each" else (),
         edited=edited,
     )
 
 
-class Counting:
+class CoverageCounter:
     """Counts the comparisons of a run one by one."""
 
     def __init__(self, ids: Sequence[str], pair: PairSettings) -> None:
@@ -137,65 +128,57 @@ class Counting:
         self.comparisons = self.labels = self.unanswered = 0
         self._counts: dict[str, Counter[str]] = defaultdict(Counter)
         self._margins: dict[str, float] = defaultdict(float)
-        self._met: Counter[tuple[str, str]] = Counter()
-        self._agreed: Counter[tuple[str, str]] = Counter()
+        self._both: Counter[tuple[str, str]] = Counter()
+        """By two principles, the comparisons where both have a clear verdict."""
+        self._agree: Counter[tuple[str, str]] = Counter()
 
     def add(self, left: str, right: str, votes: Sequence[Vote]) -> None:
         """Count one comparison."""
         comparison = folded(left, right, votes, self._pair)
-        shared = shares(left, right, votes, self._pair)
+        readable = [share for share in shares(left, right, votes, self._pair) if share.readable]
         self.comparisons += 1
         self.labels += comparison.status is Status.LABELLED
         self.unanswered += comparison.status is Status.FAILED
         for vote in votes:
-            self._counts[vote.principle]["asked"] += any(vote.asked)
-        for share in shared:
-            if share.readable:
-                self._count_verdict(share)
+            self._counts[vote.principle]["asked"] += any(vote.judgements)
+        for share in readable:
+            alone = share.comparison
+            self._margins[share.principle] += abs(alone.probability - 0.5)
+            self._counts[share.principle].update(verdicts=1, flips=alone.flip, ties=alone.status is Status.TIE)
         if comparison.status is Status.LABELLED:
-            self._count_label(comparison, shared)
-        self._count_agreement(shared)
-
-    def _count_verdict(self, share: Share) -> None:
-        own = share.own
-        self._margins[share.principle] += abs(own.probability - 0.5)
-        self._counts[share.principle].update(verdicts=1, flips=own.flip, ties=own.status is Status.TIE)
-
-    def _count_label(self, comparison: Comparison, shared: Sequence[Share]) -> None:
-        side = math.copysign(1, comparison.logit)
-        decisive = max(shared, key=lambda share: side * share.logit)
-        self._counts[decisive.principle]["decided"] += 1
-        for share in shared:
-            if share.readable:
-                self._counts[share.principle].update(labels=1, agrees=side * share.own.logit > 0)
-
-    def _count_agreement(self, shared: Sequence[Share]) -> None:
-        clear = [each for each in shared if each.own.status is Status.LABELLED and not each.own.flip]
+            side = math.copysign(1, comparison.logit)
+            decisive = max(readable, key=lambda share: side * share.logit)
+            self._counts[decisive.principle]["decided"] += 1
+            for share in readable:
+                self._counts[share.principle].update(labels=1, agrees=side * share.comparison.logit > 0)
+        clear = [row for row in readable if row.comparison.status is Status.LABELLED and not row.comparison.flip]
         for one, other in itertools.combinations(clear, 2):
             pair = one.principle, other.principle
-            self._met[pair] += 1
-            self._agreed[pair] += (one.own.logit > 0) == (other.own.logit > 0)
+            self._both[pair] += 1
+            self._agree[pair] += (one.comparison.logit > 0) == (other.comparison.logit > 0)
 
     def principles(self, *, both_orders: bool = True) -> tuple[PrincipleCoverage, ...]:
         """Every principle's part, also of those that were never asked."""
-        return tuple(self._principle(name, both_orders) for name in self._ids)
+        rows = []
+        for name in self._ids:
+            counts = self._counts[name]
+            verdicts = counts["verdicts"]
+            rows.append(
+                PrincipleCoverage(
+                    name,
+                    asked=counts["asked"],
+                    verdicts=verdicts,
+                    decided=counts["decided"],
+                    labels=counts["labels"],
+                    agrees=counts["agrees"],
+                    margin=self._margins[name] / verdicts if verdicts else None,
+                    flips=counts["flips"] / verdicts if verdicts and both_orders else None,
+                    ties=counts["ties"] / verdicts if verdicts else None,
+                )
+            )
+        return tuple(rows)
 
-    def _principle(self, name: str, both_orders: bool) -> PrincipleCoverage:
-        counts = self._counts[name]
-        verdicts = counts["verdicts"]
-        return PrincipleCoverage(
-            name,
-            asked=counts["asked"],
-            verdicts=verdicts,
-            decided=counts["decided"],
-            labels=counts["labels"],
-            agrees=counts["agrees"],
-            margin=self._margins[name] / verdicts if verdicts else None,
-            flips=counts["flips"] / verdicts if verdicts and both_orders else None,
-            ties=counts["ties"] / verdicts if verdicts else None,
-        )
-
-    def agreements(self) -> tuple[Agreement, ...]:
+    def agreements(self) -> tuple[PrincipleAgreement, ...]:
         """Every two principles, in the order of the constitution."""
         pairs = itertools.combinations(self._ids, 2)
-        return tuple(Agreement(*pair, agree=self._agreed[pair], both=self._met[pair]) for pair in pairs)
+        return tuple(PrincipleAgreement(*pair, agree=self._agree[pair], both=self._both[pair]) for pair in pairs)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from rich.text import Text
 
-    from rlaif.analysis.coverage import Agreement, Coverage
+    from rlaif.analysis.coverage import Coverage, PrincipleAgreement
     from rlaif.analysis.edit_impact import Impact, Missing, Moved, Plans
     from rlaif.analysis.principle_tests import PrincipleTest, PrincipleTests, Result
     from rlaif.config.schemas import JudgeSettings
@@ -111,7 +111,7 @@ def _show_matrix(found: Coverage) -> None:
     echo()
 
 
-def _cell(agreement: Agreement | None) -> str:
+def _cell(agreement: PrincipleAgreement | None) -> str:
     from rlaif.cli.terminal import percent
 
     if agreement is None or not agreement.both:
@@ -119,7 +119,7 @@ def _cell(agreement: Agreement | None) -> str:
     return f"{percent(agreement.share)}\n{agreement.both:,}"
 
 
-def _of(agreement: Agreement) -> str:
+def _of(agreement: PrincipleAgreement) -> str:
     return f"{agreement.agree:,} of {agreement.both:,}"
 
 

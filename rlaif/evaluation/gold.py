@@ -343,7 +343,7 @@ def judged_pair(
         orders=comparison.orders,
         better_first=sum(vote.wanted[0] for vote in cast) / sum(sum(vote.wanted) for vote in cast),
         flip=comparison.flip,
-        own={part.principle: part.own.logit if part.readable else None for part in parts},
+        own={part.principle: part.comparison.logit if part.readable else None for part in parts},
         slots=tuple(_slots(cast, pair.min_label_mass)),
         masses=tuple(each.label_mass for each in _answers(cast) if each.label_mass is not None),
         lengths=(len(case.pair.better), len(case.pair.worse)),
@@ -352,12 +352,12 @@ def judged_pair(
 
 
 def _answers(cast: Sequence[Vote]) -> Iterator[Judgement]:
-    yield from (each for vote in cast for each in vote.asked if each is not None)
+    yield from (each for vote in cast for each in vote.judgements if each is not None)
 
 
 def _slots(cast: Sequence[Vote], min_mass: float) -> Iterator[float]:
     for vote in cast:
-        for each in vote.asked:
+        for each in vote.judgements:
             logit = None if each is None else first_logit(each, min_mass=min_mass, temperature=vote.temperature)
             if logit is not None:
                 yield logit

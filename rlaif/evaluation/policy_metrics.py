@@ -209,7 +209,7 @@ def _told(said: Comparison, parts: Sequence[Share]) -> dict[str, object]:
         "status": said.status.value,
         "probability": None if silent else said.probability,
         "flip": said.flip,
-        "principles": {part.principle: part.own.probability if part.readable else None for part in parts},
+        "principles": {part.principle: part.comparison.probability if part.readable else None for part in parts},
     }
 
 

@@ -1,23 +1,22 @@
-"""All ordered judgements about a pair become one probability, or the reason why there is none.
-
-Folding: all ordered judgements about one pair of samples become one probability, or the reason why there is none.
+"""Aggregation: the ordered judgements about a pair become one probability, or the reason why there is none.
 
 Each order gives a logit, `log P(first) - log P(second)`. Over the principles the logits of one order are averaged by
 weight; then the two orders are averaged, the second one negated, and squashed once. Averaging logits, not
-probabilities, cancels a slot bias that adds to the logit exactly (arXiv:2309.00267 averages probabilities).
+probabilities, cancels a position bias that adds to the logit exactly (arXiv:2309.00267 averages probabilities).
 
-Who says what in a folded comparison: every principle on its own, and its part of the weight.
+`shares` and `moves` attribute a comparison to its principles: each principle's own comparison, and its part of the
+weight.
 
-A panel: several judges' comparisons of one pair become one.
-
-Each judge's own answers are folded as if it judged alone, its flips told but not left out. Then the judges' log-odds
-are averaged by weight, order by order, and the two orders after that, as the principles of a single judge are. Pooling
-by the mean is one of the two ways of the panel of Verga et al. (2024, arXiv:2404.18796). A panel of one is its judge.
+A panel averages the log-odds of its judges by weight, order by order, and then the two orders, as one judge's
+principles are averaged. Each judge's votes are first folded as if it judged alone; its flips are marked and not left
+out. Pooling by the mean is one of the two ways of the panel of Verga et al. (2024, arXiv:2404.18796). A panel of one
+is its judge.
 """
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -39,8 +38,8 @@ HARD_LOGIT = math.log(0.99 / 0.01) / TEXT_TEMPERATURE
 temperature; the same for every verdict, so that one order's opposite verdict brings the mean back to one half."""
 
 _SIGNS: Mapping[str, float] = {Verdict.FIRST: 1.0, Verdict.SECOND: -1.0, Verdict.TIE: 0.0}
-_MOST = 30.0
-"""Logits are cut here: a label with no probability at all must not outweigh every other principle."""
+_MAX_LOGIT = 30.0
+"""Logits are clipped here: a label with no probability at all must not outweigh every other principle."""
 
 
 class Status(StrEnum):
@@ -72,9 +71,10 @@ class Vote:
     """What the judge adds to the logit of the first slot, to be taken off (`compare.position_bias`)."""
 
     @property
-    def asked(self) -> list[Judgement | None]:
+    def judgements(self) -> list[Judgement | None]:
         """The judgements of the orders that were asked, None where the call has no answer."""
-        return [each for each, wanted in zip((self.forward, self.backward), self.wanted, strict=True) if wanted]
+        orders = zip((self.forward, self.backward), self.wanted, strict=True)
+        return [judgement for judgement, wanted in orders if wanted]
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +140,7 @@ def logit_of(
     first, second = logprobs
     if math.isnan(first) or math.isnan(second) or first == second == -math.inf:
         return None
-    return (max(-_MOST, min(_MOST, first - second)) - slot) / temperature
+    return (max(-_MAX_LOGIT, min(_MAX_LOGIT, first - second)) - slot) / temperature
 
 
 def fold(
@@ -152,8 +152,9 @@ def fold(
     order that was asked has a label: half a principle would bring its slot bias with it.
     """
     votes = list(votes)
-    ids = tuple(each.id for vote in votes for each in vote.asked if each is not None)
-    if any(each is None for vote in votes for each in vote.asked):
+    judgements = [judgement for vote in votes for judgement in vote.judgements]
+    ids = tuple(judgement.id for judgement in judgements if judgement is not None)
+    if None in judgements:
         return Comparison(left, right, Status.FAILED, judgements=ids)
     read = [(vote, logits) for vote in votes if (logits := _left_logits(vote, min_mass))]
     if not read:
@@ -168,7 +169,7 @@ def fold(
         status_of(logit, flip=flip, margin=margin, drop_flips=drop_flips),
         logit=logit,
         flip=flip,
-        hard=any(each is not None and each.logprobs is None for vote, _ in read for each in vote.asked),
+        hard=any(row is not None and row.logprobs is None for vote, _ in read for row in vote.judgements),
         principles=tuple(vote.principle for vote, _ in read),
         flips=tuple(vote.principle for vote, logits in read if disagree(logits)),
         judgements=ids,
@@ -201,38 +202,41 @@ def disagree(logits: Sequence[float]) -> bool:
     return min(logits) < 0 < max(logits)
 
 
+def folded(
+    left: str, right: str, votes: Sequence[Vote], pair: PairSettings, *, drop_flips: bool | None = None
+) -> Comparison:
+    """`fold` under a run's thresholds; `drop_flips` overrules its `pair.flips`."""
+    drop = pair.flips == "drop" if drop_flips is None else drop_flips
+    return fold(left, right, votes, min_mass=pair.min_label_mass, margin=pair.margin, drop_flips=drop)
+
+
 class Share(NamedTuple):
-    """One principle's part of a comparison. The parts `weight * own.logit` add up to the comparison's logit."""
+    """One principle's part of a comparison. The parts `weight * comparison.logit` add up to the whole logit."""
 
     principle: str
     weight: float
     """Its part of the weight of all principles with a verdict on this pair; 0 where it has none itself."""
-    own: Comparison
-    """The comparison as this principle alone would have it; flips are told but not left out."""
+    comparison: Comparison
+    """The comparison as this principle alone would have it; flips are marked and not left out."""
 
     @property
     def readable(self) -> bool:
         """Whether the principle has a label in every order that was asked."""
-        return _readable(self.own)
+        return self.comparison.readable
 
     @property
     def logit(self) -> float:
         """What it adds to the comparison's logit."""
-        return self.weight * self.own.logit
-
-
-def folded(left: str, right: str, votes: Sequence[Vote], pair: PairSettings) -> Comparison:
-    """The votes on a pair folded under a run's thresholds."""
-    return _folded(left, right, votes, pair, drop_flips=pair.flips == "drop")
+        return self.weight * self.comparison.logit
 
 
 def shares(left: str, right: str, votes: Sequence[Vote], pair: PairSettings) -> list[Share]:
-    """Every vote on its own, in the order of the votes."""
-    owns = [_folded(left, right, [vote], pair, drop_flips=False) for vote in votes]
-    total = sum(vote.weight for vote, own in zip(votes, owns, strict=True) if _readable(own))
+    """Every vote by itself, in the order of the votes."""
+    single = [(vote, folded(left, right, [vote], pair, drop_flips=False)) for vote in votes]
+    total = sum(vote.weight for vote, comparison in single if comparison.readable)
     return [
-        Share(vote.principle, vote.weight / total if _readable(own) else 0.0, own)
-        for vote, own in zip(votes, owns, strict=True)
+        Share(vote.principle, vote.weight / total if comparison.readable else 0.0, comparison)
+        for vote, comparison in single
     ]
 
 
@@ -242,24 +246,16 @@ def moves(before: Sequence[Share], after: Sequence[Share], origin: float) -> dic
     Shares are measured from the old logit, not from 0: so an added principle answers for its whole effect, and the
     others for nothing where they only make room for it.
     """
-    found: dict[str, float] = {}
+    by_principle: dict[str, float] = {}
     for shared, sign in ((before, -1), (after, 1)):
         for share in shared:
-            move = sign * share.weight * (share.own.logit - origin)
-            found[share.principle] = found.get(share.principle, 0.0) + move
-    return found
-
-
-def _folded(left: str, right: str, votes: Sequence[Vote], pair: PairSettings, *, drop_flips: bool) -> Comparison:
-    return fold(left, right, votes, min_mass=pair.min_label_mass, margin=pair.margin, drop_flips=drop_flips)
-
-
-def _readable(own: Comparison) -> bool:
-    return own.status not in (Status.UNPARSED, Status.FAILED)
+            move = sign * share.weight * (share.comparison.logit - origin)
+            by_principle[share.principle] = by_principle.get(share.principle, 0.0) + move
+    return by_principle
 
 
 class JudgeVotes(NamedTuple):
-    """What one judge said about a pair."""
+    """One judge's votes on a pair."""
 
     weight: float
     """Share in the panel's label."""
@@ -271,8 +267,8 @@ class PanelVerdict(NamedTuple):
     """A pair as the panel sees it, and as each judge does."""
 
     panel: Comparison
-    owns: tuple[Comparison, ...]
-    """In the order of the judges; flips are told and not left out, unless there is one judge, who is the panel."""
+    by_judge: tuple[Comparison, ...]
+    """In the order of the judges; flips are marked and not left out, unless the panel has a single judge."""
 
 
 def aggregate_panel(left: str, right: str, ballots: Sequence[JudgeVotes], pair: PairSettings) -> PanelVerdict:
@@ -280,44 +276,36 @@ def aggregate_panel(left: str, right: str, ballots: Sequence[JudgeVotes], pair: 
     if len(ballots) == 1:
         alone = folded(left, right, ballots[0].votes, pair)
         return PanelVerdict(alone, (alone,))
-    soft = pair.model_copy(update={"flips": "soft"})
-    owns = tuple(folded(left, right, ballot.votes, soft) for ballot in ballots)
-    return PanelVerdict(pooled([ballot.weight for ballot in ballots], owns, pair), owns)
+    by_judge = tuple(folded(left, right, ballot.votes, pair, drop_flips=False) for ballot in ballots)
+    return PanelVerdict(pooled([ballot.weight for ballot in ballots], by_judge, pair), by_judge)
 
 
-def pooled(weights: Sequence[float], owns: Sequence[Comparison], pair: PairSettings) -> Comparison:
-    """The judges' own comparisons of one pair as one.
+def pooled(weights: Sequence[float], by_judge: Sequence[Comparison], pair: PairSettings) -> Comparison:
+    """The judges' comparisons of one pair as one.
 
     It has no label where a judge lacks an answer, or where no majority of the judges has a readable verdict. Its two
-    orders disagree where the judges' mean log-odds do, whatever the single judges' do; of a principle the same is said
-    where it holds for most of the judges that count it.
+    orders disagree where the judges' mean log-odds do, whatever the single judges' do. A principle flips where it does
+    for most of the judges that count it.
     """
-    known = replace(owns[0], judgements=tuple(key for own in owns for key in own.judgements))
-    if any(own.status is Status.FAILED for own in owns):
-        return Comparison(known.left, known.right, Status.FAILED, judgements=known.judgements)
-    read = [(weight, own) for weight, own in zip(weights, owns, strict=True) if own.readable]
-    if 2 * len(read) <= len(owns):
-        return Comparison(known.left, known.right, Status.UNPARSED, judgements=known.judgements)
+    judgements = tuple(key for comparison in by_judge for key in comparison.judgements)
+    unlabelled = Comparison(by_judge[0].left, by_judge[0].right, Status.UNPARSED, judgements=judgements)
+    if any(comparison.status is Status.FAILED for comparison in by_judge):
+        return replace(unlabelled, status=Status.FAILED)
+    read = [(weight, row) for weight, row in zip(weights, by_judge, strict=True) if row.readable]
+    if 2 * len(read) <= len(by_judge):
+        return unlabelled
     total = sum(weight for weight, _ in read)
-    orders = tuple(sum(weight * own.orders[at] for weight, own in read) / total for at in range(len(read[0][1].orders)))
-    logit = sum(orders) / len(orders)
-    counted = [[own for _, own in read if name in own.principles] for name in _principles(read)]
+    orders = tuple(sum(weight * row.orders[at] for weight, row in read) / total for at in range(len(read[0][1].orders)))
+    logit, flip = sum(orders) / len(orders), disagree(orders)
+    counted = Counter(name for _, row in read for name in row.principles)
+    flips = Counter(name for _, row in read for name in row.flips)
     return replace(
-        known,
-        status=status_of(logit, flip=disagree(orders), margin=pair.margin, drop_flips=pair.flips == "drop"),
+        unlabelled,
+        status=status_of(logit, flip=flip, margin=pair.margin, drop_flips=pair.flips == "drop"),
         logit=logit,
-        flip=disagree(orders),
-        hard=any(own.hard for _, own in read),
-        principles=_principles(read),
-        flips=tuple(
-            name
-            for name, by in zip(_principles(read), counted, strict=True)
-            if 2 * sum(name in own.flips for own in by) > len(by)
-        ),
+        flip=flip,
+        hard=any(row.hard for _, row in read),
+        principles=tuple(counted),
+        flips=tuple(name for name, count in counted.items() if 2 * flips[name] > count),
         orders=orders,
     )
-
-
-def _principles(read: Sequence[tuple[float, Comparison]]) -> tuple[str, ...]:
-    """Those that count for any of the judges."""
-    return tuple(dict.fromkeys(name for _, own in read for name in own.principles))

@@ -1,4 +1,4 @@
-"""The critique stage: the judge's notes on every sample that meets another, under the criteria it meets it by."""
+"""The critique stage: the judge's notes on every sample that is compared, under the criteria of its matchups."""
 
 from __future__ import annotations
 
@@ -56,12 +56,12 @@ def critique_question(
 
 
 def critique_questions(
-    prompt: Prompt, met: Sequence[Matchup], settings: CritiqueSettings, judge: Judge, *, max_chars: int
+    prompt: Prompt, pairings: Sequence[Matchup], settings: CritiqueSettings, judge: Judge, *, max_chars: int
 ) -> list[Question]:
     """One question for every sample and criterion that occur together, each once."""
     wanted = {
         (sample.id, criterion.id): (sample, criterion)
-        for matchup in met
+        for matchup in pairings
         for sample in (matchup.left, matchup.right)
         for criterion in matchup.criteria
     }
@@ -74,20 +74,20 @@ def critique_questions(
 def notes_on(
     prompt: Prompt, find: Callable[[str], Critique | None], settings: CritiqueSettings, judge: Judge, *, max_chars: int
 ) -> Notes:
-    """What the comparisons of a prompt show of its critiques: those that `find` finds by their ids, each read once."""
-    known: dict[tuple[str, str], str | None] = {}
+    """The critiques that the comparisons of a prompt show; `find` looks each one up by its id, once."""
+    cached: dict[tuple[str, str], str | None] = {}
 
     def notes(sample: Sample, criterion: Criterion) -> str | None:
         key = (sample.id, criterion.id)
-        if key not in known:
+        if key not in cached:
             critique = find(critique_question(prompt, sample, criterion, settings, judge, max_chars=max_chars).id)
-            known[key] = None if critique is None else without_thinking(critique.text).strip()
-        return known[key]
+            cached[key] = None if critique is None else without_thinking(critique.text).strip()
+        return cached[key]
 
     return notes
 
 
-def critique_record(question: Question, answer: Output) -> Critique:
+def critique_record(question: Question, output: Output) -> Critique:
     """The record of one critique."""
     return Critique(
         id=question.id,
@@ -95,10 +95,10 @@ def critique_record(question: Question, answer: Output) -> Critique:
         sample=str(question.about["sample"]),
         principle=str(question.about["principle"]),
         judge=question.model,
-        text=without_thinking(answer.text).strip(),
-        finish_reason=answer.finish_reason,
-        prompt_tokens=answer.prompt_tokens,
-        completion_tokens=answer.completion_tokens,
+        text=without_thinking(output.text).strip(),
+        finish_reason=output.finish_reason,
+        prompt_tokens=output.prompt_tokens,
+        completion_tokens=output.completion_tokens,
     )
 
 

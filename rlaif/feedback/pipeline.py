@@ -1,4 +1,7 @@
-"""The stages in order: sample, revise, critique, compare, pair. What the commands do, without printing or exiting."""
+"""The stages of a run in order: sample, revise, critique, compare, pair. No stage prints or exits.
+
+Every stage is the same three steps: plan the questions, ask those without an answer, append the answers.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +38,6 @@ from rlaif.feedback.scoring import order_record, score_record
 from rlaif.inference.background import blocking
 from rlaif.inference.base import ModelSource, Output, Question, StageStats, ask
 from rlaif.progress import Progress, Silent
-from rlaif.records import Sample
 from rlaif.store import R, Table
 
 STAGES = ("sample", "revise", "critique", "compare", "pair")
@@ -43,13 +45,13 @@ STAGES = ("sample", "revise", "critique", "compare", "pair")
 
 @dataclass
 class Report:
-    """What one session of a run did, and what the run comes to by now."""
+    """One session of a run: its stages, and the dataset as it is by now."""
 
     run: Run
     outcome: Outcome | None = None
-    """None where the pair stage was not asked for."""
+    """None where the session had no pair stage."""
     revised: Revised | None = None
-    """None where the revise stage was not."""
+    """None where it had no revise stage."""
     tallies: list[StageStats] = field(default_factory=list)
     seconds: float = 0.0
 
@@ -75,7 +77,7 @@ async def generate_async(settings: RunSettings, stages: Sequence[str], progress:
     start = time.perf_counter()
     _require_texts(settings, stages)
     async with opened_models(settings, stages, progress.note) as (policy, judge, panel):
-        names = tuple(each.name for each in panel)
+        names = tuple(source.name for source in panel)
         with open_run(settings, policy.name if policy else None, judge.name, names) as run:
             _begin(run, stages, progress)
             report = Report(run)
@@ -108,8 +110,8 @@ def _revises(settings: RunSettings, stages: Sequence[str]) -> bool:
 
 
 def _require_texts(settings: RunSettings, stages: Sequence[str]) -> None:
-    """Raise UserError, before anything is spent or made, where prompts, constitution, templates or helpful answers lack
-    what is needed."""
+    """Raise UserError, before anything is asked or written, where the prompts, the constitution, the templates or the
+    helpful responses lack what the stages need."""
     constitution = load_constitution(settings.constitution)
     require_rows(settings.prompts.path)
     for judge in settings.judges:
@@ -122,34 +124,40 @@ def _require_texts(settings: RunSettings, stages: Sequence[str]) -> None:
 
 
 def _begin(run: Run, stages: Sequence[str], progress: Progress) -> None:
-    """Read the prompts, save the settings, and take away the manifests that this session makes untrue: those of what it
-    will derive anew, and all of them where the prompts, or settings that all rests on, are others than before. A
-    mistake in the prompts leaves a finished run as it was."""
+    """Read the prompts, save the settings, and remove the manifests that this session makes untrue.
+
+    These are the manifests of what it derives again, and all of them where the prompts, or settings that everything
+    depends on, differ from before. A mistake in the prompts leaves a finished run as it was.
+    """
     run.read_prompts(lambda: run.invalidate_manifest("manifest.json", REVISED))
     if run.before is not None and run.before.prompts.path != run.settings.prompts.path:
         progress.note(
             f"{run.folder} was a run on {run.before.prompts.path}: its answers are kept, its pairs are replaced"
         )
-    before, now = (None if each is None else each.model_dump(exclude={"output"}) for each in (run.before, run.settings))
-    revise_before, revise_now = (None if each is None else each.pop("revise") for each in (before, now))
-    other = before != now
-    if other or set(stages) - {"revise"}:
+    dumped = [None if row is None else row.model_dump(exclude={"output"}) for row in (run.before, run.settings)]
+    revise_before, revise_now = (None if row is None else row.pop("revise") for row in dumped)
+    changed = dumped[0] != dumped[1]
+    if changed or set(stages) - {"revise"}:
         run.invalidate_manifest()
-    if other or revise_before != revise_now or _revises(run.settings, stages):
+    if changed or revise_before != revise_now or _revises(run.settings, stages):
         run.invalidate_manifest(REVISED)
     run.save_settings()
-    found = (outside_its_world(each.model, run.constitution, run.prompts()) for each in run.settings.judges)
-    run.warnings = tuple(warning for warning in found if warning is not None)
+    warnings = (outside_its_world(judge.model, run.constitution, run.prompts()) for judge in run.settings.judges)
+    run.warnings = tuple(warning for warning in warnings if warning is not None)
     for warning in run.warnings:
         progress.note(f"WARNING: {warning}")
 
 
 async def sample(run: Run, policy: ModelSource | None, progress: Progress, *, most: int | None = None) -> StageStats:
-    """Store the given answers and draw the missing ones, of each prompt the first `most`."""
-    drawn = run.settings.policy.samples if run.settings.policy else 0
-    drawn = drawn if most is None else min(drawn, most)
-    progress.begin("sample", run.prompt_count * drawn)
-    given = _store_given(run)
+    """Store the given responses and generate the missing ones, of each prompt the first `most`."""
+    count = run.settings.policy.samples if run.settings.policy else 0
+    count = count if most is None else min(count, most)
+    progress.begin("sample", run.prompt_count * count)
+    given = False
+    for prompt in run.prompts():
+        samples = given_samples(prompt)
+        run.samples.append([sample for sample in samples if sample.id not in run.samples])
+        given = given or bool(samples)
     tally = StageStats("sample")
     if policy is not None:
         tally = await ask(
@@ -173,29 +181,18 @@ async def sample(run: Run, policy: ModelSource | None, progress: Progress, *, mo
     return tally
 
 
-def _store_given(run: Run) -> int:
-    """Append the answers that came with the input. Returns how many there are."""
-    count = 0
-    for prompt in run.prompts():
-        samples = given_samples(prompt)
-        fresh: Iterable[Sample] = [sample for sample in samples if sample.id not in run.samples]
-        run.samples.append(fresh)
-        count += len(samples)
-    return count
-
-
 async def critique(run: Run, judge: ModelSource, progress: Progress) -> StageStats:
     """Write the missing critiques."""
     progress.begin("critique", 0)
-    return await _judged(run, run.critique_questions(), judge, run.critiques, critique_record, "critique", progress)
+    return await _ask(run, run.critique_questions(), judge, run.critiques, critique_record, "critique", progress)
 
 
 async def revise(
     run: Run, policy: ModelSource | None, judge: ModelSource, progress: Progress, *, draw: int
 ) -> list[StageStats]:
-    """Draw the first `draw` samples if need be, revise the samples round by round, and let the judge compare.
+    """Generate the first `draw` samples if need be, revise the samples round by round, and let the judge compare.
 
-    A round needs the revisions of the one before, so each asks its critiques and then its revisions.
+    A round needs the revisions of the one before, so it asks its critiques and then its revisions.
     """
     tallies = [await sample(run, policy, progress, most=draw)] if draw else []
     settings = run.settings.revise
@@ -203,27 +200,27 @@ async def revise(
         most = run.prompt_count * settings.samples
         if not settings.skip_critique:
             progress.begin(stage := f"critique {number}", most)
-            asked = critique_questions(run, number)
-            tallies.append(await _judged(run, asked, judge, run.critiques, critique_record, stage, progress))
+            questions = critique_questions(run, number)
+            tallies.append(await _ask(run, questions, judge, run.critiques, critique_record, stage, progress))
         progress.begin(stage := f"revise {number}", most)
-        asked = revision_questions(run, number)
-        tallies.append(await _judged(run, asked, judge, run.revisions, revision_record, stage, progress))
+        questions = revision_questions(run, number)
+        tallies.append(await _ask(run, questions, judge, run.revisions, revision_record, stage, progress))
     progress.begin("confirm", 0)
-    await _settle_form(run, judge, confirm_questions(run), progress)
-    asked = confirm_questions(run)
-    tallies.append(await _judged(run, asked, judge, run.judgements, judgement, "confirm", progress))
+    await _choose_form(run, judge, confirm_questions(run), progress)
+    questions = confirm_questions(run)
+    tallies.append(await _ask(run, questions, judge, run.judgements, judgement, "confirm", progress))
     return tallies
 
 
 async def grade(run: Run, judge: ModelSource, progress: Progress) -> list[StageStats]:
-    """Ask the missing grades and rankings, where the way of judging wants any; a tournament chooses by its grades."""
+    """Ask the missing grades and rankings, where `compare.method` needs any; a tournament chooses by its grades."""
     method = run.settings.compare.method
     if method in ("score", "tournament"):
         progress.begin("score", 0)
-        return [await _judged(run, score_questions(run), judge, run.scores, score_record, "score", progress)]
+        return [await _ask(run, score_questions(run), judge, run.scores, score_record, "score", progress)]
     if method == "rank":
         progress.begin("rank", 0)
-        return [await _judged(run, rank_questions(run), judge, run.orders, order_record, "rank", progress)]
+        return [await _ask(run, rank_questions(run), judge, run.orders, order_record, "rank", progress)]
     return []
 
 
@@ -233,24 +230,24 @@ async def compare(run: Run, judges: Sequence[ModelSource], progress: Progress) -
     for judge in judges:
         stage = "compare" if judge is judges[0] else f"compare by {judge.name}"
         progress.begin(stage, run.max_comparisons)
-        await _settle_form(run, judge, run.compare_questions(judge.name), progress)
-        asked = run.compare_questions(judge.name)
-        tallies.append(await _judged(run, asked, judge, run.judgements, judgement, stage, progress))
+        await _choose_form(run, judge, run.compare_questions(judge.name), progress)
+        questions = run.compare_questions(judge.name)
+        tallies.append(await _ask(run, questions, judge, run.judgements, judgement, stage, progress))
         if len(judges) > 1:
             await judge.close()  # its memory, or its server, makes room for the next one
     return tallies
 
 
-async def _settle_form(run: Run, judge: ModelSource, questions: Iterator[Question], progress: Progress) -> None:
-    """Choose the form that a judge's comparisons are asked in, where there is any and it was not chosen before."""
+async def _choose_form(run: Run, judge: ModelSource, questions: Iterator[Question], progress: Progress) -> None:
+    """Choose the form of a judge's comparisons, where there are any and it was not chosen before."""
     if next(questions, None) is None:
         return
-    forms, templates = Forms(run.folder), run.asked(judge.name).templates
+    forms, templates = Forms(run.folder), run.judge_named(judge.name).templates
     await chosen_form(judge, templates, run.settings.compare, forms, run.judgements, progress.note)
-    run.ask_as(judge.name, forms)
+    run.use_form(judge.name, forms)
 
 
-async def _judged(
+async def _ask(
     run: Run,
     questions: Iterable[Question],
     judge: ModelSource,
@@ -274,7 +271,7 @@ async def _judged(
 
 
 def _session(report: Report) -> JsonValue:
-    """What the manifest says about this session's work."""
+    """The manifest's record of this session."""
     stages: dict[str, JsonValue] = {
         tally.stage: {
             "asked": tally.asked,

@@ -1,9 +1,9 @@
-"""The form in which comparisons are put to a judge, chosen by what it leaves to the labels.
+"""The form in which comparisons are put to a judge, chosen by the label mass that it leaves.
 
-A few forms are measured on one fixed comparison, in both orders, the plain one first: it is kept where the labels have
-nine tenths of the probability, else the form with the most is taken. The choice is kept in the folder of the answers
-(`asking.json`): it is part of every question's id, and one run never mixes forms, however often it is resumed. A folder
-with answers of the judge and no such file is of a time when there was the plain form alone, and goes on with it.
+A few forms are measured on one fixed comparison, in both orders, the plain one first. The plain form is taken where
+the labels have nine tenths of the probability, else the form with the most label mass. The choice is saved in the
+folder of the answers (`asking.json`): it is part of every question's id, and one run never mixes forms, however often
+it is resumed. A folder that has judgements of the judge and no such file predates the choice; it keeps the plain form.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from rlaif.store import Table, write_text
 
 FILE = "asking.json"
 _LASTING = ("too_long", "bad_request", "no_logprobs", "bad_logprobs")
-"""Failures of a trial that are the model's own, and no mishap on the way."""
+"""Failures of a trial that are the model's own, and no error on the way."""
 
 
-class Tried(Record):
-    """One form, and what it leaves to the labels."""
+class FormTrial(Record):
+    """One form, and the label mass that it leaves."""
 
     form: Form
     label_mass: float | None
@@ -42,29 +42,29 @@ class Tried(Record):
 
     @property
     def lasting(self) -> bool:
-        """Whether a second try comes to the same."""
+        """Whether a second trial would have the same result."""
         return self.label_mass is not None or self.failure.startswith(_LASTING)
 
 
 class Chosen(Record):
-    """The form that a judge is asked in, and how it came to that."""
+    """The form that a judge is asked in, and the trials that it was chosen by."""
 
     judge: str
     key: str
-    """What was to be chosen from: settings and templates."""
+    """The settings and templates that the choice depends on."""
     form: Form
-    tried: tuple[Tried, ...] = ()
+    tried: tuple[FormTrial, ...] = ()
     """Empty where there was nothing to choose."""
 
     @property
     def label_mass(self) -> float | None:
         """That of the chosen form, where it was measured."""
-        return next((each.label_mass for each in self.tried if each.form == self.form), None)
+        return next((trial.label_mass for trial in self.tried if trial.form == self.form), None)
 
     def __str__(self) -> str:
         mass = self.label_mass
-        own = str(self.form) if mass is None else f"{self.form} (label mass {mass:.2f})"
-        return "; ".join([own, *(str(each) for each in self.tried if mass is None or each.form != self.form)])
+        chosen = str(self.form) if mass is None else f"{self.form} (label mass {mass:.2f})"
+        return "; ".join([chosen, *(str(trial) for trial in self.tried if mass is None or trial.form != self.form)])
 
 
 class Forms:
@@ -73,30 +73,30 @@ class Forms:
     def __init__(self, folder: Path) -> None:
         """Raises RecordError where the file there cannot be read."""
         self._path = folder / FILE
-        self._known: dict[tuple[str, str], Chosen] = {}
+        self._chosen: dict[tuple[str, str], Chosen] = {}
         if self._path.exists():
             try:
                 listed = json.loads(self._path.read_text(encoding="utf-8"))["judges"]
-                found = [Chosen.model_validate(each) for each in listed]
+                rows = [Chosen.model_validate(row) for row in listed]
             except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
                 raise RecordError(self._path, 1, f"not the forms of asking: {str(error).splitlines()[0]}") from None
-            self._known = {(each.judge, each.key): each for each in found}
+            self._chosen = {(row.judge, row.key): row for row in rows}
 
     def of(self, judge: str, compare: CompareSettings, templates: Templates) -> Chosen | None:
-        """What was chosen for a judge; None where it is still to be chosen."""
-        only = candidates(compare, templates)
-        if len(only) == 1:
-            return Chosen(judge=judge, key=_key(compare, templates), form=only[0])
-        return self._known.get((judge, _key(compare, templates)))
+        """The choice for a judge; None where it is still to be made."""
+        forms = candidates(compare, templates)
+        if len(forms) == 1:
+            return Chosen(judge=judge, key=_key(compare, templates), form=forms[0])
+        return self._chosen.get((judge, _key(compare, templates)))
 
-    def knows(self, judge: str) -> bool:
-        """Whether anything was ever chosen for this judge here."""
-        return any(name == judge for name, _ in self._known)
+    def has(self, judge: str) -> bool:
+        """Whether any form was ever chosen for this judge here."""
+        return any(name == judge for name, _ in self._chosen)
 
-    def keep(self, chosen: Chosen) -> None:
-        """Write down a choice."""
-        self._known[chosen.judge, chosen.key] = chosen
-        listed = [each.model_dump(mode="json") for each in self._known.values()]
+    def save(self, chosen: Chosen) -> None:
+        """Write a choice to the file."""
+        self._chosen[chosen.judge, chosen.key] = chosen
+        listed = [row.model_dump(mode="json") for row in self._chosen.values()]
         write_text(self._path, json.dumps({"judges": listed}, ensure_ascii=False, indent=2) + "\n")
 
 
@@ -123,7 +123,7 @@ async def judge_asked(
     answers: Table[Judgement],
     say: Callable[[str], None],
 ) -> Judge:
-    """The judge in the form that its answers in `folder` are asked in; chosen now, and kept, where it never was.
+    """The judge in the form that its answers in `folder` are asked in; chosen now, and saved, where it never was.
 
     The judge is opened only to choose. Raises as its `open` does.
     """
@@ -143,7 +143,7 @@ async def chosen_form(
     name, key = source.name, _key(compare, templates)
     chosen = forms.of(name, compare, templates)
     if chosen is None:
-        before = not templates.compared_by and not forms.knows(name) and any(each.judge == name for each in answers)
+        before = not templates.compared_by and not forms.has(name) and any(row.judge == name for row in answers)
         if before:
             chosen = Chosen(judge=name, key=key, form=PLAIN)
         else:
@@ -151,36 +151,28 @@ async def chosen_form(
             chosen = Chosen(judge=name, key=key, form=best(tried), tried=tuple(tried))
             if chosen.form != PLAIN or (chosen.label_mass or 0.0) < ENOUGH:
                 say(f"{name}: form of asking: {chosen}")
-    kept = forms.knows(name) and forms.of(name, compare, templates) is not None
-    if not kept and (not chosen.tried or any(each.lasting for each in chosen.tried)):
-        forms.keep(chosen)
+    saved = forms.has(name) and forms.of(name, compare, templates) is not None
+    if not saved and (not chosen.tried or any(trial.lasting for trial in chosen.tried)):
+        forms.save(chosen)
     return chosen
 
 
-async def tried_forms(model: Model, templates: Templates, forms: list[Form]) -> list[Tried]:
-    """What each form leaves to the labels, up to the first that leaves enough."""
-    found: list[Tried] = []
+async def tried_forms(model: Model, templates: Templates, forms: list[Form]) -> list[FormTrial]:
+    """The trial of each form, up to the first that leaves enough label mass."""
+    trials: list[FormTrial] = []
     for form in forms:
-        found.append(await _tried(model, templates, form))
-        if (found[-1].label_mass or 0.0) >= ENOUGH:
+        questions = list(example_questions(model.name, templates, form))
+        outputs = await model.answer(questions)
+        failed = [output for output in outputs if output.failure not in (None, "no_labels")]
+        if failed:
+            failure = f"{failed[0].failure} ({failed[0].detail[:200]})"
+            trials.append(FormTrial(form=form, label_mass=None, failure=failure))
+            continue
+        masses = [_label_mass(question, output) for question, output in zip(questions, outputs, strict=True)]
+        trials.append(FormTrial(form=form, label_mass=sum(masses) / len(masses)))
+        if (trials[-1].label_mass or 0.0) >= ENOUGH:
             break
-    return found
-
-
-def best(tried: list[Tried]) -> Form:
-    """The form with the most label mass; of equal ones the first, and the plain one where none could be measured."""
-    known = [each for each in tried if each.label_mass is not None]
-    return max(known, key=lambda each: each.label_mass or 0.0).form if known else tried[0].form
-
-
-async def _tried(model: Model, templates: Templates, form: Form) -> Tried:
-    questions = list(example_questions(model.name, templates, form))
-    answers = await model.answer(questions)
-    failed = [answer for answer in answers if answer.failure not in (None, "no_labels")]
-    if failed:
-        return Tried(form=form, label_mass=None, failure=f"{failed[0].failure} ({failed[0].detail[:200]})")
-    shares = [_share(question, answer) for question, answer in zip(questions, answers, strict=True)]
-    return Tried(form=form, label_mass=sum(shares) / len(shares))
+    return trials
 
 
 def example_questions(model: str, templates: Templates, form: Form) -> Iterator[Question]:
@@ -193,14 +185,20 @@ def example_questions(model: str, templates: Templates, form: Form) -> Iterator[
         yield Question("probe", model, messages, sampling, labels=LABELS, prefill=form.prefill, about=about)
 
 
-def _share(question: Question, answer: Output) -> float:
-    if answer.failure is not None:  # neither label is among the most probable tokens
+def _label_mass(question: Question, output: Output) -> float:
+    if output.failure is not None:  # neither label is among the most probable tokens
         return 0.0
-    if answer.label_mass is not None:
-        return answer.label_mass
-    if answer.logprobs is not None:
-        return label_mass((answer.logprobs[0], answer.logprobs[1]))
-    return float(judgement(question, answer).verdict is not Verdict.UNPARSED)
+    if output.label_mass is not None:
+        return output.label_mass
+    if output.logprobs is not None:
+        return label_mass((output.logprobs[0], output.logprobs[1]))
+    return float(judgement(question, output).verdict is not Verdict.UNPARSED)
+
+
+def best(tried: list[FormTrial]) -> Form:
+    """The form with the most label mass; of equal ones the first, and the plain one where none could be measured."""
+    measured = [trial for trial in tried if trial.label_mass is not None]
+    return max(measured, key=lambda trial: trial.label_mass or 0.0).form if measured else tried[0].form
 
 
 def _key(compare: CompareSettings, templates: Templates) -> str:

@@ -1,13 +1,7 @@
-"""The questions of a judge: comparisons, grades, rankings, critiques and revisions.
+"""Judge prompts: the messages of comparisons, grades, rankings, critiques and revisions.
 
-The question behind a critique, and the one behind a revision.
-
-The ordered question of a comparison: which of two replies is better, A or B?
-
-The order of the parts serves the server's prefix cache: fixed instructions, the conversation, the replies, and the
-principle last, so that all principles of a pair, and all pairs of a prompt, share what comes before.
-
-The question behind a grade, and the one behind a ranking of several replies.
+In a comparison the order of the parts serves the server's prefix cache: fixed instructions, the conversation, the
+responses, and the principle last, so that all principles of a pair, and all pairs of a prompt, share what comes before.
 """
 
 from __future__ import annotations
@@ -19,78 +13,14 @@ from typing import NamedTuple
 from rlaif.config.judge_templates import SHIPPED, Fence, Templates, conversation, fence, shortened
 from rlaif.records import Message, Messages
 
-
-class Shot(NamedTuple):
-    """A solved case that is shown first, as turns of the conversation (few-shot, arXiv:2212.08073, section 3.1)."""
-
-    prompt: str
-    reply: str
-    critique: str | None
-    revision: str
-
-
-def critique_messages(
-    prompt: Messages,
-    reply: str,
-    request: str,
-    *,
-    max_chars: int = 12_000,
-    shots: Sequence[Shot] = (),
-    templates: Templates = SHIPPED,
-) -> Messages:
-    """Ask for a review of `reply` under a principle's `critique` text (arXiv:2212.08073, section 3.1)."""
-
-    def asked(connection: Messages, said: str) -> Messages:
-        fenced = _fenced({"conversation": conversation(connection), "reply": said}, max_chars)
-        return templates["critique"].ask(request=request, **fenced)
-
-    shown = [(asked(_user(shot.prompt), shot.reply), shot.critique) for shot in shots if shot.critique is not None]
-    return _turns(shown, asked(prompt, reply))
-
-
-def revise_messages(
-    prompt: Messages,
-    reply: str,
-    critique: str | None,
-    request: str,
-    *,
-    max_chars: int = 12_000,
-    shots: Sequence[Shot] = (),
-    templates: Templates = SHIPPED,
-) -> Messages:
-    """Ask for `reply` rewritten under a principle's `revise` text, in the light of `critique` if there is one."""
-
-    def asked(connection: Messages, said: str, notes: str | None) -> Messages:
-        shown = {"conversation": conversation(connection), "reply": said}
-        if notes is None:
-            return templates["revise_uncritiqued"].ask(request=request, **_fenced(shown, max_chars))
-        return templates["revise"].ask(request=request, **_fenced(shown | {"critique": notes}, max_chars))
-
-    shown = [
-        (asked(_user(shot.prompt), shot.reply, shot.critique if critique is not None else None), shot.revision)
-        for shot in shots
-        if critique is None or shot.critique is not None
-    ]
-    return _turns(shown, asked(prompt, reply, critique))
-
-
-def _fenced(shown: dict[str, str], max_chars: int) -> dict[str, str]:
-    return {slot: fence(text, max_chars=max_chars) for slot, text in shown.items()}
-
-
-def _user(text: str) -> Messages:
-    return (Message(role="user", content=text),)
-
-
-def _turns(shown: Sequence[tuple[Messages, str]], last: Messages) -> Messages:
-    """The solved cases as turns before the question; the system message of a template stands at the beginning alone."""
-    solved = (turn for asked, answer in shown for turn in (*asked, Message(role="assistant", content=answer)))
-    turns = (*solved, *last)
-    return (*turns[:1], *(turn for turn in turns[1:] if turn.role != "system"))
-
-
 LABELS = ("A", "B")
-"""What the judge may answer: the first reply, or the second."""
+"""The judge's labels: the first response, or the second."""
+
+DIGITS = tuple("0123456789")
+"""Grades. One digit each, so that a grade is one token everywhere (10 would be two)."""
+
+LETTERS = tuple("ABCDEFGHIJ")
+"""Names of the responses in a ranking, in the order in which they are shown."""
 
 
 def compare_messages(
@@ -106,11 +36,11 @@ def compare_messages(
     templates: Templates = SHIPPED,
     kind: Fence = "marks",
 ) -> Messages:
-    """Ask which of two replies is better under `question` (a principle's `compare` text, or `joint_question`'s).
+    """Ask which of two responses is better under `question` (a principle's `compare` text, or `joint_question`'s).
 
-    With `critiques`, the notes on the first and on the second reply stand between the replies and the question.
-    Without `fenced`, the replies stand there as they are: only to measure what the fences are good for. With `reasoned`
-    the judge is to give its reasons first (and is shown no critiques). `kind` is the fence.
+    With `critiques`, the notes on the first and on the second response stand between the responses and the question.
+    Without `fenced`, the responses stand there as they are: only to measure what the fences are good for. With
+    `reasoned` the judge is to give its reasons first (and is shown no critiques). `kind` is the fence.
     """
 
     def within(text: str) -> str:
@@ -135,31 +65,99 @@ def joint_question(questions: Sequence[str]) -> str:
     return f"Weigh all of these together, and decide which reply is better on the whole:\n{listed}"
 
 
-DIGITS = tuple("0123456789")
-"""Grades. One digit each, so that a grade is one token everywhere (10 would be two)."""
-
-LETTERS = tuple("ABCDEFGHIJ")
-"""Names of the replies in a ranking, in the order in which they are shown."""
-
-
 def score_messages(
-    prompt: Messages, reply: str, question: str, *, max_chars: int = 12_000, templates: Templates = SHIPPED
+    prompt: Messages, response: str, question: str, *, max_chars: int = 12_000, templates: Templates = SHIPPED
 ) -> Messages:
-    """Ask for a grade of one reply under `question` (arXiv:2309.00267, section 2.2.2, grades 1 to 10 there)."""
+    """Ask for a grade of one response under `question` (arXiv:2309.00267, section 2.2.2, grades 1 to 10 there)."""
     return templates["score"].ask(
         conversation=fence(conversation(prompt), max_chars=max_chars),
-        reply=fence(reply, max_chars=max_chars),
+        reply=fence(response, max_chars=max_chars),
         question=question,
     )
 
 
 def rank_messages(
-    prompt: Messages, replies: Sequence[str], question: str, *, max_chars: int = 12_000, templates: Templates = SHIPPED
+    prompt: Messages,
+    responses: Sequence[str],
+    question: str,
+    *,
+    max_chars: int = 12_000,
+    templates: Templates = SHIPPED,
 ) -> Messages:
-    """Ask for the order of up to ten replies, best first."""
+    """Ask for the order of up to ten responses, best first."""
     shown = [
-        f"Reply {letter}:\n{fence(reply, max_chars=max_chars)}" for letter, reply in zip(LETTERS, replies, strict=False)
+        f"Reply {letter}:\n{fence(response, max_chars=max_chars)}"
+        for letter, response in zip(LETTERS, responses, strict=False)
     ]
     return templates["rank"].ask(
         conversation=fence(conversation(prompt), max_chars=max_chars), replies="\n\n".join(shown), question=question
     )
+
+
+class Shot(NamedTuple):
+    """A solved case that is shown first, as turns of the conversation (few-shot, arXiv:2212.08073, section 3.1)."""
+
+    prompt: str
+    response: str
+    critique: str | None
+    revision: str
+
+
+def critique_messages(
+    prompt: Messages,
+    response: str,
+    request: str,
+    *,
+    max_chars: int = 12_000,
+    shots: Sequence[Shot] = (),
+    templates: Templates = SHIPPED,
+) -> Messages:
+    """Ask for a review of `response` under a principle's `critique` text (arXiv:2212.08073, section 3.1)."""
+
+    def ask(dialogue: Messages, text: str) -> Messages:
+        fenced = _fenced({"conversation": conversation(dialogue), "reply": text}, max_chars)
+        return templates["critique"].ask(request=request, **fenced)
+
+    shown = [(ask(_user(shot.prompt), shot.response), shot.critique) for shot in shots if shot.critique is not None]
+    return _turns(shown, ask(prompt, response))
+
+
+def revise_messages(
+    prompt: Messages,
+    response: str,
+    critique: str | None,
+    request: str,
+    *,
+    max_chars: int = 12_000,
+    shots: Sequence[Shot] = (),
+    templates: Templates = SHIPPED,
+) -> Messages:
+    """Ask for `response` rewritten under a principle's `revise` text, in the light of `critique` if there is one."""
+
+    def ask(dialogue: Messages, text: str, notes: str | None) -> Messages:
+        shown = {"conversation": conversation(dialogue), "reply": text}
+        if notes is None:
+            return templates["revise_uncritiqued"].ask(request=request, **_fenced(shown, max_chars))
+        return templates["revise"].ask(request=request, **_fenced(shown | {"critique": notes}, max_chars))
+
+    shown = [
+        (ask(_user(shot.prompt), shot.response, shot.critique if critique is not None else None), shot.revision)
+        for shot in shots
+        if critique is None or shot.critique is not None
+    ]
+    return _turns(shown, ask(prompt, response, critique))
+
+
+def _fenced(shown: dict[str, str], max_chars: int) -> dict[str, str]:
+    return {slot: fence(text, max_chars=max_chars) for slot, text in shown.items()}
+
+
+def _user(text: str) -> Messages:
+    return (Message(role="user", content=text),)
+
+
+def _turns(shown: Sequence[tuple[Messages, str]], last: Messages) -> Messages:
+    """The solved cases as turns before the question; the system message of a template stands at the beginning alone."""
+    solved = (turn for asking, output in shown for turn in (*asking, Message(role="assistant", content=output)))
+    turns = (*solved, *last)
+    return (*turns[:1], *(turn for turn in turns[1:] if turn.role != "system"))

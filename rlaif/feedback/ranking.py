@@ -1,12 +1,11 @@
-"""From a prompt's comparisons to its ranking and its preference pairs, as JSON lines and as Parquet.
-
-From a prompt's folded comparisons to its ranking and its preference pairs. Pure: no model, no files.
+"""Ranking: from a prompt's comparisons to the ranking of its samples and to preference pairs.
 
 Every pair was itself judged: `best_worst` takes, among the comparisons that have a label, the one with the widest gap
 in strength, so its soft label rests on direct evidence. Where the best and the worst sample tied, flipped or never met,
 this falls to the next widest gap instead of inventing a label for them.
 
-`pairs.jsonl` as Parquet, with types that do not depend on what the rows happen to hold.
+Ranking and pairing are pure, without a model or files. `write_parquet` gives `pairs.jsonl` as Parquet, with types that
+do not depend on the values of the rows.
 """
 
 from __future__ import annotations
@@ -22,9 +21,12 @@ from rlaif.records import Message, PreferencePair, Prompt, Ranked, Ranking, Samp
 from rlaif.stats import strengths
 from rlaif.store import draft_of, read_records
 
+_ROWS = 5_000
+"""Rows held in memory at once, and the size of a row group."""
+
 
 class PromptRanking(NamedTuple):
-    """One prompt with its samples, the comparisons between them, and what they come to."""
+    """One prompt with its samples, the comparisons between them, and the strengths and ranks that follow."""
 
     prompt: Prompt
     samples: Mapping[str, Sample]
@@ -34,101 +36,92 @@ class PromptRanking(NamedTuple):
     rank: Mapping[str, int]
     """1 is best; equal strengths share a rank."""
 
+    def winner_first(self, comparison: Comparison) -> tuple[Sample, Sample]:
+        """The preferred sample of a comparison, and the other one."""
+        left, right = self.samples[comparison.left], self.samples[comparison.right]
+        return (left, right) if comparison.logit > 0 else (right, left)
+
+    def gap(self, comparison: Comparison) -> float:
+        """The winner's strength minus the loser's; negative for a verdict against the whole ranking (a cycle)."""
+        winner, loser = self.winner_first(comparison)
+        return self.strength[winner.id] - self.strength[loser.id]
+
 
 class Provenance(NamedTuple):
-    """What all pairs of a run share."""
+    """The judge and the constitution of a run, which all its pairs share."""
 
     judge: str
     constitution: str
 
 
 def rank_samples(prompt: Prompt, samples: Sequence[Sample], comparisons: Sequence[Comparison]) -> PromptRanking:
-    """Rank the samples of a prompt by their soft wins. Comparisons without a label say nothing."""
-    said = [each for each in comparisons if each.status not in (Status.UNPARSED, Status.FAILED)]
-    met = {name for each in comparisons for name in (each.left, each.right)}
-    known = {sample.id: sample for sample in samples if sample.id in met}
+    """Rank the samples of a prompt by their soft wins. Comparisons without a label count nothing."""
+    compared = {name for row in comparisons for name in (row.left, row.right)}
+    by_id = {sample.id: sample for sample in samples if sample.id in compared}
     wins: dict[tuple[str, str], float] = {}
-    for each in said:
-        wins[each.left, each.right] = each.probability
-        wins[each.right, each.left] = 1 - each.probability
-    strength = strengths(list(known), wins)
-    rank = {name: 1 + sum(other > own + 1e-6 for other in strength.values()) for name, own in strength.items()}
-    return PromptRanking(prompt, known, comparisons, strength, rank)
+    for row in comparisons:
+        if row.readable:
+            wins[row.left, row.right] = row.probability
+            wins[row.right, row.left] = 1 - row.probability
+    strength = strengths(list(by_id), wins)
+    rank = {name: 1 + sum(rival > value + 1e-6 for rival in strength.values()) for name, value in strength.items()}
+    return PromptRanking(prompt, by_id, comparisons, strength, rank)
 
 
-def ranking(standing: PromptRanking) -> Ranking:
+def ranking_record(ranked: PromptRanking) -> Ranking:
     """The record of a prompt's ranking, with every comparison behind it."""
     return Ranking(
-        id=standing.prompt.id,
+        id=ranked.prompt.id,
         samples=tuple(
-            Ranked(sample=name, rank=standing.rank[name], strength=standing.strength[name])
-            for name in sorted(standing.strength, key=lambda name: (standing.rank[name], standing.samples[name].index))
+            Ranked(sample=name, rank=ranked.rank[name], strength=ranked.strength[name])
+            for name in sorted(ranked.strength, key=lambda name: (ranked.rank[name], ranked.samples[name].index))
         ),
         comparisons=tuple(
             Settled(
-                left=each.left,
-                right=each.right,
-                status=each.status.value,
-                probability=None if each.status in (Status.UNPARSED, Status.FAILED) else each.probability,
-                flip=each.flip,
-                principles=each.principles,
-                judgements=each.judgements,
+                left=row.left,
+                right=row.right,
+                status=row.status.value,
+                probability=row.probability if row.readable else None,
+                flip=row.flip,
+                principles=row.principles,
+                judgements=row.judgements,
             )
-            for each in standing.comparisons
+            for row in ranked.comparisons
         ),
     )
 
 
 def pairs(
-    standing: PromptRanking, settings: PairSettings, compare: CompareSettings, provenance: Provenance
+    ranked: PromptRanking, settings: PairSettings, compare: CompareSettings, provenance: Provenance
 ) -> list[PreferencePair]:
     """The preference pairs of one prompt: of labelled comparisons only, the judge's winner as `chosen`."""
-    labelled = [each for each in standing.comparisons if each.status is Status.LABELLED]
-    if settings.truncated == "rejected":
-        labelled = [each for each in labelled if not _cut_off_wins(standing, each)]
-    return [_pair(standing, each, compare, provenance) for each in _selected(standing, labelled, settings)]
-
-
-def _selected(standing: PromptRanking, labelled: list[Comparison], settings: PairSettings) -> list[Comparison]:
-    if settings.select == "best_worst":
-        # A verdict against the whole ranking (a cycle) has a negative gap and is no best-against-worst.
-        agreeing = [each for each in labelled if _gap(standing, each) > 0]
-        return sorted(agreeing, key=lambda each: -_gap(standing, each))[:1]
+    rows = [(row, *ranked.winner_first(row)) for row in ranked.comparisons if row.status is Status.LABELLED]
+    if settings.truncated == "rejected":  # a response that was cut off is not chosen over a whole one
+        rows = [(row, winner, loser) for row, winner, loser in rows if loser.truncated or not winner.truncated]
     if settings.select == "revised":
-        labelled = [each for each in labelled if _is_revision(standing, each)]
-    return sorted(labelled, key=lambda each: -abs(each.logit))[: settings.per_prompt]
-
-
-def _cut_off_wins(standing: PromptRanking, comparison: Comparison) -> bool:
-    """Whether a response that was cut off would be chosen over a whole one."""
-    winner, loser = (standing.samples[name] for name in _winner_first(comparison))
-    return winner.truncated and not loser.truncated
-
-
-def _winner_first(comparison: Comparison) -> tuple[str, str]:
-    return (comparison.left, comparison.right) if comparison.logit > 0 else (comparison.right, comparison.left)
-
-
-def _gap(standing: PromptRanking, comparison: Comparison) -> float:
-    winner, loser = _winner_first(comparison)
-    return standing.strength[winner] - standing.strength[loser]
-
-
-def _is_revision(standing: PromptRanking, comparison: Comparison) -> bool:
-    left, right = standing.samples[comparison.left], standing.samples[comparison.right]
-    return right.revision_of == left.id or left.revision_of == right.id
+        rows = [
+            (row, winner, loser)
+            for row, winner, loser in rows
+            if winner.revision_of == loser.id or loser.revision_of == winner.id
+        ]
+    labelled = [row for row, _, _ in rows]
+    if settings.select == "best_worst":
+        agreeing = [row for row in labelled if ranked.gap(row) > 0]
+        selected = sorted(agreeing, key=lambda row: -ranked.gap(row))[:1]
+    else:
+        selected = sorted(labelled, key=lambda row: -abs(row.logit))[: settings.per_prompt]
+    return [_pair(ranked, row, compare, provenance) for row in selected]
 
 
 def _pair(
-    standing: PromptRanking, comparison: Comparison, compare: CompareSettings, provenance: Provenance
+    ranked: PromptRanking, comparison: Comparison, compare: CompareSettings, provenance: Provenance
 ) -> PreferencePair:
-    chosen_id, rejected_id = _winner_first(comparison)
-    chosen, rejected = standing.samples[chosen_id], standing.samples[rejected_id]
+    chosen, rejected = ranked.winner_first(comparison)
     raw = max(comparison.probability, 1 - comparison.probability)
     low, high = compare.clamp if compare.critique else (0.0, 1.0)
     return PreferencePair(
-        id=content_id("pair", chosen_id, rejected_id, comparison.judgements),
-        prompt=standing.prompt.messages,
+        id=content_id("pair", chosen.id, rejected.id, comparison.judgements),
+        prompt=ranked.prompt.messages,
         chosen=(Message(role="assistant", content=chosen.text),),
         rejected=(Message(role="assistant", content=rejected.text),),
         probability=min(high, max(low, raw)),
@@ -136,12 +129,12 @@ def _pair(
         margin=raw - 0.5,
         flip=comparison.flip,
         hard=comparison.hard,
-        strengths=(standing.strength[chosen_id], standing.strength[rejected_id]),
-        ranks=(standing.rank[chosen_id], standing.rank[rejected_id]),
+        strengths=(ranked.strength[chosen.id], ranked.strength[rejected.id]),
+        ranks=(ranked.rank[chosen.id], ranked.rank[rejected.id]),
         principles=comparison.principles,
-        prompt_id=standing.prompt.id,
-        chosen_id=chosen_id,
-        rejected_id=rejected_id,
+        prompt_id=ranked.prompt.id,
+        chosen_id=chosen.id,
+        rejected_id=rejected.id,
         judgements=comparison.judgements,
         policies=(chosen.policy, rejected.policy),
         judge=provenance.judge,
@@ -149,10 +142,6 @@ def _pair(
         chosen_truncated=chosen.truncated,
         rejected_truncated=rejected.truncated,
     )
-
-
-_ROWS = 5_000
-"""Rows held in memory at once, and the size of a row group."""
 
 
 def write_parquet(source: Path, target: Path) -> None:

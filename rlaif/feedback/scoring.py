@@ -1,18 +1,13 @@
-"""Grades of single responses, and rankings of many at once: the other ways of judging.
+"""Scoring: grades of single responses and rankings of many at once, as alternatives to pairwise judging.
 
-Grades: the question about one sample, its answer as a record, and what two grades say about a pair.
-
-Rankings of several samples at once: the questions, their answers read strictly, and what they say about pairs.
-
-The judge sees all samples of a prompt together, in several orders drawn by hash, so that where a sample stands in the
-list averages out. An answer counts only if it names every reply exactly once.
-
-What grades or rankings say about a pair, folded over the criteria into one comparison.
+- Grades: the question about one sample, its output as a record, and the log-odds that two grades give a pair.
+- Rankings: the judge sees all samples of a prompt together, in several orders sampled by hash, so that where a sample
+  stands in the list averages out. An output counts only if it names every response exactly once.
+- `aggregate_scores` folds grades or rankings over the criteria into one comparison.
 """
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import math
 import re
@@ -20,20 +15,30 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from rlaif.config.judge_templates import Judge
-from rlaif.feedback.aggregate import HARD_LOGIT, Comparison, Status
+from rlaif.feedback.aggregate import HARD_LOGIT, Comparison, Status, status_of
 from rlaif.feedback.matchups import Criterion
 from rlaif.feedback.prompts import DIGITS, LETTERS, rank_messages, score_messages
+from rlaif.feedback.sampling import hash64
 from rlaif.inference.base import Output, Question
 from rlaif.records import Order, Prompt, Sample, Sampling, Score, mean_grade
-from rlaif.stats import sigmoid
 from rlaif.text import without_thinking
 
+FINALISTS = 2
+"""Samples at either end that a tournament compares."""
+
+MAX_RANKED = len(LETTERS)
+"""Most samples that one question can show."""
+
 _ONE_TOKEN = Sampling(max_tokens=1)
-_DRESS = r"[\s*_`\"'()\[\]#>.:]*"
-_SAID = re.compile(
-    rf"{_DRESS}(?:(?:grade|score|answer|rating)\b{_DRESS}(?:is\b{_DRESS})?)?(?<!\.)([0-9])(?:\s*/\s*9)?{_DRESS}",
+_MARKUP = r"[\s*_`\"'()\[\]#>.:]*"
+_GRADE = re.compile(
+    rf"{_MARKUP}(?:(?:grade|score|answer|rating)\b{_MARKUP}(?:is\b{_MARKUP})?)?(?<!\.)([0-9])(?:\s*/\s*9)?{_MARKUP}",
     re.IGNORECASE,
 )
+_LETTER = re.compile(r"(?<!\w)([A-J])(?!\w)")
+_WORD = re.compile(r"[A-Za-z]{2,}")
+_BEST_FIRST = re.compile(r"(?:(?:final )?(?:ranking|order)\W{1,20})?(?:from )?best to worst\b", re.IGNORECASE)
+_CUES = {"ranking", "order", "answer", "final", "the", "is", "reply", "replies", "and"}
 
 
 def score_question(prompt: Prompt, sample: Sample, criterion: Criterion, judge: Judge, *, max_chars: int) -> Question:
@@ -49,16 +54,16 @@ def score_question(prompt: Prompt, sample: Sample, criterion: Criterion, judge: 
     )
 
 
-def score_record(question: Question, answer: Output) -> Score:
+def score_record(question: Question, output: Output) -> Score:
     """The record of one grade."""
     value: float | None
     mass: float | None = None
-    if answer.logprobs:
-        value, mass = mean_grade(answer.logprobs)
-        if answer.label_mass is not None:  # of the digits that were listed: bounds say nothing
-            mass = answer.label_mass
+    if output.logprobs:
+        value, mass = mean_grade(output.logprobs)
+        if output.label_mass is not None:  # of the digits that were listed: bounds say nothing
+            mass = output.label_mass
     else:
-        value = parse_grade(answer.text.strip().removeprefix(question.prefill))
+        value = parse_grade(output.text.strip().removeprefix(question.prefill))
     return Score(
         id=question.id,
         prompt=str(question.about["prompt"]),
@@ -66,20 +71,20 @@ def score_record(question: Question, answer: Output) -> Score:
         principle=str(question.about["principle"]),
         judge=question.model,
         value=value,
-        logprobs=answer.logprobs,
+        logprobs=output.logprobs,
         label_mass=mass,
-        text=answer.text,
-        prompt_tokens=answer.prompt_tokens,
-        cached_tokens=answer.cached_tokens,
-        completion_tokens=answer.completion_tokens,
+        text=output.text,
+        prompt_tokens=output.prompt_tokens,
+        cached_tokens=output.cached_tokens,
+        completion_tokens=output.completion_tokens,
     )
 
 
 def parse_grade(text: str) -> float | None:
-    """The digit of an answer in words: alone, after `grade:` and the like, or so on its last line; else None."""
-    said = without_thinking(text).strip()
-    last = said.splitlines()[-1] if said else ""
-    match = _SAID.fullmatch(said) or _SAID.fullmatch(last)
+    """The digit of an output in words: alone, after `grade:` and the like, or so on its last line; else None."""
+    visible = without_thinking(text).strip()
+    last = visible.splitlines()[-1] if visible else ""
+    match = _GRADE.fullmatch(visible) or _GRADE.fullmatch(last)
     return float(match[1]) if match else None
 
 
@@ -99,16 +104,18 @@ def grade_logit(left: Score, right: Score, *, most: float = 30.0) -> float:
     if left.logprobs is None or right.logprobs is None:
         gap = (left.value or 0.0) - (right.value or 0.0)
         return math.copysign(HARD_LOGIT, gap) if gap else 0.0
-    ours, theirs = (_normalised(score.logprobs or ()) for score in (left, right))
-    win = math.fsum(a * b for at, a in enumerate(ours) for b in theirs[:at])
-    lose = math.fsum(a * b for at, b in enumerate(theirs) for a in ours[:at])
+    distributions = []
+    for logprobs in (left.logprobs, right.logprobs):
+        top = max(logprobs)
+        weights = [math.exp(logprob - top) for logprob in logprobs]
+        total = math.fsum(weights)
+        distributions.append([weight / total for weight in weights])
+    p, q = distributions
+    win = math.fsum(a * b for at, a in enumerate(p) for b in q[:at])
+    lose = math.fsum(a * b for at, b in enumerate(q) for a in p[:at])
     tie = max(0.0, 1.0 - win - lose) / 2
     odds = (win + tie) / (lose + tie) if lose + tie else math.inf
     return max(-most, min(most, math.log(odds) if odds else -math.inf))
-
-
-FINALISTS = 2
-"""Samples at either end that a tournament compares."""
 
 
 def finalists(samples: Sequence[Sample], score_of: Callable[[Sample], Score | None]) -> list[Sample]:
@@ -125,22 +132,6 @@ def finalists(samples: Sequence[Sample], score_of: Callable[[Sample], Score | No
     ranked = sorted(samples, key=lambda sample: (-(values[sample.id] or 0.0), sample.index))
     chosen = {sample.id for sample in (*ranked[:FINALISTS], *ranked[-FINALISTS:])}
     return [sample for sample in samples if sample.id in chosen]
-
-
-def _normalised(logprobs: tuple[float, ...]) -> list[float]:
-    top = max(logprobs)
-    chances = [math.exp(each - top) for each in logprobs]
-    whole = math.fsum(chances)
-    return [chance / whole for chance in chances]
-
-
-MOST = len(LETTERS)
-"""Samples that one question can show."""
-
-_LIST = re.compile(r"(?<!\w)([A-J])(?!\w)")
-_TALK = re.compile(r"[A-Za-z]{2,}")
-_BEST_FIRST = re.compile(r"(?:(?:final )?(?:ranking|order)\W{1,20})?(?:from )?best to worst\b", re.IGNORECASE)
-_CUES = {"ranking", "order", "answer", "final", "the", "is", "reply", "replies", "and"}
 
 
 def order_questions(
@@ -160,7 +151,7 @@ def order_questions(
             judge.name,
             rank_messages(
                 prompt.messages,
-                [each.text for each in shown],
+                [sample.text for sample in shown],
                 criterion.compare,
                 max_chars=max_chars,
                 templates=judge.templates,
@@ -168,7 +159,7 @@ def order_questions(
             Sampling(max_tokens=max_tokens),
             about={
                 "prompt": prompt.id,
-                "shown": " ".join(each.id for each in shown),
+                "shown": " ".join(sample.id for sample in shown),
                 "principle": criterion.id,
             },
         )
@@ -177,8 +168,8 @@ def order_questions(
 
 
 def shuffled(samples: Sequence[Sample], count: int) -> list[list[Sample]]:
-    """`count` different orders of the samples (all there are, of few), drawn by hash; every second one is the one
-    before it turned round.
+    """`count` different orders of the samples (all there are, of few), sampled by hash; every second one is the one
+    before it reversed.
 
     A list and its reverse together put every sample as early as late, which cancels a steady preference for a place.
     """
@@ -186,17 +177,17 @@ def shuffled(samples: Sequence[Sample], count: int) -> list[list[Sample]]:
     count = min(count, math.factorial(len(samples)))
     number = 0
     while len(orders) < count:
-        drawn = sorted(samples, key=lambda each, number=number: _hash(str(number), each.id))  # type: ignore[misc]
+        order = sorted(samples, key=lambda sample, number=number: hash64("rank", str(number), sample.id))  # type: ignore[misc]
         number += 1
-        if drawn not in orders:
-            orders += [drawn, drawn[::-1]]
+        if order not in orders:
+            orders += [order, order[::-1]]
     return orders[:count]
 
 
-def order_record(question: Question, answer: Output) -> Order:
+def order_record(question: Question, output: Output) -> Order:
     """The record of one ranking."""
     shown = tuple(str(question.about["shown"]).split())
-    places = parse_order(answer.text, len(shown))
+    places = parse_order(output.text, len(shown))
     return Order(
         id=question.id,
         prompt=str(question.about["prompt"]),
@@ -204,25 +195,25 @@ def order_record(question: Question, answer: Output) -> Order:
         ranking=None if places is None else tuple(shown[at] for at in places),
         principle=str(question.about["principle"]),
         judge=question.model,
-        text=answer.text,
-        prompt_tokens=answer.prompt_tokens,
-        cached_tokens=answer.cached_tokens,
-        completion_tokens=answer.completion_tokens,
+        text=output.text,
+        prompt_tokens=output.prompt_tokens,
+        cached_tokens=output.cached_tokens,
+        completion_tokens=output.completion_tokens,
     )
 
 
 def parse_order(text: str, count: int) -> list[int] | None:
-    """The places of `count` replies from best to worst, or None.
+    """The places of `count` responses from best to worst, or None.
 
-    The whole answer or its last line must be a list of all letters, each once, with no more words around it than
+    The whole output or its last line must be a list of all letters, each once, with no more words around it than
     `ranking` or `best to worst` before it; ties ("A = B") are no order.
     """
-    said = without_thinking(text).strip()
-    for each in (said, said.splitlines()[-1] if said else ""):
-        line = _BEST_FIRST.sub("", each, count=1)
-        letters = _LIST.findall(line)
+    visible = without_thinking(text).strip()
+    for part in (visible, visible.splitlines()[-1] if visible else ""):
+        line = _BEST_FIRST.sub("", part, count=1)
+        letters = _LETTER.findall(line)
         wanted = sorted(LETTERS[:count])
-        words = {word.lower() for word in _TALK.findall(line)}
+        words = {word.lower() for word in _WORD.findall(line)}
         if sorted(letters) == wanted and words <= _CUES and not re.search(r"[=~≈<≺]", line):
             return [LETTERS.index(letter) for letter in letters]
     return None
@@ -246,41 +237,36 @@ def win_shares(orders: Iterable[Order]) -> dict[tuple[str, str], float]:
     return shares
 
 
-def _hash(*parts: str) -> bytes:
-    return hashlib.blake2b("\0".join(("rank", *parts)).encode(), digest_size=8).digest()
-
-
-class Said(NamedTuple):
-    """One criterion's word on a pair."""
+class CriterionVerdict(NamedTuple):
+    """One criterion's log-odds on a pair, from grades or rankings."""
 
     principle: str
     weight: float
     logit: float | None
-    """Log-odds that the left sample is better; None where nothing readable was said."""
+    """Log-odds that the left sample is better; None where no answer is readable."""
     answered: bool
-    """Whether every question behind it has an answer."""
+    """Whether every question behind it has an output."""
     evidence: tuple[str, ...]
     """Ids of those answers."""
     hard: bool = False
     """It comes from words, not from log-probabilities."""
 
 
-def aggregate_scores(left: str, right: str, said: Sequence[Said], *, margin: float) -> Comparison:
+def aggregate_scores(left: str, right: str, verdicts: Sequence[CriterionVerdict], *, margin: float) -> Comparison:
     """Average the criteria by weight. A missing answer leaves the pair without a label, as everywhere."""
-    ids = tuple(dict.fromkeys(key for each in said for key in each.evidence))
-    if not all(each.answered for each in said):
+    ids = tuple(dict.fromkeys(key for verdict in verdicts for key in verdict.evidence))
+    if not all(verdict.answered for verdict in verdicts):
         return Comparison(left, right, Status.FAILED, judgements=ids)
-    read = [(each, each.logit) for each in said if each.logit is not None]
+    read = [(verdict, verdict.logit) for verdict in verdicts if verdict.logit is not None]
     if not read:
         return Comparison(left, right, Status.UNPARSED, judgements=ids)
-    logit = sum(each.weight * own for each, own in read) / sum(each.weight for each, _ in read)
-    tie = abs(sigmoid(logit) - 0.5) < margin or logit == 0
+    logit = sum(verdict.weight * value for verdict, value in read) / sum(verdict.weight for verdict, _ in read)
     return Comparison(
         left,
         right,
-        Status.TIE if tie else Status.LABELLED,
+        status_of(logit, flip=False, margin=margin, drop_flips=False),
         logit=logit,
-        hard=any(each.hard for each, _ in read),
-        principles=tuple(each.principle for each, _ in read),
+        hard=any(verdict.hard for verdict, _ in read),
+        principles=tuple(verdict.principle for verdict, _ in read),
         judgements=ids,
     )

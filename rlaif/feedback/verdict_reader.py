@@ -1,52 +1,48 @@
-"""Reading a verdict in words: strictly, the last one that is stated, or none.
-
-The conclusion that a judge draws in a sentence: "Therefore, reply A is better."
-
-A sentence counts only where it says itself that it concludes, names one reply as the better one outright, and neither
-denies it, nor makes it depend on anything, nor reports what somebody else says. Everything else is no verdict: a
-sentence that is passed over costs one label, a sentence that is misread makes a wrong one.
-
-Reading a verdict in words: strictly, the last one that is stated, or none.
+"""Reads a verdict in words: strictly, the last one that is stated, or none.
 
 A judge writes much that has a label in it and is no verdict: headings ("Assistant B's answer:"), the right option of
-an exam question ("the answer is (B) ribosomal"), what one of the replies concludes, the instructions over again. So
-the kinds of statements have a rank, and a lower one counts only where nothing of a higher one does:
+an exam question ("the answer is (B) ribosomal"), the conclusion of one of the responses, the instructions over again.
+So the kinds of statements have a rank, and a lower one counts only where nothing of a higher one does:
 
-1. a whole reply that is a label, or whose last line is;
+1. a whole output that is a label, or whose last line is;
 2. a statement under a word that is about nothing but the verdict ("verdict", "winner", "better reply"), or in a form
    that judges are asked for (`[[A]]`, `[[A>B]]`, `[RESULT] A`): the last one in the text;
 3. after the last such word, in the last two lines or at the start of the first one: a statement that opens its
-   sentence with a word that is about much else as well ("answer", "choice", `\boxed`), then a first line that is a
-   label, then a sentence that concludes ("Therefore, reply A is better"; see `conclusions`).
+   sentence with a word that is about much else as well ("answer", "choice", a LaTeX box), then a first line that is a
+   label, then a sentence that concludes ("Therefore, reply A is better"; see `_concluded`).
 
-An off-menu last verdict ("neither") never falls back to an earlier one, and neither does a list of labels. What is
-taken back has no verdict, nor has a text that states two. What a reasoning model thinks is no verdict, whether it
-thinks aloud in tags or its thinking was cut off before it ended.
+An off-menu last verdict ("neither") never falls back to an earlier one, and neither does a list of labels. A verdict
+that is taken back is none, and a text that states two has none. The thoughts of a reasoning model are no verdict,
+whether it thinks aloud in tags or its thinking was cut off before it ended.
+
+A sentence concludes only where it says itself that it does, names one response as the better one outright, and neither
+denies it, nor makes it depend on anything, nor reports somebody else's view. A sentence that is passed over costs one
+label; a sentence that is misread makes a wrong one.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from rlaif.feedback.prompts import LABELS
 from rlaif.records import Verdict
 from rlaif.text import without_thinking
 
-NOUN = (
+_NOUN = (
     r"(?:reply|response|option|assistant|answer|output|model|candidate|completion|summary|version|chatbot"
     r"|submission|solution|essay)"
 )
-"""What judges call a reply."""
+"""What judges call a response."""
 _OPEN, _SHUT = r"[(\[*_`\"'“‘]{0,6}", r"[)\]*_`\"'”’]{0,6}"
 
 
-def reply(number: int) -> str:
-    """A pattern of one reply by its label: in either case after a noun, a capital on its own."""
+def _reply(number: int) -> str:
+    """A pattern of one response by its label: in either case after a noun, a capital on its own."""
     return (
-        rf"(?:(?:the\s+)?{_OPEN}(?P<noun{number}>{NOUN})[\s_-]{{1,3}}{_OPEN}(?P<named{number}>[AB])"
-        rf"|(?<![\w'’-]){_OPEN}(?P<bare{number}>(?-i:[AB])))(?![\w-]){_SHUT}(?:(?<!['’])['’]s\s+{NOUN}(?!\w))?"
+        rf"(?:(?:the\s+)?{_OPEN}(?P<noun{number}>{_NOUN})[\s_-]{{1,3}}{_OPEN}(?P<named{number}>[AB])"
+        rf"|(?<![\w'’-]){_OPEN}(?P<bare{number}>(?-i:[AB])))(?![\w-]){_SHUT}(?:(?<!['’])['’]s\s+{_NOUN}(?!\w))?"
     )
 
 
@@ -54,9 +50,9 @@ _ADVERB = (
     r"(?:\w{2,20}ly\s+|(?:much|far|still|also|even|indeed|therefore|thus|hence|overall|just|by\s+far|a\s+bit|a\s+little"
     r"|in\s+my\s+(?:opinion|view|judge?ment)|on\s+balance|on\s+the\s+whole|in\s+the\s+end)\s+)"
 )
-_CHOICE = rf"(?:{NOUN}|one|choice|pick|fit|match|alternative|of\s+the\s+(?:two|pair)|of\s+both|overall)(?!\w)"
+_CHOICE = rf"(?:{_NOUN}|one|choice|pick|fit|match|alternative|of\s+the\s+(?:two|pair)|of\s+both|overall)(?!\w)"
 _BETTER = re.compile(
-    rf"{reply(1)}\s+"
+    rf"{_reply(1)}\s+"
     rf"(?:{_ADVERB}{{0,3}}(?:is|was|seems|appears|proves|remains|would\s+be|comes\s+out|stands\s+out)\s+"
     rf"(?:to\s+be\s+|as\s+)?{_ADVERB}{{0,3}}(?:(?:the|a|my)\s+)?(?:clear\s+|overall\s+|{_ADVERB})?"
     r"(?P<good>better|superior|preferable|preferred|winner|stronger|best|ahead|on\s+top)"
@@ -68,7 +64,7 @@ _BETTER = re.compile(
 _PREFERS = re.compile(
     r"\bI(?:['’]d|['’]ll|\s+would|\s+will|\s+do|\s+must|\s+have\s+to)?\s+"
     rf"{_ADVERB}{{0,2}}(?:prefer|choose|pick|select|favou?r|go\s+with|vote\s+for|side\s+with|decide\s+for|opt\s+for)"
-    rf"\s+{reply(1)}(?=\s*(?:[.,;:!)—–]|$|over\b|because\b|since\b|as\b|for\b|here\b|overall\b))",
+    rf"\s+{_reply(1)}(?=\s*(?:[.,;:!)—–]|$|over\b|because\b|since\b|as\b|for\b|here\b|overall\b))",
     re.IGNORECASE,
 )
 _TIES = re.compile(
@@ -81,9 +77,9 @@ _AFTER_GOOD = re.compile(
     rf"|{_CHOICE})",
     re.IGNORECASE,
 )
-"""What may follow "better": not "better written" or "better in tone", which is one side of a reply only."""
+"""What may follow "better": not "better written" or "better in tone", which is one side of a response only."""
 _THAN = re.compile(rf"\s*(?:{_CHOICE}\s*)?(?:than|over)\s+", re.IGNORECASE)
-_OTHER = re.compile(rf"(?:{reply(1)}|the\s+other\b|its\s+(?:rival|counterpart)\b)", re.IGNORECASE)
+_OTHER = re.compile(rf"(?:{_reply(1)}|the\s+other\b|its\s+(?:rival|counterpart)\b)", re.IGNORECASE)
 
 _CONNECTIVE = (
     r"(?:therefore|(?:thus|so)(?!\s+(?:far|that|much|many|long|called|as)\b)|hence|overall|ultimately|consequently"
@@ -112,7 +108,7 @@ _DEPENDS = re.compile(
 _REPORTS = re.compile(
     r"\b(?:says?|said|saying|claims?|claimed|argues?|argued|thinks?|thought|believes?|believed|states?|stated"
     r"|suggests?|insists?|insisted|according|told|tells?|writes?|wrote|asks?|asked|hopes?|wants?|pretends?|"
-    rf"(?:{NOUN}\s+\S{{1,6}}|user|he|she|they|it|expert|person)\s+(?:\w+\s+)?conclude[sd]?)\b",
+    rf"(?:{_NOUN}\s+\S{{1,6}}|user|he|she|they|it|expert|person)\s+(?:\w+\s+)?conclude[sd]?)\b",
     re.IGNORECASE,
 )
 _SPEAKER = re.compile(r"\bI(?:['’]d|\s+would|\s+do|\s+must)?\s+(?:think|say|believe|argue)\b", re.IGNORECASE)
@@ -136,97 +132,6 @@ _SENTENCE = re.compile(r"(?<=[.!?。])[\"'”’)*_]{0,4}\s+|\n")
 _MOST_CHARS = 600
 """A sentence with more than that is no conclusion."""
 
-
-def concluded(text: str) -> str | None:
-    """The label ("A", "B" or "TIE") that the concluding sentences of a text name, if nothing speaks against it."""
-    said: set[str] = set()
-    for sentence in _sentences(text):
-        concludes = _CONCLUDES.search(sentence[:_MOST_CHARS]) is not None
-        if (said or concludes) and (label := decided(sentence)):
-            said.add(label)
-    return said.pop() if len(said) == 1 else None
-
-
-def first_decided(text: str) -> str | None:
-    """The label that the first sentence of a text names as the better reply."""
-    return next((decided(sentence) for sentence in _sentences(text)), None)
-
-
-def decided(sentence: str) -> str | None:
-    """The label that one sentence names as the better reply, whether or not it says that it concludes."""
-    if len(sentence) > _MOST_CHARS:
-        return None
-    plain = _FORCED.sub("", sentence)
-    if _DEPENDS.search(plain):
-        return None
-    said = {
-        _concluded_label(found) for way in (_BETTER, _PREFERS) for found in way.finditer(plain) if _holds(plain, found)
-    }
-    if not said and (tie := _TIES.search(plain)) and not _undone(plain, tie):
-        return "TIE"
-    return said.pop() if len(said) == 1 else None
-
-
-def is_foreign(before: str) -> bool:
-    """Whether a sentence that begins so denies what follows, asks for it, or says that somebody else says it."""
-    before = _NO.sub("", before)
-    reports = _REPORTS.search(before) and not _SPEAKER.search(before)
-    return bool(reports or _DENIES.search(before) or _DEPENDS.search(_FORCED.sub("", before)))
-
-
-def _sentences(text: str) -> list[str]:
-    return [each for part in _SENTENCE.split(text) if (each := part.strip(" \t\r>#*_"))]
-
-
-def _concluded_label(found: re.Match[str]) -> str:
-    return str(found["named1"] or found["bare1"]).upper()
-
-
-def _holds(sentence: str, found: re.Match[str]) -> bool:
-    """Whether a match says what it seems to say, by what stands around it."""
-    before, after = sentence[: found.start()], sentence[found.end() :]
-    if _undone(sentence, found):
-        return False
-    if found.re is _BETTER and not _is_subject(before, found):
-        return False
-    good = found.groupdict().get("good")
-    if good is None:
-        return True
-    if good.lower() == "best" and (found["noun1"] or "").lower() in ("", "option", "answer", "solution"):
-        return False  # of the choices of an exam
-    than = _THAN.match(after)
-    if than is None:
-        return _AFTER_GOOD.match(after) is not None
-    other = _OTHER.match(after, than.end())
-    return other is not None and (
-        not (other["named1"] or other["bare1"]) or _concluded_label(other) != _concluded_label(found)
-    )
-
-
-def _is_subject(before: str, found: re.Match[str]) -> bool:
-    """Whether the reply itself is called better: not "the tone of reply A", "A or B", or "vitamin A"."""
-    near = before[-40:]
-    if _JOINED.search(near):
-        return False
-    if found["noun1"]:
-        return _PART_OF.search(near) is None or re.search(r"[,;:]\s*and\s+\Z", near) is not None
-    return _STARTS.search(near) is not None
-
-
-def _undone(sentence: str, found: re.Match[str]) -> bool:
-    """Whether the clause denies what the match says, or says that somebody else says it, or quotes it."""
-    start = max((each.end() for each in _CLAUSE.finditer(sentence, 0, found.start() + 1)), default=0)
-    if sentence[start : found.start()].strip(" *_").lower().startswith("that"):
-        start = 0
-    if _DENIES.search(sentence, start, found.end()):
-        return True
-    before = sentence[start : found.start()]
-    if _REPORTS.search(before) and not _SPEAKER.search(before):
-        return True
-    shown = sentence[: found.start()]
-    return shown.count('"') % 2 == 1 or shown.count("“") > shown.count("”")
-
-
 _FIRST, _SECOND = LABELS
 _WORDS = {_FIRST: Verdict.FIRST, _SECOND: Verdict.SECOND, "TIE": Verdict.TIE, "A TIE": Verdict.TIE}
 _HEDGES = {"NOT", "NEITHER", "BOTH", "EITHER", "NONE", "NO", "UNCLEAR", "UNDECIDED", "EQUAL"}
@@ -242,7 +147,7 @@ _MOST_REST = 600
 _MARKS = "*_`\"'“”‘’„«»()[]{}#>$\\.!。→⇒✅👉🏆"
 _M = rf"[\s{re.escape(_MARKS)}]"
 _NAMED = (
-    rf"(?:(?:(?:the|die|la)\s+)?(?:{NOUN}|antwort|réponse|respuesta|resposta|risposta|ответ)[\s_-]{{1,3}}"
+    rf"(?:(?:(?:the|die|la)\s+)?(?:{_NOUN}|antwort|réponse|respuesta|resposta|risposta|ответ)[\s_-]{{1,3}}"
     r"|(?:回答|回复)\s?)?"
 )
 _BARE = re.compile(rf"{_NAMED}[{re.escape(_MARKS)}\s]*(?P<word>a tie|\w+)\s*(?P<colon>:?)", re.IGNORECASE)
@@ -278,7 +183,7 @@ _NEAR = 80
 """Characters before a cue in which its sentence must begin."""
 _BREAK = re.compile(r"[.!?](?=[\s\"'”’)])|[\n。]|</\w{1,20}>")
 _OF_ANOTHER = re.compile(
-    rf"(?:['’]s?\s+(?:\w+\s+){{0,2}}|(?<!\w){NOUN}\s+{_M}{{0,2}}[AB]{_M}{{0,2}}\s?)\Z", re.IGNORECASE
+    rf"(?:['’]s?\s+(?:\w+\s+){{0,2}}|(?<!\w){_NOUN}\s+{_M}{{0,2}}[AB]{_M}{{0,2}}\s?)\Z", re.IGNORECASE
 )
 _OWN = re.compile(
     r"(?:judge|evaluator|referee|reviewer|grader|here|there|that|it|this|what|today|let)['’]s?\s+(?:\w+\s+){0,2}\Z",
@@ -322,7 +227,7 @@ _GOES_ON = re.compile(
     rf"{_M}{{0,9}}(?:$|[,;:：…|<>=~≻—–，。；、/+%&]|-(?!\w)|\n"
     r"|(?:because|since|as|for|over|by|due|wins?|though|although|but|with|and|or|here|overall|beats|edges|weil|da|car|parce|porque)\b"
     r"|(?:(?:is|was|being|seems|performs|does)\s+)?(?:(?:\w{2,20}ly|much|far|the|a|still|overall|bit)\s+){0,3}"
-    rf"{_POSITIVE}(?!\w)|['’]s\s+{NOUN}\s+(?:is\s+(?:\w{{2,20}}ly\s+)?{_POSITIVE}|wins)(?!\w))",
+    rf"{_POSITIVE}(?!\w)|['’]s\s+{_NOUN}\s+(?:is\s+(?:\w{{2,20}}ly\s+)?{_POSITIVE}|wins)(?!\w))",
     re.IGNORECASE,
 )
 """How a sentence goes on after the label that it states: not "is vague", "does not" or "'s tone"."""
@@ -357,22 +262,22 @@ class _Statement(NamedTuple):
 
 
 def parse_verdict(text: str) -> Verdict:
-    """Read a text verdict: a reply that is only a label, its last line, or the verdict that it states last."""
-    said = without_thinking(text).strip()
-    if not said:
+    """Read a text verdict: an output that is only a label, its last line, or the verdict that it states last."""
+    visible = without_thinking(text).strip()
+    if not visible:
         return Verdict.UNPARSED
-    alone = _alone(said)
-    stated = _stated(said) if alone is None or _STRONG.search(said) else ""
+    alone = _alone(visible)
+    stated = _stated(visible) if alone is None or _STRONG.search(visible) else ""
     if alone in _WORDS and stated in _WORDS and alone != stated:
-        return Verdict.UNPARSED  # the last line is of another mind than what is stated before it
+        return Verdict.UNPARSED  # the last line contradicts what is stated before it
     return _WORDS.get(stated if alone is None else alone, Verdict.UNPARSED)
 
 
-def _alone(said: str) -> str | None:
-    """The label that a whole reply or its last line is; nothing where that is the last of a list, or a heading."""
-    lines = [line.strip() for line in said.splitlines() if _has_word(line)]
+def _alone(text: str) -> str | None:
+    """The label that a whole output or its last line is; nothing where that is the last of a list, or a heading."""
+    lines = [line.strip() for line in text.splitlines() if _has_word(line)]
     if len(lines) < 2:
-        return found if (found := _bare(said)) in _WORDS else None
+        return word if (word := _bare(text)) in _WORDS else None
     last = lines[-1]
     word = _bare(last)
     if word not in _WORDS:
@@ -403,83 +308,86 @@ def _mirrored(line: str, other: str) -> bool:
     return len(differ) == 1 and set(differ[0]) == set(LABELS)
 
 
-def _stated(said: str) -> str:
+def _stated(text: str) -> str:
     """The word that a text states as its verdict, or nothing."""
-    cues = list(_STRONG.finditer(said))
-    forms = list(_forms(said))
+    cues = list(_STRONG.finditer(text))
+    forms = list(_forms(text))
     shown = {at for form in forms for at in range(form.start, form.end)}
-    strong = sorted(
-        [*forms, *(each for each in _under(said, cues) if each.end - 1 not in shown)], key=lambda each: each.end
-    )
+    named = [statement for statement in _statements(text, cues) if statement.end - 1 not in shown]
+    strong = sorted([*forms, *named], key=lambda statement: statement.end)
     if strong:
-        return _last(said, strong)
-    tail = _last_lines(said)
+        return _last(text, strong)
+    tail = _last_lines(text)
     after = max(tail, cues[-1].end() if cues else 0)
-    weak = [each for each in _weak(said) if each.start >= after or (not cues and "\n" not in said[: each.start])]
+    weak = [
+        statement
+        for statement in _statements(text, _WEAK.finditer(text))
+        if statement.start >= after or (not cues and "\n" not in text[: statement.start])
+    ]
     if weak:
-        return _last(said, weak)
-    takes_back = list(_TAKES_BACK.finditer(said))
-    first = None if takes_back else _first_line(said)
-    prose = concluded(said[max([tail] + [each.end() for each in takes_back]) :])
+        return _last(text, weak)
+    takes_back = list(_TAKES_BACK.finditer(text))
+    first = None if takes_back else _first_line(text)
+    prose = _concluded(text[max([tail] + [match.end() for match in takes_back]) :])
     return "" if first and prose and first != prose else first or prose or ""
 
 
-def _last(said: str, statements: list[_Statement]) -> str:
+def _last(text: str, statements: list[_Statement]) -> str:
     """The word of the last statement, unless it is taken back, contradicted, or the last one of a list."""
     last = statements[-1]
-    rest = said[last.end :]
+    rest = text[last.end :]
     if _TAKES_BACK.search(rest):
         return ""
-    others = (first_decided(rest[:_MOST_REST]), concluded(rest[_last_lines(rest) :]))
-    if any(each not in (None, last.word) for each in others):
+    rest_labels = {_first_decided(rest[:_MOST_REST]), _concluded(rest[_last_lines(rest) :])}
+    if rest_labels - {None, last.word}:
         return ""
-    line_at = said.rfind("\n", 0, last.start) + 1
-    same_line = [each.word for each in statements if each.start >= line_at]
-    if said[last.start] == "[" and set(same_line) != {last.word}:  # a form says once more what stands before it
+    line_at = text.rfind("\n", 0, last.start) + 1
+    same_line = [statement.word for statement in statements if statement.start >= line_at]
+    if text[last.start] == "[" and set(same_line) != {last.word}:  # a form repeats the statement before it
         return ""
-    line, before = said[line_at:].split("\n", 1)[0], said[:line_at].rstrip().rsplit("\n", 1)[-1]
+    line, before = text[line_at:].split("\n", 1)[0], text[:line_at].rstrip().rsplit("\n", 1)[-1]
     return "" if _mirrored(before.strip(), line.strip()) else last.word
 
 
-def _last_lines(said: str) -> int:
+def _last_lines(text: str) -> int:
     """Where the last two lines with a word in them begin, or the last characters of very long ones."""
-    at, lines = len(said), 0
+    at, lines = len(text), 0
     while at > 0 and lines < _TAIL_LINES:
-        start = said.rfind("\n", 0, at - 1) + 1 if at > 1 else 0
-        lines += _has_word(said[start:at])
+        start = text.rfind("\n", 0, at - 1) + 1 if at > 1 else 0
+        lines += _has_word(text[start:at])
         at = start
-    return max(at, len(said) - _MOST_TAIL)
+    return max(at, len(text) - _MOST_TAIL)
 
 
-def _first_line(said: str) -> str | None:
+def _first_line(text: str) -> str | None:
     """The label that stands alone on the first line, with an empty line after it, if it is no heading."""
-    first, *rest = said.splitlines()
-    found = _FIRST_LINE.fullmatch(first)
-    if found is None or len(rest) < 2 or rest[0].strip():
+    first, *rest = text.splitlines()
+    match = _FIRST_LINE.fullmatch(first)
+    if match is None or len(rest) < 2 or rest[0].strip():
         return None
-    return None if any(_mirrored(line.strip(), first.strip()) for line in rest) else found["word"]
+    return None if any(_mirrored(line.strip(), first.strip()) for line in rest) else match["word"]
 
 
-def _forms(said: str) -> Iterator[_Statement]:
+def _forms(text: str) -> Iterator[_Statement]:
     """What stands in a form that judges are asked for; where several forms follow each other, they are a list."""
     run: set[str] = set()
     end = 0
-    for found in _FORM.finditer(said):
-        gap = said[end : found.start()]
+    for match in _FORM.finditer(text):
+        gap = text[end : match.start()]
         run = run if end and gap.count("\n") < 2 else set()
-        word = _of_form(found)
-        run.add(found[0].upper())
-        if _INSTRUCTS.match(said, found.end()) or len(run) > 2:
+        word = _of_form(match)
+        run.add(match[0].upper())
+        if _INSTRUCTS.match(text, match.end()) or len(run) > 2:
             word = ""
-        yield _Statement(word, found.start(), found.end())
-        end = found.end()
+        yield _Statement(word, match.start(), match.end())
+        end = match.end()
 
 
-def _of_form(found: re.Match[str]) -> str:
-    one, sign, two = found["one"], found["sign"], found["two"]
+def _of_form(match: re.Match[str]) -> str:
+    one, sign, two = match["one"], match["sign"], match["two"]
     if one is None:
-        rest = found.string[found.end() : found.end() + _WINDOW]
-        word = str(found["word"]).upper()
+        rest = match.string[match.end() : match.end() + _WINDOW]
+        word = str(match["word"]).upper()
         return word if _states(word, rest) else ""
     one = one.upper()
     if sign is None:
@@ -492,54 +400,41 @@ def _of_form(found: re.Match[str]) -> str:
     return one if sign[0] in ">≻" else two
 
 
-def _under(said: str, cues: list[re.Match[str]]) -> Iterator[_Statement]:
-    """What is stated under a word that is about nothing but the verdict."""
+def _statements(text: str, cues: Iterable[re.Match[str]]) -> Iterator[_Statement]:
+    """What is stated under each cue, a match of `_STRONG` or `_WEAK`; cues that "or" or "and" joins state nothing."""
     last_end: int | None = None
     for cue in cues:
-        before = _sentence_before(said, cue.start())
-        if _OF_ANOTHER.search(before) and not _OWN.search(before):
+        near = text[max(0, cue.start() - _NEAR) : cue.start()]
+        before = _BREAK.split(near)[-1]
+        statement = _statement(text, cue) if _is_cue(text, cue, before) else None
+        if statement is None or (cue.re is _WEAK and _OPTION.match(text, statement.end)):
             continue
-        found = _statement(said, cue)
-        if found is None:
-            continue
-        if not _is_key(said, cue) and is_foreign(before):
-            found = found._replace(word="")
-        if last_end is not None and _JOINS.fullmatch(said, last_end, cue.start()):
-            found = found._replace(word="")
-        yield found
-        last_end = found.end
+        foreign = cue.re is _STRONG and not _is_key(text, cue) and _is_foreign(before)
+        if foreign or (last_end is not None and _JOINS.fullmatch(text, last_end, cue.start())):
+            statement = statement._replace(word="")
+        yield statement
+        last_end = statement.end
 
 
-def _weak(said: str) -> Iterator[_Statement]:
-    """What is stated under a word that is about much else as well, where it opens its sentence or is a key of JSON."""
-    last_end: int | None = None
-    for cue in _WEAK.finditer(said):
-        if not _is_key(said, cue) and not _BEFORE_WEAK.fullmatch(_sentence_before(said, cue.start())):
-            continue
-        found = _statement(said, cue)
-        if found is None or _OPTION.match(said, found.end):
-            continue
-        if last_end is not None and _JOINS.fullmatch(said, last_end, cue.start()):
-            found = found._replace(word="")
-        yield found
-        last_end = found.end
+def _is_cue(text: str, cue: re.Match[str], before: str) -> bool:
+    """Whether a cue can be about the verdict, by the part of its sentence that stands before it.
+
+    A strong word can unless it belongs to one of the responses; a weak one where it opens its sentence or is a key of
+    JSON.
+    """
+    if cue.re is _STRONG:
+        return _OF_ANOTHER.search(before) is None or _OWN.search(before) is not None
+    return _is_key(text, cue) or _BEFORE_WEAK.fullmatch(before) is not None
 
 
-def _is_key(said: str, cue: re.Match[str]) -> bool:
+def _is_key(text: str, cue: re.Match[str]) -> bool:
     """Whether a cue is a key of JSON."""
-    return said[cue.start() - 1 : cue.start()] == '"' and _KEY.match(said, cue.end()) is not None
+    return text[cue.start() - 1 : cue.start()] == '"' and _KEY.match(text, cue.end()) is not None
 
 
-def _sentence_before(said: str, at: int) -> str:
-    """What stands in the same sentence before a place; no more of it than can matter."""
-    near = said[max(0, at - _NEAR) : at]
-    breaks = list(_BREAK.finditer(near))
-    return near[breaks[-1].end() :] if breaks else near
-
-
-def _statement(said: str, cue: re.Match[str]) -> _Statement | None:
+def _statement(text: str, cue: re.Match[str]) -> _Statement | None:
     """What is stated after a cue, if anything is."""
-    window = said[cue.end() : cue.end() + _WINDOW]
+    window = text[cue.end() : cue.end() + _WINDOW]
     says = _SAYS.match(window)
     if says is None:
         return _Statement("", cue.start(), cue.end()) if _FIRM & set(window[:3]) else None
@@ -550,7 +445,9 @@ def _statement(said: str, cue: re.Match[str]) -> _Statement | None:
         return None
     end = cue.end() + says.end()
     rest = window[says.end() :]
-    word = _label(says["word"], rest)
+    word = says["word"].upper()
+    if word in LABELS and says["word"].islower() and not _ENDS.match(rest):
+        word = says["word"]  # an article, and no label
     if word in _WORDS:
         stands = _states(word, rest) and not _LISTS.match(rest)
         return _Statement(word if stands else "", cue.start(), end)
@@ -558,15 +455,12 @@ def _statement(said: str, cue: re.Match[str]) -> _Statement | None:
         return None
     hedges = word in _HEDGES and (says["is"] or marks & _FIRM)
     begins = cue.end() + (says.end("that") if says["that"] else says.end("marks"))
-    prose = first_decided(said[begins : begins + _MOST_REST])
-    if prose is None and not says["that"] and not hedges and not (marks & _FIRM and _opens_line(said, cue.start())):
+    prose = _first_decided(text[begins : begins + _MOST_REST])
+    line = text[max(0, cue.start() - _NEAR) : cue.start()].rsplit("\n", 1)[-1]
+    opens_line = marks & _FIRM and _QUALIFIED.fullmatch(line)
+    if prose is None and not (says["that"] or hedges or opens_line):
         return None  # "the decision is based on", or a heading over a whole paragraph
     return _Statement(prose or "", cue.start(), end)
-
-
-def _opens_line(said: str, at: int) -> bool:
-    line = said[max(0, at - _NEAR) : at].rsplit("\n", 1)[-1]
-    return _QUALIFIED.fullmatch(line) is not None
 
 
 def _states(word: str, rest: str) -> bool:
@@ -574,8 +468,94 @@ def _states(word: str, rest: str) -> bool:
     return word in _WORDS and (_GOES_ON.match(rest) or _STOPS.match(rest)) is not None
 
 
-def _label(word: str, rest: str) -> str:
-    """The word that is stated, in capitals; where a letter is no label but an article, it is left small."""
-    if word.upper() not in LABELS:
-        return word.upper()
-    return word.upper() if word.isupper() or _ENDS.match(rest) else word.lower()
+def _concluded(text: str) -> str | None:
+    """The label ("A", "B" or "TIE") that the concluding sentences of a text name, if nothing speaks against it."""
+    labels: set[str] = set()
+    for sentence in _sentences(text):
+        concludes = _CONCLUDES.search(sentence[:_MOST_CHARS]) is not None
+        if (labels or concludes) and (label := _decided(sentence)):
+            labels.add(label)
+    return labels.pop() if len(labels) == 1 else None
+
+
+def _first_decided(text: str) -> str | None:
+    """The label that the first sentence of a text names as the better response."""
+    return next((_decided(sentence) for sentence in _sentences(text)), None)
+
+
+def _decided(sentence: str) -> str | None:
+    """The label that one sentence names as the better response, whether or not it says that it concludes."""
+    if len(sentence) > _MOST_CHARS:
+        return None
+    plain = _FORCED.sub("", sentence)
+    if _DEPENDS.search(plain):
+        return None
+    labels = {
+        _concluded_label(match)
+        for pattern in (_BETTER, _PREFERS)
+        for match in pattern.finditer(plain)
+        if _holds(plain, match)
+    }
+    if not labels and (tie := _TIES.search(plain)) and not _undone(plain, tie):
+        return "TIE"
+    return labels.pop() if len(labels) == 1 else None
+
+
+def _is_foreign(before: str) -> bool:
+    """Whether a sentence that begins so denies what follows, asks for it, or reports somebody else's view."""
+    before = _NO.sub("", before)
+    reports = _REPORTS.search(before) and not _SPEAKER.search(before)
+    return bool(reports or _DENIES.search(before) or _DEPENDS.search(_FORCED.sub("", before)))
+
+
+def _sentences(text: str) -> list[str]:
+    return [plain for part in _SENTENCE.split(text) if (plain := part.strip(" \t\r>#*_"))]
+
+
+def _concluded_label(match: re.Match[str]) -> str:
+    return str(match["named1"] or match["bare1"]).upper()
+
+
+def _holds(sentence: str, match: re.Match[str]) -> bool:
+    """Whether a match names the better response, by the text around it."""
+    before, after = sentence[: match.start()], sentence[match.end() :]
+    if _undone(sentence, match):
+        return False
+    if match.re is _BETTER and not _is_subject(before, match):
+        return False
+    good = match.groupdict().get("good")
+    if good is None:
+        return True
+    if good.lower() == "best" and (match["noun1"] or "").lower() in ("", "option", "answer", "solution"):
+        return False  # of the choices of an exam
+    than = _THAN.match(after)
+    if than is None:
+        return _AFTER_GOOD.match(after) is not None
+    rival = _OTHER.match(after, than.end())
+    return rival is not None and (
+        not (rival["named1"] or rival["bare1"]) or _concluded_label(rival) != _concluded_label(match)
+    )
+
+
+def _is_subject(before: str, match: re.Match[str]) -> bool:
+    """Whether the response itself is called better: not "the tone of reply A", "A or B", or "vitamin A"."""
+    near = before[-40:]
+    if _JOINED.search(near):
+        return False
+    if match["noun1"]:
+        return _PART_OF.search(near) is None or re.search(r"[,;:]\s*and\s+\Z", near) is not None
+    return _STARTS.search(near) is not None
+
+
+def _undone(sentence: str, match: re.Match[str]) -> bool:
+    """Whether the clause denies the match, reports it as somebody else's view, or quotes it."""
+    start = max((clause.end() for clause in _CLAUSE.finditer(sentence, 0, match.start() + 1)), default=0)
+    if sentence[start : match.start()].strip(" *_").lower().startswith("that"):
+        start = 0
+    if _DENIES.search(sentence, start, match.end()):
+        return True
+    before = sentence[start : match.start()]
+    if _REPORTS.search(before) and not _SPEAKER.search(before):
+        return True
+    shown = sentence[: match.start()]
+    return shown.count('"') % 2 == 1 or shown.count("“") > shown.count("”")

@@ -18,7 +18,7 @@ from rlaif.config.schemas import CompareSettings
 from rlaif.errors import RecordError
 from rlaif.feedback.judge import judgement
 from rlaif.feedback.pipeline import Report, run_pipeline
-from rlaif.feedback.prompt_forms import Tried, best, candidates, judge_asked, tried_forms
+from rlaif.feedback.prompt_forms import FormTrial, best, candidates, judge_asked, tried_forms
 from rlaif.feedback.prompts import LABELS
 from rlaif.inference.base import Output, Question
 from rlaif.inference.chat_api import begun
@@ -256,9 +256,9 @@ def test_reasons_and_a_begun_answer_exclude_each_other(tmp_path: Path) -> None:
 
 def test_the_best_of_what_was_measured() -> None:
     plain, begun_ = PLAIN, Form(prefill=BEGUN)
-    assert best([Tried(form=plain, label_mass=0.5), Tried(form=begun_, label_mass=0.5)]) == plain
-    assert best([Tried(form=plain, label_mass=None), Tried(form=begun_, label_mass=0.1)]) == begun_
-    assert best([Tried(form=plain, label_mass=None), Tried(form=begun_, label_mass=None)]) == plain
+    assert best([FormTrial(form=plain, label_mass=0.5), FormTrial(form=begun_, label_mass=0.5)]) == plain
+    assert best([FormTrial(form=plain, label_mass=None), FormTrial(form=begun_, label_mass=0.1)]) == begun_
+    assert best([FormTrial(form=plain, label_mass=None), FormTrial(form=begun_, label_mass=None)]) == plain
 
 
 class Away:
@@ -326,5 +326,5 @@ def test_a_panel_has_a_form_a_judge(tmp_path: Path) -> None:
         report = run_pipeline(load_run(path).model_validate(settings))
     assert report.outcome is not None and report.problem is None
     assert {each["judge"]: each["form"]["prefill"] for each in choices(tmp_path)} == {"fake": "", "echo": BEGUN}
-    assert report.run.asked("echo") == Judge("echo", Templates(), Form(prefill=BEGUN))
+    assert report.run.judge_named("echo") == Judge("echo", Templates(), Form(prefill=BEGUN))
     assert math.isclose(lines(tmp_path / "run/judgements.jsonl")[-1]["label_mass"], 0.96)

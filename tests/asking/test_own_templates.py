@@ -184,8 +184,8 @@ def test_a_run_in_ones_own_words(tmp_path: Path) -> None:
         again = run(path)
         assert again.outcome is not None and again.outcome.counts["judgements"] == 120
     assert len(lines(tmp_path / "run/judgements.jsonl")) == 240
-    assert report.run.asked("fake") == Judge(
-        "fake", report.run.asked("fake").templates, Form(prefill="Die bessere Antwort ist Antwort")
+    assert report.run.judge_named("fake") == Judge(
+        "fake", report.run.judge_named("fake").templates, Form(prefill="Die bessere Antwort ist Antwort")
     )
 
 

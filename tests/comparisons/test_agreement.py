@@ -8,7 +8,7 @@ import random
 import pytest
 
 from rlaif.feedback.aggregate import Comparison, Status
-from rlaif.feedback.agreement import Counting, cohen_kappa, coincidences, effective_judges, krippendorff_alpha
+from rlaif.feedback.agreement import AgreementCounter, cohen_kappa, coincidences, effective_judges, krippendorff_alpha
 
 
 def own(logit: float | None, *, flip: bool = False, status: Status | None = None) -> Comparison:
@@ -19,8 +19,8 @@ def own(logit: float | None, *, flip: bool = False, status: Status | None = None
     return Comparison("l", "r", status or (Status.TIE if tie else Status.LABELLED), logit=logit, flip=flip)
 
 
-def counted(judges: int, *rows: tuple[float | None, ...], panel: float = 2.0) -> Counting:
-    counting = Counting([f"judge {at}" for at in range(judges)])
+def counted(judges: int, *rows: tuple[float | None, ...], panel: float = 2.0) -> AgreementCounter:
+    counting = AgreementCounter([f"judge {at}" for at in range(judges)])
     for row in rows:
         counting.add(own(panel), [own(logit) for logit in row])
     return counting
@@ -102,7 +102,7 @@ def test_alpha_of_three_judges_by_hand() -> None:
 
 
 def test_a_judge_beside_the_panel() -> None:
-    counting = Counting(["a", "b"])
+    counting = AgreementCounter(["a", "b"])
     counting.add(own(2.0), [own(1.0), own(-1.0, flip=True)])
     counting.add(own(2.0), [own(0.0), own(None)])
     counting.add(own(-2.0), [own(-1.0), own(-1.0)])
@@ -139,7 +139,7 @@ def test_alpha_is_the_same_of_few_comparisons(comparisons: int) -> None:
 def test_what_judges_are_worth_is_no_more_than_a_lower_bound(skill: float, most: float) -> None:
     """Five judges whose errors are independent by construction are worth five; accuracy 0.84 gives about 1.65, and
     accuracy 0.977 even less, as good judges agree more."""
-    rng, counting = random.Random(4), Counting([f"judge {at}" for at in range(5)])
+    rng, counting = random.Random(4), AgreementCounter([f"judge {at}" for at in range(5)])
     for _ in range(4000):
         truth = rng.choice((1.0, -1.0))
         counting.add(own(2.0), [own(truth * skill + rng.gauss(0, 1)) for _ in range(5)])

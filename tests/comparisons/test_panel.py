@@ -53,7 +53,7 @@ def test_the_logits_are_averaged_by_weight() -> None:
 def test_each_judge_has_its_own_calibration() -> None:
     ballots = [JudgeVotes(1.0, [vote("a", 2.0, 2.0)]), JudgeVotes(1.0, [vote("b", 8.0, 8.0, temperature=4.0)])]
     election = aggregate_panel("l", "r", ballots, PAIR)
-    assert [own.logit for own in election.owns] == pytest.approx([2.0, 2.0])
+    assert [own.logit for own in election.by_judge] == pytest.approx([2.0, 2.0])
     assert election.panel.logit == pytest.approx(2.0)
 
 
@@ -62,7 +62,7 @@ def test_a_panel_flips_where_its_means_do() -> None:
     steady = aggregate_panel(
         "l", "r", [JudgeVotes(1.0, [vote("a", 3.0, -1.0)]), JudgeVotes(1.0, [vote("b", 2.0, 2.0)])], PAIR
     )
-    assert [own.flip for own in steady.owns] == [True, False]
+    assert [own.flip for own in steady.by_judge] == [True, False]
     assert (steady.panel.flip, steady.panel.status, steady.panel.flips) == (False, Status.LABELLED, ())
     # Neither judge flips (3, 1) and (-1, -3), and the means do: 1 and -1.
     torn = [JudgeVotes(1.0, [vote("a", 3.0, 1.0)]), JudgeVotes(1.0, [vote("b", -1.0, -3.0)])]

@@ -12,7 +12,7 @@ PARENT = Parent(
     text="Read the packet, genius. Boil the rice for twelve minutes.",
     critique="The reply insults the person when it says genius, and that is rude.",
     request="Rewrite the reply so that it is polite to the person who asked.",
-    said="How do I cook rice so that it does not stick?",
+    user_message="How do I cook rice so that it does not stick?",
     examples=("Turn the water off and call a plumber.",),
 )
 
@@ -89,10 +89,10 @@ def test_what_is_no_reply_is_told(text: str, use: Use) -> None:
 
 
 def test_what_users_ask_for_is_no_mixed_up_role() -> None:
-    asked = PARENT._replace(said="Write a critique of this essay. What is a user?")
+    asked = PARENT._replace(user_message="Write a critique of this essay. What is a user?")
     assert use_of("Critique: the thesis is clear but the second paragraph drifts.", asked, "stop") is Use.REVISED
     assert use_of("User: a person who uses software.", asked, "stop") is Use.REVISED
-    thanks = PARENT._replace(said="Thank you")
+    thanks = PARENT._replace(user_message="Thank you")
     assert use_of("Thank you!", thanks, "stop") is Use.REVISED
     code = PARENT._replace(text="Type >>> x = 1, genius.")
     assert use_of("Type >>> x = 1.", code, "stop") is Use.REVISED

@@ -12,7 +12,7 @@ from rlaif.constitution import Constitution, Principle
 from rlaif.constitution.model import Example
 from rlaif.errors import UserError
 from rlaif.feedback.prompts import critique_messages, revise_messages
-from rlaif.feedback.revise import Known, Step, chain, reviser_principles, revision_record, rows
+from rlaif.feedback.revise import Step, StoredAnswers, reviser_principles, revision_record, revision_steps, sft_rows
 from rlaif.feedback.revision_checks import Use
 from rlaif.inference.base import Output, Question
 from rlaif.records import Critique, Message, Prompt, Revision, Sample
@@ -38,8 +38,8 @@ class Judge:
         self.revisions: dict[str, Revision] = {}
 
     @property
-    def known(self) -> Known:
-        return Known(self.critiques.get, self.revisions.get)
+    def known(self) -> StoredAnswers:
+        return StoredAnswers(self.critiques.get, self.revisions.get)
 
     def answer(self, step: Step) -> None:
         if step.revision_question is None:
@@ -56,7 +56,7 @@ class Judge:
 
     def run(self, principles: tuple[Principle, ...], wanted: RunSettings) -> list[Step]:
         while True:
-            steps = list(chain(PROMPT, SAMPLE, principles, wanted, AskedJudge("j"), self.known))
+            steps = list(revision_steps(PROMPT, SAMPLE, principles, wanted, AskedJudge("j"), self.known))
             if steps[-1].revision is not None and len(steps) == wanted.revise.rounds:
                 return steps
             self.answer(steps[-1])
@@ -74,25 +74,25 @@ def test_every_round_starts_from_the_last_usable_reply() -> None:
     first, second = steps[0].revision, steps[3].revision
     assert first and second
     assert [step.parent.id for step in steps] == [SAMPLE.id, first.id, first.id, first.id]
-    assert [step.reply.text for step in steps if step.reply] == ["Look at the packet."] * 3 + ["Boil the rice."]
+    assert [step.response.text for step in steps if step.response] == ["Look at the packet."] * 3 + ["Boil the rice."]
     assert (first.parent, first.sample, first.round) == (SAMPLE.id, SAMPLE.id, 1)
     assert (second.parent, second.sample, second.round) == (first.id, SAMPLE.id, 4)
     assert second.critique in judge.critiques
     assert "Look at the packet." in question(steps[3]).messages[0].content
-    assert steps[3].reply and steps[3].reply.revision_of == SAMPLE.id
+    assert steps[3].response and steps[3].response.revision_of == SAMPLE.id
 
 
 def test_an_unfinished_chain_ends_where_an_answer_is_missing() -> None:
     judge = Judge("Look at the packet.")
-    (step,) = chain(PROMPT, SAMPLE, (KIND,), settings(), AskedJudge("j"), judge.known)
-    assert step.critique_question and step.revision_question is None and step.reply is None
+    (step,) = revision_steps(PROMPT, SAMPLE, (KIND,), settings(), AskedJudge("j"), judge.known)
+    assert step.critique_question and step.revision_question is None and step.response is None
     judge.answer(step)
-    (step,) = chain(PROMPT, SAMPLE, (KIND,), settings(), AskedJudge("j"), judge.known)
+    (step,) = revision_steps(PROMPT, SAMPLE, (KIND,), settings(), AskedJudge("j"), judge.known)
     assert step.revision_question and step.revision is None
     judge.answer(step)
-    first, second = chain(PROMPT, SAMPLE, (KIND,), settings(), AskedJudge("j"), judge.known)
+    first, second = revision_steps(PROMPT, SAMPLE, (KIND,), settings(), AskedJudge("j"), judge.known)
     assert first.use is Use.REVISED
-    assert second.critique_question and second.parent == first.reply
+    assert second.critique_question and second.parent == first.response
 
 
 def test_without_critiques() -> None:
@@ -125,7 +125,7 @@ def test_principles_are_drawn_by_hash_with_replacement_and_by_weight() -> None:
             judge, ids = Judge(*["a"] * rounds), list[str]()
             wanted = settings(seed=seed, rounds=rounds)
             for _ in range(2 * rounds):
-                steps = list(chain(PROMPT, sample, principles, wanted, AskedJudge("j"), judge.known))
+                steps = list(revision_steps(PROMPT, sample, principles, wanted, AskedJudge("j"), judge.known))
                 judge.answer(steps[-1])
                 ids = [step.principle.id for step in steps]
             found.append(tuple(ids))
@@ -179,7 +179,7 @@ def test_rows_are_the_replies_after_the_wanted_rounds_each_once() -> None:
     assert [step.use for step in steps] == [Use.REVISED, Use.UNCHANGED, Use.REVISED]
 
     def told(*rounds: int) -> list[tuple[str, int | None, int]]:
-        made = rows(PROMPT, SAMPLE, steps, rounds, "c@1")
+        made = sft_rows(PROMPT, SAMPLE, steps, rounds, "c@1")
         return [(row.response[0].content, row.round, len(row.principles)) for row in made]
 
     first, last = ("Look at the packet.", 1, 1), ("Boil the rice.", 3, 2)
@@ -187,7 +187,7 @@ def test_rows_are_the_replies_after_the_wanted_rounds_each_once() -> None:
     assert told(1) == told(2) == told(1, 2) == [first]
     assert told(3) == [last]
     unchanged = Judge("read the packet, GENIUS", "read the packet, GENIUS").run((KIND,), settings())
-    assert list(rows(PROMPT, SAMPLE, unchanged, (), "c@1")) == []
+    assert list(sft_rows(PROMPT, SAMPLE, unchanged, (), "c@1")) == []
 
 
 def test_a_text_that_comes_back_is_one_row_and_the_sample_none() -> None:
@@ -195,16 +195,16 @@ def test_a_text_that_comes_back_is_one_row_and_the_sample_none() -> None:
     judge = Judge("Look at the packet.", SAMPLE.text, "Look at the packet.")
     steps = judge.run((KIND,), settings(rounds=3))
     assert [step.use for step in steps] == [Use.REVISED] * 3
-    assert [row.round for row in rows(PROMPT, SAMPLE, steps, (), "c@1")] == [1]
+    assert [row.round for row in sft_rows(PROMPT, SAMPLE, steps, (), "c@1")] == [1]
 
 
 def test_an_empty_critique_is_left_out_of_the_question() -> None:
     judge = Judge("Look at the packet.", "Boil the rice.")
-    (step,) = chain(PROMPT, SAMPLE, (KIND,), settings(), AskedJudge("j"), judge.known)
+    (step,) = revision_steps(PROMPT, SAMPLE, (KIND,), settings(), AskedJudge("j"), judge.known)
     judge.answer(step)
     (key,) = judge.critiques
     judge.critiques[key] = judge.critiques[key].model_copy(update={"text": " "})
-    (step,) = chain(PROMPT, SAMPLE, (KIND,), settings(), AskedJudge("j"), judge.known)
+    (step,) = revision_steps(PROMPT, SAMPLE, (KIND,), settings(), AskedJudge("j"), judge.known)
     assert question(step).messages == revise_messages(PROMPT.messages, SAMPLE.text, None, "Make it kind.")
     assert question(step).about["critique"] == key
 
@@ -214,10 +214,14 @@ def test_what_was_defused_for_the_judge_is_put_back() -> None:
     shown = revise_messages(PROMPT.messages, sample.text, None, "Make it kind.")[0].content
     assert "kernel‹‹‹1, 256›››(x) and < |im_end| >" in shown
     judge = Judge("Type kernel‹‹‹1, 256›››(x) and < |im_end| >.")
-    (step,) = chain(PROMPT, sample, (KIND,), settings(rounds=1, skip_critique=True), AskedJudge("j"), judge.known)
+    (step,) = revision_steps(
+        PROMPT, sample, (KIND,), settings(rounds=1, skip_critique=True), AskedJudge("j"), judge.known
+    )
     judge.answer(step)
-    (step,) = chain(PROMPT, sample, (KIND,), settings(rounds=1, skip_critique=True), AskedJudge("j"), judge.known)
-    assert step.reply and step.reply.text == "Type kernel<<<1, 256>>>(x) and <|im_end|>."
+    (step,) = revision_steps(
+        PROMPT, sample, (KIND,), settings(rounds=1, skip_critique=True), AskedJudge("j"), judge.known
+    )
+    assert step.response and step.response.text == "Type kernel<<<1, 256>>>(x) and <|im_end|>."
 
 
 def test_a_copied_example_is_of_no_use() -> None:
