@@ -1,7 +1,7 @@
 """The pages in docs/: their blocks in order, run in a folder of their own.
 
-    python -m tests.pages                   # tells where a page shows something else
-    python -m tests.pages --write docs/x.md # puts in what its commands say now
+    python -m tests.pages                   # prints where a page shows something else
+    python -m tests.pages --write docs/x.md # inserts what its commands print now
 
 Blocks are fenced `console` (as in the README, see tests/readme.py), `pycon` (a session, all of a page are one), or a
 kind with a file's name after it, which becomes that file before anything is run. Others are for readers alone.
