@@ -1,7 +1,7 @@
 """The pages in docs/: their blocks in order, run in a folder of their own.
 
-    python -m tests.pages                   # tells where a page shows something else
-    python -m tests.pages --write docs/x.md # puts in what its commands say now
+    python -m tests.pages                   # prints where a page shows something else
+    python -m tests.pages --write docs/x.md # inserts what its commands print now
 
 Blocks are fenced `console` (as in the README, see tests/readme.py), `pycon` (a session, all of a page are one), or a
 kind with a file's name after it, which becomes that file before anything is run. Others are for readers alone.
@@ -25,8 +25,15 @@ from tests.readme import Step, cut, fits, prepare, run, steps_of
 from tests.support import ROOT
 
 PAGES = sorted((ROOT / "docs").glob("*.md"))
+INDEX = ROOT / "docs/index.md"
 HOSTED = "use-a-hosted-judge.md"
 _BLOCK = re.compile(r"^```(\w+)(?: (\S+))?\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+RUNNABLE = [
+    page
+    for page in PAGES
+    if any(kind in ("console", "pycon") for kind, _, _ in _BLOCK.findall(page.read_text(encoding="utf-8")))
+]
+"""Those with something to run; the others are tables and prose."""
 _FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
 
@@ -105,7 +112,7 @@ def rewritten(page: Path) -> str:
 def main() -> None:
     """Compare, or with `--write` rewrite, the pages that are named, or all."""
     named = [Path(each).resolve() for each in sys.argv[1:] if each != "--write"]
-    for page in named or PAGES:
+    for page in named or RUNNABLE:
         if "--write" in sys.argv:
             page.write_text(rewritten(page), encoding="utf-8")
             continue

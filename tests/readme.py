@@ -1,6 +1,6 @@
-"""The README's console blocks: run them in order, compare what they show, or write it anew.
+"""The README's console blocks: run them in order, compare what they show, or rewrite it.
 
-    python -m tests.readme          # tells where the README shows something else
+    python -m tests.readme          # prints where the README shows something else
     python -m tests.readme --write  # puts in what the commands say now
 
 A block is a fenced `console`: lines with `$ ` are commands for bash, the others what they print on standard output
@@ -43,9 +43,9 @@ def steps_of(block: str) -> list[Step]:
     return steps
 
 
-def steps() -> list[Step]:
-    """All commands of the README, in order."""
-    return [step for block in _BLOCK.findall(README.read_text(encoding="utf-8")) for step in steps_of(block)]
+def steps(page: Path = README) -> list[Step]:
+    """All commands of the README, or another page, in order."""
+    return [step for block in _BLOCK.findall(page.read_text(encoding="utf-8")) for step in steps_of(block)]
 
 
 def prepare(folder: Path) -> None:

@@ -8,7 +8,8 @@ import click
 import pytest
 
 from rlaif.cli.constitution import constitution
-from tests.readme import cut, fits, plain, prepare, run, steps, steps_of
+from tests.pages import PAGES
+from tests.readme import README, cut, fits, plain, prepare, run, steps, steps_of
 
 
 @pytest.mark.slow
@@ -22,7 +23,7 @@ def test_every_console_block_prints_what_it_shows(tmp_path: Path) -> None:
 
 def test_every_constitution_command_is_shown() -> None:
     assert isinstance(constitution, click.Group)
-    commands = [step.command for step in steps()]
+    commands = [step.command for page in (README, *PAGES) for step in steps(page)]
     for name in constitution.list_commands(click.Context(constitution)):
         assert any(command.startswith(f"rlaif constitution {name}") for command in commands), name
     assert any(command.startswith("rlaif revise") for command in commands)
