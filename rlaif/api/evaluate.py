@@ -130,7 +130,7 @@ def evaluate_policies(
         >>> done = rlaif.evaluate_policies(
         ...     "warm=demo-policy", against="cold=answers.jsonl", prompts="prompts.jsonl", judge="demo-judge",
         ...     constitution="demo", compare_principles="all", max_tokens=96, grades=False, quiet=True,
-        ...     meters={"characters": lambda messages, text: len(text)},
+        ...     metrics={"characters": lambda messages, text: len(text)},
         ... )
         >>> done.report.baseline, done.report.matches[0].win_rate.pairs
         ('cold', 8)

@@ -41,7 +41,7 @@ class Generated:
         return self.report.problem
 
     def pairs(self) -> datasets.Dataset:
-        """The preference pairs: prompt, chosen, rejected, probability, and where each comes from (see README.md).
+        """The preference pairs: prompt, chosen, rejected, probability, and where each comes from (see docs/files.md).
 
         Raises UserError where there are none yet.
         """
@@ -87,7 +87,7 @@ def generate(
 ) -> Generated:
     """Prompts in, judged preference pairs out: `rlaif generate`.
 
-    `file` is a run file; keywords are the settings of README.md, by the names of the flags (`policy_samples=8`) or as
+    `file` is a run file; keywords are the settings of docs/settings.md, by the names of the flags (`policy_samples=8`) or as
     mappings (`policy={"samples": 8}`), and go before the file's. `policy` and `judge` may be the name of a model,
     `judge` a list of mappings (a panel), `constitution` an object too, which is then kept in the run folder. `stages`
     takes some of `sample`, `revise`, `critique`, `compare`, `pair`. A second call asks only for what is missing.

@@ -113,7 +113,7 @@ def _train(
         return
     for name in _SHOWN:
         if name in trained.metrics:
-            echo(f"{name.replace('eval_', 'held-out '):<24}{trained.metrics[name]:.4f}")
+            echo(f"{name.replace('eval_', 'held-out '):<28} {trained.metrics[name]:.4f}")
     echo(f"Model in {trained.folder}")
 
 
