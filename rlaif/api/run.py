@@ -144,7 +144,7 @@ def run_workflow(
         {'dpo': 'dpo'}
         >>> done.page.name
         'report.html'
-        >>> sorted(player.name for player in done.policies.players)
+        >>> sorted(policy.name for policy in done.policies.policies)
         ['base', 'dpo']
     """
     from rlaif.workflow.plan import load_plan
