@@ -93,9 +93,9 @@ def _places(chosen: Sequence[int], sizes: Sequence[int]) -> Tensor:
 def grouped(responses: Sequence[Response]) -> list[Group]:
     """Answers as groups, one a prompt; those to one prompt lie next to each other."""
     found = []
-    for _, each in itertools.groupby(responses, key=lambda response: id(response.asked)):
+    for _, each in itertools.groupby(responses, key=lambda response: id(response.prompt)):
         some = list(each)
-        found.append(Group(some[0].asked.id, some[0].asked.ids, tuple(response.ids for response in some)))
+        found.append(Group(some[0].prompt.id, some[0].prompt.ids, tuple(response.ids for response in some)))
     return found
 
 

@@ -14,14 +14,14 @@ from rlaif.data.prompts import InputIssues, read_prompts
 from rlaif.errors import UserError
 from rlaif.inference.chat_template import ChatTemplate, UnwritableError
 from rlaif.records import Messages, content_id
-from rlaif.rl.responses import Asked
+from rlaif.rl.responses import TokenizedPrompt
 
 
 class Prompts(NamedTuple):
     """What there is to answer."""
 
-    train: Sequence[Asked]
-    held: Sequence[Asked]
+    train: Sequence[TokenizedPrompt]
+    held: Sequence[TokenizedPrompt]
     """Set aside for the held-out judge, drawn by hash: the same whatever else is in the file."""
     notes: Sequence[str]
     """What there is to say of them, a line each."""
@@ -52,7 +52,7 @@ def load_prompts(
     asked, refused = [], Counter[str]()
     for prompt in read:
         try:
-            asked.append(Asked(prompt.id, prompt.messages, cue(prompt.messages)))
+            asked.append(TokenizedPrompt(prompt.id, prompt.messages, cue(prompt.messages)))
         except UnwritableError as error:
             refused[str(error)] += 1
     if odd.counts:
@@ -107,12 +107,12 @@ class PromptSampler:
     What a step gets depends on its number and the seed alone, so that a resumed training needs no memory of it.
     """
 
-    prompts: Sequence[Asked]
+    prompts: Sequence[TokenizedPrompt]
     each: int
     """Prompts of a step."""
     seed: int
 
-    def of(self, step: int) -> list[Asked]:
+    def of(self, step: int) -> list[TokenizedPrompt]:
         """The prompts of a step, numbered from 0, all of them different; what a pass leaves over is left out of it."""
         steps = len(self.prompts) // self.each
         order = self._order(step // steps)

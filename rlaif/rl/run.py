@@ -26,12 +26,19 @@ from rlaif.errors import UserError
 from rlaif.inference.chat_template import ChatTemplate
 from rlaif.inference.model_folder import load_tokenizer, quiet
 from rlaif.progress import Progress, first_process
-from rlaif.rl.checkpoint import add_responses, cut_back, load_checkpoint, remove_best, save_checkpoint, take_best
+from rlaif.rl.checkpoint import (
+    add_responses,
+    load_checkpoint,
+    remove_best,
+    restore_best,
+    save_checkpoint,
+    truncate_logs,
+)
 from rlaif.rl.config import OnlineSettings
-from rlaif.rl.heldout import Monitoring
+from rlaif.rl.monitor import Monitoring
 from rlaif.rl.networks import policy_of, prompt_sampler_of, reference_of, reward_of, sampler_of, value_of
 from rlaif.rl.prompts import Prompts, load_prompts
-from rlaif.rl.trainer import Loop, Networks
+from rlaif.rl.trainer import Networks, OnlineTrainer
 from rlaif.store import write_text
 from rlaif.training.callbacks import StopCleanly, shown_metrics
 from rlaif.training.card import base_model, is_adapter, name_of, setting_rows, table, use
@@ -284,7 +291,7 @@ class _Training:
             raise UserError(what, where=settings.prompts, hint="lower `batch_size`, or raise `samples`")
         return prompts
 
-    def _loop(self, start: Start, tokenizer: Any, prompts: Prompts) -> Loop:
+    def _loop(self, start: Start, tokenizer: Any, prompts: Prompts) -> OnlineTrainer:
         settings = self.settings
         accelerator = _accelerator(settings)
         reward = reward_of(settings, tokenizer, self.progress.note)
@@ -296,15 +303,17 @@ class _Training:
         sampler = sampler_of(settings, policy, tokenizer, start, prompt_sampler)
         self.opened.callback(sampler.close)
         networks = Networks(policy, reference_of(settings, policy, accelerator), value, sampler, reward, prompt_sampler)
-        return Loop(settings, networks, accelerator, settings.kl.beta)
+        return OnlineTrainer(settings, networks, accelerator, settings.kl.beta)
 
-    def _steps(self, loop: Loop, watching: Monitoring, stop: StopCleanly, state: dict[str, Any] | None) -> None:
+    def _steps(
+        self, loop: OnlineTrainer, watching: Monitoring, stop: StopCleanly, state: dict[str, Any] | None
+    ) -> None:
         settings, first, before = self.settings, 0, 0.0
         if state is not None:
             watching.restore(state["monitor"])
             first, before = int(state["step"]), float(state["seconds"])
         if first_process():
-            self.history = cut_back(settings.folder, first)
+            self.history = truncate_logs(settings.folder, first)
         self.began = time.monotonic() - before
         self.done, self.ended, self.alarmed = first, False, False
         often = settings.save_steps if settings.save_steps is not None else max(1, settings.steps // _CHECKPOINTS)
@@ -313,7 +322,7 @@ class _Training:
         for number in range(first, settings.steps):
             found = loop.step(number)
             self.done = number + 1
-            line = {"step": self.done, **found.figures}
+            line = {"step": self.done, **found.metrics}
             ended = watching.look(self.done, line)
             self._log(line)
             loop.accelerator.log(_figures([line], self.done), step=self.done)
@@ -337,19 +346,21 @@ class _Training:
         if first_process():
             add_to_log(self.settings.folder, line)
 
-    def _checkpoint(self, loop: Loop, watching: Monitoring) -> None:
+    def _checkpoint(self, loop: OnlineTrainer, watching: Monitoring) -> None:
         if first_process():
             more: dict[str, JsonValue] = {"monitor": watching.state(), "seconds": time.monotonic() - self.began}
-            best, keep = watching.kept_best, self.settings.checkpoints_to_keep
+            best, keep = watching.best_step, self.settings.checkpoints_to_keep
             save_checkpoint(self.settings.folder, self.done, loop, more, best=best, keep=keep)
         loop.accelerator.wait_for_everyone()
 
-    def _saved(self, loop: Loop, watching: Monitoring, tokenizer: Any, start: Start, prompts: Prompts) -> Trained:
-        settings, folder, best = self.settings, self.settings.folder, watching.kept_best
+    def _saved(
+        self, loop: OnlineTrainer, watching: Monitoring, tokenizer: Any, start: Start, prompts: Prompts
+    ) -> Trained:
+        settings, folder, best = self.settings, self.settings.folder, watching.best_step
         seconds = {"seconds": round(time.monotonic() - self.began, 2)}
         if not self.ended or not first_process():
             return Trained(folder, self.done, self.ended, _figures(self.history, self.done) | seconds)
-        if best is not None and take_best(folder, best, loop):
+        if best is not None and restore_best(folder, best, loop):
             self.progress.note(
                 f"the model is that of step {best}, which the held-out judge likes best; so are its figures"
             )
@@ -364,7 +375,7 @@ class _Training:
         if not is_adapter(settings):
             cast_files(folder, type_of(start.weights))
         draw_curves(self.history, folder / "curves.png")
-        metrics: dict[str, JsonValue] = {**figures, "steps": self.done, "alarms": watching.told()}
+        metrics: dict[str, JsonValue] = {**figures, "steps": self.done, "alarms": [*watching.alarms]}
         write_card(settings, prompts, metrics, chat=bool(tokenizer.chat_template))
         back = last_checkpoint(folder) if self.alarmed else None
         finish(folder, metrics if back is None else {**metrics, "stopped": True})

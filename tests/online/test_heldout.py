@@ -25,7 +25,8 @@ from rlaif.inference.client import Server
 from rlaif.inference.models import LazyModel
 from rlaif.records import Message, Messages
 from rlaif.rl.config import OnlineSettings
-from rlaif.rl.heldout import HeldOut, HeldOutJudge, Monitoring
+from rlaif.rl.heldout import HeldOut, HeldOutJudge
+from rlaif.rl.monitor import Monitoring
 from rlaif.stats import sigmoid
 from tests.evaluation.judges import Judge, first_slot, longer_wins
 from tests.fakes import FakeServer
@@ -111,8 +112,8 @@ def test_length_is_told_from_quality(tmp_path: Path) -> None:
         found = held.look(20, prompts, start, policy)
     assert found.win_rate == pytest.approx(0.625 * 0.9526 + 0.375 * 0.0474, abs=1e-3)
     assert (found.wins, found.losses, found.compared, found.identical) == (100, 60, 160, 0)
-    assert found.controlled is not None and found.interval is not None
-    assert found.controlled < found.win_rate - 0.02 and found.interval[0] < 0.52
+    assert found.length_controlled is not None and found.interval is not None
+    assert found.length_controlled < found.win_rate - 0.02 and found.interval[0] < 0.52
     assert found.length > found.start_length == pytest.approx(sum(map(len, start)) / 160)
     assert found.judge == "synthetic"
 
@@ -120,7 +121,7 @@ def test_length_is_told_from_quality(tmp_path: Path) -> None:
 def test_the_difference_is_the_policys_length_less_the_starts(tmp_path: Path) -> None:
     with held_out(Judge(lambda first, second: 1.0 if first > second else -1.0), tmp_path) as held:
         found = held.look(1, asked("a", "b", "c"), ["p", "q", "r"], ["zz", "bbb", "cccc"])
-    assert "100% of the answers are longer" in found.note and found.controlled is None
+    assert "100% of the answers are longer" in found.note and found.length_controlled is None
 
 
 def test_silent_prompts_are_counted_and_never_a_label(tmp_path: Path) -> None:

@@ -14,8 +14,8 @@ from rlaif.rl.advantages import Moments, moments, spread, totals
 from rlaif.rl.algorithms import Counts, compute_advantages, logged, policy_loss
 from rlaif.rl.config import KlSettings, OnlineSettings
 from rlaif.rl.experience import Experience
-from rlaif.rl.responses import Asked, Response, Scores
-from rlaif.rl.trainer import Loop
+from rlaif.rl.responses import Response, Scores, TokenizedPrompt
+from rlaif.rl.trainer import OnlineTrainer
 from rlaif.training.examples import Group
 from tests.online.runs import given
 
@@ -222,9 +222,9 @@ def test_an_answer_that_is_cut_pays_once(tmp_path: Path) -> None:
 
     def pays(**more: Any) -> float:
         made = OnlineSettings.model_validate({**given(tmp_path), **more})
-        cut = [Response(Asked("p", (), [1]), 0, [2] * 8, [-1.0] * 8, "", finished=False, version=0)]
+        cut = [Response(TokenizedPrompt("p", (), [1]), 0, [2] * 8, [-1.0] * 8, "", finished=False, version=0)]
         nobody: Any = None
-        return Loop(made, nobody, nobody, 0.0)._kept(cut, Scores([0.0], {}))[1][0]
+        return OnlineTrainer(made, nobody, nobody, 0.0)._filter_scored(cut, Scores([0.0], {}))[1][0]
 
     usual = {name: value for name, value in given(tmp_path).items() if name != "missing_eos_penalty"}
     for more, wanted in (({}, 1.0), ({"overlong_buffer": 0}, 1.0), ({"overlong_buffer": 4}, 0.0)):

@@ -14,7 +14,8 @@ from pydantic import ValidationError
 from rlaif.evaluation.win_rate import length_controlled
 from rlaif.rl.config import MonitorLimits, Rule
 from rlaif.rl.heldout import HeldOut
-from rlaif.rl.monitor import FIGURES, GIVEN, Alarm, RewardHackingMonitor
+from rlaif.rl.monitor import TRAINER_METRICS, Alarm, RewardHackingMonitor
+from rlaif.rl.responses import RESPONSE_METRICS
 from rlaif.stats import mean, sigmoid
 
 SOUND = {
@@ -29,7 +30,7 @@ Look = tuple[int, Mapping[str, float], HeldOut | None]
 def held_out(step: int, rate: float, error: float = 0.03) -> HeldOut:
     return HeldOut(
         step=step, win_rate=rate, win_rate_error=error,
-        controlled=rate, interval=(rate - 2 * error, rate + 2 * error), error=error,
+        length_controlled=rate, interval=(rate - 2 * error, rate + 2 * error), error=error,
         wins=0, ties=0, losses=0, compared=100, identical=0, failed=0, unreadable=0, flips=0.0, length=100.0,
         start_length=100.0, judge="judge",
     )  # fmt: skip
@@ -217,8 +218,8 @@ def test_the_limits_are_a_group_of_settings() -> None:
 
 def test_the_figures_that_are_watched_exist() -> None:
     watch = RewardHackingMonitor(MonitorLimits())
-    watch.look(0, {name: 0.5 for name in FIGURES | GIVEN})
-    assert set(watch.state()["start"]) <= set(FIGURES | GIVEN)  # type: ignore[arg-type]
+    watch.look(0, {name: 0.5 for name in RESPONSE_METRICS | TRAINER_METRICS})
+    assert set(watch.state()["start"]) <= set(RESPONSE_METRICS | TRAINER_METRICS)  # type: ignore[arg-type]
     assert {"kl", "reward", "length", "distinct_2", "openings", "responses"} <= set(watch.state()["start"])  # type: ignore[arg-type]
 
 
@@ -278,7 +279,7 @@ class Training:
             gaps.append(gap)
         found = length_controlled(said, gaps, resamples=200)
         return held_out(step, found.raw, found.raw_error).model_copy(
-            update={"controlled": found.controlled, "interval": found.interval, "error": found.error}
+            update={"length_controlled": found.length_controlled, "interval": found.interval, "error": found.error}
         )
 
 
@@ -339,7 +340,7 @@ def test_a_state_is_a_copy() -> None:
 
 def withheld(step: int, rate: float, error: float = 0.03) -> HeldOut:
     return held_out(step, rate, error).model_copy(
-        update={"controlled": None, "interval": None, "error": None, "note": "would be extrapolated"}
+        update={"length_controlled": None, "interval": None, "error": None, "note": "would be extrapolated"}
     )
 
 
@@ -355,9 +356,9 @@ def test_a_policy_of_collapsed_answers_is_never_the_best() -> None:
         ease = [rng.gauss(0, 1) for _ in gaps]
         said = [sigmoid(merit + 0.02 * gap + each) for gap, each in zip(gaps, ease, strict=True)]
         found = length_controlled(said, gaps, resamples=100)
-        assert (found.controlled is None) == (factor < 0.5)
+        assert (found.length_controlled is None) == (factor < 0.5)
         held = held_out(step, found.raw, found.raw_error).model_copy(
-            update={"controlled": found.controlled, "interval": found.interval, "error": found.error}
+            update={"length_controlled": found.length_controlled, "interval": found.interval, "error": found.error}
         )
         return watch.look(step, SOUND, held)
 
