@@ -121,5 +121,5 @@ def test_a_figure_that_was_withheld_at_the_last_look_is_no_earlier_one() -> None
         },
         {"step": 3, "kl": 3.0},
     ]
-    assert run._figures(history, 3) == {"kl": 3.0, "held_out/win_rate": 0.2}
-    assert run._figures(history, 1) == {"kl": 1.0, "held_out/win_rate": 0.6, "held_out/length_controlled": 0.55}
+    assert run._last_metrics(history, 3) == {"kl": 3.0, "held_out/win_rate": 0.2}
+    assert run._last_metrics(history, 1) == {"kl": 1.0, "held_out/win_rate": 0.6, "held_out/length_controlled": 0.55}

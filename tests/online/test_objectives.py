@@ -23,7 +23,7 @@ LOGPS = torch.tensor([0.2, 0.3, 0.1])
 """Log-ratios of an answer of one token and of one of two, as they were all 0 before."""
 
 
-WHOLE = Counts(prompts=1, answers=2, tokens=3)
+WHOLE = Counts(prompts=1, responses=2, tokens=3)
 
 
 def experience() -> Experience:
@@ -88,7 +88,7 @@ def test_parts_of_a_minibatch_add_up(tmp_path: Path) -> None:
     for more in ({"algorithm": "grpo", "ratio": "sequence"}, {"algorithm": "grpo"}, {"algorithm": "rloo"}):
         settings = OnlineSettings.model_validate(given(tmp_path, **more))
         logps = torch.cat([LOGPS, LOGPS])
-        counts = Counts(prompts=2, answers=4, tokens=6)
+        counts = Counts(prompts=2, responses=4, tokens=6)
         parts = [policy_loss(LOGPS, both.take([at]), counts, settings, 0.0).loss.item() for at in (0, 1)]
         assert sum(parts) == pytest.approx(policy_loss(logps, both, counts, settings, 0.0).loss.item(), abs=1e-6)
 
@@ -119,7 +119,7 @@ def test_the_price_of_divergence_counts_tokens_alike_wherever_they_are(
     all 2 prompts, 4 answers and 44 tokens, and the mean of the two is the step's.
     """
     settings = OnlineSettings.model_validate(given(tmp_path, **more, kl={"apply_to": "loss"}))
-    counts = Counts(prompts=1, answers=2, tokens=22)
+    counts = Counts(prompts=1, responses=2, tokens=22)
     near, far = of_lengths(2, 2), of_lengths(20, 20)
     one = policy_loss(near.old, near, counts, settings, beta=1.0).loss.item()
     other = policy_loss(far.old + 1, replace(far, old=far.old + 1), counts, settings, beta=1.0).loss.item()
@@ -251,7 +251,7 @@ def test_usual_values_do_not_replace_what_is_set(tmp_path: Path) -> None:
     for kl in ({"apply_to": "reward"}, KlSettings(apply_to="reward")):
         assert OnlineSettings.model_validate(given(tmp_path, algorithm="grpo", kl=kl)).kl.apply_to == "reward"
     assert OnlineSettings.model_validate(given(tmp_path, algorithm="grpo", kl=KlSettings(beta=0.2))).kl == KlSettings(
-        beta=0.2, place="loss"
+        beta=0.2, apply_to="loss"
     )
     for algorithm in ("ppo", "rloo", "reinforce++", "p3o"):
         assert OnlineSettings.model_validate(given(tmp_path, algorithm=algorithm)).kl.apply_to == "reward"
@@ -263,7 +263,7 @@ def test_no_pair_is_no_loss_and_no_gradient(algorithm: str, tmp_path: Path) -> N
     settings = OnlineSettings.model_validate(given(tmp_path, algorithm=algorithm))
     alone = of_lengths(3)
     logps = torch.zeros(3, requires_grad=True)
-    found = policy_loss(logps, alone, Counts(prompts=1, answers=1, tokens=3), settings, beta=0.1)
+    found = policy_loss(logps, alone, Counts(prompts=1, responses=1, tokens=3), settings, beta=0.1)
     found.loss.backward()
     assert found.loss.item() == 0 and logps.grad is not None and not logps.grad.any()
     assert list(found.sums.values()) == [(0.0, 0.0)] and list(found.sums) == logged(settings)
