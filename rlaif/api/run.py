@@ -87,8 +87,8 @@ def generate(
 ) -> Generated:
     """Prompts in, judged preference pairs out: `rlaif generate`.
 
-    `file` is a run file; keywords are the settings of docs/settings.md, by the names of the flags (`policy_samples=8`) or as
-    mappings (`policy={"samples": 8}`), and go before the file's. `policy` and `judge` may be the name of a model,
+    `file` is a run file; keywords are the settings of docs/settings.md, by the names of the flags (`policy_samples=8`)
+    or as mappings (`policy={"samples": 8}`), and go before the file's. `policy` and `judge` may be the name of a model,
     `judge` a list of mappings (a panel), `constitution` an object too, which is then kept in the run folder. `stages`
     takes some of `sample`, `revise`, `critique`, `compare`, `pair`. A second call asks only for what is missing.
 

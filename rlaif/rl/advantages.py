@@ -1,22 +1,18 @@
-"""Advantages and KL: from rewards to what each token is credited with.
-
-From scores to advantages: how much better than expected every token or completion was.
+"""Advantages from rewards, and estimates of the KL divergence that rewards and losses are penalised with.
 
 Data is flat. Arrays of tokens, [T], hold all completions one after another, and `lengths`, [C] of whole numbers above
-0, says how many tokens each has; arrays of completions are [C]. `groups`, [C] of whole numbers, is the same for
+0, has the number of tokens of each; arrays of completions are [C]. `groups`, [C] of whole numbers, is the same for
 completions of one prompt; they need not stand together, nor groups be of one size.
 
 Advantages are constants to a loss, and the losses detach them. Everything is float32 in and out, adds up in a fixed
-order (so that a run repeats itself) and leaves its arguments alone.
+order (so that a run repeats itself) and leaves its arguments unchanged.
 
-Methods that compare the completions of a prompt (`rloo`, `grpo`, `reinforce_pp_baseline`) know no
-baseline for a completion whose group has lost all others: its advantage is 0, and `usable` tells which those are. Where
-all scores of a group are the same, its advantages are exactly 0, with no rounding left over to be divided by.
+Methods that compare the completions of a prompt (`rloo`, `grpo`, `reinforce_pp_baseline`) have no baseline for a
+completion that is alone in its group: its advantage is 0, and `usable` marks the others. Where all scores of a group
+are the same, its advantages are exactly 0, without a rounding error for a small deviation to blow up.
 
-How far the policy is from its reference: estimates from sampled tokens, and a price that steers itself.
-
-Of a token y that was sampled from the policy, d = log π(y) − log ref(y). Three estimators of KL(π ‖ ref) read nothing
-else (Schulman 2020, http://joschu.net/blog/kl-approx.html):
+KL estimators. Of a token y that was sampled from the policy, d = log π(y) − log ref(y). Three estimators of
+KL(π ‖ ref) read nothing else (Schulman 2020, http://joschu.net/blog/kl-approx.html):
 
 | name | value         | range       | expectation under π       | noise                                  |
 |------|---------------|-------------|---------------------------|----------------------------------------|
@@ -24,21 +20,21 @@ else (Schulman 2020, http://joschu.net/blog/kl-approx.html):
 | k2   | d²/2          | 0 and above | biased, by O(d³)          | small                                  |
 | k3   | e^(−d) − 1 + d | 0 and above | KL, exactly               | small, heavy tail where d is far below 0 |
 
-What is good for reporting is not what is good for learning. The gradient of KL(π ‖ ref) is E_π[d · ∇log π]: the score
-function's other half, E_π[∇log π], is 0. Hence, with y from the policy itself:
+A good number to report is not a good loss. The gradient of KL(π ‖ ref) is E_π[d · ∇log π]: the score function's other
+half, E_π[∇log π], is 0. Hence, with y from the policy itself:
 
-- in the **reward** (taken off it as a constant, the policy gradient multiplies it by ∇log π) k1 is right: it gives
-  exactly E_π[d · ∇log π]. k2 and k3 there give the gradient of something else.
+- in the **reward** (a constant that the policy gradient multiplies by ∇log π) k1 is right: it gives exactly
+  E_π[d · ∇log π]. k2 and k3 there give the gradient of something else.
 - in the **loss** (differentiated itself) k2 is right: ∇k2 = d · ∇log π, the same. k1 there has the gradient ∇log π, of
-  mean 0: noise without any pull. k3 there has (1 − e^(−d)) · ∇log π, the gradient of the divergence the other way
-  round, KL(ref ‖ π): the same to first order near the reference; far from it weaker on what the policy has made more
+  mean 0: noise without any pull. k3 there has (1 − e^(−d)) · ∇log π, the gradient of the reverse divergence,
+  KL(ref ‖ π): the same to first order near the reference; far from it weaker on what the policy has made more
   probable, and far stronger on what it has made less so.
 
 For samples of slightly older weights, with ρ = π/π_old: E_old[∇(ρ · k)] = ∇E_π[k] for the unbiased k1 and k3, with the
 gradient of ρ too (`losses.ratio_of`; arXiv:2512.02556 does so with k3); k2 takes ρ as a constant factor.
 
-One caveat for texts of many tokens: a loss of k2 per token prices what each token does to its own divergence; k1 in the
-reward with returns to go also prices what it does to the divergence of the tokens after it. The two are the same
+For texts of many tokens, k2 per token in the loss penalises the effect of each token on its own divergence only; k1 in
+the reward with returns to go also penalises its effect on the divergence of the tokens after it. The two are the same
 gradient only for the log-probabilities of whole completions (or of one token); the tests enumerate both.
 """
 
@@ -60,6 +56,10 @@ WHITEN_EPS = 1e-8
 
 Scale = Literal["group", "batch", "none"]
 """What GRPO divides by."""
+Kind = Literal["k1", "k2", "k3"]
+"""An estimator of the divergence."""
+_FAR = 60.0
+"""Nats: e^60 is still a float32 number, and so are its sums."""
 
 
 def spread(per_completion: Tensor, lengths: Tensor) -> Tensor:
@@ -104,12 +104,12 @@ def penalised(scores: Tensor, kl: Tensor, lengths: Tensor, beta: float) -> Tenso
 
 
 class Gae(NamedTuple):
-    """What PPO learns from."""
+    """Advantages and returns, for PPO."""
 
     advantages: Tensor
     """[T]"""
     returns: Tensor
-    """[T], what the value network should have said: advantage plus value."""
+    """[T], the targets of the value network: advantage plus value."""
 
 
 def gae(rewards: Tensor, values: Tensor, lengths: Tensor, gamma: float, lam: float) -> Gae:
@@ -148,7 +148,7 @@ def _discounted(table: Tensor, factor: float) -> Tensor:
 
 
 class Moments(NamedTuple):
-    """Mean and variance of some values."""
+    """Mean and variance."""
 
     mean: float
     variance: float
@@ -214,11 +214,11 @@ def usable(groups: Tensor) -> Tensor:
 def rloo(scores: Tensor, groups: Tensor) -> Tensor:
     """Score less the mean score of the *other* completions of the group, [C] (RLOO, arXiv:2402.14740).
 
-    Scores are whole rewards: take the divergence off first (`penalised`).
+    `scores` are whole rewards: subtract the KL penalty first (`penalised`).
     """
-    known = _grouped(groups)
-    ours = known.shifted(scores)
-    return ours - (known.sum(ours) - ours) / (known.size - 1).clamp(min=1)
+    by_group = _grouped(groups)
+    shifted = by_group.shifted(scores)
+    return shifted - (by_group.sum(shifted) - shifted) / (by_group.size - 1).clamp(min=1)
 
 
 def grpo(scores: Tensor, groups: Tensor, scale: Scale = "group", over: Moments | None = None) -> Tensor:
@@ -232,22 +232,22 @@ def grpo(scores: Tensor, groups: Tensor, scale: Scale = "group", over: Moments |
     `GROUP_EPS` is added to them. `over`: under `batch`, the unbiased ones of the scores of all processes; none takes
     those of `scores`.
     """
-    known = _grouped(groups)
-    ours = known.shifted(scores)
-    centred = ours - known.sum(ours) / known.size
+    by_group = _grouped(groups)
+    shifted = by_group.shifted(scores)
+    centered = shifted - by_group.sum(shifted) / by_group.size
     if scale == "group":
-        deviation = (known.sum(centred.square()) / (known.size - 1).clamp(min=1)).sqrt()
-        return centred / (deviation + GROUP_EPS)
+        deviation = (by_group.sum(centered.square()) / (by_group.size - 1).clamp(min=1)).sqrt()
+        return centered / (deviation + GROUP_EPS)
     if scale == "batch":
-        every = over or moments(totals(scores), unbiased=True)
-        return centred / (math.sqrt(every.variance) + GROUP_EPS)
-    return centred
+        batch = over or moments(totals(scores), unbiased=True)
+        return centered / (math.sqrt(batch.variance) + GROUP_EPS)
+    return centered
 
 
 def reinforce_pp(scores: Tensor, kl: Tensor, lengths: Tensor, beta: float, gamma: float = 1.0) -> Tensor:
     """Of every token, [T], the return from it on: score less β times the kl still to come (arXiv:2501.03262).
 
-    There is no baseline in it: whiten the result over the tokens of all processes.
+    It has no baseline: whiten the result over the tokens of all processes.
     """
     return returns_to_go(token_rewards(scores, kl, lengths, beta), lengths, gamma)
 
@@ -258,14 +258,14 @@ def reinforce_pp_baseline(
     """`reinforce_pp` after the mean score of the group was taken off, [T] (REINFORCE++-baseline, arXiv:2501.03262).
 
     The paper puts the divergence into the loss (k2), which is β = 0 here. With β above 0, equal scores of a group
-    leave the penalty. Tokens of completions that are not `usable` get 0: leave them out when whitening.
+    leave the KL penalty alone. Tokens of completions that are not `usable` get 0: leave them out when whitening.
     """
     returns = reinforce_pp(grpo(scores, groups, "none"), kl, lengths, beta, gamma)
     return torch.where(spread(usable(groups), lengths), returns, torch.zeros_like(returns))
 
 
 def overlong_penalty(lengths: Tensor, limit: int, buffer: int) -> Tensor:
-    """What is added to a score for length, [C]: 0 up to `limit − buffer` tokens, falling evenly to −1 at `limit`.
+    """Penalty for length, added to a score, [C]: 0 up to `limit − buffer` tokens, falling evenly to −1 at `limit`.
 
     DAPO's soft overlong punishment, arXiv:2503.14476, eq. 13.
 
@@ -276,13 +276,6 @@ def overlong_penalty(lengths: Tensor, limit: int, buffer: int) -> Tensor:
     if not 1 <= buffer <= limit:
         raise ValueError(f"the buffer has to be between 1 and the limit of {limit} tokens, not {buffer}")
     return -((lengths - (limit - buffer)) / buffer).clamp(0, 1)
-
-
-Kind = Literal["k1", "k2", "k3"]
-"""An estimator of the divergence."""
-
-_FAR = 60.0
-"""Nats: e^60 is still a float32 number, and so are its sums."""
 
 
 def k1(d: Tensor) -> Tensor:
@@ -311,9 +304,9 @@ def estimate(kind: Kind, logps: Tensor, ref_logps: Tensor, clamp: float | None =
         kind: Which estimator; see the module for which one belongs where.
         logps: The policy's log-probabilities of what it sampled, any shape.
         ref_logps: The reference's, of the same tokens; no gradient goes to them.
-        clamp: So that one strange token does not rule a batch. k1 is cut to this on either side. k2 and k3, which are
-            losses, go on as straight lines: k2 from where it has this value, k3 from where it has this slope (Huber).
-            Cut as values, the farthest tokens would have no gradient, and never be pulled back. None leaves all three.
+        clamp: Bounds the effect of one outlier token. k1 is clipped to it on either side. k2 and k3, which are losses,
+            continue as straight lines: k2 from where it has this value, k3 from where it has this slope (Huber); as
+            clipped values, the farthest tokens would have no gradient back. None bounds none of the three.
 
     """
     d = logps - ref_logps.detach()
@@ -333,27 +326,27 @@ def estimate(kind: Kind, logps: Tensor, ref_logps: Tensor, clamp: float | None =
 
 @dataclass(frozen=True, slots=True)
 class AdaptiveKl:
-    """A price of divergence that rises while the policy is too far from the reference, and falls while it is too near.
+    """A KL coefficient that rises while the policy is too far from the reference, and falls while it is too near.
 
     Ziegler et al. 2019 (arXiv:1909.08593), section 2.2: e = clip(KL/target − 1, ±0.2), β ← β·(1 + K·e). Their code has
-    K = n/horizon, for n answers seen since the last change; so does this. All that changes is `beta`: save this one
-    number, and go on with `replace(adaptive, beta=saved)`.
+    K = n/horizon, for n responses since the last change; so does this. `beta` alone changes: save this one number, and
+    resume with `replace(adaptive, beta=saved)`.
     """
 
     beta: float
     """Reward per nat."""
     target: float
-    """Nats an answer."""
+    """Nats a response."""
     horizon: float
-    """Answers in which β grows or falls by about 20 % at most."""
+    """Responses over which β grows or falls by about 20 % at most."""
 
     def __post_init__(self) -> None:
         for name in ("beta", "target", "horizon"):
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"{name} has to be a number above 0, not {getattr(self, name)}")
 
-    def after(self, kl: float, answers: int) -> AdaptiveKl:
-        """The price after so many answers with a mean divergence of `kl` nats an answer (not a token).
+    def after(self, kl: float, responses: int) -> AdaptiveKl:
+        """The coefficient after `responses` responses with a mean divergence of `kl` nats a response (not a token).
 
         Raises:
             ModelError: `kl` is not a number: the policy or its reference is broken.
@@ -362,6 +355,6 @@ class AdaptiveKl:
         if not math.isfinite(kl):
             raise ModelError(f"the divergence from the reference is {kl}: no price of it can be found")
         error = min(max(kl / self.target - 1, -0.2), 0.2)
-        # Five horizons of answers at once would make the factor 0 or negative, and the price with it, for good.
-        factor = max(1 + error * answers / self.horizon, 0.1)
+        # Five horizons of responses at once would make the factor, and so β, 0 or negative for good.
+        factor = max(1 + error * responses / self.horizon, 0.1)
         return replace(self, beta=self.beta * factor)

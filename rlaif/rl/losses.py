@@ -1,42 +1,41 @@
-"""Policy losses of online training: PPO's clipped surrogate and its relatives, and pairwise P3O.
+"""Losses of online training: PPO's clipped surrogate and its relatives, pairwise P3O, and the weights of their means.
 
-Losses of online training, and the weights that go with them: pure functions of flat tensors (see `advantages`).
-
-Only the first argument of a loss has a gradient, the policy's log-probabilities or the values as they are now; all
-others are constants here, wherever they come from. Ratios of probabilities are made of clamped log-ratios
-(±20, a factor of 5·10⁸), so that neither they nor their gradients are ever infinite.
+Pure functions of flat tensors (see `rlaif.rl.advantages` for the shapes). Only the first argument of a loss has a
+gradient, the policy's log-probabilities or the values as they are now; all others are constants here, wherever they
+come from. Ratios of probabilities are computed from clamped log-ratios (±20, a factor of 5·10⁸), so that neither they
+nor their gradients are ever infinite.
 
 P3O, pairwise proximal policy optimisation (Wu et al. 2023, arXiv:2310.00212), and pairs for online DPO.
 
-The gradient. Let y1, y2 be two independent answers of π to one prompt, r1 and r2 their rewards. As E[∇log π(y)] = 0
+The gradient. Let y1, y2 be two independent responses of π to one prompt, r1 and r2 their rewards. As E[∇log π(y)] = 0
 and y1 says nothing about y2, the policy gradient ∇E[r] is E[(r1 − r2)·∇log π(y1)], and as well
 E[(r2 − r1)·∇log π(y2)]. Their mean is the paper's pairwise policy gradient:
 
     ∇E[r] = E[ (r1 − r2) · ∇(log π(y1) − log π(y2)) / 2 ]
 
-It reads only the difference of two rewards of one prompt: no value network is needed, and r + δ(prompt) is the same
-as r. Rewards are of whole answers, r_i = score_i − β·log(π_old(y_i)/ref(y_i)) (`advantages.penalised`), constants in a
+It reads only the difference of two rewards of one prompt: it needs no value network, and r + δ(prompt) is the same as
+r. Rewards are of whole responses, r_i = score_i − β·log(π_old(y_i)/ref(y_i)) (`advantages.penalised`), constants in a
 step. On the policy's own samples this is RLOO with two samples; P3O adds what follows, for pairs from an older π_old.
 
-The clips. What the paper writes for its two clipped versions could not be read as text: they are derived anew, from its
-words (V1 clips separately, V2 jointly) and from PPO. With ρ_i = π(y_i)/π_old(y_i), ratios of whole answers, and
+The clips. The formulas of the paper's two clipped versions are images in its text: the ones here are derived from its
+words (V1 clips separately, V2 jointly) and from PPO. With ρ_i = π(y_i)/π_old(y_i), ratios of whole responses, and
 D = (r1 − r2)/2, the gradient above is, as a mean over π_old,
 
     E_old[ ρ1·ρ2 · D · ∇(log π(y1) − log π(y2)) ]  =  E_old[ D·ρ2·∇ρ1 − D·ρ1·∇ρ2 ]
 
 which is no gradient of one function of ρ1 and ρ2 (∂ρ2/∂ρ2 = 1, but ∂(−ρ1)/∂ρ1 = −1). So a ratio that is a mere weight
-is held constant, written [·], and what is maximised is
+is held constant, written [·], and the objective is
 
-- `separate` (V1): PPO's surrogate for each answer, with the advantages D·[ρ2] and −D·[ρ1]:
+- `separate` (V1): PPO's surrogate for each response, with the advantages D·[ρ2] and −D·[ρ1]:
   min(ρ1·D[ρ2], clip(ρ1, 1 ± ε)·D[ρ2]) + min(−ρ2·D[ρ1], −clip(ρ2, 1 ± ε)·D[ρ1]).
 - `joint` (V2): the gradient pulls u = log ρ1 − log ρ2 apart, so that is clipped:
   min([ρ1ρ2]·D·u, [ρ1ρ2]·D·clip(u, ±log(1 + ε))).
-  The bounds are alike on both sides, as swapping y1 and y2 turns u round and must change nothing.
+  The bounds are alike on both sides, as swapping y1 and y2 negates u and must change nothing.
 
 Both are pessimistic as PPO is: the gradient ends where a pair has gone far enough in the direction that its rewards
 favour, and goes on where it has gone the wrong way. Weights [·] are cut at 1 + ε from above (truncated importance
-sampling, our addition), as ratios of whole answers have no bound otherwise. Until a bound is reached both have exactly
-the gradient above. The loss is 0 on the policy's own samples, whatever the rewards: only its gradient tells something.
+sampling, not in the paper), as ratios of whole responses have no bound otherwise. Until a bound is reached both have
+exactly the gradient above. The loss is 0 on the policy's own samples, whatever the rewards: only its gradient matters.
 """
 
 from __future__ import annotations
@@ -51,9 +50,11 @@ from torch import Tensor
 from rlaif.rl.advantages import k3, spread, spread_sum
 
 Correction = Literal["token", "sequence", "mask"]
-"""How a difference between sampler and trainer is weighed."""
+"""How importance weights correct a difference between sampler and trainer."""
 Per = Literal["token", "sequence", "constant"]
-"""What counts alike in the mean of a loss."""
+"""What has equal weight in the mean of a loss."""
+Variant = Literal["separate", "joint"]
+"""Which of the two clips of P3O."""
 
 _FAR = 20.0
 """Nats; beyond it a ratio stays as it is, and has no gradient."""
@@ -85,7 +86,7 @@ def clipped_surrogate(
 
     Args:
         logps: The policy's, as it is now: [N].
-        old_logps: Its log-probabilities when this step's answers were taken up, [N].
+        old_logps: Its log-probabilities before the first update of the step, [N].
         advantages: [N]
         low: ε below 1.
         high: ε above 1; a larger one than `low` is DAPO's "clip higher" (arXiv:2503.14476).
@@ -118,7 +119,7 @@ def per_length(logps: Tensor, lengths: Tensor) -> Tensor:
 
 
 def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip: float) -> Tensor:
-    """½·max((V − R)², (clip(V, V_old ± clip) − R)²), [T]: a value that has moved far is not pushed further.
+    """½·max((V − R)², (clip(V, V_old ± clip) − R)²), [T]: a value that has moved far has no gradient further out.
 
     As in OpenAI's code (arXiv:2403.17031 lists the details).
     """
@@ -133,14 +134,14 @@ def explained_variance(values: Tensor, returns: Tensor) -> float:
     Not a number where returns do not vary: there is nothing to explain.
     """
     exact = returns.detach().double()
-    spread_of = exact.var(correction=0).item() if exact.numel() else 0.0
-    if spread_of == 0:
+    total = exact.var(correction=0).item() if exact.numel() else 0.0
+    if total == 0:
         return math.nan
-    return 1 - (exact - values.detach().double()).var(correction=0).item() / spread_of
+    return 1 - (exact - values.detach().double()).var(correction=0).item() / total
 
 
 def importance_weights(logps: Tensor, sampler_logps: Tensor, lengths: Tensor, mode: Correction, cap: float) -> Tensor:
-    """Weights of tokens, [T], that make up for a sampler with other numbers than the trainer; constants.
+    """Weights of tokens, [T], that correct for a sampler with other numbers than the trainer; constants.
 
     A sampler's kernels, precision or slightly older weights give it another distribution q than the p that the trainer
     computes for the same weights. A mean under q, weighted with p/q, is the mean under p; the cap trades a little bias
@@ -196,7 +197,7 @@ def mismatch(logps: Tensor, sampler_logps: Tensor) -> Mismatch:
 def loss_weights(
     lengths: Tensor, mode: Per, limit: int, *, completions: float | None = None, tokens: float | None = None
 ) -> Tensor:
-    """What each token's loss counts, [T]; the loss of a step is the weighted sum.
+    """The weight of each token's loss, [T]; the loss of a step is the weighted sum.
 
     Args:
         lengths: [C]
@@ -212,18 +213,14 @@ def loss_weights(
     count = len(lengths) if completions is None else completions
     match mode:
         case "token":
-            each = torch.ones_like(lengths, dtype=torch.float32) / (int(lengths.sum()) if tokens is None else tokens)
+            weights = torch.ones_like(lengths, dtype=torch.float32) / (int(lengths.sum()) if tokens is None else tokens)
         case "sequence":
-            each = 1 / (count * lengths.float())
+            weights = 1 / (count * lengths.float())
         case "constant":
-            each = torch.ones_like(lengths, dtype=torch.float32) / (count * limit)
+            weights = torch.ones_like(lengths, dtype=torch.float32) / (count * limit)
         case _:
             assert_never(mode)
-    return spread(each, lengths)
-
-
-Variant = Literal["separate", "joint"]
-"""Which of the two clips."""
+    return spread(weights, lengths)
 
 
 class PairwiseLoss(NamedTuple):
@@ -239,9 +236,9 @@ def p3o(logps: Tensor, old_logps: Tensor, rewards: Tensor, clip: float, variant:
     """The clipped pairwise loss; see the module for its derivation.
 
     Args:
-        logps: The policy's log-probabilities of whole answers, summed over tokens, as it is now: [P, 2].
-        old_logps: The same when the answers were taken up, [P, 2].
-        rewards: Of whole answers, the divergence's price taken off: [P, 2].
+        logps: The policy's log-probabilities of whole responses, summed over tokens, as it is now: [P, 2].
+        old_logps: The same before the first update of the step, [P, 2].
+        rewards: Of whole responses, the KL penalty taken off: [P, 2].
         clip: ε above.
         variant: `separate` is the paper's V1, `joint` its V2.
 
@@ -249,26 +246,18 @@ def p3o(logps: Tensor, old_logps: Tensor, rewards: Tensor, clip: float, variant:
     half = (rewards[:, 0] - rewards[:, 1]).detach() / 2
     match variant:
         case "separate":
-            return _separate(logps, old_logps, half, clip)
+            other_ratio = ratio_of(logps, old_logps).flip(1).clamp(max=1 + clip)
+            gains = torch.stack([half, -half], dim=1) * other_ratio
+            loss, clipped, _ = clipped_surrogate(logps, old_logps, gains, clip, clip)  # holds the gains constant
+            return PairwiseLoss(loss.sum(1), clipped.any(1))
         case "joint":
-            return _joint(logps, old_logps, half, clip)
+            log_ratios = logps - old_logps.detach()
+            weight = ratio_of(log_ratios.sum(1), torch.zeros_like(half)).detach().clamp(max=1 + clip)
+            difference, bound = log_ratios[:, 0] - log_ratios[:, 1], math.log1p(clip)
+            loss = -weight * torch.min(half * difference, half * difference.clamp(-bound, bound))
+            return PairwiseLoss(loss, half.sign() * difference.detach() > bound)
         case _:
             assert_never(variant)
-
-
-def _separate(logps: Tensor, old_logps: Tensor, half: Tensor, clip: float) -> PairwiseLoss:
-    other = ratio_of(logps, old_logps).flip(1).clamp(max=1 + clip)
-    gains = torch.stack([half, -half], dim=1) * other
-    loss, clipped, _ = clipped_surrogate(logps, old_logps, gains, clip, clip)  # holds the gains constant
-    return PairwiseLoss(loss.sum(1), clipped.any(1))
-
-
-def _joint(logps: Tensor, old_logps: Tensor, half: Tensor, clip: float) -> PairwiseLoss:
-    moved = logps - old_logps.detach()
-    weight = ratio_of(moved.sum(1), torch.zeros_like(half)).detach().clamp(max=1 + clip)
-    apart, bound = moved[:, 0] - moved[:, 1], math.log1p(clip)
-    loss = -weight * torch.min(half * apart, half * apart.clamp(-bound, bound))
-    return PairwiseLoss(loss, half.sign() * apart.detach() > bound)
 
 
 class Pairs(NamedTuple):
@@ -289,14 +278,14 @@ def pairs_of(groups: Tensor) -> Pairs:
         groups: [C] of whole numbers; a group of one has no pair.
 
     """
-    found: list[tuple[int, int]] = []
+    all_pairs: list[tuple[int, int]] = []
     weights: list[float] = []
     comparable = [members for members in _members(groups) if len(members) > 1]
     for members in comparable:
         pairs = list(combinations(members, 2))
-        found += pairs
+        all_pairs += pairs
         weights += [1 / (len(comparable) * len(pairs))] * len(pairs)
-    indices = torch.tensor(found, dtype=torch.long, device=groups.device).reshape(-1, 2)
+    indices = torch.tensor(all_pairs, dtype=torch.long, device=groups.device).reshape(-1, 2)
     return Pairs(indices, torch.tensor(weights, dtype=torch.float32, device=groups.device))
 
 
@@ -311,18 +300,18 @@ def best_and_worst(scores: Tensor, groups: Tensor) -> Tensor:
         groups: [C]
 
     """
-    known = scores.tolist()
-    found = []
+    values = scores.tolist()
+    pairs = []
     for members in _members(groups):
-        best, worst = max(members, key=known.__getitem__), min(members, key=known.__getitem__)
-        if known[best] > known[worst]:
-            found.append((best, worst))
-    return torch.tensor(found, dtype=torch.long, device=scores.device).reshape(-1, 2)
+        best, worst = max(members, key=values.__getitem__), min(members, key=values.__getitem__)
+        if values[best] > values[worst]:
+            pairs.append((best, worst))
+    return torch.tensor(pairs, dtype=torch.long, device=scores.device).reshape(-1, 2)
 
 
 def _members(groups: Tensor) -> list[list[int]]:
     """The completions of each group, in order."""
-    found: dict[int, list[int]] = {}
+    members: dict[int, list[int]] = {}
     for at, group in enumerate(groups.tolist()):
-        found.setdefault(group, []).append(at)
-    return [found[group] for group in sorted(found)]
+        members.setdefault(group, []).append(at)
+    return [members[group] for group in sorted(members)]

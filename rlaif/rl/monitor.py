@@ -1,33 +1,25 @@
-"""Looks over a training's shoulder: is the policy getting better, or better at pleasing its reward?
-
-What a batch of fresh answers looks like: the figures by which a training that games its reward shows itself.
-
-A policy that has found a hole in its reward grows longer, repeats itself, opens every answer alike or stops varying,
-and the reward alone looks healthy all the while. Every figure is a plain function of the answers; no model is asked.
-
-`FIGURES` names those of `figures_of`, `GIVEN` those that the trainer adds, for `rlaif.rl.monitor` and the log.
-
-Looks over a training's shoulder: is the policy getting better, or better at pleasing its reward?
+"""Monitoring of an online training: alarms for reward hacking, and evaluations by the held-out judge.
 
 Past some distance from the start the reward goes on rising while the policy gets worse (Gao et al. 2022,
-arXiv:2210.10760). What gives it away are the distance itself, the form of the answers, and a judge that is not the
-reward. Every rule has a bound; none is a law, and all can be moved or left out.
+arXiv:2210.10760). The signs are the distance itself, the form of the responses, and a judge that is not the reward.
+Every rule has a bound; none is a law, and all can be moved or left out.
 
-What is done about noise, so that a sound training is left in peace:
+Noise, so that a sound training raises no alarm:
 
-- Figures of a step count by the median of the last `recent` steps: one step's spike changes nothing. Variety and
-  entropy depend on what a step asks, and take four times as many: by three, 10 of 18 sound tiny runs had an alarm.
+- Metrics of a step count by the median of the last `recent` steps: one step's spike changes nothing. Variety and
+  entropy depend on the prompts of a step, and take four times as many steps: with three, 10 of 18 sound tiny runs had
+  an alarm.
 - The start is one batch, so bounds of shares and of the mean length lie three of its standard errors further out.
-- The held-out win rate is that at equal length. Where the last ones could not be told, as answers have become far
-  shorter or longer than the start's, it is the plain one for all evaluations, and the best weights stay what they are.
-- It is compared as the mean of two evaluations with the best such mean before, and by three standard
-  errors of the difference: of twenty evaluations of an unchanging policy the lowest lies nearly four below the highest.
-  Evaluations are taken to be independent, which is more than is due: prompts
-  and the start's answers stay the same (with the shipped models evaluations correlate by one half). Of 2,000 simulated
-  trainings with 20 evaluations on 64 prompts, 0.4% gave an alarm where they rose to a plateau, and 0.9% where they
-  stayed where they were.
+- The held-out win rate is length-controlled. Where the last evaluations have none, because responses have become far
+  shorter or longer than the start's, all evaluations count by their plain win rate, and the best weights stay as they
+  are.
+- The mean of two evaluations is compared with the best such mean before, by three standard errors of the difference:
+  of twenty evaluations of an unchanging policy the lowest lies nearly four below the highest. The standard errors take
+  evaluations as independent, which overstates the noise of the difference: prompts and the start's responses stay the
+  same (with the shipped models evaluations correlate by one half). Of 2,000 simulated trainings with 20 evaluations on
+  64 prompts, 0.4% gave an alarm where they rose to a plateau, and 0.9% where they stayed at their first value.
 
-An alarm is given once, and again only after its rule was quiet for a while.
+A rule gives its alarm once, and again only after it was quiet for a while.
 """
 
 from __future__ import annotations
@@ -35,101 +27,60 @@ from __future__ import annotations
 import itertools
 import math
 import statistics
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from typing import Any, Literal, NamedTuple, Self
 
 from pydantic import JsonValue
 
-from rlaif.data.checks import refuses
-from rlaif.evaluation.policy_metrics import commonest_opening, distinct, repetition, words_of
-from rlaif.rl.config import MonitorLimits, Rule
-from rlaif.rl.responses import Response
-from rlaif.stats import mean
+from rlaif.config.judge_templates import load_templates
+from rlaif.constitution import load_constitution
+from rlaif.errors import UserError
+from rlaif.inference.models import LazyModel
+from rlaif.progress import first_process
+from rlaif.rl.checkpoint import save_best
+from rlaif.rl.config import MonitorLimits, OnlineSettings, Rule
+from rlaif.rl.heldout import HeldOut, HeldOutJudge
+from rlaif.rl.responses import TokenizedPrompt
+from rlaif.rl.rewards import has_judge
+from rlaif.rl.trainer import OnlineTrainer
 
-if TYPE_CHECKING:
-    from rlaif.rl.heldout import HeldOut
-
-FIGURES: dict[str, str] = {
-    "responses": "answers in the batch",
-    "length": "mean length of an answer, in tokens",
-    "length_p95": "95th percentile of the lengths, in tokens",
-    "truncated": "share of the answers that met the limit before they ended",
-    "empty": "share of the answers without a word or a sign",
-    "distinct_1": "different words over all words of the batch, from 0 to 1",
-    "distinct_2": "different pairs of neighbouring words over all such pairs of the batch, from 0 to 1",
-    "distinct_3": "the same of three words",
-    "repetition": "share of an answer's runs of four words that stood in it before, mean over the answers",
-    "openings": "share of the answers that begin with the batch's commonest first four words",
-    "refusals": "share of the answers that open like an English refusal",
-    "entropy": "mean of -log p of the sampled tokens, in nats a token",
-}
-"""What `figures_of` measures, by name: what it is, and its unit. Every batch has all of them."""
-
-GIVEN: dict[str, str] = {
+TRAINER_METRICS: dict[str, str] = {
     "kl": "KL divergence of the policy from its reference, in nats an answer (summed over the answer's tokens)",
     "reward": "mean reward of an answer, before any penalty",
 }
-"""What only the trainer knows, by the names under which the watch reads it."""
+"""What the trainer adds to `RESPONSE_METRICS`, by the names under which the monitor reads it."""
 
-_LONGEST = 3
-"""Words of the longest runs that are counted over the whole batch."""
-
-
-def figures_of(responses: Sequence[Response]) -> dict[str, float]:
-    """The figures of one step's answers. Raises ValueError where there are none.
-
-    - The distinct shares (Li et al. 2016, arXiv:1510.03055) fall as the batch grows, as more of what is said was said
-      before: compare them with the start's only at the same batch size. Where no answer has so many words, it is 0.
-    - `openings` is never under 1 / `responses`, and answers to one prompt open alike: again, same size, same shape.
-    - `entropy` estimates that of the distribution that was sampled from, at its temperature: the expected -log p of a
-      token is the entropy at its place. It says nothing of greedy answers.
-    """
-    if not responses:
-        raise ValueError("no responses to take the figures of")
-    lengths = [len(response.ids) for response in responses]
-    texts = [response.text for response in responses]
-    words = [words_of(text) for text in texts]
-    found = {
-        "responses": float(len(responses)),
-        "length": mean(lengths),
-        "length_p95": _percentile(lengths, 95),
-        "truncated": mean([float(not response.finished) for response in responses]),
-        "empty": mean([float(not text.strip()) for text in texts]),
-        "repetition": mean([repetition(each) for each in words]),
-        "openings": commonest_opening(words)[1],
-        "refusals": mean([float(refuses(text)) for text in texts]),
-        "entropy": -math.fsum(logp for response in responses for logp in response.logps) / sum(lengths),
-    }
-    return found | {f"distinct_{size}": distinct(words, size) for size in range(1, _LONGEST + 1)}
-
-
-def _percentile(values: Sequence[int], percent: float) -> float:
-    import numpy as np
-
-    return float(np.percentile(values, percent))
+_EVALUATIONS_AVERAGED = 2
+"""Evaluations whose mean counts."""
+_LONGER_WINDOW = 4
+"""Times `recent` steps, for variety and entropy."""
+_START_ERRORS = 3.0
+"""Standard errors of the start's share, or mean length, that are added to the bound."""
+_QUIET, _QUIET_EVALUATIONS = 10, 3
+"""So many in a row clear an alarm; evaluations for those of the win rate."""
 
 
 class Alarm(NamedTuple):
-    """Something that was seen."""
+    """A rule that a training has broken."""
 
     rule: Rule
     step: int
     message: str
-    """One line: what was seen, the bound, and what to do."""
+    """One line: the observation, the bound, and what to do."""
     stop: bool
     """Whether the training is to stop here."""
 
 
 class _Bound(NamedTuple):
-    """A rule about one figure."""
+    """A rule about one metric."""
 
     rule: Rule
-    figure: str
-    way: Literal["most", "times", "least", "more"]
+    metric: str
+    kind: Literal["most", "times", "least", "more"]
     """The bound is: the limit; the limit times the start, from above; the same from below; the limit over the start."""
-    form: str
-    """How its numbers are written."""
-    seen: str
+    number_format: str
+    observation: str
     hint: str
 
 
@@ -155,19 +106,13 @@ _BOUNDS = (
     _Bound("empty", "empty", "more", ".0%", "{} of the answers are empty", "see what the reward gives an empty answer"),
 )  # fmt: skip
 
-_WATCHED = frozenset({"reward", *(bound.figure for bound in _BOUNDS)})
-_JUDGED = frozenset({"win_rate", "reward_hacking"})
-_TOGETHER = 2
-"""Evaluations whose mean counts."""
-_LONGER = 4
-"""Times `recent` steps, for variety and entropy."""
-_SPREADS = 3.0
-"""Standard errors of the start's share, or mean length, that are added to the bound."""
-_QUIET, _QUIET_EVALUATIONS = 10, 3
-"""So many in a row clear an alarm; evaluations for those of the win rate."""
+_MONITORED = frozenset({"reward", *(bound.metric for bound in _BOUNDS)})
+_WIN_RATE_RULES = frozenset({"win_rate", "reward_hacking"})
 
 
 class _Evaluation(NamedTuple):
+    """One evaluation by the held-out judge, or the mean of several."""
+
     step: int
     rate: float
     error: float
@@ -176,180 +121,277 @@ class _Evaluation(NamedTuple):
 
 
 class RewardHackingMonitor:
-    """Watches one training. Its start is what the first look sees."""
+    """The rules of one training, whose start is the first step that it sees."""
 
     def __init__(self, limits: MonitorLimits) -> None:
         self.limits = limits
         self._start: dict[str, float] = {}
         self._recent: dict[str, list[float]] = {}
-        self._evaluations: list[_Evaluation] = []
-        """By the win rate at equal length, where it could be told."""
+        self._length_controlled: list[_Evaluation] = []
+        """By the length-controlled win rate, where there was one."""
         self._plain: list[_Evaluation] = []
         """All, by the plain win rate."""
-        self._given: dict[str, int] = {}
-        """Rules whose alarm was given, and for how many looks they have been quiet since."""
+        self._alarmed: dict[str, int] = {}
+        """Rules whose alarm was given, and for how many calls they have been quiet since."""
 
-    def look(self, step: int, figures: Mapping[str, float], held_out: HeldOut | None = None) -> list[Alarm]:
-        """Take in the figures of a step (see `rlaif.rl.monitor`), and the held-out judge's word where it was asked.
+    def look(self, step: int, metrics: Mapping[str, float], held_out: HeldOut | None = None) -> list[Alarm]:
+        """Take in the metrics of a step, and the held-out judge's evaluation where there is one.
 
-        Figures without a rule are passed over, and a rule without its figure says nothing. Returns the new alarms.
+        Metrics without a rule are ignored, and a rule without its metric is not checked. Returns the new alarms.
         """
-        self._take(figures)
-        broken = ", ".join(sorted(name for name in _WATCHED if not math.isfinite(figures.get(name, 0.0))))
+        for name in _MONITORED | {"responses", "length_p95"}:
+            value = metrics.get(name)
+            if value is not None and math.isfinite(value):
+                self._start.setdefault(name, value)
+                self._recent[name] = [*self._recent.get(name, []), value][-_LONGER_WINDOW * self.limits.recent :]
+        broken = ", ".join(sorted(name for name in _MONITORED if not math.isfinite(metrics.get(name, 0.0))))
         hint = "go back to an earlier checkpoint with a lower learning rate"
-        judged: dict[Rule, str | None] = {"not_finite": f"not a finite number: {broken}; {hint}" if broken else None}
-        judged |= {bound.rule: self._passed(bound) for bound in _BOUNDS if bound.figure in figures}
+        messages: dict[Rule, str | None] = {"not_finite": f"not a finite number: {broken}; {hint}" if broken else None}
+        messages |= {bound.rule: self._check_bound(bound) for bound in _BOUNDS if bound.metric in metrics}
         if held_out is not None:
             reward = self._median("reward")
             self._plain.append(_Evaluation(held_out.step, held_out.win_rate, held_out.win_rate_error, reward))
-            if held_out.length_controlled is not None and held_out.error is not None:
-                self._evaluations.append(_Evaluation(held_out.step, held_out.length_controlled, held_out.error, reward))
-            judged |= self._about_win_rate()
-        return self._news(step, judged)
+            rate, error = held_out.length_controlled, held_out.error
+            if rate is not None and error is not None:
+                self._length_controlled.append(_Evaluation(held_out.step, rate, error, reward))
+            messages |= self._check_win_rate()
+        return self._new_alarms(step, messages)
 
     def best(self) -> int | None:
         """The step whose length-controlled win rate is the highest so far, the earliest of equals; None before any.
 
         The checkpoint to keep is this step's: the reward cannot tell, as it is what may have been gamed. Nor can the
-        plain win rate, which padded answers raise.
+        plain win rate, which padded responses raise.
         """
-        found = max(self._evaluations, key=lambda each: each.rate, default=None)
-        return None if found is None else found.step
+        best = max(self._length_controlled, key=lambda evaluation: evaluation.rate, default=None)
+        return None if best is None else best.step
 
     def state(self) -> dict[str, JsonValue]:
-        """Everything seen so far as plain JSON data; the limits are settings, and not part of it."""
-        recent: JsonValue = {name: list(values) for name, values in self._recent.items()}
-        seen: JsonValue = [list(each) for each in self._evaluations]
-        plain: JsonValue = [list(each) for each in self._plain]
+        """The history of the rules as plain JSON data; the limits are settings, and not part of it."""
         return {
             "start": dict(self._start),
-            "recent": recent,
-            "evaluations": seen,
-            "plain": plain,
-            "given": dict(self._given),
+            "recent": {name: list(values) for name, values in self._recent.items()},
+            "evaluations": [list(evaluation) for evaluation in self._length_controlled],
+            "plain": [list(evaluation) for evaluation in self._plain],
+            "given": dict(self._alarmed),
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on exactly from a `state`. An alarm given before stays given: who resumes after one has decided to."""
+        """Continue from a `state`. An alarm given before is not repeated: whoever resumes after one has decided to."""
         self._start = dict(state["start"])
         self._recent = {name: list(values) for name, values in state["recent"].items()}
-        self._evaluations = [_Evaluation(*each) for each in state["evaluations"]]
-        self._plain = [_Evaluation(*each) for each in state.get("plain", [])]  # older checkpoints have none
-        self._given = dict(state["given"])
+        self._length_controlled = [_Evaluation(*row) for row in state["evaluations"]]
+        self._plain = [_Evaluation(*row) for row in state.get("plain", [])]  # older checkpoints have none
+        self._alarmed = dict(state["given"])
 
-    def _take(self, figures: Mapping[str, float]) -> None:
-        for name in _WATCHED | {"responses", "length_p95"}:
-            value = figures.get(name)
-            if value is None or not math.isfinite(value):
-                continue
-            self._start.setdefault(name, value)
-            self._recent[name] = [*self._recent.get(name, []), value][-_LONGER * self.limits.recent :]
-
-    def _median(self, name: str, longer: int = 1) -> float | None:
-        """Of the last steps; None until there are enough."""
-        count = longer * self.limits.recent
+    def _median(self, name: str, window: int = 1) -> float | None:
+        """Of the last `window` times `recent` steps; None until there are enough."""
+        count = window * self.limits.recent
         values = self._recent.get(name, [])
         return statistics.median(values[-count:]) if len(values) >= count else None
 
-    def _passed(self, rule: _Bound) -> str | None:
-        """What is to be said where a figure is beyond its bound."""
+    def _check_bound(self, rule: _Bound) -> str | None:
+        """The message where a metric is beyond its bound."""
         limit = getattr(self.limits, rule.rule)
-        now = self._median(rule.figure, _LONGER if rule.way == "least" else 1)
+        now = self._median(rule.metric, _LONGER_WINDOW if rule.kind == "least" else 1)
         if limit is None or now is None:
             return None
-        start = self._start[rule.figure]
-        bound = self._bound(rule, limit, start)
-        if (now >= bound) if rule.way == "least" else (now <= bound):
+        start = bound = self._start[rule.metric]
+        if rule.kind == "most":
+            bound = limit
+        else:
+            bound = start + limit if rule.kind == "more" else start * limit
+            bound += _START_ERRORS * self._start_error(rule, start)
+        if (now >= bound) if rule.kind == "least" else (now <= bound):
             return None
-        before = "" if rule.way == "most" else f", at the start {start:{rule.form}}"
-        return f"{rule.seen.format(format(now, rule.form))}{before} (bound {bound:{rule.form}}): {rule.hint}"
+        form = rule.number_format
+        before = "" if rule.kind == "most" else f", at the start {start:{form}}"
+        return f"{rule.observation.format(format(now, form))}{before} (bound {bound:{form}}): {rule.hint}"
 
-    def _bound(self, rule: _Bound, limit: float, start: float) -> float:
-        if rule.way == "most":
-            return limit
-        bound = start + limit if rule.way == "more" else start * limit
-        return bound + _SPREADS * self._roughness(rule, start)
-
-    def _roughness(self, rule: _Bound, start: float) -> float:
+    def _start_error(self, rule: _Bound, start: float) -> float:
         """Standard error of the first batch's share, or of its mean length."""
         responses = self._start.get("responses")
-        if responses is None or rule.way == "least":
+        if responses is None or rule.kind == "least":
             return 0.0
-        if rule.way == "more":
-            likely = (start * responses + 1) / (responses + 2)  # of none and all, too, there is some (Laplace's rule)
+        if rule.kind == "more":
+            likely = (start * responses + 1) / (responses + 2)  # above 0 for shares of 0 and 1 too (Laplace's rule)
             return math.sqrt(likely * (1 - likely) / responses)
         # The deviation of a normal distribution with this 95th percentile.
         return max(0.0, self._start.get("length_p95", start) - start) / 1.645 / math.sqrt(responses)
 
-    def _about_win_rate(self) -> dict[Rule, str | None]:
-        told = {each.step for each in self._evaluations}
-        equal = all(each.step in told for each in self._plain[-_TOGETHER:])
-        seen = self._evaluations if equal else self._plain
-        found = self._fall(seen)
-        if found is None:
+    def _check_win_rate(self) -> dict[Rule, str | None]:
+        """The messages of the rules about the held-out win rate."""
+        controlled_steps = {evaluation.step for evaluation in self._length_controlled}
+        controlled = all(evaluation.step in controlled_steps for evaluation in self._plain[-_EVALUATIONS_AVERAGED:])
+        evaluations = self._length_controlled if controlled else self._plain
+        fall = self._fall(evaluations)
+        if fall is None:
             return {"win_rate": None, "reward_hacking": None}
-        best, fall = found
-        fall = f"at equal length {fall}" if equal else fall
+        best, text = fall
+        text = f"at equal length {text}" if controlled else text
         step = self.best()
         back = "go back to an earlier checkpoint"
         if step is not None:
             back = f"go back to the weights of step {step}, the best by the held-out judge, which are kept"
-        gamed = self._gamed(best, seen, fall, back)
-        return {"win_rate": f"the held-out win rate {fall}: {back}", "reward_hacking": gamed}
+        hacking = None
+        # Reward hacking: at both last evaluations the reward is above what it was when the win rate was best.
+        rewards = [evaluation.reward for evaluation in evaluations[-_EVALUATIONS_AVERAGED:]]
+        if best.reward is not None and all(reward is not None and reward > best.reward for reward in rewards):
+            hacking = (
+                f"since step {best.step} the reward rose from {best.reward:.3g} to {rewards[-1]:.3g}, but the held-out "
+                f"win rate {text}: the policy learns the reward's mistakes (reward hacking), so {back}, and fix the "
+                "reward"
+            )
+        return {"win_rate": f"the held-out win rate {text}: {back}", "reward_hacking": hacking}
 
-    def _gamed(self, best: _Evaluation, seen: Sequence[_Evaluation], fall: str, back: str) -> str | None:
-        """The typical sign: the reward at both last evaluations is above what it was when the win rate was best."""
-        later = [each.reward for each in seen[-_TOGETHER:]]
-        if best.reward is None or any(each is None or each <= best.reward for each in later):
-            return None
-        rose = f"from {best.reward:.3g} to {later[-1]:.3g}"
-        return (
-            f"since step {best.step} the reward rose {rose}, but the held-out win rate {fall}: the policy learns the "
-            f"reward's mistakes (reward hacking), so {back}, and fix the reward"
-        )
-
-    def _fall(self, seen: Sequence[_Evaluation]) -> tuple[_Evaluation, str] | None:
+    def _fall(self, evaluations: Sequence[_Evaluation]) -> tuple[_Evaluation, str] | None:
         """A fall of the win rate beyond noise: from which evaluation, and in words."""
         errors, falls = self.limits.win_rate_errors, self.limits.win_rate_falls
         if errors is None:
             return None
-        if falls is not None and len(seen) > falls:
-            row = seen[-falls - 1 :]
-            in_a_row = all(later.rate < earlier.rate for earlier, later in itertools.pairwise(row))
-            fall = _beyond(row[0], row[-1], errors)
+        if falls is not None and len(evaluations) > falls:
+            last = evaluations[-falls - 1 :]
+            in_a_row = all(later.rate < earlier.rate for earlier, later in itertools.pairwise(last))
+            fall = _beyond(last[0], last[-1], errors)
             if in_a_row and fall is not None:
-                return row[0], f"fell {falls} times in a row, {fall}"
-        means = [_mean(seen[at : at + _TOGETHER]) for at in range(len(seen) - _TOGETHER + 1)]
+                return last[0], f"fell {falls} times in a row, {fall}"
+        count = _EVALUATIONS_AVERAGED
+        means = [_average(evaluations[at : at + count]) for at in range(len(evaluations) - count + 1)]
         if not means:
             return None
-        best = max(means, key=lambda each: each.rate)
+        best = max(means, key=lambda evaluation: evaluation.rate)
         fall = _beyond(best, means[-1], errors)
-        return None if fall is None else (best, f"fell, in the mean of {_TOGETHER} evaluations, {fall}")
+        return None if fall is None else (best, f"fell, in the mean of {count} evaluations, {fall}")
 
-    def _news(self, step: int, judged: Mapping[Rule, str | None]) -> list[Alarm]:
+    def _new_alarms(self, step: int, messages: Mapping[Rule, str | None]) -> list[Alarm]:
         """The alarms that were not given before."""
-        found = []
-        for rule, message in judged.items():
+        alarms = []
+        for rule, message in messages.items():
             if message is None:
-                if rule in self._given:
-                    self._given[rule] += 1
-                    if self._given[rule] >= (_QUIET_EVALUATIONS if rule in _JUDGED else _QUIET):
-                        del self._given[rule]
+                if rule in self._alarmed:
+                    self._alarmed[rule] += 1
+                    if self._alarmed[rule] >= (_QUIET_EVALUATIONS if rule in _WIN_RATE_RULES else _QUIET):
+                        del self._alarmed[rule]
                 continue
-            if rule not in self._given:
+            if rule not in self._alarmed:
                 stop = self.limits.on_alarm == "stop" and rule in self.limits.stops
-                found.append(Alarm(rule, step, message, stop))
-            self._given[rule] = 0
-        return found
+                alarms.append(Alarm(rule, step, message, stop))
+            self._alarmed[rule] = 0
+        return alarms
 
 
 def _beyond(high: _Evaluation, low: _Evaluation, errors: float) -> str | None:
-    """The fall in words, where it is more than so many standard errors of the difference."""
+    """The fall in words, where it is more than `errors` standard errors of the difference."""
     bound = errors * math.hypot(high.error, low.error)
     return f"from {high.rate:.1%} to {low.rate:.1%} (bound {bound:.1%})" if high.rate - low.rate > bound else None
 
 
-def _mean(some: Sequence[_Evaluation]) -> _Evaluation:
+def _average(evaluations: Sequence[_Evaluation]) -> _Evaluation:
     """Several evaluations as one: of the last one's step and reward."""
-    rate = math.fsum(each.rate for each in some) / len(some)
-    return _Evaluation(some[-1].step, rate, math.hypot(*(each.error for each in some)) / len(some), some[-1].reward)
+    last = evaluations[-1]
+    rate = math.fsum(evaluation.rate for evaluation in evaluations) / len(evaluations)
+    error = math.hypot(*(evaluation.error for evaluation in evaluations)) / len(evaluations)
+    return _Evaluation(last.step, rate, error, last.reward)
+
+
+_START = 1_000_000_000
+"""The step number whose noise samples the held-out responses: the same at every evaluation."""
+
+
+class Monitoring:
+    """The monitor of a training with its held-out judge, which evaluates the policy every `held_out.every` steps."""
+
+    def __init__(
+        self,
+        settings: OnlineSettings,
+        prompts: Sequence[TokenizedPrompt],
+        trainer: OnlineTrainer,
+        judge: HeldOutJudge | None,
+        note: Callable[[str], None],
+    ) -> None:
+        """`prompts` are the held-out ones; without a `judge`, this process samples responses but evaluates none."""
+        self._settings, self._prompts, self._trainer, self._judge, self._note = settings, prompts, trainer, judge, note
+        self._monitor = RewardHackingMonitor(settings.monitor)
+        self._start: list[str] = []
+        self.alarms: list[str] = []
+        """All alarms so far, a line each."""
+        self.best_step: int | None = None
+        """The step whose weights are saved as the best by the held-out judge."""
+
+    @classmethod
+    @contextmanager
+    def opened(
+        cls,
+        settings: OnlineSettings,
+        prompts: Sequence[TokenizedPrompt],
+        trainer: OnlineTrainer,
+        note: Callable[[str], None],
+    ) -> Iterator[Self]:
+        """With its judge, which is closed at the end. Raises UserError where a judge is needed and none is set."""
+        judge = settings.held_out.judge or settings.judge
+        if not settings.held_out.every or not first_process():
+            yield cls(settings, prompts, trainer, None, note)
+            return
+        if judge is None:
+            what = "`held_out.every` needs a judge"
+            raise UserError(what, where="held_out.judge", hint="set `held_out.judge.model`")
+        if has_judge(settings.reward) and settings.judge is not None and judge.model == settings.judge.model:
+            note("the held-out judge is the reward's own: it is no independent witness; set `held_out.judge`")
+        source = LazyModel(judge, log=settings.folder / "held-out.log", say=note)
+        constitution = load_constitution(settings.constitution)
+        folder, templates = settings.folder / "held-out", load_templates(judge.templates)
+        with closing(HeldOutJudge(source, constitution, folder, templates=templates, say=note)) as held_out_judge:
+            yield cls(settings, prompts, trainer, held_out_judge, note)
+
+    def begin(self) -> None:
+        """Sample the start's responses, unless they were restored."""
+        if self._settings.held_out.every and not self._start:
+            self._start = self._sample()
+
+    def look(self, done: int, line: dict[str, Any]) -> bool:
+        """Check the metrics of a step, and add the held-out judge's to them; returns whether to stop the training.
+
+        A missing length-controlled win rate is logged as None, so that no earlier one is taken for it.
+        """
+        every = self._settings.held_out.every
+        evaluation = self._evaluate(done) if every and done % every == 0 else None
+        if evaluation is not None:
+            line["held_out/win_rate"] = evaluation.win_rate
+            line["held_out/length_controlled"] = evaluation.length_controlled
+            if evaluation.note:
+                line["held_out/note"] = evaluation.note
+            if evaluation.length_controlled is None:
+                self._note(f"step {done}: no held-out win rate at equal length: {evaluation.note}")
+        alarms = self._monitor.look(done, line, evaluation) if first_process() else []
+        for alarm in alarms:
+            self.alarms.append(f"step {alarm.step}: {alarm.message}")
+            self._note(self.alarms[-1])
+        if evaluation is not None and self._monitor.best() == done:
+            save_best(self._settings.folder, done, self._trainer)
+            self.best_step = done
+        return self._trainer.any_process(any(alarm.stop for alarm in alarms))
+
+    def _evaluate(self, done: int) -> HeldOut | None:
+        responses = self._sample()
+        if self._judge is None:
+            return None
+        return self._judge.look(done, [prompt.messages for prompt in self._prompts], self._start, responses)
+
+    def _sample(self) -> list[str]:
+        """One response to every held-out prompt."""
+        return [response.text for response in self._trainer.networks.sampler.sample(self._prompts, 1, _START)]
+
+    def state(self) -> dict[str, Any]:
+        """What a resumed training restores."""
+        return {
+            "rules": self._monitor.state(),
+            "start": self._start,
+            "alarms": self.alarms,
+            "best": self.best_step,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Continue from a `state`."""
+        self._monitor.restore(state["rules"])
+        self._start = list(state["start"])
+        self.alarms, self.best_step = list(state["alarms"]), state["best"]

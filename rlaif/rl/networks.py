@@ -24,7 +24,7 @@ from rlaif.inference.models import key_in
 from rlaif.records import content_id
 from rlaif.rl.config import OnlineSettings
 from rlaif.rl.prompts import Cue, Prompts, PromptSampler
-from rlaif.rl.responses import Asked, Reward, Sampler
+from rlaif.rl.responses import Reward, Sampler, TokenizedPrompt
 from rlaif.rl.rewards import only_model, open_reward
 from rlaif.rl.rollout import AheadSampler, LocalSampler
 from rlaif.rl.vllm_rollout import ServedSampler
@@ -208,7 +208,7 @@ _VALUE_RATE = 10
 
 
 def policy_of(
-    settings: OnlineSettings, asked: Sequence[Asked], accelerator: Any, note: Callable[[str], None]
+    settings: OnlineSettings, asked: Sequence[TokenizedPrompt], accelerator: Any, note: Callable[[str], None]
 ) -> Network:
     """The policy, ready to learn."""
     model = load_policy(settings)
@@ -220,7 +220,11 @@ def policy_of(
 
 
 def value_of(
-    settings: OnlineSettings, asked: Sequence[Asked], accelerator: Any, tokenizer: Any, note: Callable[[str], None]
+    settings: OnlineSettings,
+    asked: Sequence[TokenizedPrompt],
+    accelerator: Any,
+    tokenizer: Any,
+    note: Callable[[str], None],
 ) -> Network:
     """The value network. Its head, where the model that it starts from has none, starts at 0: nothing is expected.
 
@@ -348,7 +352,9 @@ def prompt_sampler_of(settings: OnlineSettings, prompts: Prompts) -> PromptSampl
     return PromptSampler(prompts.train, settings.batch_size // settings.samples, settings.seed)
 
 
-def _network(model: Any, kind: Kind, settings: OnlineSettings, asked: Sequence[Asked], accelerator: Any) -> Network:
+def _network(
+    model: Any, kind: Kind, settings: OnlineSettings, asked: Sequence[TokenizedPrompt], accelerator: Any
+) -> Network:
     model = model.to(accelerator.device)
     forward_path = select_forward_path(model, _probes(asked), kind, temperature=settings.rollout.temperature)
     return Network(
@@ -361,7 +367,7 @@ def _network(model: Any, kind: Kind, settings: OnlineSettings, asked: Sequence[A
     )
 
 
-def _probes(asked: Sequence[Asked]) -> list[Group]:
+def _probes(asked: Sequence[TokenizedPrompt]) -> list[Group]:
     """Prompts, with pieces of other prompts for answers: what the ways of computing are compared on."""
     few = sorted(asked, key=lambda each: len(each.ids))[:3]
     return [Group(each.id, each.ids, tuple(other.ids[:16] for other in few)) for each in few]

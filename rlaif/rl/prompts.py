@@ -1,4 +1,4 @@
-"""The prompts of an online training: read, turned into tokens, some set aside, the rest dealt out step by step."""
+"""Prompts of an online training: reading, tokenization, the held-out split, and the prompts of each step."""
 
 from __future__ import annotations
 
@@ -14,73 +14,74 @@ from rlaif.data.prompts import InputIssues, read_prompts
 from rlaif.errors import UserError
 from rlaif.inference.chat_template import ChatTemplate, UnwritableError
 from rlaif.records import Messages, content_id
-from rlaif.rl.responses import Asked
+from rlaif.rl.responses import TokenizedPrompt
 
 
 class Prompts(NamedTuple):
-    """What there is to answer."""
+    """The prompts of a training, split."""
 
-    train: Sequence[Asked]
-    held: Sequence[Asked]
-    """Set aside for the held-out judge, drawn by hash: the same whatever else is in the file."""
+    train: Sequence[TokenizedPrompt]
+    held_out: Sequence[TokenizedPrompt]
+    """For the held-out judge, chosen by hash: the same whatever else is in the file."""
     notes: Sequence[str]
-    """What there is to say of them, a line each."""
+    """Notes for the user, a line each."""
 
     @property
     def hash(self) -> str:
         """A hash of all of them by content."""
-        return content_id([asked.id for asked in self.train], [asked.id for asked in self.held])
+        return content_id([prompt.id for prompt in self.train], [prompt.id for prompt in self.held_out])
 
 
 def load_prompts(
     path: str,
     tokenizer: Any,
     *,
-    held: int = 0,
+    held_out: int = 0,
     longest: int = 1024,
     limit: int | None = None,
     template_options: Mapping[str, Any] | None = None,
 ) -> Prompts:
     """Read prompts; those of more than `longest` tokens, and those that the chat template cannot write, are left out.
 
-    Raises UserError where there are none, or too few to set `held` of them aside.
+    Raises UserError where there are none, or too few to hold `held_out` of them out.
     """
     file = Path(path).expanduser()
-    odd, notes = InputIssues(), []
-    read = read_prompts(file / "prompts.jsonl" if file.is_dir() else path, limit=limit, input_issues=odd)
+    issues, notes = InputIssues(), []
+    rows = read_prompts(file / "prompts.jsonl" if file.is_dir() else path, limit=limit, input_issues=issues)
     cue = Cue(tokenizer, template_options)
-    asked, refused = [], Counter[str]()
-    for prompt in read:
+    tokenized, refusals = [], Counter[str]()
+    for prompt in rows:
         try:
-            asked.append(Asked(prompt.id, prompt.messages, cue(prompt.messages)))
+            tokenized.append(TokenizedPrompt(prompt.id, prompt.messages, cue(prompt.messages)))
         except UnwritableError as error:
-            refused[str(error)] += 1
-    if odd.counts:
-        notes.append(f"{path}: {odd}")
-    for why, count in refused.most_common(3):
+            refusals[str(error)] += 1
+    if issues.counts:
+        notes.append(f"{path}: {issues}")
+    for why, count in refusals.most_common(3):
         notes.append(f"{count:,} prompts are left out: {why}")
-    kept = [each for each in asked if len(each.ids) <= longest]
-    if len(kept) < len(asked):
-        notes.append(f"{len(asked) - len(kept):,} prompts of more than {longest:,} tokens are left out")
-    if len(kept) <= held:
-        what = f"{len(kept)} prompts are too few" + (f" to set {held} of them aside" if held else "")
+    prompts = [prompt for prompt in tokenized if len(prompt.ids) <= longest]
+    if len(prompts) < len(tokenized):
+        notes.append(f"{len(tokenized) - len(prompts):,} prompts of more than {longest:,} tokens are left out")
+    if len(prompts) <= held_out:
+        what = f"{len(prompts)} prompts are too few" + (f" to set {held_out} of them aside" if held_out else "")
         what += f" ({'; '.join(notes)})" if notes else ""
-        raise UserError(what, where=path, hint="give more, or lower `held_out.prompts`" if held else "give others")
-    away = {each.id for each in sorted(kept, key=lambda each: content_id("held", each.id))[:held]}
-    train = [each for each in kept if each.id not in away]
-    notes.append(f"{len(train):,} prompts to train on" + (f", {held} for the held-out judge" if held else ""))
-    return Prompts(train, [each for each in kept if each.id in away], notes)
+        raise UserError(what, where=path, hint="give more, or lower `held_out.prompts`" if held_out else "give others")
+    by_hash = sorted(prompts, key=lambda prompt: content_id("held", prompt.id))
+    held_out_ids = {prompt.id for prompt in by_hash[:held_out]}
+    train = [prompt for prompt in prompts if prompt.id not in held_out_ids]
+    notes.append(f"{len(train):,} prompts to train on" + (f", {held_out} for the held-out judge" if held_out else ""))
+    return Prompts(train, [prompt for prompt in prompts if prompt.id in held_out_ids], notes)
 
 
 class Cue:
-    """Turns a conversation into the tokens that a reply follows."""
+    """Turns a conversation into the token ids that the response follows, the generation prompt included."""
 
     def __init__(self, tokenizer: Any, template_options: Mapping[str, Any] | None = None) -> None:
         self._tokenizer = tokenizer
         self.template = ChatTemplate(tokenizer, template_options)
 
     def text(self, messages: Messages) -> str:
-        """By the chat template; without one a single text is taken as it is, and more than one cannot be written.
+        """The text by the chat template; without one, a single message is its own text, and several cannot be written.
 
         Raises UnwritableError where the template refuses it, or leaves out a text of it.
         """
@@ -93,7 +94,7 @@ class Cue:
         return self.template.prompt(messages)
 
     def __call__(self, messages: Messages) -> Sequence[int]:
-        """The token ids; a chat template has written all special tokens, raw text gets the tokenizer's start."""
+        """The token ids; a chat template writes all special tokens, raw text gets the tokenizer's first one."""
         (ids,) = self.template.ids([self.text(messages)], raw=not self.template.exists)
         if not ids:
             raise UserError("a prompt is empty", hint="remove it")
@@ -102,24 +103,20 @@ class Cue:
 
 @dataclass(frozen=True)
 class PromptSampler:
-    """Deals prompts out: pass after pass over all of them, each in an order of its own.
+    """The prompts of each step: pass after pass over all of them, each pass in an order of its own.
 
-    What a step gets depends on its number and the seed alone, so that a resumed training needs no memory of it.
+    The prompts of a step depend on its number and the seed alone, so that a resumed training needs no state of it.
     """
 
-    prompts: Sequence[Asked]
-    each: int
+    prompts: Sequence[TokenizedPrompt]
+    step_prompts: int
     """Prompts of a step."""
     seed: int
 
-    def of(self, step: int) -> list[Asked]:
-        """The prompts of a step, numbered from 0, all of them different; what a pass leaves over is left out of it."""
-        steps = len(self.prompts) // self.each
-        order = self._order(step // steps)
-        start = step % steps * self.each
-        return [self.prompts[at] for at in order[start : start + self.each]]
-
-    def _order(self, number: int) -> list[int]:
+    def of(self, step: int) -> list[TokenizedPrompt]:
+        """The prompts of a step, numbered from 0, all different; a pass drops the last prompts that fill no step."""
+        steps = len(self.prompts) // self.step_prompts
         order = list(range(len(self.prompts)))
-        random.Random(f"{self.seed} {number}").shuffle(order)
-        return order
+        random.Random(f"{self.seed} {step // steps}").shuffle(order)
+        start = step % steps * self.step_prompts
+        return [self.prompts[at] for at in order[start : start + self.step_prompts]]

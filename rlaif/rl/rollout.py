@@ -38,7 +38,7 @@ from numpy.typing import NDArray
 from rlaif.errors import ModelError, UserError
 from rlaif.inference.prefix_cache import cache_name, move_rows
 from rlaif.inference.transformers_model import nucleus
-from rlaif.rl.responses import Asked, Response, Sampler
+from rlaif.rl.responses import Response, Sampler, TokenizedPrompt
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -79,7 +79,7 @@ class LocalSampler:
         self._bf16, self._batch_tokens, self._rows, self._version = bf16, batch_tokens, rows, 0
         self._policy = _Policy(model)
 
-    def sample(self, asked: Sequence[Asked], each: int, step: int) -> list[Response]:
+    def sample(self, asked: Sequence[TokenizedPrompt], each: int, step: int) -> list[Response]:
         """`each` answers to every prompt, those to one prompt next to each other; the noise depends on `step`.
 
         An answer has at most `max_tokens` tokens, and no more than the model's context leaves beside its prompt. Raises
@@ -101,14 +101,14 @@ class LocalSampler:
     def close(self) -> None:
         """Nothing to let go of: the model is the training's."""
 
-    def _room(self, asked: Asked) -> int:
+    def _room(self, asked: TokenizedPrompt) -> int:
         left = self._policy.context - len(asked.ids)
         if left < 1:
             what = f"{len(asked.ids)} tokens leave no room for an answer in a context of {self._policy.context}"
             raise UserError(what, where=f"prompt {asked.id}", hint="shorten it, or leave it out")
         return min(left, self._max_tokens)
 
-    def _batches(self, asked: Sequence[Asked], each: int) -> Iterator[tuple[list[int], range]]:
+    def _batches(self, asked: Sequence[TokenizedPrompt], each: int) -> Iterator[tuple[list[int], range]]:
         """Places of prompts, and indices of the answers to all of them. Longest first: trouble with memory shows early.
 
         Of about equal length, prompts carry little padding.
@@ -122,7 +122,7 @@ class LocalSampler:
             for start in range(0, each, copies):
                 yield places, range(start, min(each, start + copies))
 
-    def _answers(self, rows: Sequence[tuple[Asked, int, int]], copies: int, step: int) -> list[Response]:
+    def _answers(self, rows: Sequence[tuple[TokenizedPrompt, int, int]], copies: int, step: int) -> list[Response]:
         """The answers of one batch, each of a prompt, an index and a room; `copies` in a row have the same prompt."""
         import torch
 
@@ -133,7 +133,7 @@ class LocalSampler:
         drawn = _decode(going, self._draw, chances, rooms, self._ends)
         return [self._response(*row[:2], *answer) for row, answer in zip(rows, drawn, strict=True)]
 
-    def _response(self, asked: Asked, index: int, ids: list[int], logps: list[float]) -> Response:
+    def _response(self, asked: TokenizedPrompt, index: int, ids: list[int], logps: list[float]) -> Response:
         if not math.isfinite(sum(logps)):
             raise ModelError(f"the policy gives no probabilities after prompt {asked.id}: its weights are not finite")
         finished = ids[-1] in self._ends
@@ -314,7 +314,7 @@ def _decode(
 class AheadSampler:
     """A `Sampler` around one on a server, which it asks from a thread of its own, one call at a time."""
 
-    def __init__(self, inner: Sampler, deal: Callable[[int], Sequence[Asked]], steps: int) -> None:
+    def __init__(self, inner: Sampler, deal: Callable[[int], Sequence[TokenizedPrompt]], steps: int) -> None:
         """`deal` gives the prompts of a step; after the last of `steps` nothing is drawn ahead."""
         self._inner, self._deal, self._steps = inner, deal, steps
         self._thread = ThreadPoolExecutor(1, "ahead")
@@ -322,7 +322,7 @@ class AheadSampler:
         """The step that is drawn for."""
         self._drawn: Future[list[Response]] | None = None
 
-    def sample(self, asked: Sequence[Asked], each: int, step: int) -> list[Response]:
+    def sample(self, asked: Sequence[TokenizedPrompt], each: int, step: int) -> list[Response]:
         """The answers of a step, which may have been drawn before the last update; those of the next are begun."""
         if self._drawn is not None and self._step == step:
             drawn = self._drawn.result()

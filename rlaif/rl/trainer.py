@@ -1,17 +1,20 @@
-"""The loop: answer, reward, look back, learn, and again.
+"""The online trainer: one step of rollout, reward, forward passes, and policy update.
 
-One step samples `samples` answers to each of its prompts, scores them, computes what policy, reference and value
-network said of every token, turns scores into credit, and takes `epochs` times `minibatches` optimizer steps on it.
-What differs between the algorithms is in `objectives`; where answers and scores come from is `Sampler`'s and
-`Reward`'s business.
+A step samples `samples` responses to each of its prompts, scores them, computes their log-probabilities under policy
+and reference (and their values under the value network), turns rewards into advantages, and takes `epochs` times
+`minibatches` optimizer steps on them. What differs between algorithms is in `rlaif.rl.algorithms`; where responses and
+scores come from is up to the `Sampler` and the `Reward`.
+
+Every process works on its share of the prompts. Metrics, moments and loss denominators are over all processes.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
@@ -25,18 +28,17 @@ from rlaif.rl.algorithms import Counts, Loss, compute_advantages, critic_loss, l
 from rlaif.rl.config import OnlineSettings
 from rlaif.rl.experience import Experience, check_in_step, make_experience
 from rlaif.rl.losses import effective_sample_size, explained_variance, importance_weights, mismatch
-from rlaif.rl.monitor import figures_of
 from rlaif.rl.networks import Network, Reference
 from rlaif.rl.prompts import PromptSampler
-from rlaif.rl.responses import Response, Reward, Sampler, Scores
+from rlaif.rl.responses import Response, Reward, Sampler, Scores, response_metrics
 
 _FIRST, _LEAST, _TIMES = 0.1, 1e-3, 10
-"""Nats a token that sampler and trainer may be apart: in the first step; later at least; later as a multiple of it."""
+"""Nats a token that sampler and trainer may differ by: in the first step; later at least; later as a multiple of it."""
 
 
 @dataclass
 class Networks:
-    """Who takes part in a training."""
+    """Models, sampler, reward and prompts of a training."""
 
     policy: Network
     reference: Reference
@@ -46,244 +48,232 @@ class Networks:
     prompt_sampler: PromptSampler
 
 
-class Step(NamedTuple):
-    """What came of one step."""
+class StepResult(NamedTuple):
+    """Metrics of one step, and its responses with their scores."""
 
-    figures: dict[str, float]
+    metrics: dict[str, float]
     responses: Sequence[Response]
     scores: Scores
 
 
 @dataclass
-class Loop:
-    """The state of a training between its steps, and how a step goes."""
+class OnlineTrainer:
+    """The state of a training between its steps, and the step itself."""
 
     settings: OnlineSettings
     networks: Networks
     accelerator: Any
     beta: float
-    """The price of a nat; moves where `kl.target` is set."""
+    """The KL coefficient; it moves where `kl.target` is set."""
     mismatch: float | None = None
     """Mean difference between the sampler's and the trainer's log-probabilities in the first step, nats a token."""
     drift: float | None = None
-    """The same in the first step whose answers were drawn before the last update (see `rlaif.rl.rollout`)."""
+    """The same in the first step whose responses were sampled before the last update (see `rlaif.rl.rollout`)."""
     seconds: dict[str, float] = field(default_factory=dict)
-    """What each phase of the last step took."""
-    _mismatch: dict[str, float] = field(default_factory=dict)
+    """Duration of each phase of the last step."""
 
-    def step(self, number: int) -> Step:
+    def step(self, number: int) -> StepResult:
         """Take step `number`, counted from 0. Raises ModelError where the training cannot go on."""
         self.seconds = {}
+        networks, process = self.networks, self.accelerator.process_index
         with self._timed("rollout"):
-            responses = self._answers(number)
+            prompts = networks.prompt_sampler.of(number)[process :: self.accelerator.num_processes]
+            samples = networks.sampler.sample(prompts, self.settings.samples, number)
         with self._timed("reward"):
-            scores = self._scored(responses)
-        kept, paid = self._kept(responses, scores)
-        if not self._total(len(kept)):
-            raise ModelError(f"step {number + 1}: the reward has no score for any of {len(responses)} answers")
+            scores = networks.reward(
+                [sample.prompt.messages for sample in samples], [sample.text for sample in samples]
+            )
+        responses, rewards = self._filter_scored(samples, scores)
+        if not self._sum(len(responses)):
+            raise ModelError(f"step {number + 1}: the reward has no score for any of {len(samples)} answers")
         with self._timed("forward"):
-            found = self._looked_back(kept, paid, number)
-            told = self._told(found, scores, len(responses))
-            found = compute_advantages(found, self.settings, self.beta, self._moments)
+            experience, mismatch_metrics = self._make_experience(responses, rewards, number)
+            metrics = self._rollout_metrics(experience, scores) | self._mean_over_processes(mismatch_metrics)
+            experience = compute_advantages(experience, self.settings, self.beta, self._moments)
         with self._timed("train"):
-            told |= self._learned(found, number)
+            metrics |= self._update(experience, number)
         with self._timed("rollout"):
-            self.networks.sampler.update(number + 1)
-        self._price(told["kl"])
-        told |= {f"reward/{name}": value for name, value in self._means_of_parts(scores).items()}
-        told |= self._over_processes(figures_of(responses))
-        return Step(told | {f"seconds/{name}": value for name, value in self.seconds.items()}, responses, scores)
+            networks.sampler.update(number + 1)
+        self._adapt_beta(metrics["kl"])
+        metrics |= self._reward_part_metrics(scores) | self._mean_over_processes(response_metrics(samples))
+        metrics |= {f"seconds/{phase}": seconds for phase, seconds in self.seconds.items()}
+        return StepResult(metrics, samples, scores)
 
-    def _answers(self, number: int) -> list[Response]:
-        share = self.networks.prompt_sampler.of(number)[
-            self.accelerator.process_index :: self.accelerator.num_processes
-        ]
-        return self.networks.sampler.sample(share, self.settings.samples, number)
+    def any_process(self, flag: bool) -> bool:
+        """Whether the flag is set in any process; every process has to call this."""
+        return self._sum(flag) > 0
 
-    def _scored(self, responses: Sequence[Response]) -> Scores:
-        return self.networks.reward([each.asked.messages for each in responses], [each.text for each in responses])
+    # Rollout
 
-    def _kept(self, responses: Sequence[Response], scores: Scores) -> tuple[list[Response], list[float]]:
-        """Answers that have a score, and what each is paid."""
+    def _filter_scored(self, samples: Sequence[Response], scores: Scores) -> tuple[list[Response], list[float]]:
+        """The responses that have a score, and their rewards: scores clipped, and penalties for length taken off."""
         settings = self.settings
-        kept, paid = [], []
-        for response, score in zip(responses, scores.total, strict=True):
+        responses, rewards = [], []
+        for response, score in zip(samples, scores.total, strict=True):
             if score is None:
                 continue
             if settings.reward_clip is not None:
                 score = min(max(score, -settings.reward_clip), settings.reward_clip)
-            kept.append(response)
-            paid.append(score - (0.0 if response.finished else settings.missing_eos_penalty))
-        if settings.overlong_buffer and kept:
-            lengths = torch.tensor([len(response.ids) for response in kept])
-            taken = overlong_penalty(lengths, settings.rollout.max_tokens, settings.overlong_buffer)
-            paid = [score + more for score, more in zip(paid, taken.tolist(), strict=True)]
-        return kept, paid
+            responses.append(response)
+            rewards.append(score - (0.0 if response.finished else settings.missing_eos_penalty))
+        if settings.overlong_buffer and responses:
+            lengths = torch.tensor([len(response.ids) for response in responses])
+            penalties = overlong_penalty(lengths, settings.rollout.max_tokens, settings.overlong_buffer)
+            rewards = [reward + penalty for reward, penalty in zip(rewards, penalties.tolist(), strict=True)]
+        return responses, rewards
 
-    def _looked_back(self, kept: Sequence[Response], paid: Sequence[float], number: int) -> Experience:
-        """What policy, reference and value network say of every token, before anything is learned from them."""
+    def _make_experience(
+        self, responses: Sequence[Response], rewards: Sequence[float], number: int
+    ) -> tuple[Experience, dict[str, float]]:
+        """Log-probabilities and values of all tokens before the first update, and metrics of the sampler's mismatch."""
         networks, settings = self.networks, self.settings
-        found = make_experience(kept, paid)
-        old = networks.policy.compute(found.groups)
-        sampled = torch.tensor([logp for response in kept for logp in response.logps])
+        experience = make_experience(responses, rewards)
+        old = networks.policy.compute(experience.groups)
+        sampled = torch.tensor([logp for response in responses for logp in response.logps])
         weights = torch.ones_like(old)
         if settings.rollout.base_url is not None and settings.mismatch.correct != "none":
-            weights = importance_weights(old, sampled, found.lengths, settings.mismatch.correct, settings.mismatch.cap)
-        values = networks.value.compute(found.groups) if networks.value is not None else found.values
-        reference = networks.reference.compute(found.groups)
-        self._check(kept, old, found.lengths, reference, number)
-        self._mismatch = _mismatch(old, sampled, weights)
-        return replace(found, old=old, reference=reference, weights=weights, values=values)
+            weights = importance_weights(
+                old, sampled, experience.lengths, settings.mismatch.correct, settings.mismatch.cap
+            )
+        values = networks.value.compute(experience.groups) if networks.value is not None else experience.values
+        reference = networks.reference.compute(experience.groups)
+        experience = replace(experience, old=old, reference=reference, weights=weights, values=values)
+        self._check_logps(responses, experience, number)
+        if not len(old):
+            return experience, {"mismatch/mean": 0.0, "mismatch/max": 0.0, "mismatch/ess": 1.0}
+        difference = mismatch(old, sampled)
+        metrics = {"mismatch/mean": difference.mean, "mismatch/max": difference.largest}
+        return experience, metrics | {"mismatch/ess": effective_sample_size(weights)}
 
-    def _check(self, kept: Sequence[Response], old: Tensor, lengths: Tensor, reference: Tensor, number: int) -> None:
-        """The sampler's weights are the trainer's, and at the start the policy is its reference.
+    def _check_logps(self, responses: Sequence[Response], experience: Experience, number: int) -> None:
+        """Raise ModelError where the sampler has other weights than the trainer, or the start is not the reference.
 
         How far rounding alone takes the two apart shows in the first step, whose weights are the ones that both loaded.
         """
-        logps = [each.tolist() for each in torch.split(old, lengths.tolist())] if kept else []
-        if any(each.version != number for each in kept):
-            # An update lies between, and what one update does is not known before the first time.
-            off = check_in_step(kept, logps, math.inf if self.drift is None else _TIMES * max(_LEAST, self.drift))
-            self.drift = off if self.drift is None else self.drift
+        old = experience.old
+        logps = [part.tolist() for part in torch.split(old, experience.lengths.tolist())] if responses else []
+        if any(response.version != number for response in responses):
+            # An update lies between, and the effect of one update is unknown before the first time.
+            tolerance = math.inf if self.drift is None else _TIMES * max(_LEAST, self.drift)
+            difference = check_in_step(responses, logps, tolerance)
+            self.drift = difference if self.drift is None else self.drift
         else:
-            off = check_in_step(kept, logps, self._tolerance())
-            self.mismatch = off if self.mismatch is None and kept else self.mismatch
-        far = self._mean((old - reference).abs())
+            tolerance = _FIRST if self.mismatch is None else min(_FIRST, max(_LEAST, _TIMES * self.mismatch))
+            if self.settings.mismatch.tolerance is not None:
+                tolerance = self.settings.mismatch.tolerance
+            difference = check_in_step(responses, logps, tolerance)
+            self.mismatch = difference if self.mismatch is None and responses else self.mismatch
+        far = self._mean((old - experience.reference).abs())
         if number == 0 and not far <= _FIRST / 10:
             raise ModelError(f"before the first step the policy differs from its reference by {far:.3g} nats a token")
 
-    def _tolerance(self) -> float:
-        """Nats a token."""
-        if self.settings.mismatch.tolerance is not None:
-            return self.settings.mismatch.tolerance
-        return _FIRST if self.mismatch is None else min(_FIRST, max(_LEAST, _TIMES * self.mismatch))
-
-    def _told(self, found: Experience, scores: Scores, asked: int) -> dict[str, float]:
-        """Figures of the answers as they were sampled."""
+    def _rollout_metrics(self, experience: Experience, scores: Scores) -> dict[str, float]:
+        """Metrics of rewards and divergence as the responses were sampled."""
+        sampled = len(scores.total)
         raw = torch.tensor([score for score in scores.total if score is not None], dtype=torch.float32)
-        kl = estimate("k1", found.old, found.reference, clamp=None)
-        told = {
+        kl = estimate("k1", experience.old, experience.reference, clamp=None)
+        return {
             "reward": self._mean(raw),
             "reward/std": self._moments(raw, True).variance ** 0.5,
-            "reward/paid": self._mean(found.scores),
-            "kl": self._mean(spread_sum(kl, found.lengths)),
+            "reward/paid": self._mean(experience.scores),
+            "kl": self._mean(spread_sum(kl, experience.lengths)),
             "kl/token": self._mean(kl),
             "kl/beta": self.beta,
-            "unscored": self._total(asked - len(raw)) / max(1.0, self._total(asked)),
-            "alone": 1 - self._mean(usable(found.owners).float()) if self.settings.samples > 1 else 0.0,
+            "unscored": self._sum(sampled - len(raw)) / max(1.0, self._sum(sampled)),
+            "alone": 1 - self._mean(usable(experience.owners).float()) if self.settings.samples > 1 else 0.0,
         }
-        return told | self._over_processes(self._mismatch)
 
-    def _learned(self, found: Experience, number: int) -> dict[str, float]:
-        """Several passes over the answers, in minibatches of whole prompts."""
+    def _reward_part_metrics(self, scores: Scores) -> dict[str, float]:
+        """The mean of each part of a reward that has several."""
+        if len(scores.parts) < 2:
+            return {}
+        parts = {name: [value for value in part if value is not None] for name, part in scores.parts.items()}
+        return {f"reward/{name}": self._mean(torch.tensor(values)) for name, values in parts.items()}
+
+    # Update
+
+    def _update(self, experience: Experience, number: int) -> dict[str, float]:
+        """Several passes over the responses, in minibatches of whole prompts."""
         settings, networks = self.settings, self.networks
+        policy, value = networks.policy, networks.value
         sums = {name: [0.0, 0.0] for name in logged(settings)}
-        moved: dict[str, float] = {}
+        norms: dict[str, float] = {}
         for epoch in range(settings.epochs):
-            for chosen in self._minibatches(len(found), number, epoch):
-                whole = found.take(chosen)
-                counts = self._counts(whole)
-                if number >= settings.value.warmup or networks.value is None:
-                    moved["grad_norm"] = networks.policy.learn(whole.groups, self._policy_loss(whole, counts, sums))
-                if networks.value is not None:
-                    moved["value/grad_norm"] = networks.value.learn(whole.groups, self._value_loss(whole, counts, sums))
-        told = self._divided(sums) | moved | {"learning_rate": networks.policy.rate}
-        if networks.value is not None:
-            explained = explained_variance(found.values, found.returns)
-            told |= {} if math.isnan(explained) else {"value/explained": explained}
-            told["value/mean"] = self._mean(found.values)
-        return told
+            order = list(range(len(experience)))
+            random.Random(f"{settings.seed} {number} {epoch}").shuffle(order)
+            for at in range(settings.minibatches):
+                start, end = (place * len(order) // settings.minibatches for place in (at, at + 1))
+                batch = experience.take(order[start:end])
+                sizes = torch.tensor([len(batch), len(batch.lengths), batch.tokens], dtype=torch.float64)
+                counts = Counts(*(self._reduced(sizes) / self.accelerator.num_processes).tolist())
+                if number >= settings.value.warmup or value is None:
+                    loss = functools.partial(policy_loss, whole=counts, settings=settings, beta=self.beta)
+                    norms["grad_norm"] = policy.learn(batch.groups, _accumulating(loss, batch, sums))
+                if value is not None:
+                    loss = functools.partial(critic_loss, whole=counts, clip=settings.value.clip)
+                    norms["value/grad_norm"] = value.learn(batch.groups, _accumulating(loss, batch, sums))
+        reduced = self._reduced(torch.tensor(list(sums.values()), dtype=torch.float64)).tolist()
+        metrics = {name: total / count for name, (total, count) in zip(sums, reduced, strict=True) if count}
+        metrics |= norms | {"learning_rate": policy.rate}
+        if value is not None:
+            explained = explained_variance(experience.values, experience.returns)
+            metrics |= {} if math.isnan(explained) else {"value/explained": explained}
+            metrics["value/mean"] = self._mean(experience.values)
+        return metrics
 
-    def _policy_loss(self, whole: Experience, counts: Counts, sums: dict[str, list[float]]) -> Any:
-        def loss(logps: Tensor, chosen: Sequence[int]) -> Tensor:
-            part = whole.take(chosen).to(logps.device)
-            return self._noted(policy_loss(logps, part, counts, self.settings, self.beta), sums)
-
-        return loss
-
-    def _value_loss(self, whole: Experience, counts: Counts, sums: dict[str, list[float]]) -> Any:
-        def loss(values: Tensor, chosen: Sequence[int]) -> Tensor:
-            part = whole.take(chosen).to(values.device)
-            return self._noted(critic_loss(values, part, counts, self.settings.value.clip), sums)
-
-        return loss
-
-    def _noted(self, found: Loss, sums: dict[str, list[float]]) -> Tensor:
-        if not torch.isfinite(found.loss):
-            raise ModelError(f"the loss is {float(found.loss)}: start again with a lower `learning_rate`")
-        for name, (total, count) in found.sums.items():
-            sums[name][0] += total
-            sums[name][1] += count
-        return found.loss
-
-    def _minibatches(self, prompts: int, number: int, epoch: int) -> Iterator[list[int]]:
-        order = list(range(prompts))
-        random.Random(f"{self.settings.seed} {number} {epoch}").shuffle(order)
-        count = self.settings.minibatches
-        for at in range(count):
-            yield order[at * prompts // count : (at + 1) * prompts // count]
-
-    def _counts(self, whole: Experience) -> Counts:
-        mine = torch.tensor([len(whole), len(whole.lengths), whole.tokens], dtype=torch.float64)
-        return Counts(*(self._added(mine) / self.accelerator.num_processes).tolist())
-
-    def _price(self, kl: float) -> None:
-        """An adaptive price of divergence."""
+    def _adapt_beta(self, kl: float) -> None:
+        """Move an adaptive KL coefficient, `kl` in nats a response."""
         kl_settings = self.settings.kl
         if kl_settings.target is not None and self.beta > 0:
-            steered = AdaptiveKl(self.beta, kl_settings.target, kl_settings.horizon)
-            self.beta = steered.after(kl, self.settings.batch_size).beta
-
-    def _means_of_parts(self, scores: Scores) -> dict[str, float]:
-        known = {name: [value for value in part if value is not None] for name, part in scores.parts.items()}
-        return {name: self._mean(torch.tensor(part)) for name, part in known.items()} if len(known) > 1 else {}
+            controller = AdaptiveKl(self.beta, kl_settings.target, kl_settings.horizon)
+            self.beta = controller.after(kl, self.settings.batch_size).beta
 
     # Over processes
 
-    def any_process(self, told: bool) -> bool:
-        """Whether any process says so; all of them have to ask."""
-        return self._total(told) > 0
-
     def _moments(self, values: Tensor, unbiased: bool = False) -> Moments:
-        return moments(self._added(totals(values)), unbiased=unbiased)
+        return moments(self._reduced(totals(values)), unbiased=unbiased)
 
     def _mean(self, values: Tensor) -> float:
         return self._moments(values).mean
 
-    def _total(self, number: float) -> float:
-        return float(self._added(torch.tensor([number], dtype=torch.float64))[0])
+    def _sum(self, number: float) -> float:
+        return float(self._reduced(torch.tensor([number], dtype=torch.float64))[0])
 
-    def _added(self, numbers: Tensor) -> Tensor:
+    def _reduced(self, numbers: Tensor) -> Tensor:
         if self.accelerator.num_processes == 1:
             return numbers
-        added: Tensor = self.accelerator.reduce(numbers.to(self.accelerator.device), "sum").cpu()
-        return added
+        reduced: Tensor = self.accelerator.reduce(numbers.to(self.accelerator.device), "sum").cpu()
+        return reduced
 
-    def _over_processes(self, figures: dict[str, float]) -> dict[str, float]:
-        """The means of figures; every process has the same ones."""
+    def _mean_over_processes(self, metrics: dict[str, float]) -> dict[str, float]:
+        """The mean of each metric; every process has the same names."""
         if self.accelerator.num_processes == 1:
-            return figures
-        names = sorted(figures)
-        added = self._added(torch.tensor([figures[name] for name in names], dtype=torch.float64))
-        return dict(zip(names, (added / self.accelerator.num_processes).tolist(), strict=True))
-
-    def _divided(self, sums: dict[str, list[float]]) -> dict[str, float]:
-        """Sums over what they are of, without those of nothing; every process has the same names."""
-        added = self._added(torch.tensor(list(sums.values()), dtype=torch.float64)).tolist()
-        return {name: total / count for name, (total, count) in zip(sums, added, strict=True) if count}
+            return metrics
+        names = sorted(metrics)
+        reduced = self._reduced(torch.tensor([metrics[name] for name in names], dtype=torch.float64))
+        return dict(zip(names, (reduced / self.accelerator.num_processes).tolist(), strict=True))
 
     @contextmanager
     def _timed(self, phase: str) -> Iterator[None]:
-        began = time.monotonic()
+        start = time.monotonic()
         try:
             yield
         finally:
-            self.seconds[phase] = self.seconds.get(phase, 0.0) + time.monotonic() - began
+            self.seconds[phase] = self.seconds.get(phase, 0.0) + time.monotonic() - start
 
 
-def _mismatch(old: Tensor, sampled: Tensor, weights: Tensor) -> dict[str, float]:
-    if not len(old):
-        return {"mismatch/mean": 0.0, "mismatch/max": 0.0, "mismatch/ess": 1.0}
-    found = mismatch(old, sampled)
-    told = {"mismatch/mean": found.mean, "mismatch/max": found.largest}
-    return told | {"mismatch/ess": effective_sample_size(weights)}
+def _accumulating(
+    loss_of: Callable[[Tensor, Experience], Loss], batch: Experience, sums: dict[str, list[float]]
+) -> Callable[[Tensor, Sequence[int]], Tensor]:
+    """A loss for `Network.learn`, of some prompts of a minibatch, that adds what is logged of it to `sums`."""
+
+    def loss(outputs: Tensor, chosen: Sequence[int]) -> Tensor:
+        result = loss_of(outputs, batch.take(chosen).to(outputs.device))
+        if not torch.isfinite(result.loss):
+            raise ModelError(f"the loss is {float(result.loss)}: start again with a lower `learning_rate`")
+        for name, (total, count) in result.sums.items():
+            sums[name][0] += total
+            sums[name][1] += count
+        return result.loss
+
+    return loss

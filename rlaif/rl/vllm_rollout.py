@@ -21,7 +21,7 @@ from rlaif.inference.faults import Fault
 from rlaif.inference.requests import ServerConnection, address_of
 from rlaif.inference.transport import open_transport
 from rlaif.rl.remote_reward import RetryingClient
-from rlaif.rl.responses import Asked, Response
+from rlaif.rl.responses import Response, TokenizedPrompt
 from rlaif.rl.weight_sync import Carrier
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ class ServedSampler:
         self._version, self._name = 0, ""
         self._context: int | None = None
 
-    def sample(self, asked: Sequence[Asked], each: int, step: int) -> list[Response]:
+    def sample(self, asked: Sequence[TokenizedPrompt], each: int, step: int) -> list[Response]:
         """`each` answers to every prompt, those to one prompt next to each other; the noise depends on `step`.
 
         Before the first `update`, the weights are taken up as version 0. Raises UserError for a prompt that is too long
@@ -121,7 +121,7 @@ class ServedSampler:
         """Leave the server as it was."""
         self._run(self._carrier.end)
 
-    def _require_room(self, asked: Asked) -> None:
+    def _require_room(self, asked: TokenizedPrompt) -> None:
         if self._context is not None and len(asked.ids) >= self._context:
             what = f"{len(asked.ids)} tokens leave no room for an answer in the server's context of {self._context}"
             hint = "start the server with a larger --max-model-len, or leave it out with `max_prompt`"
@@ -144,7 +144,7 @@ class ServedSampler:
         except ExceptionGroup as errors:
             raise errors.exceptions[0] from None
 
-    async def _answers(self, line: RetryingClient, asked: Asked, each: int, step: int) -> list[Response]:
+    async def _answers(self, line: RetryingClient, asked: TokenizedPrompt, each: int, step: int) -> list[Response]:
         body: dict[str, Any] = {
             **_PLAIN,
             "model": self._name,
@@ -169,7 +169,9 @@ class ServedSampler:
         found = [self._read(line, asked, choice) for choice in choices]
         return [self._response(asked, index, *answer) for index, answer in enumerate(found)]
 
-    def _read(self, line: RetryingClient, asked: Asked, choice: Mapping[str, Any]) -> tuple[list[int], list[float]]:
+    def _read(
+        self, line: RetryingClient, asked: TokenizedPrompt, choice: Mapping[str, Any]
+    ) -> tuple[list[int], list[float]]:
         """Ids and log-probabilities of one answer, checked."""
         values = choice.get("logprobs")
         ids = _numbers(choice.get("token_ids"), int)
@@ -188,12 +190,12 @@ class ServedSampler:
             )
         return ids, logps
 
-    def _response(self, asked: Asked, index: int, ids: list[int], logps: list[float]) -> Response:
+    def _response(self, asked: TokenizedPrompt, index: int, ids: list[int], logps: list[float]) -> Response:
         finished = ids[-1] in self._ends
         text = self._tokenizer.decode(ids[:-1] if finished else ids, skip_special_tokens=True)
         return Response(asked, index, ids, logps, text, finished, self._version)
 
-    def _failure(self, line: RetryingClient, fault: Fault, asked: Asked) -> Exception:
+    def _failure(self, line: RetryingClient, fault: Fault, asked: TokenizedPrompt) -> Exception:
         if fault.kind in ("too_long", "bad_request"):
             hint = "shorten it, or leave it out" if fault.kind == "too_long" else ""
             return UserError(fault.detail, where=f"prompt {asked.id}", hint=hint)

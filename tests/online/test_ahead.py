@@ -10,11 +10,11 @@ import pytest
 
 from rlaif.errors import ModelError
 from rlaif.rl.config import OnlineSettings
-from rlaif.rl.responses import Asked, Response
+from rlaif.rl.responses import Response, TokenizedPrompt
 from rlaif.rl.rollout import AheadSampler
 from tests.online.runs import given
 
-PROMPTS = [[Asked(f"{step}", (), [1])] for step in range(4)]
+PROMPTS = [[TokenizedPrompt(f"{step}", (), [1])] for step in range(4)]
 
 
 class Server:
@@ -26,7 +26,7 @@ class Server:
         self.gate.set()
         self.closed = False
 
-    def sample(self, asked: Sequence[Asked], each: int, step: int) -> list[Response]:
+    def sample(self, asked: Sequence[TokenizedPrompt], each: int, step: int) -> list[Response]:
         assert self.gate.wait(10)
         if self.fail:
             raise ModelError("gone")
@@ -44,7 +44,7 @@ class Server:
 def steps(sampler: AheadSampler, count: int) -> list[list[tuple[str, int]]]:
     found = []
     for step in range(count):
-        found.append([(each.asked.id, each.version) for each in sampler.sample(PROMPTS[step], 2, step)])
+        found.append([(each.prompt.id, each.version) for each in sampler.sample(PROMPTS[step], 2, step)])
         sampler.update(step + 1)
     return found
 
@@ -77,10 +77,10 @@ def test_a_look_at_other_prompts_loses_nothing() -> None:
     server = Server()
     sampler = AheadSampler(server, PROMPTS.__getitem__, 4)
     sampler.sample(PROMPTS[0], 1, 0)
-    (other,) = sampler.sample([Asked("held", (), [1])], 1, 1_000_000_000)
-    assert other.asked.id == "held"
+    (other,) = sampler.sample([TokenizedPrompt("held", (), [1])], 1, 1_000_000_000)
+    assert other.prompt.id == "held"
     (drawn,) = sampler.sample(PROMPTS[1], 1, 1)
-    assert drawn.asked.id == "1" and server.calls.count("sample 1") == 1
+    assert drawn.prompt.id == "1" and server.calls.count("sample 1") == 1
     sampler.close()
 
 

@@ -10,10 +10,10 @@ import pytest
 from rlaif.evaluation.policy_metrics import commonest_opening, words_of
 from rlaif.records import Message
 from rlaif.rl import run
-from rlaif.rl.monitor import FIGURES, GIVEN, figures_of
-from rlaif.rl.responses import Asked, Response
+from rlaif.rl.monitor import TRAINER_METRICS
+from rlaif.rl.responses import RESPONSE_METRICS, Response, TokenizedPrompt, response_metrics
 
-ASKED = Asked("p", (Message(role="user", content="Well?"),), (1, 2))
+ASKED = TokenizedPrompt("p", (Message(role="user", content="Well?"),), (1, 2))
 
 
 def response(text: str = "so it is", *, tokens: int = 3, logp: float = -1.0, finished: bool = True) -> Response:
@@ -27,7 +27,7 @@ def test_lengths_ends_and_entropy_by_hand() -> None:
     """
     batch = [response(tokens=2, logp=-1.0), response(tokens=4, logp=-2.0), response(tokens=6, logp=-0.5)]
     batch[1] = response("", tokens=4, logp=-2.0, finished=False)
-    found = figures_of(batch)
+    found = response_metrics(batch)
     assert (found["responses"], found["length"]) == (3, 4)
     assert found["length_p95"] == pytest.approx(5.8)
     assert found["truncated"] == found["empty"] == pytest.approx(1 / 3)
@@ -36,7 +36,7 @@ def test_lengths_ends_and_entropy_by_hand() -> None:
 
 def test_distinct_shares_by_hand() -> None:
     """Words a b a b | a b c: 3 of 7 differ; pairs ab ba ab | ab bc: 3 of 5; threes aba bab | abc: 3 of 3."""
-    found = figures_of([response("A b, a B!"), response("a b c.")])
+    found = response_metrics([response("A b, a B!"), response("a b c.")])
     assert found["distinct_1"] == pytest.approx(3 / 7)
     assert found["distinct_2"] == pytest.approx(3 / 5)
     assert found["distinct_3"] == 1
@@ -44,23 +44,23 @@ def test_distinct_shares_by_hand() -> None:
 
 def test_distinct_shares_fall_with_the_batch() -> None:
     """The same answer twice has half the share: that is why the batch size has to be the same."""
-    one = figures_of([response("a b c d")])["distinct_2"]
-    assert (one, figures_of([response("a b c d")] * 2)["distinct_2"]) == (1, 0.5)
+    one = response_metrics([response("a b c d")])["distinct_2"]
+    assert (one, response_metrics([response("a b c d")] * 2)["distinct_2"]) == (1, 0.5)
 
 
 def test_every_batch_has_every_figure() -> None:
     """Processes add theirs up: none may lack a name because its answers were short."""
-    short, blank = figures_of([response("one word"), response("")]), figures_of([response(" \n")])
-    assert set(short) == set(blank) == set(FIGURES)
+    short, blank = response_metrics([response("one word"), response("")]), response_metrics([response(" \n")])
+    assert set(short) == set(blank) == set(RESPONSE_METRICS)
     assert (short["distinct_2"], short["distinct_3"]) == (1, 0)
     assert (blank["distinct_1"], blank["repetition"], blank["openings"], blank["empty"]) == (0, 0, 0, 1)
 
 
 def test_repetition_is_counted_within_an_answer_only() -> None:
     """Six times `x` has three runs of four, two of them repeated; the same answer twice repeats nothing in itself."""
-    assert figures_of([response("x x x x x x")])["repetition"] == pytest.approx(2 / 3)
-    assert figures_of([response("a b c d e")] * 3)["repetition"] == 0
-    mixed = figures_of([response("x x x x x x"), response("too short"), response("a b c d e f")])
+    assert response_metrics([response("x x x x x x")])["repetition"] == pytest.approx(2 / 3)
+    assert response_metrics([response("a b c d e")] * 3)["repetition"] == 0
+    mixed = response_metrics([response("x x x x x x"), response("too short"), response("a b c d e f")])
     assert mixed["repetition"] == pytest.approx(2 / 9), "a long loop does not drown the other answers"
 
 
@@ -71,15 +71,15 @@ def opening_of(*texts: str) -> tuple[str, float]:
 def test_openings() -> None:
     texts = ["I am so sorry. A", "I am SO sorry, but b", "I am so glad", "Yes", ""]
     assert opening_of(*texts) == ("i am so sorry", 0.4)
-    assert figures_of([response(text) for text in texts])["openings"] == 0.4
+    assert response_metrics([response(text) for text in texts])["openings"] == 0.4
     assert opening_of("Yes!", "yes", "no", "oh") == ("yes", 0.5)
     assert opening_of("", " ") == opening_of() == ("", 0.0)
-    assert figures_of([response(f"answer {at} of many") for at in range(8)])["openings"] == 1 / 8
+    assert response_metrics([response(f"answer {at} of many") for at in range(8)])["openings"] == 1 / 8
 
 
 def test_refusals_are_told_by_their_opening() -> None:
     texts = ["I can’t help with that.", "Sorry, but I can't do that.", "Of course. I can't wait!", "Take the train."]
-    assert figures_of([response(text) for text in texts])["refusals"] == 0.5
+    assert response_metrics([response(text) for text in texts])["refusals"] == 0.5
 
 
 def test_words() -> None:
@@ -96,16 +96,16 @@ def test_entropy_of_a_known_distribution() -> None:
         Response(ASKED, 0, (1,) * 10, [math.log(p) for p in drawn[at : at + 10]], "x", True, 0)
         for at in range(0, len(drawn), 10)
     ]
-    assert figures_of(batch)["entropy"] == pytest.approx(0.8018, abs=0.02)
+    assert response_metrics(batch)["entropy"] == pytest.approx(0.8018, abs=0.02)
 
 
 def test_the_trainer_adds_figures_of_its_own() -> None:
-    assert not FIGURES.keys() & GIVEN.keys()
+    assert not RESPONSE_METRICS.keys() & TRAINER_METRICS.keys()
 
 
 def test_nothing_has_no_figures() -> None:
     with pytest.raises(ValueError, match="no responses"):
-        figures_of([])
+        response_metrics([])
 
 
 @pytest.mark.sibling("a-withheld-figure-is-no-earlier-one")
@@ -121,5 +121,5 @@ def test_a_figure_that_was_withheld_at_the_last_look_is_no_earlier_one() -> None
         },
         {"step": 3, "kl": 3.0},
     ]
-    assert run._figures(history, 3) == {"kl": 3.0, "held_out/win_rate": 0.2}
-    assert run._figures(history, 1) == {"kl": 1.0, "held_out/win_rate": 0.6, "held_out/length_controlled": 0.55}
+    assert run._last_metrics(history, 3) == {"kl": 3.0, "held_out/win_rate": 0.2}
+    assert run._last_metrics(history, 1) == {"kl": 1.0, "held_out/win_rate": 0.6, "held_out/length_controlled": 0.55}

@@ -26,7 +26,8 @@ from rlaif.inference.models import LazyModel
 from rlaif.progress import Silent
 from rlaif.records import Message, Messages
 from rlaif.rl.config import OnlineSettings
-from rlaif.rl.heldout import HeldOut, HeldOutJudge, Monitoring
+from rlaif.rl.heldout import HeldOut, HeldOutJudge
+from rlaif.rl.monitor import Monitoring
 from rlaif.stats import sigmoid
 from tests.evaluation.judges import Judge, first_slot, longer_wins
 from tests.fakes import FakeServer

@@ -14,8 +14,8 @@ from rlaif.rl.advantages import Moments, moments, spread, totals
 from rlaif.rl.algorithms import Counts, compute_advantages, logged, policy_loss
 from rlaif.rl.config import KlSettings, OnlineSettings
 from rlaif.rl.experience import Experience
-from rlaif.rl.responses import Asked, Response, Scores
-from rlaif.rl.trainer import Loop
+from rlaif.rl.responses import Response, Scores, TokenizedPrompt
+from rlaif.rl.trainer import OnlineTrainer
 from rlaif.training.examples import Group
 from tests.online.runs import given
 
@@ -23,7 +23,7 @@ LOGPS = torch.tensor([0.2, 0.3, 0.1])
 """Log-ratios of an answer of one token and of one of two, as they were all 0 before."""
 
 
-WHOLE = Counts(prompts=1, answers=2, tokens=3)
+WHOLE = Counts(prompts=1, responses=2, tokens=3)
 
 
 def experience() -> Experience:
@@ -88,7 +88,7 @@ def test_parts_of_a_minibatch_add_up(tmp_path: Path) -> None:
     for more in ({"algorithm": "grpo", "ratio": "sequence"}, {"algorithm": "grpo"}, {"algorithm": "rloo"}):
         settings = OnlineSettings.model_validate(given(tmp_path, **more))
         logps = torch.cat([LOGPS, LOGPS])
-        counts = Counts(prompts=2, answers=4, tokens=6)
+        counts = Counts(prompts=2, responses=4, tokens=6)
         parts = [policy_loss(LOGPS, both.take([at]), counts, settings, 0.0).loss.item() for at in (0, 1)]
         assert sum(parts) == pytest.approx(policy_loss(logps, both, counts, settings, 0.0).loss.item(), abs=1e-6)
 
@@ -119,7 +119,7 @@ def test_the_price_of_divergence_counts_tokens_alike_wherever_they_are(
     all 2 prompts, 4 answers and 44 tokens, and the mean of the two is the step's.
     """
     settings = OnlineSettings.model_validate(given(tmp_path, **more, kl={"apply_to": "loss"}))
-    counts = Counts(prompts=1, answers=2, tokens=22)
+    counts = Counts(prompts=1, responses=2, tokens=22)
     near, far = of_lengths(2, 2), of_lengths(20, 20)
     one = policy_loss(near.old, near, counts, settings, beta=1.0).loss.item()
     other = policy_loss(far.old + 1, replace(far, old=far.old + 1), counts, settings, beta=1.0).loss.item()
@@ -222,9 +222,9 @@ def test_an_answer_that_is_cut_pays_once(tmp_path: Path) -> None:
 
     def pays(**more: Any) -> float:
         made = OnlineSettings.model_validate({**given(tmp_path), **more})
-        cut = [Response(Asked("p", (), [1]), 0, [2] * 8, [-1.0] * 8, "", finished=False, version=0)]
+        cut = [Response(TokenizedPrompt("p", (), [1]), 0, [2] * 8, [-1.0] * 8, "", finished=False, version=0)]
         nobody: Any = None
-        return Loop(made, nobody, nobody, 0.0)._kept(cut, Scores([0.0], {}))[1][0]
+        return OnlineTrainer(made, nobody, nobody, 0.0)._filter_scored(cut, Scores([0.0], {}))[1][0]
 
     usual = {name: value for name, value in given(tmp_path).items() if name != "missing_eos_penalty"}
     for more, wanted in (({}, 1.0), ({"overlong_buffer": 0}, 1.0), ({"overlong_buffer": 4}, 0.0)):
@@ -263,7 +263,7 @@ def test_no_pair_is_no_loss_and_no_gradient(algorithm: str, tmp_path: Path) -> N
     settings = OnlineSettings.model_validate(given(tmp_path, algorithm=algorithm))
     alone = of_lengths(3)
     logps = torch.zeros(3, requires_grad=True)
-    found = policy_loss(logps, alone, Counts(prompts=1, answers=1, tokens=3), settings, beta=0.1)
+    found = policy_loss(logps, alone, Counts(prompts=1, responses=1, tokens=3), settings, beta=0.1)
     found.loss.backward()
     assert found.loss.item() == 0 and logps.grad is not None and not logps.grad.any()
     assert list(found.sums.values()) == [(0.0, 0.0)] and list(found.sums) == logged(settings)

@@ -261,28 +261,29 @@ def test_answers_without_a_score_are_left_out_and_counted(folder: Path, tmp_path
 
 def test_what_an_answer_is_paid_by_hand(tmp_path: Path) -> None:
     """Scores 5, none, -7, 2 cut to 3 on either side; the second and the third answer met the limit, which costs 1."""
-    from rlaif.rl.responses import Asked, Response, Scores
-    from rlaif.rl.trainer import Loop
+    from rlaif.rl.responses import Response, Scores, TokenizedPrompt
+    from rlaif.rl.trainer import OnlineTrainer
 
     settings = OnlineSettings.model_validate(given(tmp_path, reward_clip=3.0, missing_eos_penalty=1.0))
     nobody: Any = None
-    made = [Response(Asked("p", (), [1]), at, [2], [-1.0], "", at in (0, 3), 0) for at in range(4)]
-    loop = Loop(settings, nobody, nobody, 0.0)
-    kept, paid = loop._kept(made, Scores([5.0, None, -7.0, 2.0], {}))
+    made = [Response(TokenizedPrompt("p", (), [1]), at, [2], [-1.0], "", at in (0, 3), 0) for at in range(4)]
+    loop = OnlineTrainer(settings, nobody, nobody, 0.0)
+    kept, paid = loop._filter_scored(made, Scores([5.0, None, -7.0, 2.0], {}))
     assert [each.index for each in kept] == [0, 2, 3] and paid == [3.0, -4.0, 2.0]
 
 
 def test_long_answers_pay_before_they_meet_the_limit(tmp_path: Path) -> None:
     """Of at most 8 tokens the last 4 cost a quarter each: 4 tokens nothing, 5 a quarter, 8 all."""
-    from rlaif.rl.responses import Asked, Response, Scores
-    from rlaif.rl.trainer import Loop
+    from rlaif.rl.responses import Response, Scores, TokenizedPrompt
+    from rlaif.rl.trainer import OnlineTrainer
 
     settings = OnlineSettings.model_validate(given(tmp_path, overlong_buffer=4))
     nobody: Any = None
     made = [
-        Response(Asked("p", (), [1]), at, [2] * size, [-1.0] * size, "", True, 0) for at, size in enumerate((4, 5, 8))
+        Response(TokenizedPrompt("p", (), [1]), at, [2] * size, [-1.0] * size, "", True, 0)
+        for at, size in enumerate((4, 5, 8))
     ]
-    _, paid = Loop(settings, nobody, nobody, 0.0)._kept(made, Scores([1.0, 1.0, 1.0], {}))
+    _, paid = OnlineTrainer(settings, nobody, nobody, 0.0)._filter_scored(made, Scores([1.0, 1.0, 1.0], {}))
     assert paid == [1.0, 0.75, 0.0]
 
 
@@ -371,12 +372,12 @@ def test_the_best_weights_are_those_of_the_training_that_went_on(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Step 1 is the best at the checkpoint; the better step 3 dies with its process, and is not so good again."""
-    from rlaif.rl import heldout
+    from rlaif.rl import monitor
     from tests.online.test_watch import held_out
 
     rates = {1: 0.6, 2: 0.5, 3: 0.9, 4: 0.4}
     kept: dict[int, Any] = {}
-    plain = heldout.save_best
+    plain = monitor.save_best
 
     def save(to: Path, done: int, loop: Any) -> None:
         plain(to, done, loop)
@@ -384,8 +385,8 @@ def test_the_best_weights_are_those_of_the_training_that_went_on(
             done, {name: each.detach().clone() for name, each in loop.networks.policy.model.named_parameters()}
         )
 
-    monkeypatch.setattr(heldout, "save_best", save)
-    monkeypatch.setattr(heldout.Monitoring, "_compared", lambda _, done: held_out(done, rates[done]))
+    monkeypatch.setattr(monitor, "save_best", save)
+    monkeypatch.setattr(monitor.Monitoring, "_evaluate", lambda _, done: held_out(done, rates[done]))
     more: dict[str, Any] = {
         "output": str(tmp_path / "out"), "steps": 4, "save_steps": 2, "held_out": {"every": 1, "prompts": 2},
         "judge": {"model": "demo-judge"},
@@ -411,14 +412,14 @@ def test_the_best_weights_are_those_of_the_training_that_went_on(
 def test_what_a_checkpoint_brings_back(tmp_path: Path) -> None:
     """What later steps are compared with, and the price of KL only where it is steered."""
     from rlaif.rl.checkpoint import load_checkpoint, save_checkpoint
-    from rlaif.rl.trainer import Loop
+    from rlaif.rl.trainer import OnlineTrainer
 
     networks = MagicMock()
     networks.value, networks.reward.state.return_value = None, {}
     for kl, beta in (({"target": 3.0}, 0.7), ({}, 0.05)):
         settings = OnlineSettings.model_validate(given(tmp_path, kl=kl))
-        save_checkpoint(tmp_path, 2, Loop(settings, networks, None, 0.7, 0.25, 0.5), {}, best=None, keep=1)
-        loop = Loop(settings, networks, None, settings.kl.beta)
+        save_checkpoint(tmp_path, 2, OnlineTrainer(settings, networks, None, 0.7, 0.25, 0.5), {}, best=None, keep=1)
+        loop = OnlineTrainer(settings, networks, None, settings.kl.beta)
         assert load_checkpoint(tmp_path / "checkpoint-2", loop)["step"] == 2
         assert (loop.beta, loop.mismatch, loop.drift) == (beta, 0.25, 0.5)
         networks.sampler.update.assert_called_with(2)

@@ -14,7 +14,7 @@ import torch
 from transformers.cache_utils import DynamicLayer
 
 from rlaif.errors import ModelError, UserError
-from rlaif.rl.responses import Asked, Response
+from rlaif.rl.responses import Response, TokenizedPrompt
 from rlaif.rl.rollout import LocalSampler, draw, noise
 from tests.training.families import make
 from tests.training.small import letters
@@ -25,11 +25,11 @@ NO_ENDS: frozenset[int] = frozenset()
 LENGTHS = [3, 11, 1, 7, 12, 7]
 
 
-def prompts(lengths: list[int] = LENGTHS, vocabulary: int = 120) -> list[Asked]:
+def prompts(lengths: list[int] = LENGTHS, vocabulary: int = 120) -> list[TokenizedPrompt]:
     """Prompts of different lengths; those of tokens that some model does not know are of no use."""
     drawn = torch.Generator().manual_seed(1)
     ids = [torch.randint(3, vocabulary, (length,), generator=drawn).tolist() for length in lengths]
-    return [Asked(f"p{at}", (), each) for at, each in enumerate(ids)]
+    return [TokenizedPrompt(f"p{at}", (), each) for at, each in enumerate(ids)]
 
 
 def sampler(model: Any, **options: Any) -> LocalSampler:
@@ -38,9 +38,9 @@ def sampler(model: Any, **options: Any) -> LocalSampler:
 
 def logps_of(model: Any, response: Response, temperature: float = 1.0) -> list[float]:
     """By one pass over the prompt and the answer, without cache and padding."""
-    whole = [*response.asked.ids, *response.ids]
+    whole = [*response.prompt.ids, *response.ids]
     with torch.no_grad():
-        logits = model(input_ids=torch.tensor([whole]), use_cache=False).logits[0, len(response.asked.ids) - 1 : -1]
+        logits = model(input_ids=torch.tensor([whole]), use_cache=False).logits[0, len(response.prompt.ids) - 1 : -1]
     chances = (logits.double() / temperature).log_softmax(-1)
     return [float(chances[at, token]) for at, token in enumerate(response.ids)]
 
@@ -126,7 +126,7 @@ def test_no_cache_outlives_its_batch(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_answers_come_in_the_order_of_the_prompts() -> None:
     asked = prompts()
     found = sampler(make("llama"), rows=4).sample(asked, 5, 0)
-    assert [(each.asked.id, each.index) for each in found] == [(one.id, at) for one in asked for at in range(5)]
+    assert [(each.prompt.id, each.index) for each in found] == [(one.id, at) for one in asked for at in range(5)]
     assert sampler(make("llama")).sample([], 5, 0) == []
 
 

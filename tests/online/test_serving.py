@@ -18,7 +18,7 @@ from rlaif.errors import ModelError, RlaifError, UserError
 from rlaif.rl.config import OnlineSettings
 from rlaif.rl.experience import check_in_step
 from rlaif.rl.networks import sampler_of
-from rlaif.rl.responses import Asked, Response
+from rlaif.rl.responses import Response, TokenizedPrompt
 from rlaif.rl.rollout import LocalSampler
 from rlaif.rl.vllm_rollout import ServedSampler, seed_of
 from rlaif.rl.weight_sync import Adapters
@@ -28,7 +28,11 @@ from tests.online.runs import begin, given
 from tests.training.small import letters
 
 END = 2
-ASKED = [Asked("one", (), [5, 9, 100, 7, 33]), Asked("two", (), [8]), Asked("three", (), list(range(20, 60)))]
+ASKED = [
+    TokenizedPrompt("one", (), [5, 9, 100, 7, 33]),
+    TokenizedPrompt("two", (), [8]),
+    TokenizedPrompt("three", (), list(range(20, 60))),
+]
 
 
 class FakeServer:
@@ -79,7 +83,7 @@ def test_answers_keep_their_prompt_their_order_and_their_tokens(tmp_path: Path) 
     sampler = served(fake, tmp_path)
     sampler.update(3)
     found = sampler.sample(ASKED, 2, 0)
-    assert [(each.asked, each.index, each.logps[-1]) for each in found] == [
+    assert [(each.prompt, each.index, each.logps[-1]) for each in found] == [
         (one, index, -float(index)) for one in ASKED for index in range(2)
     ]
     assert {(tuple(each.ids), each.text, each.finished, each.version) for each in found} == {
@@ -371,9 +375,9 @@ class Policy:
         return [self.logps_of(response, temperature) for response in responses]
 
     def logps_of(self, response: Response, temperature: float) -> list[float]:
-        whole = [*response.asked.ids, *response.ids]
+        whole = [*response.prompt.ids, *response.ids]
         with torch.no_grad():
-            logits = self.model(input_ids=torch.tensor([whole])).logits[0, len(response.asked.ids) - 1 : -1]
+            logits = self.model(input_ids=torch.tensor([whole])).logits[0, len(response.prompt.ids) - 1 : -1]
         chances = (logits / temperature).log_softmax(-1)
         return [float(chances[place, token]) for place, token in enumerate(response.ids)]
 
@@ -464,11 +468,11 @@ def test_answers_repeat_and_differ_by_step_and_index(vllm_with_adapters: Served,
 def test_more_prompts_than_the_server_reads_at_once(vllm_with_adapters: Served, tmp_path: Path) -> None:
     policy = Policy(vllm_with_adapters.folder)
     drawn = torch.Generator().manual_seed(0)
-    many = [Asked(f"p{at}", (), torch.randint(3, 400, (60,), generator=drawn).tolist()) for at in range(100)]
+    many = [TokenizedPrompt(f"p{at}", (), torch.randint(3, 400, (60,), generator=drawn).tolist()) for at in range(100)]
     sampler = on(vllm_with_adapters, policy, tmp_path, max_tokens=3, concurrency=100)
     found = sampler.sample(many, 2, 0)
     sampler.close()
-    assert [(each.asked.id, each.index) for each in found] == [(one.id, at) for one in many for at in range(2)]
+    assert [(each.prompt.id, each.index) for each in found] == [(one.id, at) for one in many for at in range(2)]
     check_in_step(found, policy.logps(found), DIGITS)
 
 
@@ -491,12 +495,12 @@ def test_ends_end_an_answer_and_stay_in_it(vllm_with_adapters: Served, tmp_path:
 def test_the_context_bounds_prompt_and_answer(vllm_with_adapters: Served, tmp_path: Path) -> None:
     policy = Policy(vllm_with_adapters.folder)
     sampler = on(vllm_with_adapters, policy, tmp_path, ends=frozenset({END}))
-    (found,) = sampler.sample([Asked("long", (), [5] * 509)], 1, 0)
+    (found,) = sampler.sample([TokenizedPrompt("long", (), [5] * 509)], 1, 0)
     assert (len(found.ids), found.finished) == (3, False)
     with pytest.raises(
         UserError, match="prompt much: 512 tokens leave no room for an answer in the server's context of 512; start"
     ):
-        sampler.sample([ASKED[0], Asked("much", (), [5] * 512)], 1, 0)
+        sampler.sample([ASKED[0], TokenizedPrompt("much", (), [5] * 512)], 1, 0)
 
 
 @pytest.mark.server

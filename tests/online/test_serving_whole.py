@@ -16,7 +16,7 @@ from rlaif.rl.config import OnlineSettings
 from rlaif.rl.experience import check_in_step
 from rlaif.rl.networks import _own
 from rlaif.rl.remote_reward import RetryingClient
-from rlaif.rl.responses import Asked, Response
+from rlaif.rl.responses import Response, TokenizedPrompt
 from rlaif.rl.vllm_rollout import ServedSampler
 from rlaif.rl.weight_sync import Adapters, WholeWeights
 from tests.conftest import Served
@@ -24,7 +24,7 @@ from tests.online.runs import given
 from tests.online.test_serving import apart, choice, refused, saved
 from tests.training.small import letters
 
-ASKED = [Asked("one", (), [5, 9, 100, 7, 33]), Asked("long", (), list(range(20, 320)))]
+ASKED = [TokenizedPrompt("one", (), [5, 9, 100, 7, 33]), TokenizedPrompt("long", (), list(range(20, 320)))]
 """The second is longer than two blocks of the cache, which hold 128 tokens each on a CPU."""
 NOT_FOUND = httpx.Response(404, json={"detail": "Not Found"})
 
@@ -224,9 +224,9 @@ class Policy:
         return [self.logps_of(response) for response in responses]
 
     def logps_of(self, response: Response) -> list[float]:
-        whole = [*response.asked.ids, *response.ids]
+        whole = [*response.prompt.ids, *response.ids]
         with torch.no_grad():
-            logits = self.model(input_ids=torch.tensor([whole])).logits[0, len(response.asked.ids) - 1 : -1]
+            logits = self.model(input_ids=torch.tensor([whole])).logits[0, len(response.prompt.ids) - 1 : -1]
         return [float(row[token]) for row, token in zip(logits.log_softmax(-1), response.ids, strict=True)]
 
 

@@ -13,7 +13,7 @@ from rlaif.inference.model_folder import load_tokenizer
 from rlaif.rl.advantages import gae, token_rewards
 from rlaif.rl.config import OnlineSettings
 from rlaif.rl.networks import Network, value_of
-from rlaif.rl.responses import Asked
+from rlaif.rl.responses import TokenizedPrompt
 from rlaif.rl.run import _accelerator
 from rlaif.training.examples import Group
 from rlaif.training.reward_model import load
@@ -22,7 +22,7 @@ from tests.online.runs import given
 from tests.training.scorers import POLICY, save_scorer
 
 PROMPT, ANSWER = [5, 9, 100, 7, 33], [8, 60, 71, 12, 45, 1]
-ASKED = [Asked("one", (), PROMPT), Asked("two", (), [8, 9, 10])]
+ASKED = [TokenizedPrompt("one", (), PROMPT), TokenizedPrompt("two", (), [8, 9, 10])]
 
 
 def network(reward: Path, folder: Path) -> Network:

@@ -14,7 +14,8 @@ from pydantic import ValidationError
 from rlaif.evaluation.win_rate import length_controlled
 from rlaif.rl.config import MonitorLimits, Rule
 from rlaif.rl.heldout import HeldOut
-from rlaif.rl.monitor import FIGURES, GIVEN, Alarm, RewardHackingMonitor
+from rlaif.rl.monitor import TRAINER_METRICS, Alarm, RewardHackingMonitor
+from rlaif.rl.responses import RESPONSE_METRICS
 from rlaif.stats import mean, sigmoid
 
 SOUND = {
@@ -217,8 +218,8 @@ def test_the_limits_are_a_group_of_settings() -> None:
 
 def test_the_figures_that_are_watched_exist() -> None:
     watch = RewardHackingMonitor(MonitorLimits())
-    watch.look(0, {name: 0.5 for name in FIGURES | GIVEN})
-    assert set(watch.state()["start"]) <= set(FIGURES | GIVEN)  # type: ignore[arg-type]
+    watch.look(0, {name: 0.5 for name in RESPONSE_METRICS | TRAINER_METRICS})
+    assert set(watch.state()["start"]) <= set(RESPONSE_METRICS | TRAINER_METRICS)  # type: ignore[arg-type]
     assert {"kl", "reward", "length", "distinct_2", "openings", "responses"} <= set(watch.state()["start"])  # type: ignore[arg-type]
 
 
