@@ -46,7 +46,7 @@ from rlaif.rl.rewards import has_judge
 from rlaif.rl.trainer import OnlineTrainer
 
 TRAINER_METRICS: dict[str, str] = {
-    "kl": "KL divergence of the policy from its reference, in nats an answer (summed over the answer's tokens)",
+    "kl": "KL divergence of the policy from its reference, in nats per response (summed over the answer's tokens)",
     "reward": "mean reward of an answer, before any penalty",
 }
 """What the trainer adds to `RESPONSE_METRICS`, by the names under which the monitor reads it."""
@@ -85,9 +85,9 @@ class _Bound(NamedTuple):
 
 
 _BOUNDS = (
-    _Bound("kl", "kl", "most", ".1f", "the policy is {} nats an answer away from its reference",
+    _Bound("kl", "kl", "most", ".1f", "the policy is {} nats per response away from its reference",
            "raise the price of KL or lower the learning rate, and read some answers"),
-    _Bound("kl_stop", "kl", "most", ".1f", "the policy is {} nats an answer away from its reference",
+    _Bound("kl_stop", "kl", "most", ".1f", "the policy is {} nats per response away from its reference",
            "go back to an earlier checkpoint with a higher price of KL"),
     _Bound("length", "length", "times", ".0f", "answers have {} tokens",
            "see whether the reward likes length, and raise `length` if longer answers are wanted"),
@@ -228,7 +228,7 @@ class RewardHackingMonitor:
         if fall is None:
             return {"win_rate": None, "reward_hacking": None}
         best, text = fall
-        text = f"at equal length {text}" if controlled else text
+        text = f"(length-controlled) {text}" if controlled else text
         step = self.best()
         back = "go back to an earlier checkpoint"
         if step is not None:
@@ -361,7 +361,7 @@ class Monitoring:
             if evaluation.note:
                 line["held_out/note"] = evaluation.note
             if evaluation.length_controlled is None:
-                self._note(f"step {done}: no held-out win rate at equal length: {evaluation.note}")
+                self._note(f"step {done}: no length-controlled held-out win rate: {evaluation.note}")
         alarms = self._monitor.look(done, line, evaluation) if first_process() else []
         for alarm in alarms:
             self.alarms.append(f"step {alarm.step}: {alarm.message}")

@@ -61,17 +61,17 @@ _CARD_SETTINGS = (
 )  # fmt: skip
 _CARD_METRICS = {
     "reward": "reward",
-    "kl": "divergence from the start, nats an answer",
+    "kl": "divergence from the start, nats per response",
     "entropy": "entropy, nats a token",
     "length": "tokens of an answer",
     "truncated": "answers that reached the limit",
     "distinct_2": "distinct pairs of words",
     "held_out/win_rate": "wins against the start, by the held-out judge",
-    "held_out/length_controlled": "the same at equal length",
+    "held_out/length_controlled": "length-controlled win rate",
     "unscored": "answers without a score, left out",
 }
 _CURVES = (
-    ("kl", "divergence from the start, nats an answer", 0.0),
+    ("kl", "divergence from the start, nats per response", 0.0),
     ("entropy", "entropy, nats a token", None),
     ("distinct_2", "distinct pairs of words", None),
     ("clip_share", "clipped share", 0.0),

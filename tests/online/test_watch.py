@@ -53,7 +53,7 @@ def rates(*values: float, rewards: tuple[float, ...] = (), error: float = 0.03) 
 @pytest.mark.parametrize(
     ("rule", "figure", "inside", "beyond", "said"),
     [
-        ("kl", "kl", 10.0, 10.1, "10.1 nats an answer away from its reference (bound 10.0)"),
+        ("kl", "kl", 10.0, 10.1, "10.1 nats per response away from its reference (bound 10.0)"),
         ("length", "length", 150.0, 151.0, "answers have 151 tokens, at the start 100 (bound 150)"),
         ("distinct", "distinct_2", 0.561, 0.559, "is 0.56, at the start 0.80 (bound 0.56)"),
         ("entropy", "entropy", 0.301, 0.299, "the entropy is 0.30 nats a token"),
@@ -151,7 +151,7 @@ def test_the_win_rate_falls_twice() -> None:
     """Errors of 0.03: the difference's is 0.0424, three of them 0.1273. From 70% to 56% it is more, to 58% less."""
     (alarm,) = looked(RewardHackingMonitor(MonitorLimits(win_rate_falls=2)), rates(0.5, 0.7, 0.62, 0.56))
     assert (alarm.rule, alarm.step, alarm.stop) == ("win_rate", 39, True)
-    assert "at equal length fell 2 times in a row, from 70.0% to 56.0% (bound 12.7%)" in alarm.message
+    assert "(length-controlled) fell 2 times in a row, from 70.0% to 56.0% (bound 12.7%)" in alarm.message
     assert "the weights of step 19, the best by the held-out judge" in alarm.message
     assert looked(RewardHackingMonitor(MonitorLimits()), rates(0.5, 0.7, 0.62, 0.58)) == []
     assert looked(RewardHackingMonitor(MonitorLimits()), rates(0.5, 0.7, 0.70, 0.56)) == [], "that is one fall"
@@ -367,7 +367,7 @@ def test_a_policy_of_collapsed_answers_is_never_the_best() -> None:
     alarms = look(39, 0.1, 0.8) + look(49, 0.1, 0.8)
     assert watch.best() == best and best in (19, 29)
     assert [alarm.rule for alarm in alarms] == ["win_rate"]
-    assert "at equal length" not in alarms[0].message and f"the weights of step {best}" in alarms[0].message
+    assert "length-controlled" not in alarms[0].message and f"the weights of step {best}" in alarms[0].message
 
 
 @pytest.mark.sibling("no-best-where-nothing-is-told-of-equal-length")
