@@ -21,16 +21,15 @@ from pydantic import JsonValue
 
 from rlaif.cli.flags import (
     DEFAULT_CONSTITUTION,
-    flag,
     judge_of,
     judge_options,
     judge_options_beside_a_model,
     mapping,
-    parameter,
     run_of,
     template_options,
 )
 from rlaif.cli.main import Entry, LazyGroup
+from rlaif.cli.options import option, parameter
 from rlaif.cli.terminal import echo
 from rlaif.config.run_file import Setting, settable
 from rlaif.evaluation.policy_specs import EvaluateSettings
@@ -234,7 +233,7 @@ _PARAMETERS: tuple[click.Parameter, ...] = (
         metavar="POLICY",
         help="Whom it is put beside; may be given again. The first one is the baseline.",
     ),
-    *map(flag, _SETTINGS.values()),
+    *map(option, _SETTINGS.values()),
     click.Option(["--policy-api-key-env"], metavar="NAME", help="Variable with the API key of the policies' servers."),
     click.Option(
         ["--output"],

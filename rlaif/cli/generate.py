@@ -1,11 +1,4 @@
-"""`rlaif generate`, each of its stages, `preview` and `revise`.
-
-`rlaif preview`: a few prompts through all stages, nothing stored, and what the whole run would cost.
-
-`generate`, and each of its stages by its own name.
-
-`rlaif revise`: critique and revision, for supervised fine-tuning.
-"""
+"""`rlaif generate`, each of its stages by its own name, `rlaif preview` and `rlaif revise`."""
 
 from __future__ import annotations
 
@@ -15,7 +8,8 @@ from pathlib import Path
 
 import click
 
-from rlaif.cli.flags import run_options, settings_of
+from rlaif.cli.flags import COMMON, run_options, settings_of
+from rlaif.cli.options import SettingsCommand
 from rlaif.cli.render import end_report
 from rlaif.cli.setup import warn_of_same_family
 from rlaif.cli.terminal import echo, secho
@@ -28,7 +22,7 @@ from rlaif.records import Critique, Judgement, Order, Record, Revision, Sample, 
 from rlaif.store import read_records
 
 
-@click.command()
+@click.command(cls=SettingsCommand, common=COMMON)
 @click.option("-n", "count", default=3, show_default=True, type=click.IntRange(1), help="Prompts to show.")
 @run_options
 def preview(run_file: Path, flags: dict[tuple[str, ...], str], count: int) -> None:
@@ -87,6 +81,10 @@ def _show_cost(report: Report, settings: RunSettings, spent: dict[str, tuple[int
 
 Flags = dict[tuple[str, ...], str]
 
+_REVISE = {each for each in COMMON if not each.startswith(("compare.", "pair."))} | {
+    "revise.rounds", "revise.samples", "revise.max_tokens", "revise.temperature", "revise.helpful.path",
+}  # fmt: skip
+
 _PRECEDENCE = "A flag beats the environment (RLAIF_POLICY_SAMPLES for --policy-samples), which beats RUN.yaml."
 
 
@@ -121,7 +119,7 @@ def warn_of_judges(run_file: Path, settings: RunSettings) -> None:
     warn_of_same_family(settings)
 
 
-@click.command(epilog=_PRECEDENCE)
+@click.command(cls=SettingsCommand, common=COMMON, epilog=_PRECEDENCE)
 @run_options
 def generate(run_file: Path, flags: Flags) -> None:
     """Sample, critique, compare, pair: prompts in, judged preference pairs out.
@@ -134,35 +132,35 @@ def generate(run_file: Path, flags: Flags) -> None:
     _run(run_file, flags, STAGES)
 
 
-@click.command(epilog=_PRECEDENCE)
+@click.command(cls=SettingsCommand, common=COMMON, epilog=_PRECEDENCE)
 @run_options
 def sample(run_file: Path, flags: Flags) -> None:
     """Draw the missing answers of the policy into samples.jsonl."""
     _run(run_file, flags, ["sample"])
 
 
-@click.command(epilog=_PRECEDENCE)
+@click.command(cls=SettingsCommand, common=COMMON, epilog=_PRECEDENCE)
 @run_options
 def critique(run_file: Path, flags: Flags) -> None:
     """Write the judge's missing critiques of the samples into critiques.jsonl."""
     _run(run_file, flags, ["critique"])
 
 
-@click.command(epilog=_PRECEDENCE)
+@click.command(cls=SettingsCommand, common=COMMON, epilog=_PRECEDENCE)
 @run_options
 def compare(run_file: Path, flags: Flags) -> None:
     """Ask the judge's missing comparisons into judgements.jsonl."""
     _run(run_file, flags, ["compare"])
 
 
-@click.command(epilog=_PRECEDENCE)
+@click.command(cls=SettingsCommand, common=COMMON, epilog=_PRECEDENCE)
 @run_options
 def pair(run_file: Path, flags: Flags) -> None:
     """Derive pairs.jsonl from the answers on disk, for instance with another --pair-margin; no model is asked."""
     _run(run_file, flags, ["pair"])
 
 
-@click.command()
+@click.command(cls=SettingsCommand, common=_REVISE)
 @click.option("--skip-critique", is_flag=True, help="Ask for revisions at once: --revise-skip-critique true.")
 @run_options
 def revise(run_file: Path, flags: dict[tuple[str, ...], str], skip_critique: bool) -> None:

@@ -1,9 +1,4 @@
-"""`rlaif init` and `rlaif check`: a folder to start from, and every problem of a run file at once.
-
-`rlaif init`: a folder to start from.
-
-`rlaif check`: every problem of a run file at once, before anything is spent.
-"""
+"""`rlaif init` makes a folder to start from; `rlaif check` reports every problem of a run file at once."""
 
 from __future__ import annotations
 
@@ -17,7 +12,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from rlaif.cli.flags import run_options
+from rlaif.cli.flags import COMMON, run_options
+from rlaif.cli.options import SettingsCommand
 from rlaif.cli.terminal import echo, secho
 from rlaif.config.run_file import Flags, load_run, read_run
 from rlaif.config.schemas import JudgeSettings, PolicySettings, RunSettings
@@ -99,14 +95,15 @@ def init(folder: Path, constitution: str) -> None:
     echo(f"Made {folder}/{made}. Next: rlaif generate {folder}/run.yaml")
 
 
-@click.command()
+@click.command(cls=SettingsCommand, common=COMMON)
 @click.option("--offline", is_flag=True, help="Do not probe the models.")
 @run_options
 def check(run_file: Path, flags: Flags, offline: bool) -> None:
-    """Tell every problem of the settings, the constitution, the prompts and the models; exit code 2 if there are any,
-    and 1 where all is in order but for a judge that would give no labels.
+    """Report every problem of the settings, the constitution, the prompts and the models.
 
-    Nothing is stored, and nothing is sent but a probe of each model that is on a server.
+    The check stores nothing. It sends a probe to each model on a server, and nothing else.
+
+    Exit codes: 0 no problems, 1 only a judge that would give no labels, 2 any other problem.
     """
     found: list[RlaifError] = list(plan_problems(run_file, flags))
     if not found:

@@ -1,9 +1,4 @@
-"""`rlaif run` and `rlaif report`.
-
-`rlaif report`: a folder as one HTML page.
-
-`rlaif run`: generate, train, evaluate and report, from one run file.
-"""
+"""`rlaif run`: generate, train, evaluate and report from one run file; `rlaif report`: a folder as one HTML page."""
 
 from __future__ import annotations
 
@@ -16,7 +11,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from rlaif.cli.flags import run_options
+from rlaif.cli.flags import COMMON, run_options
+from rlaif.cli.options import SettingsCommand
 from rlaif.cli.render import show_report
 from rlaif.cli.terminal import echo, print_table, secho
 from rlaif.progress import Progress, show_progress, show_rows
@@ -67,8 +63,10 @@ class Screen:
 
 
 @click.command(
+    cls=SettingsCommand,
+    common=COMMON,
     epilog="A flag beats the environment (RLAIF_POLICY_SAMPLES for --policy-samples), which beats RUN.yaml; the "
-    "sections `train` and `evaluate` are set in the file alone."
+    "sections `train` and `evaluate` are set in the file alone.",
 )
 @run_options
 def run(run_file: Path, flags: dict[tuple[str, ...], str]) -> None:
