@@ -150,7 +150,7 @@ def _run(settings: CommonSettings, progress: Progress, resume: bool) -> Trained:
 def _train(
     method: str, path: Path | None, flags: dict[tuple[str, ...], str], pairs: tuple[str, ...], resume: bool
 ) -> None:
-    first = first_process()  # it speaks for all of them
+    first = first_process()  # only one process writes to the terminal
     if first:
         warn_of_variables()
     settings = load_settings(_kind(method), path, flags, pairs)
@@ -217,7 +217,7 @@ _AT_LEAST = click.IntRange(min=1)
 
 @click.command()
 @click.option("--model", required=True, metavar="DIR", help="A reward model: a folder (adapters too) or a hub name.")
-@click.option("--data", required=True, metavar="FILE", help="Responses: see above.")
+@click.option("--data", required=True, metavar="FILE", help="File of responses; see above.")
 @click.option(
     "--output", "-o", type=click.Path(path_type=Path), metavar="FILE", help="Write the rewards here, as JSONL."
 )
@@ -229,12 +229,21 @@ _AT_LEAST = click.IntRange(min=1)
     help="As for `rlaif train`.  [default: as the model was trained]",
 )
 @template_options("of the reward model.  [default: as it was trained]")
-@click.option("--max-length", type=_AT_LEAST, metavar="N", help="Most tokens; as for `rlaif train`, with that default.")
-@click.option("--tokens", type=click.IntRange(min=64), default=8192, show_default=True, help="Most tokens at once.")
-@click.option("--limit", type=_AT_LEAST, metavar="N", help="Score only the first N rows.")
-@click.option("--top", type=click.IntRange(min=0), default=5, show_default=True, metavar="N", help="Extremes to show.")
+@click.option("--max-length", type=_AT_LEAST, metavar="N", help="Maximum tokens of a row, as for `rlaif train`.")
 @click.option(
-    "--center/--raw", default=True, help="Take the mean off that the model was centred on.  [default: center]"
+    "--tokens", type=click.IntRange(min=64), default=8192, show_default=True, help="Maximum tokens per forward pass."
+)
+@click.option("--limit", type=_AT_LEAST, metavar="N", help="Score only the first N rows.")
+@click.option(
+    "--top",
+    type=click.IntRange(min=0),
+    default=5,
+    show_default=True,
+    metavar="N",
+    help="Number of highest and lowest rewards to show.",
+)
+@click.option(
+    "--center/--raw", default=True, help="Subtract the mean that the model was centered on.  [default: center]"
 )
 @click.option("--device", type=click.Choice(["auto", "cpu"]), default="auto", show_default=True)
 @click.option("--format", "shape", type=click.Choice(["text", "json"]), default="text", show_default=True)
@@ -254,15 +263,15 @@ def score(
     device: str,
     shape: str,
 ) -> None:
-    """Tell the rewards of a reward model for responses, and how they are spread.
+    """Score responses with a reward model and show the distribution of the rewards.
 
     FILE holds rows with a prompt and one response (response, completion) or several (responses, completions), whole
     conversations (messages), or preference data in any shape that `rlaif train reward` takes; of a run folder its
-    samples. Of preference data both responses are scored, and the accuracy is told.
+    samples. In preference data both responses are scored, and the output has the accuracy.
 
-    Texts become tokens as in the model's training. The output has the rows in the order of FILE: id, prompt, response,
-    reward; of preference data id, prompt, chosen, rejected, chosen_reward, rejected_reward. What cannot be scored has
-    no reward, and is counted.
+    Texts are tokenized as in the model's training. The output has the rows in the order of FILE: id, prompt, response,
+    reward; for preference data id, prompt, chosen, rejected, chosen_reward, rejected_reward. A row that cannot be
+    scored has no reward and is counted.
     """
     from rlaif.training.score import Columns
     from rlaif.training.score import score as scored
@@ -303,7 +312,7 @@ def _show(figures: Figures) -> None:
     )  # fmt: skip
     print_table(names, [[f"{value:.3f}" for value in values]], right=names)
     echo("")
-    for line in _told(figures):
+    for line in _statistics(figures):
         echo(line)
     for title, shown in (("highest", figures.highest), ("lowest", figures.lowest)):
         if shown:
@@ -311,19 +320,19 @@ def _show(figures: Figures) -> None:
             _show_extremes(title, shown)
 
 
-def _told(figures: Figures) -> list[str]:
-    told = []
+def _statistics(figures: Figures) -> list[str]:
+    lines = []
     if figures.accuracy is not None and figures.margin is not None:
         share = f"{figures.accuracy} of {figures.accuracy.pairs:,} pairs"
-        told.append(f"accuracy           {share}: chosen above rejected, with its 95% interval")
-        told.append(f"mean margin        {figures.margin:+.3f}: chosen less rejected")
+        lines.append(f"accuracy           {share}: chosen above rejected, with its 95% interval")
+        lines.append(f"mean margin        {figures.margin:+.3f}: chosen less rejected")
     if figures.length_correlation is not None:
-        told.append(f"length             correlation of reward and tokens {figures.length_correlation:+.2f}")
+        lines.append(f"length             correlation of reward and tokens {figures.length_correlation:+.2f}")
     if figures.centered_by:
-        told.append(
-            f"centred            {figures.centered_by:.3f} is taken off, the mean that the model was centred on"
+        lines.append(
+            f"centered           {figures.centered_by:.3f} is subtracted, the mean that the model was centered on"
         )
-    return told
+    return lines
 
 
 def _show_extremes(title: str, shown: tuple[Shown, ...]) -> None:

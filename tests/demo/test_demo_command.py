@@ -41,9 +41,9 @@ def test_it_shows_what_it_promises(demo: tuple[Path, Any]) -> None:
         "worse",
         "win rate",
         "preference",
-        "  at equal length",
+        "length-controlled win rate",
         "faulty (oracle)",
-        "faulty (judge)",
+        "violation rate (judge)",
         "KL",
         "length",
     ):
