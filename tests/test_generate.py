@@ -231,7 +231,7 @@ def test_preview_shows_and_stores_nothing(tmp_path: Path) -> None:
     with FakeServer() as fake:
         result = rlaif("preview", write_run(tmp_path, fake.url), "-n", 2)
     assert result.returncode == 0, result.stderr
-    assert result.stdout.count("Replies, best first") == 2
+    assert result.stdout.count("Responses, best first") == 2
     assert "about 5 times this (10 prompts)" in result.stdout
     assert "P(A) = " in result.stdout
     assert not (tmp_path / "run").exists()

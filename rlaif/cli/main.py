@@ -53,7 +53,7 @@ class LazyGroup(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """The command that was asked for. Raises UsageError with the nearest name where there is none."""
+        """The command by its name. Raises UsageError with the nearest name where there is none."""
         if args and args[0] not in self.entries and not args[0].startswith("-"):
             raise click.UsageError(f"no command `{args[0]}`; {nearest(args[0], self.entries)}", ctx)
         return super().resolve_command(ctx, args)
@@ -66,7 +66,7 @@ class LazyGroup(click.Group):
 
 class _Commands(LazyGroup):
     entries: ClassVar[Mapping[str, Entry]] = {
-        "demo": Entry("rlaif.cli.demo", "demo", "Run the whole loop offline on the tiny models of the package."),
+        "demo": Entry("rlaif.cli.demo", "demo", "Run the whole workflow offline on the toy models of the package."),
         "init": Entry("rlaif.cli.setup", "init", "Create a folder with everything that a run needs."),
         "run": Entry("rlaif.cli.workflow", "run", "Generate, train, evaluate and report from one run file."),
         "constitution": Entry("rlaif.cli.constitution", "constitution", "Write, check, test and diff constitutions."),
@@ -105,8 +105,8 @@ def cli() -> None:
 
 
 def _leave_threads(code: int) -> None:
-    """End at once where a thread is still at work: a model that is being loaded can take minutes, and nothing of it is
-    to be kept; the interpreter would wait for it, or be taken down under it."""
+    """End at once if a thread is still at work, such as one that loads a model for minutes: the interpreter would wait
+    for it, or crash under it."""
     if threading.active_count() > 1:
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError, ValueError):

@@ -50,7 +50,7 @@ def show_judge(done: EvaluatedJudge) -> None:
     _show_temperature(report)
     _show_errors(report)
     asked, known = sum(each.asked for each in done.tallies), sum(each.known for each in done.tallies)
-    echo(f"\n{asked:,} questions asked now, {known:,} on disk already; report in {done.path}")
+    echo(f"\n{asked:,} calls, {known:,} cached; report in {done.path}")
 
 
 def _numbers(found: Measures) -> Iterator[tuple[str, str]]:
@@ -212,7 +212,7 @@ def show_policies(done: EvaluatedPolicies) -> None:
     _show_ratings(report)
     _show_cost(report)
     asked, known = sum(each.asked for each in done.tallies), sum(each.known for each in done.tallies)
-    echo(f"{asked:,} questions asked now, {known:,} on disk already; report in {done.path}")
+    echo(f"{asked:,} calls, {known:,} cached; report in {done.path}")
 
 
 def headline(match: Match) -> str:
@@ -400,10 +400,10 @@ def show_reward(done: EvaluatedReward) -> None:
         _show_best_of(report.best_of_n)
     scored = [each for each in done.tallies if each.stage in ("gold pairs", "rewards")]
     asked = [each for each in done.tallies if each not in scored]
-    told = f"{sum(each.asked for each in scored):,} rewards computed now"
-    told += f", {sum(each.asked for each in asked):,} questions asked" if asked else ""
+    counts = f"{sum(each.asked for each in scored):,} rewards computed"
+    counts += f", {sum(each.asked for each in asked):,} calls" if asked else ""
     known = sum(each.known for each in done.tallies)
-    echo(f"\n{told}, {known:,} on disk already; report in {done.path}")
+    echo(f"\n{counts}, {known:,} cached; report in {done.path}")
 
 
 def _headlines(report: RewardReport) -> Iterator[tuple[str, str]]:

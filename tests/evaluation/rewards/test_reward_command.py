@@ -35,7 +35,7 @@ def test_what_is_told_of_gold_pairs(folder: Path, tmp_path: Path) -> None:
     assert done.returncode == 3, done.stderr  # random weights are no better than length
     assert "\n  warning: no better than `" in done.stdout and "warning: only 24 pairs" in done.stdout
     assert done.stdout.startswith("scorer@") and " of 24 pairs, " in done.stdout.splitlines()[0]
-    assert "48 rewards computed now, 0 on disk already" in done.stdout
+    assert "48 rewards computed, 0 cached" in done.stdout
     told = evaluated(*flags, "--format", "json", cwd=tmp_path)
     report = json.loads(told.stdout)
     assert "gold pairs: 0 answered, 48 on disk already" in told.stderr
