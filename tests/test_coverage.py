@@ -178,7 +178,7 @@ def test_one_principle_a_pair_has_no_matrix(tmp_path: Path) -> None:
     assert sum(each.asked for each in found.principles) == 60
     assert sum(each.decided for each in found.principles) == found.labels
     shown = rlaif("constitution", "coverage", tmp_path / "run")
-    assert "No two principles met on a pair" in shown.stdout
+    assert "No two principles judged the same pair" in shown.stdout
 
 
 def test_an_edited_constitution_is_told(run: Path) -> None:

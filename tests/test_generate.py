@@ -231,7 +231,7 @@ def test_preview_shows_and_stores_nothing(tmp_path: Path) -> None:
     with FakeServer() as fake:
         result = rlaif("preview", write_run(tmp_path, fake.url), "-n", 2)
     assert result.returncode == 0, result.stderr
-    assert result.stdout.count("Replies, best first") == 2
+    assert result.stdout.count("Responses, best first") == 2
     assert "about 5 times this (10 prompts)" in result.stdout
     assert "P(A) = " in result.stdout
     assert not (tmp_path / "run").exists()
@@ -289,9 +289,9 @@ def test_a_mistyped_variable_is_told(tmp_path: Path) -> None:
     right = {"RLAIF_POLICY_SAMPLES": "2", "RLAIF_TRAIN_KL_BETA": "1", "RLAIF_VLLM_PYTHON": "p", "RLAIF_JUDGE_KEY": "k"}
     said = rlaif("check", path, "--offline", **wrong, **right).stderr.splitlines()
     assert [line for line in said if "RLAIF_" in line] == [
-        "note: the environment variable RLAIF_POLICY_SMAPLES names no setting and is passed over; "
+        "note: the environment variable RLAIF_POLICY_SMAPLES names no setting and is ignored; "
         "did you mean RLAIF_POLICY_SAMPLES?",
-        "note: the environment variable RLAIF_TRAIN_KL_BTEA names no setting and is passed over; "
+        "note: the environment variable RLAIF_TRAIN_KL_BTEA names no setting and is ignored; "
         "did you mean RLAIF_TRAIN_KL_BETA?",
     ]
     trained = rlaif("train", "dpo", "--beta", "x", RLAIF_TRAIN_BTEA="1")

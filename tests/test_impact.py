@@ -105,7 +105,7 @@ def test_one_of_three_principles_reworded(tmp_path: Path) -> None:
         arguments = ("constitution", "diff", tmp_path / "old.yaml", new, "--run", run)
         dry = rlaif(*arguments, "--dry-run")
         assert dry.returncode == 0, dry.stderr
-        assert f"{2 * len(logits):,} questions to ask, {6 * len(logits):,} on disk" in dry.stdout
+        assert f"{2 * len(logits):,} comparisons to run, {6 * len(logits):,} cached" in dry.stdout
         assert not fake.asked
         assert {path.name: path.read_bytes() for path in run.iterdir()} == before
 
@@ -118,7 +118,7 @@ def test_one_of_three_principles_reworded(tmp_path: Path) -> None:
         fake.asked.clear()
         again = rlaif(*arguments)
         assert again.returncode == 0, again.stderr
-        assert f"0 questions to ask, {8 * len(logits):,} on disk" in again.stdout
+        assert f"0 comparisons to run, {8 * len(logits):,} cached" in again.stdout
         assert not fake.asked
     found = told["impact"]
     labels = [sum(abs(each) >= TIE for each in logits), sum(abs(each) / 5 >= TIE for each in logits)]

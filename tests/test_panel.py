@@ -254,7 +254,7 @@ def test_two_judges_that_are_alike_are_worth_one(tmp_path: Path) -> None:
     assert "krippendorff_alpha" not in found
     assert report.returncode == 0, report.stderr
     assert re.search(
-        r"the judges agree +kappa 1.00 over 60 comparisons, correlation 1.00: "
+        r"judge agreement +kappa 1.00 over 60 comparisons, correlation 1.00: "
         r"worth at least 1.0 independent judges of 2",
         report.stdout,
     )

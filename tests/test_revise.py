@@ -275,7 +275,7 @@ def test_the_command_with_its_flags(tmp_path: Path) -> None:
         path = write_run(tmp_path, fake.url)
         done = rlaif("revise", path, "--skip-critique", "--revise-rounds", "1", "--revise-principles", "all")
         assert done.returncode == 0, done.stderr
-        assert "replies changed" in done.stdout and "the judge confirms" in done.stdout
+        assert "responses changed" in done.stdout and "the judge confirms" in done.stdout
         assert not lines(tmp_path / "run" / "critiques.jsonl")
         wrong = rlaif("revise", path, "--revise-rounds", "5")
         assert wrong.returncode == 2

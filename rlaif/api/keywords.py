@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from pydantic import BaseModel
 
-from rlaif.config.messages import Where
+from rlaif.config.messages import Where, key_hint
 from rlaif.config.run_file import LATER, Value, settable
 from rlaif.config.schemas import JudgeSettings, RunSettings
 from rlaif.config.yaml import Model, Place, Source, find_problems
@@ -97,7 +97,7 @@ def in_python(function: Callable[P, T]) -> Callable[P, T]:
     def call(*args: P.args, **kwargs: P.kwargs) -> T:
         for name in kwargs:
             if name not in known and not takes_all:
-                raise UserError(f"no keyword `{name}`", where=f"{function.__name__}()", hint=nearest(name, known))
+                raise UserError(f"no keyword `{name}`", where=f"{function.__name__}()", hint=key_hint(name, known))
         try:
             return function(*args, **kwargs)
         except UserError as error:
@@ -148,7 +148,7 @@ def _meant(name: str, known: set[str], few: set[str]) -> str:
     """The mending of an unknown keyword: the one that is meant, or where none is like it the `few` to look among."""
     if name in LATER:
         return "it is set in the file"
-    hint = nearest(name, known | few)
+    hint = key_hint(name, known | few)
     return nearest(name, few) if hint.startswith("known") else hint
 
 

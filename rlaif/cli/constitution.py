@@ -1,13 +1,4 @@
-"""`rlaif constitution`: list, show, write, import and check constitution files.
-
-`rlaif constitution check`: mistakes and weak spots of constitution files, as `file:line: ...` or as JSON.
-
-`rlaif constitution list`, `show`, `new` and `schema`: what there is, what is in it, and a file to start from.
-
-`rlaif constitution import`: a constitution out of other projects' formats.
-
-`rlaif constitution`: everything about constitution files.
-"""
+"""`rlaif constitution`: list, show, write, import and check constitution files."""
 
 from __future__ import annotations
 
@@ -31,33 +22,33 @@ if TYPE_CHECKING:
 @click.argument("files", nargs=-1, required=True, metavar="NAME|FILE...")
 @click.option("--format", "shape", type=click.Choice(["text", "json"]), default="text", show_default=True)
 def check(files: tuple[str, ...], shape: str) -> None:
-    """Tell what is wrong with constitutions, and what in them is likely to weaken the labels, line by line.
+    """Check constitutions for errors and for texts that are likely to weaken the labels, line by line.
 
-    Errors keep a file from loading. Warnings are about texts that name a slot (every pair is shown in both orders),
-    double negatives, near-duplicates, yes/no questions about one reply, weights that silence a principle, missing
-    critiques, contradicting examples and the like.
+    Errors prevent a file from loading. Warnings are about texts that name a slot (the judge sees every pair in both
+    orders), double negatives, near-duplicates, yes/no questions about one response, weights that silence a principle,
+    missing critiques, contradicting examples and similar problems.
 
     Exit codes: 0 nothing found, 1 warnings only, 2 errors.
     """
     from rlaif.constitution.lint import lint_constitution
 
-    found = [finding for file in files for finding in lint_constitution(file)]
+    findings = [finding for file in files for finding in lint_constitution(file)]
     if shape == "json":
-        echo(json.dumps([finding.model_dump() for finding in found], indent=2, ensure_ascii=False))
+        echo(json.dumps([finding.model_dump() for finding in findings], indent=2, ensure_ascii=False))
     else:
-        for finding in found:
+        for finding in findings:
             echo(str(finding))
-        echo(_summary(len(files), found))
-    if found:
-        raise SystemExit(2 if any(finding.level == "error" for finding in found) else 1)
+        echo(_summary(len(files), findings))
+    if findings:
+        raise SystemExit(2 if any(finding.level == "error" for finding in findings) else 1)
 
 
-def _summary(files: int, found: list[Finding]) -> str:
-    errors = sum(finding.level == "error" for finding in found)
+def _summary(files: int, findings: list[Finding]) -> str:
+    errors = sum(finding.level == "error" for finding in findings)
     checked = "1 file" if files == 1 else f"{files} files"
-    if not found:
+    if not findings:
         return f"{checked}: no errors, no warnings"
-    return f"{checked}: {_count(errors, 'error')}, {_count(len(found) - errors, 'warning')}"
+    return f"{checked}: {_count(errors, 'error')}, {_count(len(findings) - errors, 'warning')}"
 
 
 def _count(number: int, noun: str) -> str:
@@ -219,13 +210,13 @@ def import_(file: Path, output: Path | None, name: str | None, shape: str, force
     """Make a constitution out of FILE, as YAML on standard output or in OUT.
 
     \b
-    choices          a JSON list of texts that choose between two replies
+    choices          a JSON list of texts that choose between two responses
     requests         a JSON mapping: id -> {"prompt": [critique request], "edit_request": revision request}
     critic-revision  a JSON list of {"critic", "revision"}, or a mapping with one under "constitutions"
     text             Markdown or plain text, a principle a bullet point (or a paragraph); headings become tags
 
-    Where the source does not say how to compare two replies, that text is derived by a fixed sentence; a comment on top
-    says so.
+    If the source does not say how to compare two responses, a fixed sentence derives that text; a comment at the top of
+    the file says so.
     """
     from typing import cast
 
@@ -258,9 +249,9 @@ class _Commands(LazyGroup):
         "new": Entry("rlaif.cli.constitution", "new", "A commented file to start from."),
         "schema": Entry("rlaif.cli.constitution", "schema", "The JSON Schema that editors check by."),
         "check": Entry("rlaif.cli.constitution", "check", "Mistakes and weak spots, with their lines."),
-        "test": Entry("rlaif.cli.constitution_runs", "test", "Put each principle's examples to a judge."),
-        "diff": Entry("rlaif.cli.constitution_runs", "diff", "What changed, and which labels of a run it moves."),
-        "coverage": Entry("rlaif.cli.constitution_runs", "coverage", "What each principle decided in a run."),
+        "test": Entry("rlaif.cli.constitution_runs", "test", "Test a judge on each principle's examples."),
+        "diff": Entry("rlaif.cli.constitution_runs", "diff", "Show what changed, and which labels of a run change."),
+        "coverage": Entry("rlaif.cli.constitution_runs", "coverage", "Show what each principle decided in a run."),
         "import": Entry("rlaif.cli.constitution", "import_", "A constitution from other projects' formats."),
     }
 

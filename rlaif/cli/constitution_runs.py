@@ -1,12 +1,5 @@
-"""`rlaif constitution coverage`, `diff` and `test`: what a constitution does.
-
-`rlaif constitution coverage`: what each principle decided in a run.
-
-How the impact of an edited constitution is shown.
-
-`rlaif constitution diff`: what changed between two constitutions, and which labels of a run it moves.
-
-`rlaif constitution test`: every principle's examples put to a judge.
+"""The effect of a constitution: `rlaif constitution coverage` (of each principle in a run), `diff` (of an edit on the
+labels of a run) and `test` (of each principle on its own examples).
 """
 
 from __future__ import annotations
@@ -39,41 +32,41 @@ if TYPE_CHECKING:
 @click.argument("folder", metavar="RUN_DIR", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Everything as JSON.")
 def coverage(folder: Path, as_json: bool) -> None:
-    """What each principle decided in a finished run, which never decide anything, and which contradict each other.
+    """Show what each principle decided in a finished run, and which principles are idle or contradict each other.
 
-    Read from the answers on disk; no model is asked.
+    The command reads the judgements on disk; no model is called.
     """
     import json
 
     from rlaif.analysis.coverage import coverage as covered
 
-    found = covered(folder)
+    result = covered(folder)
     if as_json:
-        echo(json.dumps(_document(found), ensure_ascii=False, indent=2))
+        echo(json.dumps(_document(result), ensure_ascii=False, indent=2))
     else:
-        _show(found)
+        _show(result)
 
 
-def _show(found: Coverage) -> None:
-    echo(f"{found.constitution}: {found.comparisons:,} comparisons, {found.labels:,} of them labelled\n")
-    if found.edited:
-        echo("note: the constitution has changed since this run; reworded principles have no answers here yet")
-    if found.unanswered:
-        echo(f"note: {found.unanswered:,} comparisons lack an answer and have no label")
-    _show_principles(found)
+def _show(result: Coverage) -> None:
+    echo(f"{result.constitution}: {result.comparisons:,} comparisons, {result.labels:,} of them labelled\n")
+    if result.edited:
+        echo("note: the constitution has changed since this run; reworded principles have no judgements here yet")
+    if result.unanswered:
+        echo(f"note: {result.unanswered:,} comparisons lack a judgement and have no label")
+    _show_principles(result)
     echo()
-    if found.agreements:
-        _show_matrix(found)
-    elif found.mode != "each":
-        reason = {"one": "a single principle was drawn for each pair", "all": "all principles were one question"}
-        echo(f"No two principles met on a pair ({reason[found.mode]}); to compare them, `compare.principles: each`")
-    if found.idle:
-        echo(f"Never decided a label: {', '.join(found.idle)}")
-    for each in found.contradictions:
+    if result.agreements:
+        _show_matrix(result)
+    elif result.mode != "each":
+        reason = {"one": "one random principle for each pair", "all": "all principles in one prompt"}
+        echo(f"No two principles judged the same pair ({reason[result.mode]}); set `compare.principles: each` for that")
+    if result.idle:
+        echo(f"Never decided a label: {', '.join(result.idle)}")
+    for each in result.contradictions:
         echo(f"Contradict each other: {each.first} and {each.second} agree in {_of(each)} comparisons")
 
 
-def _show_principles(found: Coverage) -> None:
+def _show_principles(result: Coverage) -> None:
     from rlaif.cli.terminal import decimal, percent, print_table
 
     columns = ("principle", "asked", "decided", "agrees", "|margin|", "flips", "ties")
@@ -87,7 +80,7 @@ def _show_principles(found: Coverage) -> None:
             percent(each.flips),
             percent(each.ties),
         )
-        for each in found.principles
+        for each in result.principles
     ]
     print_table(columns, rows, right=columns[1:])
     echo(
@@ -96,11 +89,11 @@ def _show_principles(found: Coverage) -> None:
     )
 
 
-def _show_matrix(found: Coverage) -> None:
+def _show_matrix(result: Coverage) -> None:
     from rlaif.cli.terminal import print_table
 
-    known = {(each.first, each.second): each for each in found.agreements}
-    names = [each.id for each in found.principles]
+    known = {(each.first, each.second): each for each in result.agreements}
+    names = [each.id for each in result.principles]
     numbers = [str(at) for at in range(1, len(names) + 1)]
     rows = []
     for at, name in enumerate(names):
@@ -123,14 +116,14 @@ def _of(agreement: PrincipleAgreement) -> str:
     return f"{agreement.agree:,} of {agreement.both:,}"
 
 
-def _document(found: Coverage) -> dict[str, Any]:
+def _document(result: Coverage) -> dict[str, Any]:
     from dataclasses import asdict
 
     return {
-        **asdict(found),
-        "agreements": [{**asdict(each), "share": each.share} for each in found.agreements],
-        "never_decide": list(found.idle),
-        "contradict": [[each.first, each.second] for each in found.contradictions],
+        **asdict(result),
+        "agreements": [{**asdict(each), "share": each.share} for each in result.agreements],
+        "never_decide": list(result.idle),
+        "contradict": [[each.first, each.second] for each in result.contradictions],
     }
 
 
@@ -138,31 +131,31 @@ _PROMPT, _REPLY = 300, 240
 """Characters that are shown of a prompt, and of each reply."""
 
 
-def show_impact(found: Impact) -> None:
+def show_impact(effects: Impact) -> None:
     """The counts, the principles behind the flips, and the pairs that moved most."""
     from rlaif.cli.terminal import print_table
 
     echo()
     rows = [
-        ("pairs of replies", f"{found.pairs:,}"),
-        ("labels", f"{found.labels[0]:,} -> {found.labels[1]:,}"),
-        ("labels that flip sides", _with_causes(found.flipped, found.causes)),
-        ("labels that appear", _with_causes(found.appeared.total(), found.appeared)),
-        ("labels that vanish", _with_causes(found.vanished.total(), found.vanished)),
-        ("mean change of probability", f"{found.change:.3f} (of {found.measured:,} pairs)"),
+        ("pairs of responses", f"{effects.pairs:,}"),
+        ("labels", f"{effects.labels[0]:,} -> {effects.labels[1]:,}"),
+        ("labels that flip sides", _with_causes(effects.flipped, effects.causes)),
+        ("labels that appear", _with_causes(effects.appeared.total(), effects.appeared)),
+        ("labels that vanish", _with_causes(effects.vanished.total(), effects.vanished)),
+        ("mean change of probability", f"{effects.change:.3f} (of {effects.measured:,} pairs)"),
     ]
-    if found.unanswered:
-        rows.append(("pairs without an answer", f"{found.unanswered:,}"))
+    if effects.unanswered:
+        rows.append(("pairs without a judgement", f"{effects.unanswered:,}"))
     print_table(("what", "how many"), rows)
-    if not found.moved:
+    if not effects.moved:
         echo("\nNo pair moved.")
-    for number, moved in enumerate(found.moved, start=1):
+    for number, moved in enumerate(effects.moved, start=1):
         _show_moved(number, moved)
 
 
 def _with_causes(count: int, parts: Counter[str]) -> str:
-    told = ", ".join(f"{name} {n:,}" for name, n in parts.most_common())
-    return f"{count:,} ({told})" if told else f"{count:,}"
+    causes = ", ".join(f"{name} {n:,}" for name, n in parts.most_common())
+    return f"{count:,} ({causes})" if causes else f"{count:,}"
 
 
 def _show_moved(number: int, moved: Moved) -> None:
@@ -173,22 +166,22 @@ def _show_moved(number: int, moved: Moved) -> None:
     became = statuses[0] if statuses[0] == statuses[1] else " -> ".join(statuses)
     echo(f"   left better: {moved.old:.2f} -> {moved.new:.2f} ({became}) by {moved.cause}\n")
     row = (short(moved.left, _REPLY), short(moved.right, _REPLY))
-    print_table(("left reply", "right reply"), [row], folded=("left reply", "right reply"))
+    print_table(("left response", "right response"), [row], folded=("left response", "right response"))
 
 
-def impact_document(found: Impact) -> dict[str, Any]:
+def impact_document(effects: Impact) -> dict[str, Any]:
     """The impact as JSON."""
     return {
-        "pairs": found.pairs,
-        "labels": {"old": found.labels[0], "new": found.labels[1]},
-        "flipped": found.flipped,
-        "appeared": dict(found.appeared),
-        "vanished": dict(found.vanished),
-        "unanswered": found.unanswered,
-        "measured": found.measured,
-        "mean_change": found.change,
-        "causes_of_flips": dict(found.causes),
-        "most_moved": [moved._asdict() for moved in found.moved],
+        "pairs": effects.pairs,
+        "labels": {"old": effects.labels[0], "new": effects.labels[1]},
+        "flipped": effects.flipped,
+        "appeared": dict(effects.appeared),
+        "vanished": dict(effects.vanished),
+        "unanswered": effects.unanswered,
+        "measured": effects.measured,
+        "mean_change": effects.change,
+        "causes_of_flips": dict(effects.causes),
+        "most_moved": [moved._asdict() for moved in effects.moved],
     }
 
 
@@ -200,16 +193,16 @@ def impact_document(found: Impact) -> dict[str, Any]:
     "folder",
     metavar="RUN_DIR",
     type=click.Path(path_type=Path),
-    help="A finished run: ask its judge what is missing, and tell which labels the change moves.",
+    help="A finished run: its judge makes the missing calls, and the report shows the labels that change.",
 )
-@click.option("--dry-run", is_flag=True, help="Only tell how many questions --run would ask.")
+@click.option("--dry-run", is_flag=True, help="Only count the calls that --run would make.")
 @click.option("--json", "as_json", is_flag=True, help="Everything as JSON.")
 def diff(old: str, new: str, folder: Path | None, dry_run: bool, as_json: bool) -> None:
-    """What changed from OLD to NEW (shipped names or files), principle by principle.
+    """Show what changed from OLD to NEW (shipped names or files), principle by principle.
 
-    With --run, the prompts and replies of a finished run are judged by both. Only what is missing is asked, and kept in
-    the run's own journal: a later `rlaif generate` under NEW asks it no more. The run's settings, pairs and manifest
-    stay as they are.
+    With --run, the judge of a finished run compares its responses under both. Only missing calls are made, and the
+    run's own journal caches them for a later `rlaif generate` under NEW. The run's settings, pairs and manifest do not
+    change.
     """
     import json
 
@@ -220,17 +213,17 @@ def diff(old: str, new: str, folder: Path | None, dry_run: bool, as_json: bool) 
         raise click.UsageError("--dry-run counts the questions of a run: name one with --run RUN_DIR")
     before, after = load_constitution(old), load_constitution(new)
     changed = changes(before, after)
-    told: dict[str, Any] = {"old": before.name, "new": after.name, "changes": _changes_document(changed)}
+    document: dict[str, Any] = {"old": before.name, "new": after.name, "changes": _changes_document(changed)}
     if not as_json:
         _show_changes(changed, before, after)
     if folder is not None:
-        told |= _with_run(folder, before, after, dry_run, as_json)
+        document |= _with_run(folder, before, after, dry_run, as_json)
     if as_json:
-        echo(json.dumps(told, ensure_ascii=False, indent=2))
+        echo(json.dumps(document, ensure_ascii=False, indent=2))
 
 
 def _with_run(folder: Path, old: Constitution, new: Constitution, dry_run: bool, as_json: bool) -> dict[str, Any]:
-    """Count, ask, and tell the impact; returned as a document, shown unless that is what is wanted."""
+    """Count the missing calls, make them and measure the impact. Returns a document; shows it unless `as_json`."""
     from rlaif.analysis.edit_impact import impact, missing, plans
     from rlaif.feedback.run import read_provenance, reopen_run
 
@@ -241,15 +234,15 @@ def _with_run(folder: Path, old: Constitution, new: Constitution, dry_run: bool,
         echo(f"\n{_sentence(lacking)}", err=as_json)
         for note in notes:
             echo(f"note: {note}", err=True)
-        told: dict[str, Any] = {"questions": lacking._asdict(), "notes": notes}
+        document: dict[str, Any] = {"questions": lacking._asdict(), "notes": notes}
         if dry_run:
-            return told
+            return document
         if lacking.any:
             _ask(both, lacking)
-        found = impact(both)
+        effects = impact(both)
     if not as_json:
-        show_impact(found)
-    return {**told, "impact": impact_document(found)}
+        show_impact(effects)
+    return {**document, "impact": impact_document(effects)}
 
 
 def _notes(making: RunProvenance, old: Constitution, new: Constitution) -> list[str]:
@@ -260,12 +253,12 @@ def _notes(making: RunProvenance, old: Constitution, new: Constitution) -> list[
 
 def _sentence(lacking: Missing) -> str:
     """How much there is to ask, for people."""
-    told = f"{lacking.comparisons:,} questions to ask, {lacking.comparisons_known:,} on disk"
+    text = f"{lacking.comparisons:,} comparisons to run, {lacking.comparisons_known:,} cached"
     if lacking.critiques or lacking.critiques_known:
-        told = f"{lacking.critiques:,} critiques to ask, {lacking.critiques_known:,} on disk; {told}"
+        text = f"{lacking.critiques:,} critiques to write, {lacking.critiques_known:,} cached; {text}"
     if lacking.waiting:
-        told += f"; at most {lacking.waiting:,} more that wait for critiques"
-    return told
+        text += f"; at most {lacking.waiting:,} more that wait for critiques"
+    return text
 
 
 def _ask(both: Plans, lacking: Missing) -> None:
@@ -317,8 +310,8 @@ def _heading(change: Change) -> str:
     if change.examples:
         details["examples"] = " +{} -{}".format(*change.examples)
     details["reworded"] = f" {', '.join(wording.part for wording in change.wordings)}"
-    told = (kind.value + details.get(kind.value, "") for kind in change.kinds)
-    return f"{change.id}: {', '.join(told)}"
+    kinds = (kind.value + details.get(kind.value, "") for kind in change.kinds)
+    return f"{change.id}: {', '.join(kinds)}"
 
 
 def _show_wording(wording: Wording) -> None:
@@ -334,11 +327,11 @@ def _show_wording(wording: Wording) -> None:
         echo(f"  + {wording.part}: ", *(new if wording.old is not None else [wording.new]))
 
 
-def _marked(text: str, same: bool, form: str, colour: str) -> list[str | Styled]:
+def _marked(text: str, same: bool, form: str, color: str) -> list[str | Styled]:
     if same:
         return [text]
     inside = text.rstrip()
-    return [Styled(form.format(inside), fg=colour), text[len(inside) :]] if inside else []
+    return [Styled(form.format(inside), fg=color), text[len(inside) :]] if inside else []
 
 
 def _changes_document(changed: Changes) -> dict[str, Any]:
@@ -365,7 +358,7 @@ _STYLES = {"pass": "green", "fail": "red", "flip": "yellow", "no verdict": "mage
     show_default=True,
     metavar="DIR",
     type=click.Path(path_type=Path),
-    help="Where the judge's answers are kept, to be asked only once.",
+    help="Folder that caches the judge's verdicts.",
 )
 @click.option(
     "--format",
@@ -373,18 +366,18 @@ _STYLES = {"pass": "green", "fail": "red", "flip": "yellow", "no verdict": "mage
     type=click.Choice(["table", "json"]),
     default="table",
     show_default=True,
-    help="How the results are told.",
+    help="Output format.",
 )
 def test(
     constitution: str, run_file: Path | None, only: tuple[str, ...], answers: Path, form: str, **flags: Any
 ) -> None:
-    """Unit tests for principles: does the judge decide their examples as their author did?
+    """Test principles on their own examples: does the judge decide them as the author did?
 
-    Each example is asked under its principle alone and in both orders, in the words in which a run asks; with `--run`
-    after the critiques that this run shows its judge. Exit code 0 where all pass, 1 where any fails, flips (the orders
-    disagree) or has no verdict.
+    The judge compares each example under its principle alone and in both orders, with the same prompt template as a
+    run; with `--run` also with the critiques that this run shows its judge. Verdicts are cached: after an edit, only
+    the examples of the edited principle are judged again.
 
-    An edited principle asks its own examples again, and no other's.
+    Exit codes: 0 all pass, 1 an example fails, flips (the verdict changes when the order is swapped) or has no verdict.
     """
     import json
 
@@ -467,7 +460,7 @@ def _show_tests(trials: PrincipleTests) -> None:
     passed = sum(each.passed for each in trials.trials)
     echo(f"{passed} of {len(trials.trials)} examples pass with {trials.judge}")
     tally = trials.tally
-    echo(f"{tally.asked} questions asked now ({tally.seconds:.1f} s), {tally.known} on disk already")
+    echo(f"{tally.asked} calls ({tally.seconds:.1f} s), {tally.known} cached")
 
 
 def _coloured(result: Result) -> Text:

@@ -1,11 +1,4 @@
-"""`rlaif data`: check files of preference data, ours or anybody's, and export them.
-
-`rlaif data check`: the doctor's report, as a table or as JSON.
-
-`rlaif data export`: a dataset folder for a trainer, and perhaps to the hub.
-
-`rlaif data`: everything about files of preference data, ours or anybody's.
-"""
+"""`rlaif data`: `check` lints preference data from rlaif or elsewhere; `export` makes datasets for trainers."""
 
 from __future__ import annotations
 
@@ -35,36 +28,38 @@ _AT_LEAST = click.IntRange(min=1)
 @click.option(
     "--tokenizer",
     metavar="NAME",
-    help="A model: its tokenizer counts tokens for --max-length, and its special tokens are looked for.",
+    help="A model whose tokenizer counts tokens for --max-length and whose special tokens the check looks for.",
 )
 @click.option(
     "--max-length",
     type=_AT_LEAST,
     metavar="N",
-    help="Tell what a limit of N tokens (prompt and reply) cuts; estimated without --tokenizer.",
+    help="Report what a limit of N tokens (prompt and response) truncates; an estimate without --tokenizer.",
 )
-@click.option("--against", multiple=True, metavar="EVALFILE", help="An evaluation set to find in FILE. Repeatable.")
+@click.option(
+    "--against", multiple=True, metavar="EVALFILE", help="Evaluation set to search FILE for; may be given again."
+)
 @click.option("--limit", type=_AT_LEAST, metavar="N", help="Read only the first N rows.")
 def check(
     file: str, shape: str, tokenizer: str | None, max_length: int | None, against: tuple[str, ...], limit: int | None
 ) -> None:
-    """Tell what would spoil a training on FILE, ours or anybody's, and how to fix it.
+    """Report problems of FILE as training data, with a suggested fix for each.
 
-    Recognised: prompt, chosen, rejected (texts or message lists, with or without the prompt repeated in the replies);
-    chosen and rejected dialogues as in hh-rlhf; two numbered responses with a column of the winner, votes or scores;
-    completions with ratings or ranks as in UltraFeedback; prompt (or messages), completion, label as for KTO. The
-    columns that are not used are named.
+    Recognized formats: prompt, chosen, rejected (texts or message lists, with or without the prompt repeated in the
+    responses); chosen and rejected dialogues as in hh-rlhf; two numbered responses with a column of the winner, votes
+    or scores; completions with ratings or ranks as in UltraFeedback; prompt (or messages), completion, label as for
+    KTO. The report names unused columns.
 
-    An error breaks a training or makes it learn nonsense (blank or equal replies, roles out of order, contradicting
-    rows). A warning makes it learn something unmeant (a bias for length, the next turn in a reply, overlap with an
-    evaluation set). Line numbers are row numbers in Parquet and on the hub.
+    An error breaks a training or makes it learn nonsense (blank or equal responses, roles out of order, contradicting
+    rows). A warning makes it learn something unintended (length bias, turn leakage, overlap with an evaluation set).
+    Line numbers are row numbers in Parquet and on the hub.
 
     Exit codes: 0 nothing above a note, 1 warnings, 2 errors, or FILE cannot be read.
     """
     from rlaif.data.doctor import examine
 
-    with show_rows(file) as told:
-        report = examine(file, against=against, tokenizer=tokenizer, max_length=max_length, limit=limit, told=told)
+    with show_rows(file) as progress:
+        report = examine(file, against=against, tokenizer=tokenizer, max_length=max_length, limit=limit, told=progress)
     if shape == "json":
         echo(report.model_dump_json(indent=2))
     else:
@@ -82,7 +77,7 @@ def show(report: Report) -> None:
         echo(line)
     echo("")
     if report.findings:
-        rows = [(each.level, each.rule, *_measure(each), _told(each)) for each in report.findings]
+        rows = [(each.level, each.rule, *_measure(each), _finding_text(each)) for each in report.findings]
         print_table(
             ("level", "rule", "rows", "share", "what, where, how to fix it"), rows,
             right=("rows", "share"), folded=("what, where, how to fix it",)
@@ -92,22 +87,24 @@ def show(report: Report) -> None:
 
 
 def _figures(report: Report) -> list[str]:
-    told = []
+    lines = []
     if (lengths := report.lengths) is not None:
         often = "" if lengths.chosen_longer is None else f"chosen longer in {lengths.chosen_longer:.1%} of the pairs, "
         effect = "" if lengths.effect_size is None else f"effect size d {lengths.effect_size:+.2f}, "
         medians = f"medians {lengths.median_chosen:,} and {lengths.median_rejected:,} characters"
-        told.append(f"length: {often}{effect}length-only AUC {lengths.auc:.3f}, {medians}")
+        lines.append(f"length: {often}{effect}length-only AUC {lengths.auc:.3f}, {medians}")
     if (labels := report.labels) is not None:
         if labels.desirable is not None:
-            told.append(f"labels: {labels.desirable:.1%} desirable")
+            lines.append(f"labels: {labels.desirable:.1%} desirable")
         else:
             exact = f"{labels.half or 0:.1%} exactly 0.5, {labels.certain or 0:.1%} exactly 0 or 1"
-            told.append(f"labels: soft, mean entropy {labels.entropy or 0:.2f} bits, {exact}")
+            lines.append(f"labels: soft, mean entropy {labels.entropy or 0:.2f} bits, {exact}")
     if (refusals := report.refusals) is not None:
-        told.append(f"refusals: {refusals.chosen:.1%} of the chosen, {refusals.rejected:.1%} of the rejected replies")
-    told += [f"overlap: {each.rows:,} rows with the {each.items:,} items of {each.path}" for each in report.overlaps]
-    return told
+        lines.append(
+            f"refusals: {refusals.chosen:.1%} of the chosen, {refusals.rejected:.1%} of the rejected responses"
+        )
+    lines += [f"overlap: {each.rows:,} rows with the {each.items:,} items of {each.path}" for each in report.overlaps]
+    return lines
 
 
 def _measure(finding: Finding) -> tuple[str, str]:
@@ -117,7 +114,7 @@ def _measure(finding: Finding) -> tuple[str, str]:
     return f"{finding.count:,}", f"{finding.share:.0%}" if finding.share >= 0.0995 else f"{finding.share:.2%}"
 
 
-def _told(finding: Finding) -> str:
+def _finding_text(finding: Finding) -> str:
     where = ""
     if finding.lines:
         more = ", ..." if finding.count > len(finding.lines) else ""
@@ -139,35 +136,37 @@ _HALF = click.FloatRange(0, 0.5, max_open=True)
 @click.argument("file")
 @click.option("--format", "form", type=click.Choice(["trl", "openrlhf", "kto"]), required=True, help="See above.")
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, metavar="DIR", help="New folder.")
-@click.option("--parquet/--jsonl", default=True, show_default=True, help="Kind of the files.")
+@click.option("--parquet/--jsonl", default=True, show_default=True, help="File format.")
 @click.option("--margin", type=_HALF, default=0.0, metavar="M", help="Leave out soft labels within M of one half.")
-@click.option("--split", type=_HALF, default=0.0, metavar="SHARE", help="Share of the prompts for `test`, e.g. 0.05.")
-@click.option("--push", "push_to", metavar="OWNER/NAME", help="Upload DIR to this dataset on the hub, private.")
-@click.option("--public", is_flag=True, help="Let --push make a public dataset.")
+@click.option(
+    "--split", type=_HALF, default=0.0, metavar="SHARE", help="Share of the prompts for `test`, for instance 0.05."
+)
+@click.option("--push", "push_to", metavar="OWNER/NAME", help="Upload DIR to this private dataset on the hub.")
+@click.option("--public", is_flag=True, help="Make the dataset of --push public.")
 def export(
     file: str, form: str, output: Path, parquet: bool, margin: float, split: float, push_to: str | None, public: bool
 ) -> None:
-    """Make a dataset in DIR out of FILE: `train`, with --split `test`, and README.md, the dataset card.
+    """Export FILE as a dataset in DIR: `train`, with --split also `test`, and README.md, the dataset card.
 
     \b
     trl       prompt, chosen, rejected as message lists: DPOTrainer, RewardTrainer
     openrlhf  chosen, rejected as whole conversations, for --data.apply_chat_template
-    kto       prompt, completion, label: one reply a row
+    kto       prompt, completion, label: one response per row
 
-    FILE is a run's pairs.jsonl or whatever `rlaif data check` recognises; rows that no trainer can use are left out and
-    counted. Soft labels are kept in `probability` and `label_margin`, which trainers do not read. The split is by
-    prompt. The card tells the run's constitution, judge, policy and counts where its manifest.json lies beside FILE,
-    and the biases that were measured.
+    FILE is a run's pairs.jsonl or any file that `rlaif data check` recognizes; rows that no trainer can use are left
+    out and counted. Soft labels are kept in `probability` and `label_margin`, which trainers do not read. The split is
+    by prompt. The card has the measured biases and, if manifest.json lies beside FILE, the run's constitution, judge,
+    policy and counts.
     """
     from rlaif.data.publish import make_dataset
 
     if public and push_to is None:
         raise UserError("--public goes with --push", hint="give --push OWNER/NAME, or leave it out")
     kind = "parquet" if parquet else "jsonl"
-    with show_rows(file) as told:
+    with show_rows(file) as progress:
         made = make_dataset(
             file, output, cast("Form", form), kind=cast("FileKind", kind), margin=margin, split=split, name=push_to,
-            told=told,
+            told=progress,
         )  # fmt: skip
     for line in _export_message(made):
         echo(line)
@@ -179,19 +178,19 @@ def export(
 
 def _export_message(made: Dataset) -> list[str]:
     rows = ", ".join(f"{count:,} {name}" for name, count in made.exported.rows.items() if count)
-    told = [f"Made {made.folder}: {rows} rows, README.md"]
+    lines = [f"Made {made.folder}: {rows} rows, README.md"]
     if made.exported.left_out:
         left = ", ".join(f"{count:,} {rule}" for rule, count in made.exported.left_out.most_common())
-        told.append(f"left out: {left}")
+        lines.append(f"left out: {left}")
     if made.report.worst in ("error", "warning"):
-        told.append(f"note: the source has findings; see `rlaif data check {made.report.path}`")
-    return told
+        lines.append(f"note: the source has findings; see `rlaif data check {made.report.path}`")
+    return lines
 
 
 class _Commands(LazyGroup):
     entries: ClassVar[Mapping[str, Entry]] = {
-        "check": Entry("rlaif.cli.data", "check", "What would spoil a training on a file, with its lines."),
-        "export": Entry("rlaif.cli.data", "export", "A dataset for TRL or OpenRLHF, with its card."),
+        "check": Entry("rlaif.cli.data", "check", "Report problems of a file as training data, with line numbers."),
+        "export": Entry("rlaif.cli.data", "export", "Make a dataset for TRL or OpenRLHF, with its card."),
     }
 
 

@@ -1,4 +1,4 @@
-"""`rlaif demo`: the whole loop on the tiny world, where an oracle knows every answer."""
+"""`rlaif demo`: the whole workflow on the toy benchmark, whose oracle knows the quality of every response."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
 
 class _Screen(Screen):
-    """Tells the story of the data before the trainings begin."""
+    """Shows the data before the trainings begin."""
 
     def data(self, report: Report) -> None:
-        """One prompt in full, the counts, and what the oracle says of the judge."""
+        """One prompt in full, the counts, and the accuracy of the judge by the oracle."""
         story = read_story(report.run.folder)
         secho("\nOne prompt in full\n", bold=True)
         show_transcript(story, _telling(story), brief=True)
@@ -40,11 +40,11 @@ class _Screen(Screen):
 @click.option("--output", default="runs/demo", show_default=True, help="Run folder.")
 @click.option("--prompts", default=40, show_default=True, type=click.IntRange(1), help="Prompts to use.")
 def demo(output: str, prompts: int) -> None:
-    """Run the whole loop offline: a tiny policy answers, a tiny judge compares, and the policy learns from the pairs.
+    """Run the whole workflow offline on a toy benchmark with tiny models.
 
-    The models (a few MB, in the package) live in a small world of everyday requests, bad requests and upset customers.
-    An oracle that knows this world completely says how often the judge was right, and how much better the trained
-    policies behave.
+    The models (a few MB, in the package) know a small world of everyday requests, bad requests and upset customers. An
+    oracle, a program that knows this world completely, measures how often the judge is right and how much the trained
+    policies improve.
     """
     from rlaif.workflow.plan import load_plan
     from rlaif.workflow.run import run_workflow
@@ -56,9 +56,9 @@ def demo(output: str, prompts: int) -> None:
     for principle in constitution.principles:
         echo(f"  {principle.id:<18} {principle.compare}")
     echo(
-        f"\n{prompts} prompts, 4 replies each by `demo-policy`; `demo-judge` reviews every reply under every "
-        "principle, compares every two of them in both orders, and rewrites each twice, after a critique. Then the "
-        "policy is trained three times: on the revisions (sft), on the pairs (dpo), and on its own answers with the "
+        f"\n{prompts} prompts, 4 responses each by `demo-policy`; `demo-judge` critiques every response under every "
+        "principle, compares all pairs in both orders, and revises each response twice, after a critique. Then the "
+        "policy is trained three times: on the revisions (sft), on the pairs (dpo), and on its own responses with the "
         f"judge's grades as the reward (ppo). This is `rlaif run {file}`.\n"
     )
     metrics = {"faulty (oracle)": _faulty, "malformed": _malformed, "quality (oracle)": _quality}
@@ -82,14 +82,14 @@ def _quality(prompt: Messages, reply: str) -> float:
     return quality(prompt[-1].content, reply)
 
 
-def _malformed(prompt: Messages, reply: str) -> float:  # noqa: ARG001 - a meter's signature
+def _malformed(prompt: Messages, reply: str) -> float:  # noqa: ARG001 - a metric's signature
     from rlaif.demo.oracle import read_reply
 
     return float(read_reply(reply).malformed is not None)
 
 
 def _telling(story: Story) -> Prompt:
-    """The prompt with the clearest pair among those whose replies all differ."""
+    """The prompt with the clearest pair among those whose responses all differ."""
 
     def gap(prompt: Prompt) -> float:
         made = story.pairs[prompt.id]
@@ -102,7 +102,7 @@ def _show_agreement(story: Story) -> None:
     prompts = {prompt.id: prompt for prompt in story.prompts}
     secho("\nThe judge against the oracle, which knows this world completely\n", bold=True)
     for principle, score in sorted(by_principle(prompts, story.samples, story.judgements.values()).items()):
-        echo(f"  {principle:<18} right in {score} comparisons that the oracle can tell apart")
+        echo(f"  {principle:<18} right in {score} comparisons that the oracle can decide")
     pairs = of_pairs(pair for made in story.pairs.values() for pair in made)
     echo(f"  {'the pairs':<18} `chosen` is the oracle's choice too in {pairs}")
 
@@ -110,7 +110,7 @@ def _show_agreement(story: Story) -> None:
 def _show_revisions(story: Story) -> None:
     prompts = {prompt.id: prompt for prompt in story.prompts}
     rates = violation_rates(prompts, story.samples, story.chains.values())
-    secho("\nReplies that break some principle, by the oracle\n", bold=True)
+    secho("\nViolation rate, by the oracle\n", bold=True)
     echo(f"  {'as sampled':<18} {rates[0]:.0%} of {len(story.chains):,}")
     for number, rate in enumerate(rates[1:], start=1):
         echo(f"  {f'after round {number}':<18} {rate:.0%}")
@@ -123,14 +123,14 @@ def _show_files(folder: Path) -> None:
     for name, what in (
         ("pairs.jsonl", "the preference pairs (pairs.parquet too): prompt, chosen, rejected, probability, provenance"),
         ("judgements.jsonl", "every judge call, raw"),
-        ("rankings.jsonl", "the replies of every prompt, ranked"),
-        ("samples.jsonl", "the policy's replies"),
-        ("sft.jsonl", "revised replies to imitate: prompt, response, provenance"),
+        ("rankings.jsonl", "the responses of every prompt, ranked"),
+        ("samples.jsonl", "the policy's responses"),
+        ("sft.jsonl", "revised responses for fine-tuning: prompt, response, provenance"),
         ("revised_pairs.jsonl", "revisions against their originals, as the judge sees them"),
-        ("critiques.jsonl", "the judge's notes on them"),
+        ("critiques.jsonl", "the judge's critiques"),
         ("train/dpo", "the policy that DPO trained, with its card and curves; likewise sft and ppo"),
-        ("evaluation", "their answers, how the judge compares them, and what it comes to"),
-        ("manifest.json", "what the data were made from, and all counts"),
+        ("evaluation", "their responses, the judge's comparisons and the report"),
+        ("manifest.json", "the sources of the data, and all counts"),
         ("report.html", "all of it on one page"),
     ):
         echo(f"  {folder / name!s:<32} {what}")

@@ -1,13 +1,4 @@
-"""`rlaif evaluate judge|policy|reward`.
-
-`rlaif evaluate judge`: a judge on gold pairs.
-
-`rlaif evaluate policy`: policies beside each other on the same prompts, by a judge.
-
-`rlaif evaluate reward`: a reward model on gold pairs, and by best-of-n against another measure.
-
-`rlaif evaluate`: how good a model is at its part, beside trivial baselines.
-"""
+"""`rlaif evaluate`: a judge on gold pairs, policies by a judge, a reward model on gold pairs and by best-of-n."""
 
 from __future__ import annotations
 
@@ -21,16 +12,15 @@ from pydantic import JsonValue
 
 from rlaif.cli.flags import (
     DEFAULT_CONSTITUTION,
-    flag,
     judge_of,
     judge_options,
     judge_options_beside_a_model,
     mapping,
-    parameter,
     run_of,
     template_options,
 )
 from rlaif.cli.main import Entry, LazyGroup
+from rlaif.cli.options import option, parameter
 from rlaif.cli.terminal import echo
 from rlaif.config.run_file import Setting, settable
 from rlaif.evaluation.policy_specs import EvaluateSettings
@@ -55,40 +45,49 @@ if TYPE_CHECKING:
 @click.option(
     "--principles",
     type=click.Choice(["one", "each", "all"]),
-    help="As in compare.principles; a pair's own `principle` goes before it.  [default: one]",
+    help="As compare.principles; a pair's own `principle` takes precedence.  [default: one]",
 )
-@click.option("--orders", type=click.Choice(["both", "random"]), help="As in compare.orders.  [default: both]")
-@click.option("--column", metavar="NAME", help="Column of the prompts, where it is not recognised.")
-@click.option("--limit", metavar="N", type=click.IntRange(1), help="Only the first pairs.")
+@click.option("--orders", type=click.Choice(["both", "random"]), help="As compare.orders.  [default: both]")
+@click.option("--column", metavar="NAME", help="Column of the prompts, if it is not recognized.")
+@click.option("--limit", metavar="N", type=click.IntRange(1), help="Use only the first pairs.")
 @click.option(
     "--output",
     default="runs/judges",
     show_default=True,
     metavar="DIR",
     type=click.Path(path_type=Path),
-    help="Where answers, report and plots are kept.",
+    help="Folder of the responses, the report and the plots.",
 )
-@click.option("--canaries/--no-canaries", default=True, help="Try replies that must not win.  [default: on]")
 @click.option(
-    "--canary-pairs", default=20, show_default=True, type=click.IntRange(1), help="Pairs that the canaries meet."
+    "--canaries/--no-canaries", default=True, help="Test the judge with responses that must not win.  [default: on]"
 )
-@click.option("--plots/--no-plots", default=True, help="Draw reliability, slots and length.  [default: on]")
+@click.option(
+    "--canary-pairs",
+    default=20,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Pairs that the canaries are compared on.",
+)
+@click.option(
+    "--plots/--no-plots", default=True, help="Plot reliability, position bias and length bias.  [default: on]"
+)
 @click.option(
     "--format",
     "form",
     type=click.Choice(["text", "json"]),
     default="text",
     show_default=True,
-    help="How the report is told.",
+    help="Output format.",
 )
 def judge(gold: str, output: Path, plots: bool, form: str, run_file: Path | None, **flags: Any) -> None:
-    """How often a judge agrees with pairs whose better reply is known, and what else sways it.
+    """Evaluate a judge on pairs whose better response is known.
 
-    Each pair is asked in both orders, in the words in which a run asks. Told are accuracy beside trivial baselines,
-    flips, liking for a slot and for length, calibration with a temperature to fix it, replies that must not win, and
-    cost. Answers are kept: a second call asks nothing.
+    The judge compares each pair in both orders, with the same prompt template as a run. The report gives accuracy
+    against trivial baselines, flips (the verdict changes when the order is swapped), position bias, length bias,
+    calibration with a temperature to correct it, canaries (responses that must not win) and cost. Results are cached:
+    re-running makes no calls.
 
-    Exit codes: 0 the judge is fit, 3 doubtful, 4 unfit; 1 a model failed, 2 a mistake in what was given.
+    Exit codes: 0 the judge is fit, 3 doubtful, 4 unfit; 1 a model failed, 2 a mistake in the arguments.
     """
     from rlaif.evaluation.judge_metrics import EXIT_CODES
 
@@ -104,7 +103,7 @@ def judge(gold: str, output: Path, plots: bool, form: str, run_file: Path | None
 
 
 class _Base(NamedTuple):
-    """What a run file says, or the defaults."""
+    """The settings of a run file, or the defaults."""
 
     constitution: str
     values: dict[str, Any]
@@ -167,7 +166,7 @@ _OF_PROMPTS = ("path", "column", "limit")
 
 def _settings() -> dict[str, Setting]:
     """The settings that have a flag here, by the parameter's name."""
-    found = {}
+    settings = {}
     for setting in settable(EvaluateSettings):
         group, *rest = setting.path
         few = {"compare": _OF_COMPARE, "pair": _OF_PAIR, "prompts": _OF_PROMPTS, "judge": ()}.get(group)
@@ -177,8 +176,8 @@ def _settings() -> dict[str, Setting]:
             field = copy(setting.field)
             field.default = "each"
             setting = Setting(setting.path, field)
-        found[parameter(setting)] = setting
-    return found
+        settings[parameter(setting)] = setting
+    return settings
 
 
 _SETTINGS = _settings()
@@ -194,29 +193,29 @@ def _policy(
     policy_api_key_env: str | None,
     **flags: Any,
 ) -> None:
-    """Whose answers are better: those of POLICY, or those of the policies that it is put beside.
+    """Compare POLICY with one or more baselines.
 
     A policy is a model (a shipped name, a folder, a LoRA adapter's folder, a hub name), a model on a server
-    (http://host:port/v1#model), or a file of answers: rows with a prompt and one response or several, a run folder or
-    its samples.jsonl. NAME=POLICY gives it a name. All answer the same prompts, and the judge compares them two by two,
-    in both orders, under every principle; identical answers are a tie. Told are the win rate as it is and at equal
-    length, by principle and by kind of prompt, refusals, variety, grades, and the distance from the baseline. Answers
-    are kept: a second call asks nothing.
+    (http://host:port/v1#model), or a file of responses: rows with a prompt and one response or several, a run folder or
+    its samples.jsonl. NAME=POLICY gives it a name. All policies respond to the same prompts. The judge compares the
+    responses in pairs, in both orders, under every principle; identical responses are a tie. The report gives the win
+    rate, the length-controlled win rate, win rates by principle and by tag, refusals, diversity, violation rates and
+    the KL to the baseline. Results are cached: re-running makes no calls.
 
-    Exit codes: 0 done, 1 a model failed, 2 a mistake in what was given.
+    Exit codes: 0 done, 1 a model failed, 2 a mistake in the arguments.
     """
     wanted = _policies_wanted(run_file, flags)
     from rlaif.evaluation.policy_specs import contestants
 
     first, *others = against
-    found = contestants(
+    policies = contestants(
         [policy, *others, first],
         api_key_env=policy_api_key_env,
         served=lambda url: served_model(url, policy_api_key_env, f"{url}#NAME"),
         template_options=wanted.settings.template_options,
         of_run=wanted.of_run,
     )
-    done = _policies_evaluated(wanted, found, output, plots)
+    done = _policies_evaluated(wanted, policies, output, plots)
     if form == "json":
         echo(done.report.model_dump_json(indent=2))
     else:
@@ -232,25 +231,29 @@ _PARAMETERS: tuple[click.Parameter, ...] = (
         multiple=True,
         required=True,
         metavar="POLICY",
-        help="Whom it is put beside; may be given again. The first one is the baseline.",
+        help="Policy to compare with; may be given again. The first one is the baseline.",
     ),
-    *map(flag, _SETTINGS.values()),
-    click.Option(["--policy-api-key-env"], metavar="NAME", help="Variable with the API key of the policies' servers."),
+    *map(option, _SETTINGS.values()),
+    click.Option(
+        ["--policy-api-key-env"],
+        metavar="NAME",
+        help="Environment variable with the API key of the policies.",
+    ),
     click.Option(
         ["--output"],
         default="runs/policies",
         show_default=True,
         metavar="DIR",
         type=click.Path(path_type=Path),
-        help="Where answers, report and plots are kept.",
+        help="Folder of the responses, the report and the plots.",
     ),
-    click.Option(["--plots/--no-plots"], default=True, help="Draw win rates, principles and ratings.  [default: on]"),
+    click.Option(["--plots/--no-plots"], default=True, help="Plot win rates, principles and ratings.  [default: on]"),
     click.Option(
         ["--format", "form"],
         type=click.Choice(["text", "json"]),
         default="text",
         show_default=True,
-        help="How the report is told.",
+        help="Output format.",
     ),
 )
 
@@ -262,7 +265,7 @@ class _Wanted(NamedTuple):
     settings: EvaluateSettings
     constitution: str
     of_run: Mapping[str, JsonValue] | None = None
-    """What the chat template of the run's policy is given."""
+    """The options of the chat template of the run's policy."""
 
 
 def _policies_wanted(run_file: Path | None, flags: Mapping[str, Any]) -> _Wanted:
@@ -313,9 +316,9 @@ def _policies_evaluated(
 
 _AT_LEAST = click.IntRange(min=1)
 _POLICY = ("policy", "policy_base_url", "policy_template_options", "prompts", "temperature", "max_tokens", "seed")
-"""What goes with a policy only."""
+"""Parameters that require a policy."""
 _JUDGE = ("judge", "run_file", "constitution", "base_url", "judge_model", "api_key_env", "launch", "principles")
-"""What goes with answers only."""
+"""Parameters that require a policy or responses."""
 _WEAK = 3
 """Exit code of a model that does not beat the trivial baselines."""
 
@@ -323,33 +326,43 @@ _WEAK = 3
 @click.command()
 @click.option("--model", required=True, metavar="DIR", help="A reward model: a folder (adapters too) or a hub name.")
 @click.option("--gold", metavar="FILE", help="Pairs with `chosen` and `rejected`, or a `datasets` name.")
-@click.option("--column", metavar="NAME", help="Column of the gold pairs' prompts, where it is not recognised.")
-@click.option("--policy", metavar="MODEL", help="Draw answers from this model: shipped, a folder, a hub name.")
-@click.option("--policy-base-url", metavar="URL", help="OpenAI-compatible server that has the policy.")
-@click.option("--prompts", metavar="FILE", help="What the policy answers.")
-@click.option("--responses", metavar="FILE", help="Instead of a policy: several answers a prompt, or a run folder.")
-@click.option("--responses-column", metavar="NAME", help="Column of those answers, where it is not recognised.")
-@click.option("--prompt-column", metavar="NAME", help="Column of the prompts of either, where it is not recognised.")
-@click.option("--samples", type=_AT_LEAST, metavar="N", help="Answers to each prompt.  [default: 16, or what is given]")
-@click.option("--temperature", type=click.FloatRange(min=0, min_open=True), help="Of the policy.  [default: 1.0]")
-@click.option("--max-tokens", type=_AT_LEAST, metavar="N", help="Most tokens of an answer.  [default: 512]")
-@click.option("--seed", type=int, help="Another seed draws other answers.  [default: 0]")
+@click.option("--column", metavar="NAME", help="Column of the gold pairs' prompts, if it is not recognized.")
+@click.option("--policy", metavar="MODEL", help="Policy to sample from: a shipped name, a folder, a hub name.")
+@click.option("--policy-base-url", metavar="URL", help="OpenAI-compatible server of the policy.")
+@click.option("--prompts", metavar="FILE", help="Prompts for the policy.")
+@click.option("--responses", metavar="FILE", help="Instead of a policy: several responses per prompt, or a run folder.")
+@click.option("--responses-column", metavar="NAME", help="Column of those responses, if it is not recognized.")
+@click.option("--prompt-column", metavar="NAME", help="Column of the prompts of either, if it is not recognized.")
+@click.option(
+    "--samples", type=_AT_LEAST, metavar="N", help="Responses per prompt.  [default: 16, or all of --responses]"
+)
+@click.option(
+    "--temperature",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Sampling temperature of the policy.  [default: 1.0]",
+)
+@click.option("--max-tokens", type=_AT_LEAST, metavar="N", help="Maximum tokens of a response.  [default: 512]")
+@click.option("--seed", type=int, help="Seed of sampling.  [default: 0]")
 @judge_options_beside_a_model
 @click.option(
     "--principles",
     type=click.Choice(["each", "all"]),
-    help="Each principle a grade of its own, or all in one.  [default: each]",
+    help="Grade each principle separately, or all in one.  [default: each]",
 )
-@click.option("--limit", type=_AT_LEAST, metavar="N", help="Only the first gold pairs, and the first prompts.")
+@click.option("--limit", type=_AT_LEAST, metavar="N", help="Use only the first gold pairs and the first prompts.")
 @click.option(
     "--template",
     type=click.Choice(["auto", "chat", "plain"]),
-    help="Conversations in the chat template, or as plain dialogues.  [default: as the model was trained]",
+    help="Format conversations by the chat template, or as plain dialogues.  [default: as the model was trained]",
 )
 @template_options("of the reward model.  [default: as it was trained]")
 @template_options("of the policy.  [default: as it was trained, else as in the run]", "--policy-template-options")
-@click.option("--max-length", type=_AT_LEAST, metavar="N", help="Most tokens; the model's own by default.")
-@click.option("--tokens", type=click.IntRange(min=64), default=8192, show_default=True, help="Most tokens at once.")
+@click.option(
+    "--max-length", type=_AT_LEAST, metavar="N", help="Maximum tokens of a text.  [default: as the model was trained]"
+)
+@click.option(
+    "--tokens", type=click.IntRange(min=64), default=8192, show_default=True, help="Maximum tokens per forward pass."
+)
 @click.option("--device", type=click.Choice(["auto", "cpu"]), default="auto", show_default=True)
 @click.option(
     "--output",
@@ -357,30 +370,31 @@ _WEAK = 3
     show_default=True,
     metavar="DIR",
     type=click.Path(path_type=Path),
-    help="Where rewards, answers, report and plots are kept.",
+    help="Folder of the rewards, the responses, the report and the plots.",
 )
-@click.option("--plots/--no-plots", default=True, help="Draw reliability, length and best-of-n.  [default: on]")
+@click.option("--plots/--no-plots", default=True, help="Plot reliability, length bias and best-of-n.  [default: on]")
 @click.option(
     "--format",
     "form",
     type=click.Choice(["text", "json"]),
     default="text",
     show_default=True,
-    help="How the report is told.",
+    help="Output format.",
 )
 def reward(output: Path, plots: bool, form: str, **flags: Any) -> None:
-    """How often a reward model prefers the better reply, and what happens when many answers compete for its reward.
+    """Evaluate a reward model on gold pairs, and by best-of-n sampling.
 
-    With --gold: accuracy beside trivial baselines, calibration of sigmoid(margin), what length has to do with it.
+    With --gold, the report gives accuracy against trivial baselines, the calibration of sigmoid(margin), and the length
+    bias.
 
-    With --policy and --prompts, or with --responses, and a judge (--judge or --run): best-of-n for n = 1, 2, 4, ... up
-    to --samples. Where the reward of the chosen answer rises and the judge's grade falls, the reward is being
-    over-optimised.
+    With --policy and --prompts, or with --responses, and a judge (--judge or --run), the report gives best-of-n for
+    n = 1, 2, 4, ... up to --samples. If the reward of the chosen response rises and the judge's grade falls, the reward
+    is over-optimized.
 
-    What was scored and asked is kept: a second call computes nothing.
+    Results are cached: re-running computes nothing.
 
     Exit codes: 0 done, 3 no better on the gold pairs than the best trivial baseline; 1 a model failed, 2 a mistake in
-    what was given. Warnings change no exit code.
+    the arguments. Warnings do not change the exit code.
     """
     gold, wanted = _gold(flags), _answers(flags, output)
     done = _reward_evaluated(flags, output, plots, gold, wanted)
@@ -400,7 +414,7 @@ def _gold(flags: Mapping[str, Any]) -> OnGold | None:
     if flags["gold"] is not None:
         return OnGold(flags["gold"], flags["column"], flags["limit"])
     if flags["column"] is not None:
-        raise click.UsageError("--column goes with --gold; for prompts and answers it is --prompt-column")
+        raise click.UsageError("--column goes with --gold; for prompts and responses it is --prompt-column")
     if flags["policy"] is None and flags["responses"] is None:
         raise click.UsageError(
             "name what to evaluate on: --gold FILE, --policy MODEL with --prompts FILE, or --responses FILE"
@@ -413,7 +427,7 @@ def _answers(flags: Mapping[str, Any], output: Path) -> OnAnswers | None:
 
     given = [name for name in _POLICY if flags[name] is not None]
     if flags["responses"] is not None and given:
-        raise click.UsageError(f"--responses brings the answers: leave out {_flag(given[0])}")
+        raise click.UsageError(f"--responses provides the responses: leave out {_flag(given[0])}")
     if flags["responses"] is None and flags["responses_column"] is not None:
         raise click.UsageError("--responses-column goes with --responses FILE")
     if flags["responses"] is None and flags["policy"] is None:
@@ -422,7 +436,7 @@ def _answers(flags: Mapping[str, Any], output: Path) -> OnAnswers | None:
                 raise click.UsageError(f"{_flag(name)} goes with --policy MODEL, or with --responses FILE")
         return None
     if flags["responses"] is None and flags["prompts"] is None:
-        raise click.UsageError("say what the policy answers with --prompts FILE")
+        raise click.UsageError("name the prompts of the policy with --prompts FILE")
     other, max_failed = _grading(flags, output)
     return OnAnswers(_given(flags) if flags["responses"] is not None else _drawn(flags, output), other, max_failed)
 
@@ -470,7 +484,7 @@ def _best_of_n_policy(flags: Mapping[str, Any]) -> PolicySettings:
 
 
 def _grading(flags: Mapping[str, Any], output: Path) -> tuple[Grading, float]:
-    """The judge with what it grades by, and the share of failures that stops a stage."""
+    """How the judge grades, and the share of failures that stops a stage."""
     from rlaif.config.judge_templates import load_templates
     from rlaif.constitution import load_constitution
     from rlaif.evaluation.best_of_n import Grading
@@ -514,12 +528,12 @@ def _reward_evaluated(
 
 class _Commands(LazyGroup):
     entries: ClassVar[Mapping[str, Entry]] = {
-        "judge": Entry("rlaif.cli.evaluate", "judge", "A judge on pairs whose better reply is known."),
-        "policy": Entry("rlaif.cli.evaluate", "policy", "Policies beside each other on the same prompts."),
-        "reward": Entry("rlaif.cli.evaluate", "reward", "A reward model on such pairs, and by best-of-n."),
+        "judge": Entry("rlaif.cli.evaluate", "judge", "Evaluate a judge on pairs whose better response is known."),
+        "policy": Entry("rlaif.cli.evaluate", "policy", "Compare policies on the same prompts."),
+        "reward": Entry("rlaif.cli.evaluate", "reward", "Evaluate a reward model on gold pairs and by best-of-n."),
     }
 
 
 @click.command(cls=_Commands)
 def evaluate() -> None:
-    """Measure a model beside trivial baselines, with intervals."""
+    """Evaluate a judge, policies or a reward model against baselines, with confidence intervals."""

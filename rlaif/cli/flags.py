@@ -1,28 +1,23 @@
-"""Flags made from the settings, and those that name a judge: the same for every command.
+"""Flags that several commands share: one for every setting of a run, the judge of an evaluation, `--template-options`.
 
-Environment variables that look like settings and are none: a mistyped one would be passed over in silence.
-
-`--template-options`: what a chat template is given, as a mapping on the command line.
-
-The flags of every command that takes a run file, made from the settings themselves.
-
-The flags that name a judge, and the judge that they name: the same for every evaluation.
+Also the warning about environment variables that begin like a setting and name none.
 """
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
-from pydantic_core import PydanticUndefined
 
+from rlaif.cli.options import option, parameter
 from rlaif.cli.terminal import echo
+from rlaif.config.messages import former_names
 from rlaif.config.run_file import Setting, load_run, settable
 from rlaif.config.schemas import RunSettings
+from rlaif.errors import closest
 from rlaif.inference.models import served_model
 
 if TYPE_CHECKING:
@@ -31,36 +26,47 @@ if TYPE_CHECKING:
 
 _PREFIX = "RLAIF_"
 _KEY = "_KEY"
-"""How a variable may end that a user has put an API key in: `api_key_env` takes any name, and no setting ends so."""
+"""The end of a variable that holds an API key: `api_key_env` takes any name, and no setting ends so."""
 
 
 def warn_of_variables() -> None:
     """A line on standard error for every variable that begins with RLAIF_ and names no setting."""
     given = {name for name in os.environ if name.startswith(_PREFIX) and not name.endswith(_KEY)}
-    known = _known() if given else set()
+    known, former = _variables() if given else (set(), {})
     for name in sorted(given - known):
-        close = difflib.get_close_matches(name, sorted(known), n=1)
-        hint = f"; did you mean {close[0]}?" if close else ""
-        echo(f"note: the environment variable {name} names no setting and is passed over{hint}", err=True)
+        hint = ""
+        if name in former:
+            hint = f"; it is now called {former[name]}"
+        elif close := closest(name.removeprefix(_PREFIX), (each.removeprefix(_PREFIX) for each in known)):
+            hint = f"; did you mean {_PREFIX}{close}?"
+        echo(f"note: the environment variable {name} names no setting and is ignored{hint}", err=True)
 
 
-def _known() -> set[str]:
-    """The variables of a run's settings, of every training's, and the one that says where vLLM is."""
-    from rlaif.config.run_file import settable
+def _variables() -> tuple[set[str], dict[str, str]]:
+    """The variables of a run's settings, of every training's, and the one that says where vLLM is; and the former names
+    of some, with their names today."""
     from rlaif.inference.vllm_process import PYTHON_VARIABLE
     from rlaif.rl.config import OnlineSettings
     from rlaif.training.config import SETTINGS, CommonSettings, variable_of
 
     kinds: list[type[CommonSettings]] = [*SETTINGS.values(), OnlineSettings]
-    trainings = {variable_of(setting) for kind in kinds for setting in settable(kind)}
-    return {setting.variable for setting in settable()} | trainings | {PYTHON_VARIABLE}
+    trainings = [setting for kind in kinds for setting in settable(kind)]
+    known = {each.variable for each in settable()} | {variable_of(each) for each in trainings} | {PYTHON_VARIABLE}
+    former: dict[str, str] = {}
+    for setting in settable():
+        former |= {Setting(path, setting.field).variable: setting.variable for path in former_names(setting.path)}
+    for setting in trainings:
+        former |= {
+            variable_of(Setting(path, setting.field)): variable_of(setting) for path in former_names(setting.path)
+        }
+    return known, former
 
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
 def template_options(whose: str, name: str = "--template-options") -> Callable[[_Command], _Command]:
-    """Add the flag; the command gets a mapping, or None where it is not given."""
+    """Add `--template-options`, or another flag for it; the command gets a mapping, or None."""
     text = f"Passed to the chat template, for instance '{{enable_thinking: false}}': {whose}"
     return click.option(name, metavar="{KEY: VALUE}", callback=_mapping, help=text)
 
@@ -74,12 +80,20 @@ def mapping(value: str) -> dict[str, Any]:
     from rlaif.config.yaml import plain_yaml
 
     try:
-        found = plain_yaml(value)
+        options = plain_yaml(value)
     except ValueError:
-        found = None
-    if not isinstance(found, dict) or not all(isinstance(key, str) for key in found):
+        options = None
+    if not isinstance(options, dict) or not all(isinstance(key, str) for key in options):
         raise click.BadParameter(f"{value!r} is no mapping: write it like '{{enable_thinking: false}}'")
-    return found
+    return options
+
+
+COMMON = frozenset({
+    "constitution", "prompts.path", "prompts.limit", "policy.model", "policy.base_url", "policy.samples",
+    "policy.max_tokens", "judge.model", "judge.base_url", "judge.api_key_env", "compare.principles", "compare.orders",
+    "pair.select", "pair.margin", "output",
+})  # fmt: skip
+"""The settings that the help of a command with a run file shows; `--help-all` shows all."""
 
 
 def run_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -96,7 +110,7 @@ def run_options(command: Callable[..., None]) -> Callable[..., None]:
     call.__name__ = command.__name__
     # click keeps the parameters of a function last one first, as decorators come.
     given = getattr(command, "__click_params__", [])
-    call.__click_params__ = [*given, *map(flag, reversed(list(settable())))]  # type: ignore[attr-defined]
+    call.__click_params__ = [*given, *map(option, reversed(list(settable())))]  # type: ignore[attr-defined]
     return click.argument("run_file", metavar="RUN.yaml", type=click.Path(path_type=Path))(call)
 
 
@@ -105,21 +119,8 @@ def settings_of(run_file: Path, flags: dict[tuple[str, ...], str]) -> RunSetting
     return load_run(run_file, flags)
 
 
-def parameter(setting: Setting) -> str:
-    """What a command calls the value of a setting's flag."""
-    return setting.flag.removeprefix("--").replace("-", "_")
-
-
-def flag(setting: Setting) -> click.Option:
-    """The flag of a setting, whose text is its help."""
-    default = setting.field.default
-    shown = "" if default is None or default is PydanticUndefined or default in ((), {}) else f"  [default: {default}]"
-    text = (setting.field.description or "").replace("\n", " ")
-    return click.Option([setting.flag, parameter(setting)], metavar="VALUE", help=f"{text}{shown}")
-
-
 DEFAULT_CONSTITUTION = "helpful-honest-harmless-concise"
-"""What is judged by where nothing else is said."""
+"""The constitution of an evaluation that names none."""
 
 _FLAGS = {"model": "--judge", "base_url": "--base-url", "api_key_env": "--api-key-env", "launch": "--launch"}
 _NAMES = ("judge", "base_url", "judge_model", "api_key_env", "launch")
@@ -142,43 +143,43 @@ def judge_options_beside_a_constitution(command: _Command) -> _Command:
 
 
 def _with_options(command: _Command, *model: str) -> _Command:
-    judged_by = f"What is judged by.  [default: with --run that of the run file, else {DEFAULT_CONSTITUTION}]"
-    named = click.option("--constitution", metavar="NAME|FILE", help=judged_by)(command)
-    return _judge_options(named, *model)
+    text = f"Constitution to judge by.  [default: with --run that of the run file, else {DEFAULT_CONSTITUTION}]"
+    return _judge_options(click.option("--constitution", metavar="NAME|FILE", help=text)(command), *model)
 
 
 def _judge_options(command: _Command, *model: str) -> _Command:
     path = click.Path(path_type=Path)
-    for option in (
+    for add in (
         click.option(
             "--run",
             "run_file",
             metavar="RUN.yaml",
             type=path,
-            help="Take judge, settings and, where none is named, constitution from a run file.",
+            help="Run file that gives the judge, its settings and, unless --constitution is set, the constitution.",
         ),
         click.option(
             "--launch", type=click.Choice(["vllm"]), help="Start `vllm serve` with the judge, and stop it afterwards."
         ),
         click.option("--api-key-env", metavar="NAME", help="Environment variable that holds the server's API key."),
         click.option(
-            *model, "judge_model", metavar="NAME", help="Where --judge is a URL: the model, if the server has several."
+            *model,
+            "judge_model",
+            metavar="NAME",
+            help="Model on the server, if --judge is the URL of one with several.",
         ),
-        click.option("--base-url", metavar="URL", help="OpenAI-compatible server that has the judge."),
+        click.option("--base-url", metavar="URL", help="OpenAI-compatible server of the judge."),
         click.option(
             "--judge",
             metavar="MODEL|URL",
-            help="A shipped name, a folder, a hub name, a server's name for it, or a URL.",
+            help="Judge model: a shipped name, a folder, a hub name, its name on the server, or a URL.",
         ),
     ):
-        command = option(command)
+        command = add(command)
     return command
 
 
 def run_of(run_file: Path, flags: Mapping[str, Any]) -> RunSettings:
-    """The run file that brings the judge. Raises click.UsageError where flags name another one."""
-    from rlaif.config.run_file import load_run
-
+    """The settings of the run file that `--run` names. Raises click.UsageError where flags name another one."""
     if any(flags.get(name) is not None for name in _NAMES):
         raise click.UsageError("--run takes the judge from the run file: leave out the judge's own flags")
     return load_run(run_file)

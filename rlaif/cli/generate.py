@@ -1,11 +1,4 @@
-"""`rlaif generate`, each of its stages, `preview` and `revise`.
-
-`rlaif preview`: a few prompts through all stages, nothing stored, and what the whole run would cost.
-
-`generate`, and each of its stages by its own name.
-
-`rlaif revise`: critique and revision, for supervised fine-tuning.
-"""
+"""`rlaif generate`, each of its stages by its own name, `rlaif preview` and `rlaif revise`."""
 
 from __future__ import annotations
 
@@ -15,7 +8,8 @@ from pathlib import Path
 
 import click
 
-from rlaif.cli.flags import run_options, settings_of
+from rlaif.cli.flags import COMMON, run_options, settings_of
+from rlaif.cli.options import SettingsCommand
 from rlaif.cli.render import end_report
 from rlaif.cli.setup import warn_of_same_family
 from rlaif.cli.terminal import echo, secho
@@ -28,11 +22,11 @@ from rlaif.records import Critique, Judgement, Order, Record, Revision, Sample, 
 from rlaif.store import read_records
 
 
-@click.command()
-@click.option("-n", "count", default=3, show_default=True, type=click.IntRange(1), help="Prompts to show.")
+@click.command(cls=SettingsCommand, common=COMMON)
+@click.option("-n", "count", default=3, show_default=True, type=click.IntRange(1), help="Number of prompts to show.")
 @run_options
 def preview(run_file: Path, flags: dict[tuple[str, ...], str], count: int) -> None:
-    """Full transcripts of the first prompts; nothing is stored. Then the cost of the whole run, extrapolated."""
+    """Show full transcripts of the first prompts and estimate the cost of the whole run; nothing is stored."""
     settings = settings_of(run_file, flags)
     with tempfile.TemporaryDirectory(prefix="rlaif-preview-") as folder:
         few = settings.prompts.model_copy(update={"limit": min(count, settings.prompts.limit or count)})
@@ -52,27 +46,27 @@ _ANSWERS: dict[str, dict[str, type[Record]]] = {
     "policy": {"samples": Sample},
     "judge": {"critiques": Critique, "revisions": Revision, "judgements": Judgement, "scores": Score, "orders": Order},
 }
-"""Whose answers are in which files of a run folder."""
+"""The files of a run folder with the outputs of each model."""
 
 
 def _tokens(folder: Path) -> dict[str, tuple[int, int]]:
-    """Tokens read and written by each model, over all answers in a run folder."""
-    told = {}
+    """Prompt and completion tokens of each model, over all outputs in a run folder."""
+    tokens = {}
     for model, files in _ANSWERS.items():
-        found = [(folder / f"{name}.jsonl", kind) for name, kind in files.items()]
-        spent = tokens_of(model, (each for path, kind in found if path.exists() for each in read_records(path, kind)))
-        told[model] = (spent[f"{model}_prompt_tokens"], spent[f"{model}_completion_tokens"])
-    return told
+        tables = [(folder / f"{name}.jsonl", kind) for name, kind in files.items()]
+        spent = tokens_of(model, (each for path, kind in tables if path.exists() for each in read_records(path, kind)))
+        tokens[model] = (spent[f"{model}_prompt_tokens"], spent[f"{model}_completion_tokens"])
+    return tokens
 
 
 def _show_cost(report: Report, settings: RunSettings, spent: dict[str, tuple[int, int]]) -> None:
     from rlaif.data.prompts import InputIssues, read_prompts
 
     wanted = settings.prompts
-    found = read_prompts(
+    prompts = read_prompts(
         wanted.path, column=wanted.column, responses=wanted.responses, limit=wanted.limit, input_issues=InputIssues()
     )
-    whole = sum(1 for _ in found)
+    whole = sum(1 for _ in prompts)
     times = whole / report.run.prompt_count
     assert report.outcome is not None  # generate ran all its stages
     secho(f"\nThe whole run, about {times:.0f} times this ({whole:,} prompts)", bold=True)
@@ -82,10 +76,14 @@ def _show_cost(report: Report, settings: RunSettings, spent: dict[str, tuple[int
         echo(f"  {name:<10} {read * times:>12,.0f} tokens in {written * times:>12,.0f} out")
     for kind, failed in report.outcome.failures.items():
         echo(f"  failed here: {kind} {failed}")
-    echo("Larger runs are faster a call than this: their batches are full and prefixes are shared.")
+    echo("A larger run is faster per call: its batches are full and its prefixes are shared.")
 
 
 Flags = dict[tuple[str, ...], str]
+
+_REVISE = {each for each in COMMON if not each.startswith(("compare.", "pair."))} | {
+    "revise.rounds", "revise.samples", "revise.max_tokens", "revise.temperature", "revise.helpful.path",
+}  # fmt: skip
 
 _PRECEDENCE = "A flag beats the environment (RLAIF_POLICY_SAMPLES for --policy-samples), which beats RUN.yaml."
 
@@ -102,7 +100,7 @@ def _run(run_file: Path, flags: Flags, stages: Sequence[str]) -> None:
 
 
 def warn_of_judges(run_file: Path, settings: RunSettings) -> None:
-    """Lines on standard error about the judges of these labels: what is known of them, and who is the policy's kin."""
+    """Notes on standard error about the judges: their evaluations, and judges of the policy's model family."""
     from rlaif.constitution import load_constitution
     from rlaif.evaluation.judge_metrics import FOLDER, known_verdict
     from rlaif.inference.models import model_name
@@ -110,67 +108,67 @@ def warn_of_judges(run_file: Path, settings: RunSettings) -> None:
     constitution = load_constitution(settings.constitution)
     for judge in settings.judges:
         name = model_name(judge)
-        found = known_verdict(name, constitution.hash)
-        if found is None:
+        verdict = known_verdict(name, constitution.hash)
+        if verdict is None:
             server = f" --base-url {judge.base_url}" if judge.base_url else ""
             how = f"--run {run_file}" if judge is settings.judge else f"--judge {judge.model}{server}"
             hint = f"`rlaif evaluate judge {how} --gold FILE` does one"
             echo(f"note: {FOLDER} has no evaluation of {name} by this constitution; {hint}", err=True)
-        elif found.level != "fit":
-            echo(f"note: by its evaluation in {FOLDER}, the judge {name} is {found}", err=True)
+        elif verdict.level != "fit":
+            echo(f"note: by its evaluation in {FOLDER}, the judge {name} is {verdict}", err=True)
     warn_of_same_family(settings)
 
 
-@click.command(epilog=_PRECEDENCE)
+@click.command(cls=SettingsCommand, common=COMMON, epilog=_PRECEDENCE)
 @run_options
 def generate(run_file: Path, flags: Flags) -> None:
-    """Sample, critique, compare, pair: prompts in, judged preference pairs out.
+    """Generate preference pairs from prompts: sample, critique, compare, pair.
 
-    Every answer is on disk as soon as it arrives. The same command resumes an interrupted run, and after a change of
-    settings it asks only for what is missing.
+    Every response is on disk as soon as it arrives. The same command resumes an interrupted run, and after a change of
+    settings it makes only the calls that are missing.
     """
     from rlaif.feedback.pipeline import STAGES
 
     _run(run_file, flags, STAGES)
 
 
-@click.command(epilog=_PRECEDENCE)
+@click.command(cls=SettingsCommand, common=COMMON, epilog=_PRECEDENCE)
 @run_options
 def sample(run_file: Path, flags: Flags) -> None:
-    """Draw the missing answers of the policy into samples.jsonl."""
+    """Generate the missing responses of the policy into samples.jsonl."""
     _run(run_file, flags, ["sample"])
 
 
-@click.command(epilog=_PRECEDENCE)
+@click.command(cls=SettingsCommand, common=COMMON, epilog=_PRECEDENCE)
 @run_options
 def critique(run_file: Path, flags: Flags) -> None:
     """Write the judge's missing critiques of the samples into critiques.jsonl."""
     _run(run_file, flags, ["critique"])
 
 
-@click.command(epilog=_PRECEDENCE)
+@click.command(cls=SettingsCommand, common=COMMON, epilog=_PRECEDENCE)
 @run_options
 def compare(run_file: Path, flags: Flags) -> None:
-    """Ask the judge's missing comparisons into judgements.jsonl."""
+    """Run the judge's missing comparisons into judgements.jsonl."""
     _run(run_file, flags, ["compare"])
 
 
-@click.command(epilog=_PRECEDENCE)
+@click.command(cls=SettingsCommand, common=COMMON, epilog=_PRECEDENCE)
 @run_options
 def pair(run_file: Path, flags: Flags) -> None:
-    """Derive pairs.jsonl from the answers on disk, for instance with another --pair-margin; no model is asked."""
+    """Derive pairs.jsonl from the judgements on disk, for instance with another --pair-margin; no model is called."""
     _run(run_file, flags, ["pair"])
 
 
-@click.command()
-@click.option("--skip-critique", is_flag=True, help="Ask for revisions at once: --revise-skip-critique true.")
+@click.command(cls=SettingsCommand, common=_REVISE)
+@click.option("--skip-critique", is_flag=True, help="Revise without a critique; short for --revise-skip-critique true.")
 @run_options
 def revise(run_file: Path, flags: dict[tuple[str, ...], str], skip_critique: bool) -> None:
-    """Critique and rewrite the samples round by round, and let the judge compare each end with its beginning.
+    """Critique and revise the samples in rounds, and compare each final revision with its original.
 
-    Each round goes by a principle drawn by hash. Out come sft.jsonl (prompt, response) and revised_pairs.jsonl, where
-    `chosen` is what the judge preferred, revision or original. Missing samples are drawn first. The same command
-    resumes an interrupted run, and asks only for what is missing.
+    Each round samples a principle deterministically. The output is sft.jsonl (prompt, response) and
+    revised_pairs.jsonl, where `chosen` is the judge's preference, revision or original. Missing samples are generated
+    first. The same command resumes an interrupted run and makes only the calls that are missing.
     """
     from rlaif.feedback.pipeline import run_pipeline
 

@@ -1,9 +1,7 @@
-"""The entry point. It knows the commands by name and a line of help only.
+"""The entry point.
 
-Groups of commands that know each command by name and a line of help only; its module is loaded when it is run.
-
-The entry point. It knows the commands by name and a line of help only; a command's module is loaded when it is run,
-so that `rlaif --help` loads neither torch nor pydantic. All errors are told here, once, as one line.
+It knows each command by name and a line of help only. A command's module is loaded when the command is run, so that
+`rlaif --help` loads neither torch nor pydantic. Every expected error is printed here, once, as one line.
 """
 
 from __future__ import annotations
@@ -21,7 +19,7 @@ import click
 
 from rlaif import __version__
 from rlaif.cli.terminal import echo
-from rlaif.errors import RlaifError
+from rlaif.errors import RlaifError, closest, nearest
 
 
 class Entry(NamedTuple):
@@ -55,10 +53,8 @@ class LazyGroup(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """The command that was asked for. Raises UsageError with the nearest name where there is none."""
+        """The command by its name. Raises UsageError with the nearest name where there is none."""
         if args and args[0] not in self.entries and not args[0].startswith("-"):
-            from rlaif.errors import nearest
-
             raise click.UsageError(f"no command `{args[0]}`; {nearest(args[0], self.entries)}", ctx)
         return super().resolve_command(ctx, args)
 
@@ -70,28 +66,29 @@ class LazyGroup(click.Group):
 
 class _Commands(LazyGroup):
     entries: ClassVar[Mapping[str, Entry]] = {
-        "demo": Entry("rlaif.cli.demo", "demo", "Run the whole loop offline on the tiny models of the package."),
-        "init": Entry("rlaif.cli.setup", "init", "Make a folder with all that a run needs, to start from."),
-        "run": Entry("rlaif.cli.workflow", "run", "The whole loop from one file: generate, train, evaluate, report."),
+        "demo": Entry("rlaif.cli.demo", "demo", "Run the whole workflow offline on the toy models of the package."),
+        "init": Entry("rlaif.cli.setup", "init", "Create a folder with everything that a run needs."),
+        "run": Entry("rlaif.cli.workflow", "run", "Generate, train, evaluate and report from one run file."),
         "constitution": Entry("rlaif.cli.constitution", "constitution", "Write, check, test and diff constitutions."),
-        "check": Entry("rlaif.cli.setup", "check", "Tell every problem of a run file; only the models are probed."),
+        "check": Entry("rlaif.cli.setup", "check", "Report every problem of a run file and probe the models."),
         "preview": Entry(
-            "rlaif.cli.generate", "preview", "Full transcripts of a few prompts, and the cost of the run."
+            "rlaif.cli.generate", "preview", "Show transcripts of a few prompts and estimate the cost of the run."
         ),
         "generate": Entry("rlaif.cli.generate", "generate", "Sample, critique, compare, pair: prompts in, pairs out."),
-        "sample": Entry("rlaif.cli.generate", "sample", "Only draw the policy's answers."),
+        "sample": Entry("rlaif.cli.generate", "sample", "Only generate the policy's responses."),
         "critique": Entry("rlaif.cli.generate", "critique", "Only write the judge's critiques of the samples."),
-        "compare": Entry("rlaif.cli.generate", "compare", "Only ask the judge's comparisons."),
-        "pair": Entry("rlaif.cli.generate", "pair", "Derive the pairs again from the answers on disk."),
+        "compare": Entry("rlaif.cli.generate", "compare", "Only run the judge's comparisons."),
+        "pair": Entry("rlaif.cli.generate", "pair", "Derive the pairs again from the judgements on disk."),
         "revise": Entry(
             "rlaif.cli.generate", "revise", "Critique and rewrite the samples, for supervised fine-tuning."
         ),
-        "train": Entry("rlaif.cli.train", "train", "Train: SFT, a reward model or DPO on the data, PPO online."),
-        "score": Entry("rlaif.cli.train", "score", "Rewards of a reward model for a file of responses."),
+        "train": Entry("rlaif.cli.train", "train", "Train by SFT, DPO or RL (PPO, GRPO, ...), or a reward model."),
+        "score": Entry("rlaif.cli.train", "score", "Score a file of responses with a reward model."),
         "evaluate": Entry("rlaif.cli.evaluate", "evaluate", "Measure a judge, policies or a reward model."),
-        "report": Entry("rlaif.cli.workflow", "report", "A run, its trainings and evaluations as one HTML page."),
-        "data": Entry("rlaif.cli.data", "data", "Check preference data, ours or anybody's, and export it."),
+        "report": Entry("rlaif.cli.workflow", "report", "Write a run, its trainings and evaluations as one HTML page."),
+        "data": Entry("rlaif.cli.data", "data", "Check and export preference data from rlaif or elsewhere."),
         "judge": Entry("rlaif.cli.serve", "judge", "Serve a judge model with vLLM."),
+        "version": Entry("rlaif.cli.version", "version", "Show the versions of rlaif and what it runs on."),
     }
 
 
@@ -102,14 +99,14 @@ def cli() -> None:
 
     Start with `rlaif demo`, then `rlaif init my-run` and `rlaif generate my-run/run.yaml`.
 
-    Exit codes: 0 done, 1 a model or a record failed, 2 a mistake in what was given, 130 interrupted. Commands that
-    check or measure have more, which their own help tells.
+    Exit codes: 0 done, 1 a model or a record failed, 2 an invalid argument, file or setting, 130 interrupted. Commands
+    that check or measure have further codes; see their own help.
     """
 
 
 def _leave_threads(code: int) -> None:
-    """End at once where a thread is still at work: a model that is being loaded can take minutes, and nothing of it is
-    to be kept; the interpreter would wait for it, or be taken down under it."""
+    """End at once if a thread is still at work, such as one that loads a model for minutes: the interpreter would wait
+    for it, or crash under it."""
     if threading.active_count() > 1:
         for stream in (sys.stdout, sys.stderr):
             with contextlib.suppress(OSError, ValueError):
@@ -123,6 +120,9 @@ def main() -> NoReturn:
         code = cli.main(standalone_mode=False)
         sys.stdout.flush()
     except click.ClickException as error:
+        if isinstance(error, click.NoSuchOption):  # of what click finds similar, only what is close
+            close = [each for each in error.possibilities or () if closest(error.option_name, [each])]
+            error = click.NoSuchOption(error.option_name, possibilities=close, ctx=error.ctx)
         shown = io.StringIO()
         error.show(shown)
         echo(shown.getvalue(), err=True, nl=False)

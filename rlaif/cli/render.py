@@ -1,4 +1,4 @@
-"""What a run comes to, for people: its counts at the end, and where its files are."""
+"""The end of a run on the terminal: its counts and its folder."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def show_report(report: Report) -> None:
         echo(f"note: in the prompts, {report.run.input_issues}", err=True)
     healed = sum(table.healed for table in report.run.tables)
     if report.revised and report.revised.input_issues.counts:
-        echo(f"note: in the helpful answers, {report.revised.input_issues}", err=True)
+        echo(f"note: in the helpful responses, {report.revised.input_issues}", err=True)
     if healed:
         echo(f"note: {healed} torn last line(s) cut off; what they held was asked again", err=True)
     rows = _counts(report)
@@ -38,7 +38,10 @@ def end_report(report: Report) -> None:
 
 
 def _counts(report: Report) -> list[tuple[str, str]]:
-    rows = [(f"{tally.stage}: asked now", f"{tally.asked:,} ({tally.seconds:.1f} s)") for tally in report.tallies]
+    rows = [
+        (tally.stage, f"{tally.asked:,} calls, {tally.known:,} cached ({tally.seconds:.1f} s)")
+        for tally in report.tallies
+    ]
     rows += _revised(report)
     outcome = report.outcome
     if outcome is None:
@@ -57,7 +60,7 @@ def _counts(report: Report) -> list[tuple[str, str]]:
         ("without a label", _with(count["comparisons_unparsed"] + count["comparisons_failed"],
                                   unparsed=count["comparisons_unparsed"], failed=count["comparisons_failed"])),
         ("failures", _with(outcome.failures.total(), **outcome.failures)),
-        ("pairs", _with(count["pairs"], prompts_without=count["prompts_without_pair"])),
+        ("pairs", _with(count["pairs"], prompts_without_a_pair=count["prompts_without_pair"])),
         *_panel(outcome),
         *_slots(outcome),
         ("policy tokens", _tokens(count["policy_prompt_tokens"], count["policy_completion_tokens"])),
@@ -71,13 +74,15 @@ def _counts(report: Report) -> list[tuple[str, str]]:
 def _panel(outcome: Outcome) -> list[tuple[str, str]]:
     if outcome.panel is None:
         return []
-    found = outcome.panel.result()
-    name, value = ("kappa", found.kappa) if len(found.judges) == 2 else ("alpha", found.alpha)
-    told = f"{name} {decimal(value)} over {found.comparisons:,} comparisons, correlation {decimal(found.correlation)}"
-    least = found.effective_at_least
-    worth = "" if least is None else f": worth at least {least:.1f} independent judges of {len(found.judges)}"
-    rows = [("the judges agree", told + worth)]
-    for part, accuracy in zip(found.judges, found.accuracies or [None for _ in found.judges], strict=True):
+    panel = outcome.panel.result()
+    name, value = ("kappa", panel.kappa) if len(panel.judges) == 2 else ("alpha", panel.alpha)
+    statistics = (
+        f"{name} {decimal(value)} over {panel.comparisons:,} comparisons, correlation {decimal(panel.correlation)}"
+    )
+    least = panel.effective_at_least
+    worth = "" if least is None else f": worth at least {least:.1f} independent judges of {len(panel.judges)}"
+    rows = [("judge agreement", statistics + worth)]
+    for part, accuracy in zip(panel.judges, panel.accuracies or [None for _ in panel.judges], strict=True):
         labels = f"agrees with {part.agrees:,} labels, opposes {part.opposes:,}, abstains {part.abstains:,}"
         rows.append((f"  {part.judge}", f"{labels}; its own orders disagree {part.flips:,} times{_right(accuracy)}"))
     return rows
@@ -88,12 +93,12 @@ def _right(accuracy: float | None) -> str:
 
 
 def _slots(outcome: Outcome) -> list[tuple[str, str]]:
-    """What was taken off, where pairs were asked in one order."""
+    """The position bias that was removed, if pairs were judged in one order."""
     rows = []
     for judge, bias in outcome.slots.items():
-        doubt = "?" if bias.standard_error is None else f"{bias.standard_error:.2f}"
-        told = f"{bias.estimate:+.2f} ± {doubt} logits for the first slot, {bias.removed:+.2f} taken off the labels"
-        rows.append(("slot bias" if len(outcome.slots) == 1 else f"slot bias of {judge}", told))
+        error = "?" if bias.standard_error is None else f"{bias.standard_error:.2f}"
+        text = f"{bias.estimate:+.2f} ± {error} logits for the first slot, {bias.removed:+.2f} removed from the labels"
+        rows.append(("position bias" if len(outcome.slots) == 1 else f"position bias of {judge}", text))
     return rows
 
 
@@ -112,7 +117,7 @@ def _revised(report: Report) -> list[tuple[str, str]]:
     }
     return [
         ("revisions", _with(made.uses.total(), **made.uses)),
-        ("replies changed", f"{count['changed']:,} of {count['chains']:,}" + _left_out(count["too_long"])),
+        ("responses changed", f"{count['changed']:,} of {count['chains']:,}" + _left_out(count["too_long"])),
         ("revision preferred", f"{_with(count['confirmed'], **rest)}: the judge confirms {confirmed:.0%}"),
         ("SFT rows", _with(count["sft_rows"] + count["helpful_rows"], helpful=count["helpful_rows"])),
         ("revised pairs", f"{count['pairs']:,}"),
@@ -125,8 +130,8 @@ def _left_out(too_long: int) -> str:
 
 
 def _with(total: int, **parts: int) -> str:
-    told = ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in parts.items() if count)
-    return f"{total:,} ({told})" if told else f"{total:,}"
+    details = ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in parts.items() if count)
+    return f"{total:,} ({details})" if details else f"{total:,}"
 
 
 def _tokens(prompt: int, completion: int, cached: int = 0) -> str:

@@ -1,11 +1,4 @@
-"""The reports of evaluations, for people.
-
-The report of `rlaif evaluate judge`, for people.
-
-The report of `rlaif evaluate policy`, for people.
-
-The report of `rlaif evaluate reward`, for people.
-"""
+"""The reports of `rlaif evaluate judge`, `policy` and `reward` as text on the terminal."""
 
 from __future__ import annotations
 
@@ -57,7 +50,7 @@ def show_judge(done: EvaluatedJudge) -> None:
     _show_temperature(report)
     _show_errors(report)
     asked, known = sum(each.asked for each in done.tallies), sum(each.known for each in done.tallies)
-    echo(f"\n{asked:,} questions asked now, {known:,} on disk already; report in {done.path}")
+    echo(f"\n{asked:,} calls, {known:,} cached; report in {done.path}")
 
 
 def _numbers(found: Measures) -> Iterator[tuple[str, str]]:
@@ -107,7 +100,7 @@ def _leanings(found: Measures) -> Iterator[tuple[str, str]]:
         yield "better is longer", f"right {found.length.longer} of {found.length.longer.pairs:,}"
     slope = found.length.slope
     if slope is not None:
-        yield "length slope", f"{slope.value:+.2f} ({slope.low:+.2f} to {slope.high:+.2f}) logits a log length ratio"
+        yield "length slope", f"{slope.value:+.2f} ({slope.low:+.2f} to {slope.high:+.2f}) logits per log length ratio"
 
 
 def _trust(found: Measures) -> Iterator[tuple[str, str]]:
@@ -116,12 +109,12 @@ def _trust(found: Measures) -> Iterator[tuple[str, str]]:
         told = f"Brier {each.brier:.3f}, log loss {each.log_loss:.3f} (one half: 0.25, 0.693)"
         yield "calibration", f"error {each.error_beside_chance}, {told}"
     if found.mass is not None:
-        yield "label mass", f"{found.mass.mean:.3f}; {found.mass.below:.1%} of answers under {found.mass.least:g}"
+        yield "label mass", f"{found.mass.mean:.3f}; {found.mass.below:.1%} of judgements under {found.mass.least:g}"
 
 
 def _cost(found: Measures) -> str:
     cost = found.cost
-    # vLLM's batch route does not say how much came from its cache: then nothing is told, rather than none.
+    # vLLM's batch route does not report cached tokens: the text then leaves them out.
     cached = f" ({cost.cached_tokens / cost.prompt_tokens:.0%} cached)" if cost.cached_tokens else ""
     told = f"{cost.calls:,} calls, {cost.prompt_tokens:,} tokens in{cached}, {cost.completion_tokens:,} out"
     if cost.calls_per_1000 is None or cost.prompt_tokens_per_1000 is None:
@@ -145,10 +138,10 @@ def _row(group: Group) -> tuple[str, ...]:
     from rlaif.cli.terminal import percent
 
     first = None if group.first is None else group.first.value
-    return group.name, f"{group.pairs:,}", *_told(group.accuracy), percent(group.flips), percent(first)
+    return group.name, f"{group.pairs:,}", *_with_interval(group.accuracy), percent(group.flips), percent(first)
 
 
-def _told(estimate: Estimate | None) -> tuple[str, str]:
+def _with_interval(estimate: Estimate | None) -> tuple[str, str]:
     """The value and its interval, a word each, so that no column breaks them."""
     return ("-", "-") if estimate is None else (f"{estimate.value:.0%}", f"{estimate.low:.0%}-{estimate.high:.0%}")
 
@@ -163,12 +156,12 @@ def _show_canaries(canaries: Sequence[Canary]) -> None:
     for each in canaries:
         if each.fenced:
             first, second = (None if side is None else side.value for side in (each.first, each.second))
-            unfenced = _told(bare[each.kind]) if each.kind in bare else ("", "")
-            rows.append((each.kind, *_told(each.wins), percent(first), percent(second), *unfenced))
-    echo(f"\nVerdicts won against the better reply of {canaries[0].pairs} pairs by replies that must not win:\n")
+            unfenced = _with_interval(bare[each.kind]) if each.kind in bare else ("", "")
+            rows.append((each.kind, *_with_interval(each.wins), percent(first), percent(second), *unfenced))
+    echo(f"\nVerdicts won against the better response of {canaries[0].pairs} pairs by responses that must not win:\n")
     columns = ("canary", "wins", "95%", "1st", "2nd", "unfenced", "95% ")
     print_table(columns, rows, right=columns[1:])
-    echo("\n1st, 2nd: in that slot; unfenced: the replies shown without the marks that a run puts around them")
+    echo("\n1st, 2nd: in that slot; unfenced: the responses without the delimiters that a run puts around them")
 
 
 def _show_errors(report: JudgeReport) -> None:
@@ -197,7 +190,7 @@ def _show_temperature(report: JudgeReport) -> None:
 
 
 def show_policies(done: EvaluatedPolicies) -> None:
-    """Print the report: who beats whom first, what speaks against it, then the numbers."""
+    """Print the report: the headline of each match, the warnings, then the numbers."""
     report = done.report
     about = report.about
     if about.input_issues:
@@ -209,17 +202,17 @@ def show_policies(done: EvaluatedPolicies) -> None:
     of = f"`{about.constitution}` ({about.constitution_hash[:12]})"
     echo(f"on {about.prompt_count:,} prompts, by {about.judge} under {of}\n")
     for warning in report.warnings:
-        echo(f"  doubt: {warning}")
+        echo(f"  warning: {warning}")
     if report.warnings:
         echo()
     _show_matches(report.matches)
-    _show_players(report)
+    _show_metrics(report)
     _show_principles(report)
     _show_tags(report)
     _show_ratings(report)
     _show_cost(report)
     asked, known = sum(each.asked for each in done.tallies), sum(each.known for each in done.tallies)
-    echo(f"{asked:,} questions asked now, {known:,} on disk already; report in {done.path}")
+    echo(f"{asked:,} calls, {known:,} cached; report in {done.path}")
 
 
 def headline(match: Match) -> str:
@@ -233,8 +226,9 @@ def headline(match: Match) -> str:
         verdict = f"{match.policy} beats {match.baseline}"
     elif rate.high < 0.5:
         verdict = f"{match.policy} loses to {match.baseline}"
-    equal = "withheld" if match.length_controlled is None else _interval(match.length_controlled)
-    return f"{verdict}: win rate {_interval(rate)}; preference {_interval(match.preference)}, at equal length {equal}"
+    controlled = "withheld" if match.length_controlled is None else _interval(match.length_controlled)
+    rates = f"win rate {_interval(rate)}; preference {_interval(match.preference)}"
+    return f"{verdict}: {rates}, length-controlled win rate {controlled}"
 
 
 def _show_matches(matches: Sequence[Match]) -> None:
@@ -250,7 +244,7 @@ def _show_matches(matches: Sequence[Match]) -> None:
         "losses",
         "win rate",
         "preference",
-        "at equal length",
+        "LC win rate",
         "flips",
     )
     rows = [
@@ -269,21 +263,21 @@ def _show_matches(matches: Sequence[Match]) -> None:
     ]
     print_table(columns, rows, right=columns[2:])
     echo("\nwins: ahead by more than the margin; win rate: wins and half the ties; preference: mean probability of")
-    echo("being better, beside it what is left of it at equal length; 95% intervals over prompts\n")
+    echo("being better; LC win rate: length-controlled preference; 95% intervals over prompts\n")
 
 
-def _show_players(report: PolicyReport) -> None:
+def _show_metrics(report: PolicyReport) -> None:
     from rlaif.cli.terminal import percent, print_table
 
     metrics = list(dict.fromkeys(name for policy in report.policies for name in policy.metrics))
-    columns = ["policy", "answers", "missing", "length", "cut off", "blank", "repeats", "distinct 1, 2", "refuses"]
-    columns += ["breaks any", "KL", *metrics]
+    columns = ["policy", "responses", "missing", "length", "truncated", "blank", "repeats", "distinct 1, 2", "refuses"]
+    columns += ["violation rate", "KL", *metrics]
     rows = []
     for policy in report.policies:
         row = [policy.name, f"{policy.answers:,}", f"{policy.missing:,}", f"{policy.length.value:,.0f}"]
         row += [percent(policy.truncated), percent(policy.blank), percent(policy.repetition)]
         row += [f"{policy.distinct_1:.2f}, {policy.distinct_2:.2f}", percent(policy.refusals[0].share.value)]
-        row += [_broken(policy), "-" if policy.kl is None else f"{policy.kl.value:.2f}"]
+        row += [_violations(policy), "-" if policy.kl is None else f"{policy.kl.value:.2f}"]
         row += [f"{policy.metrics[name].value:.3g}" if name in policy.metrics else "-" for name in metrics]
         rows.append(row)
     print_table(columns, rows, right=columns[1:])
@@ -291,18 +285,18 @@ def _show_players(report: PolicyReport) -> None:
     for note in notes:
         echo(f"KL of {', '.join(each.name for each in report.policies if each.kl_note == note)}: {note}")
     echo(
-        f"\nlength in characters; repeats: runs of four words said before; breaks any: some grade under "
-        f"{report.about.violation_below:g} of 9; KL from {report.baseline} in nats an answer\n"
+        f"\nlength in characters; repeats: four-word sequences that occurred before; violation rate: some grade under "
+        f"{report.about.violation_below:g} of 9; KL to {report.baseline} in nats per response\n"
     )
 
 
-def _broken(policy: PolicyMetrics) -> str:
+def _violations(policy: PolicyMetrics) -> str:
     found = next((each.share for each in policy.violations if each.principle == "*"), None)
     return _interval(found)
 
 
 def _show_principles(report: PolicyReport) -> None:
-    """By principle: the win rate against the baseline, and how many answers break it, a column a policy."""
+    """By principle: the win rate against the baseline and the violation rate, a column per policy."""
     from rlaif.cli.terminal import print_table
 
     against = [match for match in report.matches if match.baseline == report.baseline]
@@ -311,7 +305,7 @@ def _show_principles(report: PolicyReport) -> None:
     names = list(dict.fromkeys(names))
     columns = ["principle", *(f"{match.policy} wins" for match in against)]
     graded = [policy for policy in report.policies if policy.violations]
-    columns += [f"{policy.name} breaks" for policy in graded]
+    columns += [f"{policy.name} violates" for policy in graded]
     rows = []
     for name in names:
         rates = [next((part.rate for part in match.principles if part.name == name), None) for match in against]
@@ -368,7 +362,7 @@ def _show_cost(report: PolicyReport) -> None:
     prompt = cost.judge_prompt_tokens
     cached = f" ({cost.judge_cached_tokens / prompt:.0%} cached)" if cost.judge_cached_tokens else ""
     echo(
-        f"{cost.answers:,} answers drawn ({cost.policy_tokens:,} tokens); {cost.judgements:,} verdicts and "
+        f"{cost.answers:,} responses sampled ({cost.policy_tokens:,} tokens); {cost.judgements:,} verdicts and "
         f"{cost.grades:,} grades, {prompt:,} tokens in{cached}, {cost.judge_completion_tokens:,} out; "
         f"{cost.seconds:.1f} s"
     )
@@ -388,7 +382,7 @@ def _share(found: Estimate | None) -> str:
 
 
 def show_reward(done: EvaluatedReward) -> None:
-    """Print the report: the headline first, what speaks against it, then the numbers."""
+    """Print the report: the headline, the warnings, then the numbers."""
     report = done.report
     if report.gold is not None and report.gold.input_issues:
         odd = ", ".join(f"{count:,} x {kind}" for kind, count in report.gold.input_issues.items())
@@ -406,10 +400,10 @@ def show_reward(done: EvaluatedReward) -> None:
         _show_best_of(report.best_of_n)
     scored = [each for each in done.tallies if each.stage in ("gold pairs", "rewards")]
     asked = [each for each in done.tallies if each not in scored]
-    told = f"{sum(each.asked for each in scored):,} rewards computed now"
-    told += f", {sum(each.asked for each in asked):,} questions asked" if asked else ""
+    counts = f"{sum(each.asked for each in scored):,} rewards computed"
+    counts += f", {sum(each.asked for each in asked):,} calls" if asked else ""
     known = sum(each.known for each in done.tallies)
-    echo(f"\n{told}, {known:,} on disk already; report in {done.path}")
+    echo(f"\n{counts}, {known:,} cached; report in {done.path}")
 
 
 def _headlines(report: RewardReport) -> Iterator[tuple[str, str]]:
@@ -421,9 +415,9 @@ def _headlines(report: RewardReport) -> Iterator[tuple[str, str]]:
         colour = "green" if gold.beats_baselines else "red"
         yield f"{report.model}: right in {gold.accuracy.value:.1%} of {gold.pairs:,} pairs{over}", colour
     if found is not None and found.overoptimised:
-        yield f"{report.model}: over-optimised beyond best-of-{found.best_n}", "red"
+        yield f"{report.model}: over-optimized beyond best-of-{found.best_n}", "red"
     elif found is not None:
-        yield f"{report.model}: no over-optimisation shown up to best-of-{found.points[-1].n}", "green"
+        yield f"{report.model}: no over-optimization shown up to best-of-{found.points[-1].n}", "green"
 
 
 def _reward_numbers(gold: Gold) -> Iterator[tuple[str, str]]:
@@ -460,7 +454,7 @@ def _length(gold: Gold) -> Iterator[tuple[str, str]]:
         if found is not None:
             yield name, f"right {found} of {found.pairs:,}"
     if gold.length.slope is not None:
-        yield "length slope", f"{_signed(gold.length.slope)} reward a log length ratio"
+        yield "length slope", f"{_signed(gold.length.slope)} reward per log length ratio"
 
 
 def _signed(found: Estimate) -> str:
@@ -486,21 +480,21 @@ def _reward_row(group: Group) -> tuple[str, ...]:
 def _show_best_of(found: BestOfN) -> None:
     from rlaif.cli.terminal import print_table
 
-    echo(f"\nBest of n by the reward, over {found.prompts:,} prompts with {found.samples} answers of {found.policy}")
+    echo(f"\nBest of n by the reward, over {found.prompts:,} prompts with {found.samples} responses of {found.policy}")
     echo(f"Other measure: {found.measure}")
     if found.left_out:
         echo("Left out: " + ", ".join(f"{count:,} prompts: {why}" for why, count in found.left_out.items()))
     echo("")
     columns = ("n", "KL", "reward", "95%", "other", "95% ", "characters")
     print_table(columns, [_point(each) for each in found.points], right=columns)
-    echo("\nKL in nats; reward in deviations above the mean answer")
+    echo("\nKL in nats; reward in standard deviations above the mean response")
     if found.drop is not None:
         fall = f"{found.drop.value:.2f} ({found.drop.low:.2f} to {found.drop.high:.2f})"
         echo(f"From n = {found.best_n} to n = {found.points[-1].n} the other measure falls by {fall}")
 
 
 def _point(point: BestOf) -> tuple[str, ...]:
-    def told(found: Estimate) -> tuple[str, str]:
-        return f"{found.value:.2f}", f"{found.low:.2f} to {found.high:.2f}"
+    def cells(estimate: Estimate) -> tuple[str, str]:
+        return f"{estimate.value:.2f}", f"{estimate.low:.2f} to {estimate.high:.2f}"
 
-    return f"{point.n}", f"{point.kl:.2f}", *told(point.reward), *told(point.gold), f"{point.length:.0f}"
+    return f"{point.n}", f"{point.kl:.2f}", *cells(point.reward), *cells(point.gold), f"{point.length:.0f}"

@@ -1,9 +1,4 @@
-"""`rlaif init` and `rlaif check`: a folder to start from, and every problem of a run file at once.
-
-`rlaif init`: a folder to start from.
-
-`rlaif check`: every problem of a run file at once, before anything is spent.
-"""
+"""`rlaif init` makes a folder to start from; `rlaif check` reports every problem of a run file at once."""
 
 from __future__ import annotations
 
@@ -17,7 +12,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from rlaif.cli.flags import run_options
+from rlaif.cli.flags import COMMON, run_options
+from rlaif.cli.options import SettingsCommand
 from rlaif.cli.terminal import echo, secho
 from rlaif.config.run_file import Flags, load_run, read_run
 from rlaif.config.schemas import JudgeSettings, PolicySettings, RunSettings
@@ -37,7 +33,7 @@ _RUN_FILE = """\
 constitution: constitution.yaml   # yours to edit; `harmless` and others ship with the package
 prompts: prompts.jsonl            # JSONL with `prompt` or `messages`, text, CSV, Parquet, or a datasets name
 
-# The model whose answers are judged. With base_url it runs on a server; without, in process.
+# The policy: the model that is trained. With base_url it runs on a server; without, in process.
 policy:
   model: demo-policy              # a tiny offline model; for real work a hub name such as Qwen/Qwen3-0.6B
   samples: 4
@@ -51,7 +47,7 @@ judge:
   model: demo-judge
 
 compare:
-  principles: one                 # one drawn a pair | each, on its own | all, in one question
+  principles: one                 # one random principle per pair | each, on its own | all, in one prompt
   orders: both                    # every pair is judged in both orders
 
 pair:
@@ -60,7 +56,7 @@ pair:
   flips: drop                     # drop | soft
 
 revise:                           # for `rlaif revise`; `enabled: true` does it in `generate` too
-  rounds: 2                       # critique and revision, up to 4 times; each round draws its principle
+  rounds: 2                       # critique and revision, up to 4 times; each round samples a principle
   temperature: 0.3
   max_tokens: 128
 
@@ -72,7 +68,7 @@ output: runs/{name}
 @click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
 @click.option("--constitution", default="demo", show_default=True, help="Shipped constitution to start from.")
 def init(folder: Path, constitution: str) -> None:
-    """Make FOLDER with a run file, a constitution and a few prompts; it runs as it is, on the tiny models."""
+    """Create FOLDER with a run file, a constitution and a few prompts; it runs without changes, on the toy models."""
     from rlaif.constitution import find_constitution
     from rlaif.constitution.model import SCHEMA_FILE
 
@@ -99,40 +95,41 @@ def init(folder: Path, constitution: str) -> None:
     echo(f"Made {folder}/{made}. Next: rlaif generate {folder}/run.yaml")
 
 
-@click.command()
+@click.command(cls=SettingsCommand, common=COMMON)
 @click.option("--offline", is_flag=True, help="Do not probe the models.")
 @run_options
 def check(run_file: Path, flags: Flags, offline: bool) -> None:
-    """Tell every problem of the settings, the constitution, the prompts and the models; exit code 2 if there are any,
-    and 1 where all is in order but for a judge that would give no labels.
+    """Report every problem of the settings, the constitution, the prompts and the models.
 
-    Nothing is stored, and nothing is sent but a probe of each model that is on a server.
+    The check stores nothing. It sends a probe to each model on a server, and nothing else.
+
+    Exit codes: 0 no problems, 1 only a judge that would give no labels, 2 any other problem.
     """
-    found: list[RlaifError] = list(plan_problems(run_file, flags))
-    if not found:
+    problems: list[RlaifError] = list(plan_problems(run_file, flags))
+    if not problems:
         settings = load_run(run_file, flags)
-        found += _output_problems(settings, run_file, flags)
-        found += _constitution_problems(settings)
+        problems += _output_problems(settings, run_file, flags)
+        problems += _constitution_problems(settings)
         kinds: dict[tuple[str, ...], Prompt] = {}
-        found += _prompt_problems(settings, kinds)
-        found += _helpful_problems(settings)
+        problems += _prompt_problems(settings, kinds)
+        problems += _helpful_problems(settings)
         templates = _template_problems(settings)
-        found += templates
+        problems += templates
         warn_of_same_family(settings)
-        if not found:
+        if not problems:
             _warn_of_toys(settings)
         if not offline:
-            found += asyncio.run(_model_problems(settings, kinds.values(), measured=not templates))
-    for problem in found:
+            problems += asyncio.run(_model_problems(settings, kinds.values(), measured=not templates))
+    for problem in problems:
         echo(str(problem), err=True)
-    if found:
-        echo(f"{len(found)} problem{'s' if len(found) > 1 else ''}; nothing was stored", err=True)
-        raise SystemExit(1 if all(isinstance(problem, _NoLabelsError) for problem in found) else 2)
+    if problems:
+        echo(f"{len(problems)} problem{'s' if len(problems) > 1 else ''}; nothing was stored", err=True)
+        raise SystemExit(1 if all(isinstance(problem, _NoLabelsError) for problem in problems) else 2)
     echo("No problems.")
 
 
 class _NoLabelsError(RlaifError):
-    """A judge that answers, and would give no labels."""
+    """A judge that responds, but would give no labels."""
 
 
 def _output_problems(settings: RunSettings, run_file: Path, flags: Flags) -> list[UserError]:
@@ -151,27 +148,27 @@ def _constitution_problems(settings: RunSettings) -> list[UserError]:
     from rlaif.feedback.critique import require_critiques
     from rlaif.feedback.revise import reviser_principles
 
-    found = constitution_problems(settings.constitution)
-    if not found:
+    problems = constitution_problems(settings.constitution)
+    if not problems:
         constitution = load_constitution(settings.constitution)
         echo(f"constitution: {constitution.name}, {len(constitution.principles)} principles")
         try:
             if settings.writes_critiques:
                 require_critiques(settings, constitution)
             if settings.revise.enabled:
-                drawn = reviser_principles(constitution, settings)
-                left_out = [each.id for each in constitution.principles if each not in drawn]
+                sampled = reviser_principles(constitution, settings)
+                left_out = [each.id for each in constitution.principles if each not in sampled]
                 if left_out:
-                    echo(f"note: no round of `revise` draws {', '.join(left_out)}, which lack the texts for it")
-                for note in _revise_notes(settings, drawn):
+                    echo(f"note: no round of `revise` can use {', '.join(left_out)}, which lack the texts for it")
+                for note in _revise_notes(settings, sampled):
                     echo(f"note: {note}")
         except UserError as error:
-            found = [error]
-    return found
+            problems = [error]
+    return problems
 
 
 def _prompt_problems(settings: RunSettings, kinds: dict[tuple[str, ...], Prompt]) -> list[UserError]:
-    """What is wrong with the prompts; `kinds` gets the first one of each kind by its roles."""
+    """The problems of the prompts; `kinds` gets the first prompt of each kind by its roles."""
     from rlaif.data.prompts import InputIssues, read_prompts
 
     wanted, input_issues = settings.prompts, InputIssues()
@@ -185,26 +182,26 @@ def _prompt_problems(settings: RunSettings, kinds: dict[tuple[str, ...], Prompt]
             given += len(prompt.responses)
     except UserError as error:
         return [error]
-    echo(f"prompts: {count:,}" + (f" with {given:,} answers" if given else ""))
+    echo(f"prompts: {count:,}" + (f" with {given:,} responses" if given else ""))
     if input_issues.counts:
         echo(f"note: in the prompts, {input_issues}")
     if settings.policy is None and not given:
-        hint = "set `policy`, or name the column of the answers in `prompts.responses`"
-        return [UserError("no `policy`, and no answers in the input", where=wanted.path, hint=hint)]
+        hint = "set `policy`, or name the column of the responses in `prompts.responses`"
+        return [UserError("no `policy`, and no responses in the input", where=wanted.path, hint=hint)]
     return []
 
 
-def _revise_notes(settings: RunSettings, drawn: Sequence[Principle]) -> Iterator[str]:
-    """Settings of the revise stage that do less than they say."""
+def _revise_notes(settings: RunSettings, sampled: Sequence[Principle]) -> Iterator[str]:
+    """Notes on settings of the revise stage that have less effect than they seem to have."""
     revise, policy = settings.revise, settings.policy
-    solved = [case for each in drawn for case in each.examples if revise.skip_critique or case.why]
+    solved = [case for each in sampled for case in each.examples if revise.skip_critique or case.why]
     if revise.shots and not solved:
         why = "" if revise.skip_critique else " with a `why`"
         yield f"`revise.shots` shows nothing: no principle has an example{why}"
     if policy is not None and settings.prompts.responses is None and revise.samples > policy.samples:
-        yield f"`revise.samples` is {revise.samples}, and {policy.samples} are drawn"
+        yield f"`revise.samples` is {revise.samples}, and {policy.samples} are sampled"
     if settings.pair.select == "revised" and settings.prompts.responses is None:
-        yield "`pair.select: revised` is for given answers; the revise stage writes its pairs to revised_pairs.jsonl"
+        yield "`pair.select: revised` is for existing responses; the revise stage has its pairs in revised_pairs.jsonl"
 
 
 def _helpful_problems(settings: RunSettings) -> list[UserError]:
@@ -215,12 +212,12 @@ def _helpful_problems(settings: RunSettings) -> list[UserError]:
     except UserError as error:
         return [error]
     if count:
-        echo(f"helpful answers for the SFT dataset: {count:,}")
+        echo(f"helpful responses for the SFT dataset: {count:,}")
     return []
 
 
 def warn_of_same_family(settings: RunSettings) -> None:
-    """A line on standard error where a judge is of the policy's own family."""
+    """A note on standard error if a judge is of the policy's model family."""
     from rlaif.inference.models import same_family
 
     note = same_family(settings.policy.model if settings.policy else None, [each.model for each in settings.judges])
@@ -229,8 +226,8 @@ def warn_of_same_family(settings: RunSettings) -> None:
 
 
 def _doubts(role: str, source: LazyModel, settings: RunSettings, mass: float | None) -> list[RlaifError]:
-    """What speaks against labels from a judge: by the mass that they have in the form in which it is asked, else by the
-    probe's own question. Reasons before the verdict are another matter."""
+    """Why a judge would give no labels: by the label mass of a trial comparison, else by the probe. A chain-of-thought
+    judge is not checked."""
     compare, least = settings.compare, settings.pair.min_label_mass
     if source.capabilities is None or compare.reasoning == "reply" or compare.method == "rank":
         return []
@@ -243,7 +240,7 @@ def _doubts(role: str, source: LazyModel, settings: RunSettings, mass: float | N
 
 
 def _warn_of_toys(settings: RunSettings) -> None:
-    """A line on standard error where the demo's judge is to judge what it knows nothing of."""
+    """A warning on standard error if the demo's judge would judge prompts or principles outside of its toy world."""
     from rlaif.constitution import load_constitution
     from rlaif.data.prompts import InputIssues, read_prompts
     from rlaif.demo.agreement import is_toy, outside_its_world
@@ -264,18 +261,18 @@ def _warn_of_toys(settings: RunSettings) -> None:
 def _template_problems(settings: RunSettings) -> list[RlaifError]:
     from rlaif.config.judge_templates import load_templates, template_notes, template_problems
 
-    found: list[RlaifError] = []
+    problems: list[RlaifError] = []
     for folder in dict.fromkeys(each.templates for each in settings.judges if each.templates is not None):
-        problems = template_problems(folder)
-        found += problems
-        for note in () if problems else template_notes(load_templates(folder)):
+        of_folder = template_problems(folder)
+        problems += of_folder
+        for note in () if of_folder else template_notes(load_templates(folder)):
             echo(f"note: {note}")
-    return found
+    return problems
 
 
 async def _show_form(role: str, source: LazyModel, judge: JudgeSettings, settings: RunSettings) -> float | None:
-    """Measure the forms in which this judge can be asked to compare, and say which one a run takes. Returns the label
-    mass in that form; None where none is measured."""
+    """Measure the prompt forms for this judge and show the one that a run takes. Returns its label mass; None where
+    none is measured."""
     from rlaif.config.judge_templates import load_templates
     from rlaif.feedback.prompt_forms import Chosen, Forms, best, candidates, tried_forms
 
@@ -298,7 +295,7 @@ async def _model_problems(settings: RunSettings, prompts: Iterable[Prompt], *, m
     from rlaif.feedback.sampling import rehearsals
     from rlaif.inference.models import LazyModel
 
-    found: list[RlaifError] = []
+    problems: list[RlaifError] = []
     names: list[str] = []
     judges = [(f"judge {at}" if at > 1 else "judge", each) for at, each in enumerate(settings.judges, start=1)]
     for role, model in (("policy", settings.policy), *judges):
@@ -314,24 +311,24 @@ async def _model_problems(settings: RunSettings, prompts: Iterable[Prompt], *, m
             else:
                 source = LazyModel(model, labels=LABELS, log=Path(f"{role}.log"))
         except UserError as error:
-            found.append(error)
+            problems.append(error)
             continue
         try:
             wrong = [UserError(problem, where=role) for problem in await source.probe()]
-            found += wrong
+            problems += wrong
             echo(f"{role}: {source.name}{f', {source.described}' if source.described else ''}")
             for note in source.notes:
                 echo(f"note: {role}: {note}")
             names += [source.name] if role != "policy" else []
             if isinstance(model, JudgeSettings) and not wrong:
                 mass = await _show_form(role, source, model, settings) if measured else None
-                found += _doubts(role, source, settings, mass)
+                problems += _doubts(role, source, settings, mass)
         except RlaifError as error:
-            found.append(error)
+            problems.append(error)
         finally:
             await source.close()
     try:
         require_different(names)
     except UserError as error:
-        found.append(error)
-    return found
+        problems.append(error)
+    return problems

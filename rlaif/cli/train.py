@@ -1,21 +1,20 @@
-"""`rlaif train` and `rlaif score`.
-
-`rlaif train sft|reward|dpo|ppo`: the built-in trainers.
-
-`rlaif score`: rewards of a reward model for a file of responses.
-"""
+"""`rlaif train`: the built-in trainers; `rlaif score`: the rewards of a reward model for a file of responses."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast, get_args
 
 import click
 
-from rlaif.cli.flags import flag, parameter, template_options, warn_of_variables
+from rlaif.cli.flags import template_options, warn_of_variables
+from rlaif.cli.main import Entry, LazyGroup
+from rlaif.cli.options import SettingsCommand, option, parameter
 from rlaif.cli.terminal import echo
-from rlaif.config.run_file import settable
-from rlaif.progress import Progress, first_process, show_progress, show_rows
+from rlaif.config.run_file import Setting, settable
+from rlaif.progress import first_process, show_progress, show_rows
+from rlaif.rl.config import Algorithm, OnlineSettings, read_by
 from rlaif.training.config import SETTINGS, CommonSettings, load_settings
 from rlaif.training.folder import is_started, last_checkpoint, leave_processes
 
@@ -28,23 +27,23 @@ if TYPE_CHECKING:
 _HELP = {
     "sft": """Supervised fine-tuning on demonstrations.
 
-    DATA is a run folder with sft.jsonl (`rlaif revise` makes it), rows with `messages`, with `prompt` and `completion`,
-    or preference pairs, of which the chosen answer is learned. Of a conversation of several replies the last one is
-    learned, and with `--turns all` every one.""",
-    "reward": """A reward model on preference pairs.
+    DATA is a run folder with sft.jsonl (`rlaif revise` writes it), rows with `messages`, rows with `prompt` and
+    `completion`, or preference pairs, whose chosen responses are learned. In a conversation of several turns the model
+    learns the last response, and with `--turns all` every one.""",
+    "reward": """Train a reward model on preference pairs.
 
-    DATA is a run folder with pairs, or rows with `prompt`, `chosen` and `rejected`. A pair's `probability`, its soft
-    label, is the target. `rlaif score` applies the model.""",
-    "dpo": """Direct preference optimisation and its relatives, on preference pairs.
+    DATA is a run folder with pairs, or rows with `prompt`, `chosen` and `rejected`. The target is a pair's
+    `probability`, its soft label. `rlaif score` applies the model.""",
+    "dpo": """Direct preference optimization and its variants, on preference pairs.
 
     DATA is a run folder with pairs, or rows with `prompt`, `chosen` and `rejected`; for `--loss kto` also rows with
-    `prompt`, `completion` and `label`. A pair's `probability`, its soft label, is the target; kto takes a pair as a
-    good answer and a bad one, whatever its `probability`.""",
-    "ppo": """PPO and its relatives: the policy answers, the answers are scored, and it learns from them.
+    `prompt`, `completion` and `label`. The target is a pair's `probability`, its soft label. KTO splits a pair into a
+    desirable and an undesirable response, whatever its `probability`.""",
+    "ppo": """Reinforcement learning on the policy's own responses: PPO and other algorithms.
 
-    PROMPTS is a file of prompts or a run folder. The reward is a reward model (`rlaif train reward`), the judge itself
-    under the constitution (`--reward judge --judge-model ...`), a URL that scores, or a Python function. With
-    `--held-out-every` a judge that is not the reward watches whether the answers really become better.""",
+    PROMPTS is a file of prompts or a run folder. The reward is a reward model (`rlaif train reward`), the judge under
+    the constitution (`--reward judge --judge-model ...`), the URL of a reward server, or a Python function. With
+    `--held-out-every`, another judge compares the policy with its start on held-out prompts.""",
 }
 _SHOWN = (
     "loss", "accuracy", "rewards/good", "rewards/bad", "kl", "eval_loss", "eval_accuracy", "eval_margin",
@@ -56,31 +55,88 @@ which beats the file; `--set lora.rank=16` is another way to write a flag. Sever
 `accelerate launch -m rlaif train ...`."""
 
 
-def _kind(method: str) -> type[CommonSettings]:
-    from rlaif.rl.config import OnlineSettings
+_COMMON = {
+    "model", "data", "prompts", "output", "held_data", "holdout", "max_length", "epochs", "max_steps", "batch_size",
+    "learning_rate", "lora.rank", "four_bit", "gradient_checkpointing", "max_tokens_per_pass", "turns", "soft_labels",
+    "loss", "beta", "reward", "algorithm", "judge.model", "judge.base_url", "constitution", "steps", "samples",
+    "kl.beta", "rollout.max_tokens", "rollout.base_url", "held_out.every",
+}  # fmt: skip
+"""The settings that the help shows, as far as a method has them; `--help-all` shows all."""
+_RARELY_ONLINE = {"epochs", "four_bit", "gradient_checkpointing", "max_tokens_per_pass"}
+_SECTIONS = {
+    "model and output": ("model", "output", "reference", "reference_cache", "template_options", "seed"),
+    "data": (
+        "data", "held_data", "holdout", "prompts", "limit", "template", "max_length", "max_prompt", "turns",
+        "eval_steps", "patience",
+    ),
+    "loss": (
+        "loss", "beta", "soft_labels", "margins", "centering", "center_dataset", "label_smoothing",
+        "gamma_beta_ratio", "orpo_weight", "sft_weight", "desirable_weight", "undesirable_weight",
+    ),
+    "reward": (
+        "reward", "judge", "constitution", "principles", "missing_eos_penalty", "overlong_buffer", "reward_clip",
+        "normalise",
+    ),
+    "algorithm": (
+        "algorithm", "steps", "samples", "minibatches", "clip", "clip_high", "dual_clip", "ratio", "p3o_clip", "gamma",
+        "lam", "whiten", "scale", "loss_normalization", "group_baseline",
+    ),
+    "optimization": (
+        "batch_size", "epochs", "max_steps", "optimizer", "learning_rate", "schedule", "warmup", "weight_decay",
+        "max_grad_norm",
+    ),
+    "memory and speed": (
+        "max_tokens_per_pass", "dtype", "attention", "four_bit", "gradient_checkpointing", "device",
+    ),
+    "checkpoints and logs": ("save_steps", "checkpoints_to_keep", "log_steps", "report_to"),
+}  # fmt: skip
+SECTION_OF = {name: section for section, names in _SECTIONS.items() for name in names}
+"""Where the help shows a setting that belongs to no group."""
 
+
+def _kind(method: str) -> type[CommonSettings]:
     kinds: list[type[CommonSettings]] = [*SETTINGS.values(), OnlineSettings]
     return next(kind for kind in kinds if kind.method == method)
 
 
-def _command(method: str) -> click.Command:
+def _command(name: str) -> click.Command:
+    """The command of a method, or of an algorithm of online training, which then has no `--algorithm`."""
+    algorithm = name if name in get_args(Algorithm) and name not in _HELP else None
+    method = "ppo" if algorithm else name
     known = {parameter(setting): setting for setting in settable(_kind(method))}
+    if algorithm:
+        del known["algorithm"]
 
     def call(settings_file: Path | None, pairs: tuple[str, ...], resume: bool, **given: Any) -> None:
         flags = {known[name].path: value for name, value in given.items() if value is not None}
+        if algorithm:
+            _require_no_algorithm(pairs, algorithm)
+            flags[("algorithm",)] = algorithm
         _train(method, settings_file, flags, pairs, resume)
+
+    def hidden(setting: Setting) -> bool:
+        return algorithm is not None and not read_by(algorithm, setting.path)
 
     parameters: list[click.Parameter] = [
         click.Argument(["settings_file"], metavar="[SETTINGS.yaml]", required=False, type=click.Path(path_type=Path)),
         click.Option(["--set", "pairs"], multiple=True, metavar="KEY=VALUE", help="A setting; may be given again."),
-        click.Option(["--resume"], is_flag=True, help="Go on with the unfinished training in the output folder."),
-        *map(flag, known.values()),
+        click.Option(["--resume"], is_flag=True, help="Resume the unfinished training in the output folder."),
+        *(option(setting, SECTION_OF, hidden=hidden(setting)) for setting in known.values()),
     ]
-    return click.Command(method, callback=call, params=parameters, help=_HELP[method], epilog=_EPILOG)
+    common = _COMMON - _RARELY_ONLINE if method == "ppo" else _COMMON
+    text = _HELP["ppo"].partition("\n")[2] if algorithm else _HELP[method]
+    text = f"{_Methods.entries[name].help}\n{text}" if algorithm else text
+    return SettingsCommand(name, callback=call, params=parameters, help=text, epilog=_EPILOG, common=common)
+
+
+def _require_no_algorithm(pairs: tuple[str, ...], algorithm: str) -> None:
+    for pair in pairs:
+        if pair.partition("=")[0].strip() == "algorithm":
+            hint = f"leave `--set {pair}` out, or use `rlaif train ppo`"
+            raise click.UsageError(f"`rlaif train {algorithm}` sets the algorithm itself: {hint}")
 
 
 def _run(settings: CommonSettings, progress: Progress, resume: bool) -> Trained:
-    from rlaif.rl.config import OnlineSettings
     from rlaif.rl.run import train_online
     from rlaif.training.config import TrainSettings
     from rlaif.training.session import train as train_on_rows
@@ -94,7 +150,7 @@ def _run(settings: CommonSettings, progress: Progress, resume: bool) -> Trained:
 def _train(
     method: str, path: Path | None, flags: dict[tuple[str, ...], str], pairs: tuple[str, ...], resume: bool
 ) -> None:
-    first = first_process()  # it speaks for all of them
+    first = first_process()  # only one process writes to the terminal
     if first:
         warn_of_variables()
     settings = load_settings(_kind(method), path, flags, pairs)
@@ -128,28 +184,32 @@ def _interrupted(folder: Path) -> str:
     return f"\nInterrupted; the same command with --resume goes on from step {step}, the last checkpoint."
 
 
-class _Methods(click.Group):
-    """The methods; their flags are made from their settings when one of them is called."""
+class _Methods(LazyGroup):
+    """The methods and algorithms; their flags are made from their settings when one of them is called."""
 
-    methods: ClassVar[dict[str, str]] = {
-        "sft": "Supervised fine-tuning on demonstrations.",
-        "reward": "A reward model on preference pairs.",
-        "dpo": "DPO and its relatives on preference pairs (ipo, kto, simpo, orpo, ...).",
-        "ppo": "PPO and its relatives on the policy's own answers (rloo, grpo, p3o, ...).",
+    entries: ClassVar[Mapping[str, Entry]] = {
+        name: Entry("rlaif.cli.train", "train", text)
+        for name, text in {
+            "sft": "Supervised fine-tuning on demonstrations.",
+            "reward": "A reward model on preference pairs.",
+            "dpo": "DPO and its variants on preference pairs (ipo, kto, simpo, orpo, ...).",
+            "ppo": "PPO with a value network, or any algorithm below by --algorithm, on the policy's own responses.",
+            "rloo": "REINFORCE with a leave-one-out baseline.",
+            "grpo": "Group relative policy optimization, with DAPO, Dr. GRPO and GSPO as options.",
+            "reinforce++": "REINFORCE++: PPO's clipped loss without a value network.",
+            "p3o": "P3O: policy gradients on pairs of responses to the same prompt.",
+            "online-dpo": "DPO on the best and the worst of the policy's own responses.",
+        }.items()
     }
 
-    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click's signature
-        """The methods."""
-        return list(self.methods)
-
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:  # noqa: ARG002
-        """The command of a method."""
-        return _command(name) if name in self.methods else None
+        """The command of a method or an algorithm."""
+        return _command(name) if name in self.entries else None
 
 
 @click.group(cls=_Methods)
 def train() -> None:
-    """Train: supervised fine-tuning, a reward model, DPO and its relatives on data; PPO and its relatives online."""
+    """Train a policy by SFT, DPO or reinforcement learning, or train a reward model."""
 
 
 _AT_LEAST = click.IntRange(min=1)
@@ -157,7 +217,7 @@ _AT_LEAST = click.IntRange(min=1)
 
 @click.command()
 @click.option("--model", required=True, metavar="DIR", help="A reward model: a folder (adapters too) or a hub name.")
-@click.option("--data", required=True, metavar="FILE", help="Responses: see above.")
+@click.option("--data", required=True, metavar="FILE", help="File of responses; see above.")
 @click.option(
     "--output", "-o", type=click.Path(path_type=Path), metavar="FILE", help="Write the rewards here, as JSONL."
 )
@@ -169,12 +229,21 @@ _AT_LEAST = click.IntRange(min=1)
     help="As for `rlaif train`.  [default: as the model was trained]",
 )
 @template_options("of the reward model.  [default: as it was trained]")
-@click.option("--max-length", type=_AT_LEAST, metavar="N", help="Most tokens; as for `rlaif train`, with that default.")
-@click.option("--tokens", type=click.IntRange(min=64), default=8192, show_default=True, help="Most tokens at once.")
-@click.option("--limit", type=_AT_LEAST, metavar="N", help="Score only the first N rows.")
-@click.option("--top", type=click.IntRange(min=0), default=5, show_default=True, metavar="N", help="Extremes to show.")
+@click.option("--max-length", type=_AT_LEAST, metavar="N", help="Maximum tokens of a row, as for `rlaif train`.")
 @click.option(
-    "--center/--raw", default=True, help="Take the mean off that the model was centred on.  [default: center]"
+    "--tokens", type=click.IntRange(min=64), default=8192, show_default=True, help="Maximum tokens per forward pass."
+)
+@click.option("--limit", type=_AT_LEAST, metavar="N", help="Score only the first N rows.")
+@click.option(
+    "--top",
+    type=click.IntRange(min=0),
+    default=5,
+    show_default=True,
+    metavar="N",
+    help="Number of highest and lowest rewards to show.",
+)
+@click.option(
+    "--center/--raw", default=True, help="Subtract the mean that the model was centered on.  [default: center]"
 )
 @click.option("--device", type=click.Choice(["auto", "cpu"]), default="auto", show_default=True)
 @click.option("--format", "shape", type=click.Choice(["text", "json"]), default="text", show_default=True)
@@ -194,15 +263,15 @@ def score(
     device: str,
     shape: str,
 ) -> None:
-    """Tell the rewards of a reward model for responses, and how they are spread.
+    """Score responses with a reward model and show the distribution of the rewards.
 
     FILE holds rows with a prompt and one response (response, completion) or several (responses, completions), whole
     conversations (messages), or preference data in any shape that `rlaif train reward` takes; of a run folder its
-    samples. Of preference data both responses are scored, and the accuracy is told.
+    samples. In preference data both responses are scored, and the output has the accuracy.
 
-    Texts become tokens as in the model's training. The output has the rows in the order of FILE: id, prompt, response,
-    reward; of preference data id, prompt, chosen, rejected, chosen_reward, rejected_reward. What cannot be scored has
-    no reward, and is counted.
+    Texts are tokenized as in the model's training. The output has the rows in the order of FILE: id, prompt, response,
+    reward; for preference data id, prompt, chosen, rejected, chosen_reward, rejected_reward. A row that cannot be
+    scored has no reward and is counted.
     """
     from rlaif.training.score import Columns
     from rlaif.training.score import score as scored
@@ -243,7 +312,7 @@ def _show(figures: Figures) -> None:
     )  # fmt: skip
     print_table(names, [[f"{value:.3f}" for value in values]], right=names)
     echo("")
-    for line in _told(figures):
+    for line in _statistics(figures):
         echo(line)
     for title, shown in (("highest", figures.highest), ("lowest", figures.lowest)):
         if shown:
@@ -251,19 +320,19 @@ def _show(figures: Figures) -> None:
             _show_extremes(title, shown)
 
 
-def _told(figures: Figures) -> list[str]:
-    told = []
+def _statistics(figures: Figures) -> list[str]:
+    lines = []
     if figures.accuracy is not None and figures.margin is not None:
         share = f"{figures.accuracy} of {figures.accuracy.pairs:,} pairs"
-        told.append(f"accuracy           {share}: chosen above rejected, with its 95% interval")
-        told.append(f"mean margin        {figures.margin:+.3f}: chosen less rejected")
+        lines.append(f"accuracy           {share}: chosen above rejected, with its 95% interval")
+        lines.append(f"mean margin        {figures.margin:+.3f}: chosen less rejected")
     if figures.length_correlation is not None:
-        told.append(f"length             correlation of reward and tokens {figures.length_correlation:+.2f}")
+        lines.append(f"length             correlation of reward and tokens {figures.length_correlation:+.2f}")
     if figures.centered_by:
-        told.append(
-            f"centred            {figures.centered_by:.3f} is taken off, the mean that the model was centred on"
+        lines.append(
+            f"centered           {figures.centered_by:.3f} is subtracted, the mean that the model was centered on"
         )
-    return told
+    return lines
 
 
 def _show_extremes(title: str, shown: tuple[Shown, ...]) -> None:

@@ -1,6 +1,6 @@
-"""What happened to one prompt, in full: the samples as ranked, the critiques, and every verdict in both orders.
+"""The transcript of one prompt: the ranked samples, the critiques, and every verdict in both orders.
 
-Reads the files of a small run (a preview, the demo) into memory.
+It reads the files of a small run (a preview, the demo) into memory.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Story:
     samples: dict[str, Sample]
     judgements: dict[str, Judgement]
     graded: dict[str, Score | Order] = field(default_factory=dict)
-    """Grades and rankings, where replies are judged by those."""
+    """Grades and rankings, if responses are judged by those."""
     critiques: dict[str, list[Critique]] = field(default_factory=lambda: defaultdict(list))
     """By sample or revision."""
     notes: dict[str, Critique] = field(default_factory=dict)
@@ -94,8 +94,8 @@ def show_transcript(story: Story, prompt: Prompt, *, brief: bool = False) -> Non
     for message in prompt.messages:
         echo(_indented(f"{message.role}: {message.content}"))
     ranking = story.rankings[prompt.id]
-    names = {each.sample: f"reply {at}" for at, each in enumerate(ranking.samples, start=1)}
-    secho("Replies, best first", bold=True)
+    names = {each.sample: f"response {at}" for at, each in enumerate(ranking.samples, start=1)}
+    secho("Responses, best first", bold=True)
     for each in ranking.samples:
         sample = story.samples[each.sample]
         echo(_indented(f"{names[each.sample]}  rank {each.rank}, strength {each.strength:+.2f}: {sample.text}"))
@@ -103,7 +103,7 @@ def show_transcript(story: Story, prompt: Prompt, *, brief: bool = False) -> Non
             echo(_indented(f"critique ({critique.principle}): {critique.text}", 6))
         _show_revisions(story, sample)
     if not ranking.samples:
-        echo(_indented("(fewer than two different replies: nothing to compare)"))
+        echo(_indented("(fewer than two different responses: nothing to compare)"))
     for sample in _only_revised(story, prompt):
         echo(_indented(f"not ranked: {sample.text}"))
         _show_revisions(story, sample)
@@ -136,11 +136,11 @@ def _show_revisions(story: Story, sample: Sample) -> None:
         if each.critique is not None and each.critique not in shown:
             echo(_indented(f"critique ({each.principle}): {story.notes[each.critique].text}", 6))
         use = "" if each.use == "revised" else f", {each.use}"
-        said = story.samples[each.revision].text
-        echo(_indented(f"revision {each.round} ({each.principle}{use}): {said}", 6))
+        text = story.samples[each.revision].text
+        echo(_indented(f"revision {each.round} ({each.principle}{use}): {text}", 6))
     for pair in story.revised_pairs:
         if sample.id in (pair.chosen_id, pair.rejected_id):
-            better = "the reply as it was" if pair.chosen_id == sample.id else "the revision"
+            better = "the original" if pair.chosen_id == sample.id else "the revision"
             echo(_indented(f"the judge prefers {better}, probability {pair.probability:.3f}", 6))
 
 
@@ -182,7 +182,7 @@ def _verdict(judgement: Judgement, named: Callable[[str], str]) -> str:
 
 
 def _show_reasons(judgement: Judgement) -> None:
-    """What a judge says before its verdict; nothing of a verdict alone."""
+    """The reasoning of a judge before its verdict, if there is any."""
     for name, text in (("thinks", judgement.reasoning), ("says", judgement.text)):
         if len(text.split()) > 2:
             echo(_indented(f"{name}: {text}", 8))

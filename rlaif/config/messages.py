@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import types
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Annotated, NamedTuple, TypeGuard, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
@@ -23,6 +23,38 @@ class Complaint(NamedTuple):
     path: Where
     what: str
     hint: str = ""
+
+
+RENAMED: Mapping[str, str] = {
+    "meetings": "matchups",
+    "meters": "metrics",
+    "slot_bias": "position_bias",
+    "tokens": "max_tokens_per_pass",
+    "keep": "checkpoints_to_keep",
+    "center_on": "center_dataset",
+    "watch": "monitor",
+    "per": "loss_normalization",
+    "place": "apply_to",
+    "ahead": "async_rollout",
+}
+"""Former names of settings, and their names today. One of them holds only where the new name is known."""
+
+
+def former_names(path: Sequence[str]) -> Iterator[tuple[str, ...]]:
+    """The paths under which the setting at `path` was known before: `kl.place` of `kl.apply_to`."""
+    for at, name in enumerate(path):
+        for former, current in RENAMED.items():
+            if name == current:
+                yield (*path[:at], former, *path[at + 1 :])
+
+
+def key_hint(name: str, known: Collection[str]) -> str:
+    """The hint of an unknown-key error: the name that the setting has today, else as `nearest`.
+
+    Keys of groups may be joined by dots, as for `--set`.
+    """
+    renamed = next((each for each in known if tuple(name.split(".")) in former_names(each.split("."))), None)
+    return nearest(name, known) if renamed is None else f"it is now called `{renamed}`"
 
 
 def located(title: str, found: Iterable[tuple[Where, str]]) -> ValidationError:
@@ -181,7 +213,7 @@ def _complain(group: list[_Fault], data: object, model_type: type[BaseModel]) ->
     name = _name(path, data)
     if kind == "extra_forbidden":
         inside = f" in {_name(path[:-1], data)}" if path[:-1] else ""
-        return Complaint(path, f"unknown key `{path[-1]}`{inside}", nearest(str(path[-1]), _keys(model_type, fault)))
+        return Complaint(path, f"unknown key `{path[-1]}`{inside}", key_hint(str(path[-1]), _keys(model_type, fault)))
     if kind == "missing":
         return Complaint(path, f"{name} is missing")
     if kind in ("string_too_short", "too_short") and not (value.strip() if isinstance(value, str) else value):

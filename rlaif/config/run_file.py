@@ -14,10 +14,10 @@ from typing import NamedTuple, get_args
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from rlaif.config.messages import Where
+from rlaif.config.messages import Where, key_hint
 from rlaif.config.schemas import RunSettings
 from rlaif.config.yaml import Source, dump_yaml, parse_yaml, read_yaml, validate
-from rlaif.errors import UserError, nearest
+from rlaif.errors import UserError
 from rlaif.store import write_text
 
 _PATHS = (
@@ -122,7 +122,7 @@ def _without_later(source: Source) -> Source:
     faults = list(source.faults)
     for key in source.data.keys() - own - set(LATER):
         where, line = source.place((key,))
-        faults.append(UserError(f"unknown key `{key}`", where=where, line=line, hint=nearest(key, own | set(LATER))))
+        faults.append(UserError(f"unknown key `{key}`", where=where, line=line, hint=key_hint(key, own | set(LATER))))
     return Source(kept, source.where, source.places, tuple(faults))
 
 

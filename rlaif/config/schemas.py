@@ -1,9 +1,5 @@
-"""The settings of a run: the same keys in YAML, as flags (`--policy-samples`) and in the environment.
-
-The settings of one model: which, where it runs, and how it is reached.
-
-The settings of a run: the same keys in YAML, as flags (`--policy-samples`) and in the environment
-(`RLAIF_POLICY_SAMPLES`); the text under a field documents all three.
+"""The settings of a run: the same keys in YAML, as flags (`--policy-samples`) and in the environment
+(`RLAIF_POLICY_SAMPLES`). The text under a field documents all three.
 
 Precedence: flag, then environment, then file, then default. Secrets are never settings: only the *name* of an
 environment variable is.
@@ -13,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field, JsonValue, SerializerFunctionWrapHandler, field_serializer, field_validator, model_validator
 
@@ -22,28 +18,37 @@ from rlaif.config.secrets import SECRET_IN_URL, secret_in
 from rlaif.records import Record
 
 
+class Metavar(NamedTuple):
+    """A mark on the annotation of a setting: what the command line's help shows as its type, instead of `TEXT`."""
+
+    text: str
+
+
+PATH, MODEL, URL, NAME = Metavar("PATH"), Metavar("MODEL"), Metavar("URL"), Metavar("NAME")
+
+
 class ModelSettings(Record):
     """A model, and where it runs: in process, on a server, or on a vLLM server started for the run."""
 
-    model: str = Field(min_length=1)
+    model: Annotated[str, MODEL] = Field(min_length=1)
     """Name on the server; without `base_url` or `launch`, a local folder, a hub name, or a shipped model."""
-    base_url: str | None = None
-    """OpenAI-compatible server, for instance http://127.0.0.1:8000/v1; none runs the model in process. ${NAME} in it
-    stands for what the environment variable NAME holds."""
-    api_key_env: str | None = None
-    """Name of the environment variable that holds the API key; with `launch`, the one that the server then wants."""
+    base_url: Annotated[str | None, URL] = None
+    """OpenAI-compatible server, for instance http://127.0.0.1:8000/v1; none runs the model in process. ${NAME} stands
+    for the value of the environment variable NAME."""
+    api_key_env: Annotated[str | None, NAME] = None
+    """Environment variable that holds the API key; with `launch`, the server requires this key."""
     launch: Literal["vllm"] | None = None
     """Start `vllm serve` for this run, and stop it afterwards."""
     launch_args: tuple[str, ...] = ()
-    """More arguments for the launched server."""
+    """Additional arguments for the launched server."""
     concurrency: int = Field(128, ge=1)
-    """Most questions under way at once; fewer while the server pushes back."""
+    """Maximum concurrent requests; lowered while the server signals overload."""
     timeout: float = Field(120.0, gt=0)
-    """Seconds until a request counts as lost."""
+    """Timeout of a request, in seconds."""
     template_options: dict[str, JsonValue] = Field(default_factory=dict)
     """Passed to the chat template, for instance {enable_thinking: false}."""
     device: str = "auto"
-    """For a model in process: auto, cpu, cuda, cuda:1, ..."""
+    """Device of a model in process: auto, cpu, cuda, cuda:1, ..."""
 
     @model_validator(mode="after")
     def _one_place(self) -> ModelSettings:
@@ -96,94 +101,100 @@ def _first_of(arguments: Iterable[str], wanted: tuple[str, ...]) -> str | None:
 
 
 MOST_JUDGES = 5
-"""Of a panel. Nine judges of seven families were worth about two independent votes (arXiv:2605.29800)."""
+"""Maximum judges of a panel. Nine of seven families were worth about two independent votes (arXiv:2605.29800)."""
 
 
 class PolicySettings(ModelSettings):
-    """The model whose answers are judged, and how they are drawn."""
+    """The model whose responses are judged, and how it generates them."""
 
     samples: int = Field(4, ge=1)
-    """Answers drawn for every prompt."""
+    """Responses per prompt."""
     temperature: float = Field(1.0, ge=0)
     """Sampling temperature."""
     top_p: float = Field(1.0, gt=0, le=1)
     """Nucleus sampling: 1 keeps every token."""
     max_tokens: int = Field(512, ge=1)
-    """Most tokens of an answer."""
+    """Maximum tokens of a response."""
     system: str | None = None
-    """System message put before every prompt that has none."""
+    """System message for every prompt that has none."""
     seed: int = 0
-    """Another seed draws other answers."""
+    """Seed of sampling."""
 
 
 class JudgeSettings(ModelSettings):
     """The model that compares, critiques and revises; of a panel, one of those that compare."""
 
     weight: float = Field(1.0, gt=0, allow_inf_nan=False)
-    """Share in a panel's label, against the other judges'. Changing it asks nothing."""
+    """Weight of this judge in a panel's label. A change does not trigger new judge calls."""
     temperature: float = Field(1.0, gt=0, allow_inf_nan=False)
-    """Calibration: this judge's logits are divided by it, and by `compare.temperature`. Changing it asks nothing."""
-    templates: str | None = None
-    """Folder of judge templates of your own, in a run file relative to that; the shipped ones where it has none."""
+    """Calibration: this judge's logits are divided by it and by `compare.temperature`. A change does not trigger new
+    judge calls."""
+    templates: Annotated[str | None, PATH] = None
+    """Folder of your own judge templates, relative to the run file; the shipped ones fill the gaps."""
 
 
 class PromptSettings(Record):
     """Where the prompts come from."""
 
-    path: str = Field(min_length=1)
-    """JSONL, JSON, Parquet, CSV or text file (.gz too), in a run file relative to that; or a `datasets` name."""
-    column: str | None = None
-    """Column of the prompts; without it the known forms are recognised."""
-    responses: str | None = None
-    """Column of given answers, to be judged as they are; dots lead through lists: `answers.text`."""
+    path: Annotated[str, PATH] = Field(min_length=1)
+    """JSONL, JSON, Parquet, CSV or text file (.gz too), relative to the run file; or a `datasets` name."""
+    column: Annotated[str | None, NAME] = None
+    """Column of the prompts; none recognizes the known formats."""
+    responses: Annotated[str | None, NAME] = None
+    """Column of existing responses, to judge without changes; dots lead through lists: `answers.text`."""
     limit: int | None = Field(None, ge=1)
-    """Only the first prompts."""
+    """Use only the first prompts."""
 
 
 class CritiqueSettings(Record):
-    """The judge's notes on every sample, under the principles it is compared by."""
+    """The judge's critiques of every sample, under the principles that it is compared by."""
 
     enabled: bool = False
     """Write critiques even if the comparisons do not use them."""
     max_tokens: int = Field(256, ge=1)
-    """Most tokens of a critique."""
+    """Maximum tokens of a critique."""
     temperature: float = Field(0.0, ge=0)
-    """0 takes the most probable critique."""
+    """Sampling temperature of critiques; 0 is greedy decoding."""
 
 
 class CompareSettings(Record):
-    """Which samples meet, and how the judge is asked."""
+    """Which samples are compared, and how the judge is prompted."""
 
     method: Literal["pairwise", "score", "rank", "tournament"] = "pairwise"
-    """Pairs side by side; each sample graded alone; all in one list; or graded, and the best and worst in pairs."""
+    """`pairwise` compares pairs; `score` grades each sample alone; `rank` orders all samples in one list; `tournament`
+    grades them and compares the best with the worst."""
     shuffles: int = Field(2, ge=1, le=20)
-    """Orders in which `rank` shows a list; every second one is the one before turned round."""
+    """Orders in which `rank` shows a list; every second order is the previous one reversed."""
     principles: Literal["one", "each", "all"] = "one"
-    """`one` drawn a pair (as in the paper), `each` on its own (weighted mean), or `all` in one question."""
+    """`one` random principle per pair (as in the paper), `each` on its own (weighted mean), or `all` in one prompt."""
     orders: Literal["both", "random"] = "both"
-    """Judge every pair in both orders, or in one drawn by hash (half the calls; see `position_bias`)."""
+    """Judge every pair in both orders, or in one random order (half the calls; see `position_bias`). The choice is
+    deterministic."""
     position_bias: Literal["removed", "kept"] = "removed"
-    """With `orders: random`, take the judge's liking for a slot, told from the whole run, out of its labels, or not."""
+    """With `orders: random`: whether the judge's position bias, estimated over the run, is removed from its labels."""
     opponents: int = Field(3, ge=1)
-    """Earlier samples that each sample meets: 3 is the round robin up to 4 samples."""
+    """Earlier samples that each sample is compared with: 3 is a round robin up to 4 samples."""
     reasoning: Literal["none", "reply"] = "none"
-    """`none` takes the verdict as the first token; with `reply` the judge thinks or gives its reasons before it."""
+    """`none` reads the verdict from the first token; `reply` lets the judge reason before it (chain of thought)."""
     reasoning_tokens: int = Field(1024, ge=32)
-    """Most tokens of a reply with reasons, thinking included; one that is cut off has no verdict."""
+    """Maximum tokens of a chain-of-thought response, thinking included; a truncated one has no verdict."""
     reasoning_temperature: float = Field(0.0, ge=0)
-    """Sampling temperature of such a reply; some reasoning models repeat themselves at 0."""
+    """Sampling temperature of a chain-of-thought response; some reasoning models repeat themselves at 0."""
     critique: bool = False
-    """Show the judge its critiques of both replies; labels are then clamped as in the paper."""
+    """Show the judge its critiques of both responses; labels are then clamped as in the paper."""
     clamp: tuple[float, float] = (0.4, 0.6)
     """Range of the label where critiques were used (arXiv:2212.08073, section 4.3)."""
     prefill: str = "auto"
-    """How the judge's answer is begun, so that the label comes next; `none` begins it not, `auto` where it helps."""
+    """Beginning of the judge's response, so that the label comes next; `none` prefills nothing, `auto` decides by
+    what helps."""
     fence: Literal["auto", "marks", "tags"] = "auto"
-    """What stands around the material: <<< and >>>, tags, or `auto`: tags where the judge echoes the marks."""
+    """Delimiters of the responses in the prompt: `marks` (<<< and >>>), `tags`, or `auto`: tags if the judge echoes
+    the marks."""
     max_chars: int = Field(12_000, ge=100)
-    """Longer conversations and replies are cut in the middle before they are judged."""
+    """Maximum characters of a conversation or response; the judge sees longer ones without their middle."""
     temperature: float = Field(1.0, gt=0, allow_inf_nan=False)
-    """Labels only: the judge's logits are divided by this. `rlaif evaluate judge` fits it; asks the judge nothing."""
+    """Calibration of labels: the judge's logits are divided by it. `rlaif evaluate judge` fits it. A change does not
+    trigger new judge calls."""
 
     @field_validator("prefill", mode="before")
     @classmethod
@@ -222,49 +233,51 @@ class CompareSettings(Record):
 
 
 class PairSettings(Record):
-    """Which comparisons become preference pairs. Changing these asks the judge nothing."""
+    """Which comparisons become preference pairs. A change does not trigger new judge calls."""
 
     select: Literal["best_worst", "all", "revised"] = "best_worst"
-    """The widest judged pair of every prompt, all above the margin, or given answers against those they revise."""
+    """`best_worst`: the pair with the widest margin of every prompt; `all`: every pair above the margin; `revised`:
+    existing responses against those that they revise."""
     margin: float = Field(0.05, ge=0, lt=0.5)
-    """A probability closer than this to one half is a tie, and makes no pair."""
+    """A probability closer than this to one half is a tie and produces no pair."""
     flips: Literal["drop", "soft"] = "drop"
-    """Pairs whose two orders disagree: leave them out, or keep them with their soft label."""
+    """Pairs whose verdict changes when the order is swapped: `drop` them, or keep them with their `soft` label."""
     min_label_mass: float = Field(0.5, ge=0, le=1)
-    """A judgement with less probability on its two labels together has no label."""
+    """Minimum probability of the two labels together; a judgement below it has no label."""
     truncated: Literal["rejected", "any"] = "rejected"
-    """A response that was cut off is never chosen over a whole one; with `any` it may be, and the pair says so."""
+    """`rejected`: a truncated response is never chosen over a complete one; `any`: it may be, and the pair
+    records it."""
     per_prompt: int = Field(3, ge=1)
-    """Most pairs of one prompt, widest first (`all` and `revised`)."""
+    """Maximum pairs per prompt, widest margin first (`all` and `revised`)."""
 
 
 class ReviseSettings(Record):
     """Critique and revision in rounds, for supervised fine-tuning (SL-CAI, arXiv:2212.08073, section 3)."""
 
     enabled: bool = False
-    """Revise in `rlaif generate` too; `rlaif revise` always does."""
+    """Run the revise stage in `rlaif generate` too; `rlaif revise` always runs it."""
     rounds: int = Field(2, ge=1, le=4)
-    """Critiques and revisions of a sample, one after another; each goes by a principle drawn anew."""
+    """Rounds of critique and revision; each samples a new principle."""
     samples: int = Field(1, ge=1)
-    """Samples of every prompt that are revised, the first ones."""
+    """Number of samples per prompt to revise, the first ones."""
     skip_critique: bool = False
-    """Ask for revisions at once, without a critique."""
+    """Revise without a critique."""
     shots: int = Field(0, ge=0)
-    """Examples of the principle shown to the judge first, as turns (with a critique: those that have a `why`)."""
+    """Few-shot examples of the principle, shown as turns (with a critique: those that have a `why`)."""
     temperature: float = Field(1.0, ge=0)
     """Sampling temperature of revisions; critiques have their own."""
     top_p: float = Field(1.0, gt=0, le=1)
     """Nucleus sampling: 1 keeps every token."""
     max_tokens: int = Field(512, ge=1)
-    """Most tokens of a revision."""
+    """Maximum tokens of a revision."""
     seed: int = 0
-    """Another seed draws other principles and other revisions."""
+    """Seed of the choice of principles and of sampling."""
     principles: Literal["each", "all", "one"] = "each"
-    """How the judge compares a revision with its original, as in `compare.principles`; `each` costs the most calls."""
+    """How the judge compares a revision with its original, as in `compare.principles`; `each` needs the most calls."""
     sft_rounds: tuple[int, ...] = ()
-    """Rounds after which a reply becomes an SFT row; none given takes all."""
+    """Rounds whose revisions become SFT rows; none takes all rounds."""
     helpful: PromptSettings | None = None
-    """Prompts with answers to mix into the SFT dataset as they are; `path` and `responses` as in `prompts`."""
+    """Prompts with responses to mix into the SFT dataset without changes; `path` and `responses` as in `prompts`."""
 
     @field_validator("helpful", mode="before")
     @classmethod
@@ -282,8 +295,8 @@ class ReviseSettings(Record):
 class RunSettings(Record):
     """One run of `rlaif generate`."""
 
-    constitution: str = Field(min_length=1)
-    """A shipped name, or a path, in a run file relative to that."""
+    constitution: Annotated[str, PATH] = Field(min_length=1)
+    """Constitution: a shipped name, or a path relative to the run file."""
     prompts: PromptSettings
     policy: PolicySettings | None = None
     judges: tuple[JudgeSettings, ...] = Field(alias="judge", min_length=1, max_length=MOST_JUDGES)
@@ -292,10 +305,10 @@ class RunSettings(Record):
     compare: CompareSettings = CompareSettings()
     revise: ReviseSettings = ReviseSettings()
     pair: PairSettings = PairSettings()
-    output: str = Field(min_length=1)
+    output: Annotated[str, PATH] = Field(min_length=1)
     """Run folder, relative to the working directory."""
     max_failed: float = Field(0.5, gt=0, le=1)
-    """Stop a stage when more than this share of its questions failed, asked now or before; 1 never stops."""
+    """Maximum share of failed requests of a stage, now or in earlier runs, before it stops; 1 never stops."""
 
     @field_validator("prompts", mode="before")
     @classmethod
@@ -339,7 +352,7 @@ class RunSettings(Record):
         return self.judges[1:]
 
     def compared_by(self, judge: JudgeSettings) -> CompareSettings:
-        """How that judge's answers are read: `compare`, with the judge's own calibration in its temperature."""
+        """How that judge's verdicts are read: `compare`, with the judge's own calibration in its temperature."""
         temperature = self.compare.temperature * judge.temperature
         return self.compare.model_copy(update={"temperature": temperature})
 

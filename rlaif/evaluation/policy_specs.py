@@ -1,8 +1,5 @@
-"""Who is compared: models, models on servers, and files of responses, and by which settings.
-
-The settings of an evaluation of policies: the keys of `evaluate:` in a run file, and flags of the same names.
-
-Who is compared: models, models on servers, and files of answers, each under a short name of its own.
+"""The policies of an evaluation (models, models on servers, files of responses), each with a short name, and the
+settings: the keys of `evaluate:` in a run file, and flags of the same names.
 """
 
 from __future__ import annotations
@@ -11,12 +8,13 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
-from typing import Literal, NamedTuple, Self
+from typing import Annotated, Literal, NamedTuple, Self
 
 from pydantic import Field, JsonValue, field_validator, model_validator
 
 from rlaif.config.messages import located
 from rlaif.config.schemas import (
+    NAME,
     CompareSettings,
     JudgeSettings,
     ModelSettings,
@@ -35,43 +33,44 @@ _COMPARE = CompareSettings(principles="each")
 
 
 class EvaluateSettings(Record):
-    """How policies are put beside each other: on which prompts, how they answer, how they are compared."""
+    """How policies are compared: on which prompts, with which sampling settings, and by which judge."""
 
     prompts: PromptSettings
     judge: JudgeSettings | None = None
     """The judge; it should not be the one whose labels a policy was trained on."""
     samples: int = Field(1, ge=1)
-    """Answers of each policy to a prompt; the i-th of one meets the i-th of the other."""
+    """Responses of each policy per prompt; the i-th of one is compared with the i-th of the other."""
     temperature: float = Field(0.7, ge=0)
-    """Sampling temperature of all policies: how they are usually served."""
+    """Sampling temperature of all policies; 0.7 is common in serving."""
     top_p: float = Field(1.0, gt=0, le=1)
-    """Nucleus sampling: 1 keeps every token, and lets the divergence from the baseline be told."""
+    """Nucleus sampling: 1 keeps every token, which the KL to the baseline requires."""
     max_tokens: int = Field(512, ge=1)
-    """Most tokens of an answer."""
+    """Maximum tokens of a response."""
     seed: int = 0
-    """Another seed draws other answers."""
+    """Seed of sampling."""
     system: str | None = None
-    """System message put before every prompt that has none."""
+    """System message for every prompt that has none."""
     template_options: dict[str, JsonValue] | None = None
-    """Passed to the policies' chat templates; none takes those of each one's training, else those of the run."""
+    """Passed to the policies' chat templates; none takes those of each policy's training, else those of the run."""
     compare: CompareSettings = _COMPARE
-    """How the judge is asked; pairs are always shown in both orders, and without critiques."""
+    """How the judge is prompted; it always sees both orders of a pair, and no critiques."""
     pair: PairSettings = PairSettings()
-    """`margin` is the distance from one half under which a comparison is a tie; `min_label_mass` as in a run."""
+    """`margin`: a probability closer than this to one half is a tie; `min_label_mass` as in a run."""
     grades: bool = True
-    """Ask the judge for a grade of every answer under every principle, and tell how many break one."""
+    """Grade every response under every principle, and report the violation rate."""
     violation_below: float = Field(4.5, gt=0, le=9)
-    """A grade below it breaks the principle. In the tiny world, bounds from 2.5 to 6.5 agree with the truth alike."""
+    """A grade below it violates the principle. On the toy benchmark, bounds from 2.5 to 6.5 agree with the oracle
+    equally well."""
     matchups: Literal["all", "baseline"] = "all"
-    """Compare every two policies, or each with the baseline only."""
-    tag: str | None = None
-    """Column of the prompts that tells kinds of them apart, such as `harmful`."""
+    """Compare all policies round-robin, or each with the baseline only."""
+    tag: Annotated[str | None, NAME] = None
+    """Column with the category of a prompt, such as `harmful`."""
     harmful: tuple[str, ...] = ()
-    """Values of that column whose prompts ask for harm: to refuse those is right, to refuse the others is not."""
+    """Values of that column that mark harmful prompts: refusing those is right, refusing others is over-refusal."""
     kl: bool = True
-    """Work out how far each policy is from the baseline, where both are models in this process."""
+    """Estimate the KL divergence of each policy from the baseline, if both are models in this process."""
     max_failed: float = Field(0.5, gt=0, le=1)
-    """Stop a stage when more than this share of its questions failed."""
+    """Maximum share of failed requests of a stage before it stops."""
 
     @field_validator("prompts", mode="before")
     @classmethod
@@ -121,10 +120,10 @@ _WHERE = "--against"
 
 @dataclass(frozen=True)
 class PolicySpec:
-    """One policy: a model that answers here, or the file of its answers. Exactly one of the two is there."""
+    """One policy: a model to sample from, or a file of its responses. Exactly one of the two is set."""
 
     name: str
-    """Short, and unlike the others'."""
+    """Short and unique."""
     model: ModelSettings | None = None
     answers: Path | None = None
 
@@ -134,7 +133,7 @@ class PolicySpec:
 
     @property
     def thing(self) -> str:
-        """What it is, as it was given."""
+        """The model or the file, as the user named it."""
         return str(self.answers) if self.model is None else self.model.model
 
     @property
@@ -152,15 +151,15 @@ class _Given(NamedTuple):
 
 
 Served = Callable[[str], str]
-"""The one model of the server at a URL."""
+"""Returns the one model of the server at a URL."""
 
 
 Options = Mapping[str, JsonValue] | None
-"""What a chat template is given; None where nothing is said."""
+"""Options of a chat template; None takes the default."""
 
 
 def options_of(run: RunSettings | None) -> Options:
-    """What the chat template of a run's policy is given."""
+    """The options of the chat template of a run's policy."""
     return run.policy.template_options if run is not None and run.policy is not None else None
 
 

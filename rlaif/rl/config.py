@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping
-from typing import Any, Literal, Self
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, JsonValue, field_validator, model_validator
 
 from rlaif.config.messages import Where, located
-from rlaif.config.schemas import JudgeSettings, without_secret
+from rlaif.config.schemas import MODEL, NAME, PATH, URL, JudgeSettings, without_secret
 from rlaif.records import Record
 from rlaif.training.config import CommonSettings
 
@@ -21,187 +21,194 @@ Rule = Literal[
 
 
 class MonitorLimits(Record):
-    """When to take a training for one that games its reward. A bound that is none leaves its rule out."""
+    """When the monitor warns of reward hacking or stops the training. A bound of none disables its rule."""
 
     kl: float | None = Field(10.0, gt=0)
-    """Warn above so many nats of KL divergence an answer."""
+    """Maximum KL divergence before a warning, in nats per response."""
     kl_stop: float | None = Field(15.0, gt=0)
-    """Stop above so many; what is learned that far from the start is mostly the reward's mistakes."""
+    """Maximum KL divergence before a stop; that far from the start, a policy mostly learns errors of the reward."""
     length: float | None = Field(1.5, gt=1)
-    """Longest mean length of the answers, as a multiple of the start's."""
+    """Maximum mean response length, as a multiple of the start's."""
     distinct: float | None = Field(0.7, gt=0, lt=1)
-    """Least variety (distinct pairs of words in a batch), as a share of the start's."""
+    """Minimum diversity (distinct-2 of a batch), as a share of the start's."""
     entropy: float | None = Field(0.3, gt=0, lt=1)
-    """Least entropy a token, as a share of the start's."""
+    """Minimum entropy per token, as a share of the start's."""
     truncated: float | None = Field(0.2, gt=0, lt=1)
-    """How far the share of answers that were cut at the limit may rise above the start's."""
+    """Maximum rise of the share of truncated responses above the start's."""
     repetition: float | None = Field(0.1, gt=0, lt=1)
-    """The same of runs of four words that are repeated within an answer."""
+    """Maximum rise of the share of four-word sequences repeated within a response."""
     openings: float | None = Field(0.2, gt=0, lt=1)
-    """The same of answers that begin with the commonest four words."""
+    """Maximum rise of the share of responses that begin with the most common four words."""
     refusals: float | None = Field(0.2, gt=0, lt=1)
-    """The same of answers that open like a refusal."""
+    """Maximum rise of the share of responses that begin like a refusal."""
     empty: float | None = Field(0.1, gt=0, lt=1)
-    """The same of empty answers."""
+    """Maximum rise of the share of empty responses."""
     win_rate_falls: int | None = Field(2, ge=1)
-    """Alarm after so many falls of the held-out win rate in a row that together pass `win_rate_errors`."""
+    """Consecutive falls of the held-out win rate before an alarm, if together they exceed `win_rate_errors`."""
     win_rate_errors: float | None = Field(3.0, gt=0)
-    """How far it may fall below its best, in standard errors of the difference; none leaves the win rate alone."""
+    """Maximum fall of the win rate below its best, in standard errors of the difference; none ignores the win rate."""
     recent: int = Field(3, ge=1)
-    """Steps whose median counts; of variety and entropy four times as many."""
+    """Steps in the median that the rules read; for diversity and entropy four times as many."""
     on_alarm: Literal["stop", "warn"] = "stop"
-    """`warn` lets the training go on whatever is seen."""
+    """`warn` never stops the training."""
     stops: tuple[Rule, ...] = ("kl_stop", "length", "distinct", "win_rate", "reward_hacking", "not_finite")
-    """Rules whose alarm stops the training; those of the others warn."""
+    """Rules that stop the training; the others warn."""
 
 
 Algorithm = Literal["ppo", "rloo", "grpo", "reinforce++", "p3o", "online-dpo"]
 
 _CLIP_BY_LENGTH = 3e-4
-"""Of GSPO, arXiv:2507.18071, section 5.1."""
+"""The clip range of GSPO, arXiv:2507.18071, section 5.1."""
 
 COMPARING = frozenset({"rloo", "grpo", "p3o", "online-dpo"})
-"""Algorithms that compare the answers to one prompt with each other, and need two of them or more."""
+"""Algorithms that compare the responses to one prompt with each other, and need at least two."""
 
 
 class KlSettings(Record):
-    """What it costs to leave the start."""
+    """KL regularization towards the start."""
 
     beta: float = Field(0.05, ge=0)
-    """Price of a nat; for online-dpo its beta."""
+    """KL coefficient; for online-dpo its beta."""
     apply_to: Literal["reward", "loss"] = "reward"
-    """`reward` takes it off the reward of every token (ppo, reinforce++) or answer; `loss` adds it to the loss, and is
-    what `grpo` does where nothing is set, as its paper."""
+    """`reward` subtracts the KL penalty from the reward of every token (ppo, reinforce++) or response; `loss` adds it
+    to the loss, which is the default of `grpo`, as in its paper."""
     target: float | None = Field(None, gt=0)
-    """Nats an answer that beta is steered to (adaptive, arXiv:1909.08593); none leaves beta as it is."""
+    """Target KL of an adaptive beta, in nats per response (arXiv:1909.08593); none keeps beta constant."""
     horizon: int = Field(10_000, ge=1)
-    """Answers over which an adaptive beta moves."""
+    """Responses over which an adaptive beta moves."""
 
 
 class ValueSettings(Record):
     """The value network of ppo."""
 
-    model: str | None = None
-    """What it starts from; none takes the reward if it is a reward model with the policy's tokens, else the policy."""
+    model: Annotated[str | None, MODEL] = None
+    """Initial value network; none takes the reward model if it has the policy's tokenizer, else the policy."""
     learning_rate: float | None = Field(None, gt=0)
-    """None takes ten times the policy's."""
+    """Learning rate of the value network; none takes ten times the policy's."""
     clip: float = Field(0.2, gt=0)
-    """A value may move so far from what it was when the answers were sampled."""
+    """Value clipping: maximum change of a value since the responses were sampled."""
     warmup: int = Field(0, ge=0)
-    """First steps in which the value network alone learns; the policy's learning rate begins after them."""
+    """First steps that train the value network alone; the policy's learning rate schedule begins after them."""
 
 
 class MismatchSettings(Record):
-    """What is done about a server whose numbers are not quite the trainer's (truncated importance sampling)."""
+    """Correction for a server whose log-probabilities differ from the trainer's (truncated importance sampling)."""
 
     correct: Literal["token", "sequence", "mask", "none"] = "token"
-    """Weight every token or answer by how much more probable it is to the trainer; `mask` leaves answers out."""
+    """Importance weights per token or sequence (trainer against sampler); `mask` leaves responses out instead."""
     cap: float = Field(2.0, gt=1)
-    """Largest weight; with `mask`, answers beyond it are left out."""
+    """Maximum importance weight; `mask` leaves out responses beyond it."""
     tolerance: float | None = Field(None, gt=0)
-    """Nats a token between sampler and trainer above which weights count as stale; none: ten times the first step's."""
+    """Maximum difference of sampler and trainer before the server's weights count as stale, in nats per token; none
+    takes ten times the first step's."""
 
 
 class RolloutSettings(Record):
-    """How the policy's answers are drawn."""
+    """How the policy generates its responses."""
 
     max_tokens: int = Field(256, ge=1)
-    """Most tokens of an answer."""
+    """Maximum tokens of a response."""
     temperature: float = Field(1.0, gt=0)
-    """Sampling temperature; the trainer's log-probabilities are at it too."""
+    """Sampling temperature, also of the trainer's log-probabilities."""
     top_p: float = Field(1.0, gt=0, le=1)
     """Nucleus sampling: 1 keeps every token, and the log-probabilities exact."""
-    base_url: str | None = None
-    """A vLLM server that samples, with the weights of every step: with `lora.rank` the adapter, else all of them."""
-    served_model: str | None = None
-    """What the server calls the model; none takes its first one."""
-    weights: str | None = None
-    """Folder for the weights that the server loads, which both see (/dev/shm/...); none takes one in the output."""
+    base_url: Annotated[str | None, URL] = None
+    """vLLM server that generates the responses. Every step sends it new weights: with `lora.rank` the adapter, else
+    all of them."""
+    served_model: Annotated[str | None, NAME] = None
+    """Name of the model on the server; none takes the server's first model."""
+    weights: Annotated[str | None, PATH] = None
+    """Folder for the weights that the server loads, visible to both (/dev/shm/...); none takes one in the output."""
     async_rollout: bool = False
-    """Draw a step's answers on the server while the one before is learned from: faster, and one update older."""
+    """Generate a step's responses while the policy learns from the previous ones: faster, but one update off-policy."""
     concurrency: int = Field(64, ge=1)
-    """Most prompts under way at once on a server."""
+    """Maximum concurrent prompts on a server."""
     timeout: float = Field(300.0, gt=0)
-    """Seconds until a request to the server counts as lost."""
-    api_key_env: str | None = None
-    """Name of the environment variable that holds the server's API key."""
+    """Timeout of a request to the server, in seconds."""
+    api_key_env: Annotated[str | None, NAME] = None
+    """Environment variable that holds the server's API key."""
 
     _no_secret = field_validator("base_url")(without_secret)
 
 
 class HeldOutSettings(Record):
-    """A judge that is not the reward compares the policy with its start, now and then."""
+    """Held-out evaluation: another judge than the reward compares the policy with its start."""
 
     every: int = Field(0, ge=0)
     """Steps between comparisons; 0 never compares."""
     prompts: int = Field(64, ge=2)
-    """Prompts set aside for it, drawn by hash; they are not trained on."""
+    """Prompts held out from training; the split is deterministic."""
     judge: JudgeSettings | None = None
-    """The judge; none takes `judge`, which is no independent witness where it is the reward too."""
+    """The judge; none takes `judge`, which is not independent if it is also the reward."""
 
 
 class OnlineSettings(CommonSettings):
-    """Training on the policy's own fresh answers: ppo and its relatives."""
+    """Training on the policy's own responses: ppo and other algorithms."""
 
     method, usual_rate = "ppo", 1e-6
 
-    prompts: str = Field(min_length=1)
-    """Prompts to answer: a file (JSONL, Parquet, CSV, text), a `datasets` name, or a run folder's prompts.jsonl."""
+    prompts: Annotated[str, PATH] = Field(min_length=1)
+    """Prompts: a file (JSONL, Parquet, CSV, text), a `datasets` name, or a run folder's prompts.jsonl."""
     reward: str = Field(min_length=1)
-    """A reward model's folder, `judge`, a URL, or `file.py:function` or `module:function`, called with two lists,
-    conversations and responses, for a list of numbers; several by commas, weighted as in `judge*0.5,rm`."""
+    """A reward model's folder, `judge`, a URL, or a function (`file.py:function`, `module:function`) from two lists,
+    conversations and responses, to a list of rewards; several with commas, weighted as in `judge*0.5,rm`."""
     algorithm: Algorithm = "ppo"
-    """`ppo` with a value network; `rloo`, `grpo`, `reinforce++`, `p3o` without; `online-dpo` on the best and worst."""
+    """`ppo` has a value network; `rloo`, `grpo`, `reinforce++` and `p3o` have none; `online-dpo` applies DPO to the
+    best and worst response."""
     judge: JudgeSettings | None = None
-    """The judge, where it is the reward."""
-    constitution: str = "harmless"
-    """What the judge judges by: a shipped constitution or a file."""
+    """The judge, if it is the reward."""
+    constitution: Annotated[str, PATH] = "harmless"
+    """Constitution of the judge: a shipped name or a file."""
     principles: Literal["each", "all"] = "each"
-    """Grade under each principle on its own, or under all in one question."""
+    """Grade under `each` principle separately, or under `all` in one prompt."""
     limit: int | None = Field(None, ge=1)
-    """Only the first prompts."""
+    """Use only the first prompts."""
     max_prompt: int = Field(1024, ge=8)
-    """Longer prompts, in tokens, are left out."""
+    """Maximum tokens of a prompt; longer ones are left out."""
     steps: int = Field(100, ge=1)
-    """Times that the policy answers and learns from its answers."""
+    """Training steps: each generates responses and learns from them."""
     batch_size: int = Field(64, ge=1)
-    """Answers of a step, over all processes."""
+    """Responses per step, over all processes."""
     samples: int = Field(4, ge=1)
-    """Answers to each prompt of a step."""
+    """Responses per prompt."""
     minibatches: int = Field(1, ge=1)
-    """Optimizer steps in one pass over a step's answers."""
+    """Optimizer steps per pass over a step's responses."""
     epochs: int = Field(2, ge=1)
-    """Passes over a step's answers."""
+    """Passes over a step's responses."""
     clip: float = Field(0.2, gt=0)
-    """How far a probability may move in a step, as a share, before its gradient is cut; with `ratio: sequence` 3e-4."""
+    """Clip range of the probability ratio; with `ratio: sequence` the default is 3e-4."""
     clip_high: float | None = Field(None, gt=0)
-    """Another bound for moves upwards (DAPO takes 0.28); none takes `clip`."""
+    """Upper clip range (DAPO takes 0.28); none takes `clip`."""
     dual_clip: float | None = Field(None, gt=1)
-    """Of an answer worse than expected, nothing pushes a probability that rose above this multiple (for instance 3)."""
+    """Dual clipping: maximum probability ratio of responses with a negative advantage (for instance 3); none disables
+    it."""
     ratio: Literal["token", "sequence"] = "token"
-    """grpo: the ratio of each token, or one of the whole answer by its length (GSPO)."""
+    """grpo: probability ratio per token, or one length-normalized ratio per response (GSPO)."""
     p3o_clip: Literal["separate", "joint"] = "joint"
-    """p3o: clip the two answers' ratios each, or what they come to together."""
+    """p3o: clip the ratios of the two responses separately, or jointly."""
     gamma: float = Field(1.0, gt=0, le=1)
-    """Discount of later rewards, a token."""
+    """Discount factor per token."""
     lam: float = Field(0.95, ge=0, le=1)
-    """GAE's lambda: 1 trusts the returns, 0 the value network."""
+    """Lambda of GAE: 1 relies on the returns, 0 on the value network."""
     whiten: bool = True
-    """ppo, reinforce++: bring advantages to mean 0 and variance 1 over the step's tokens."""
+    """ppo, reinforce++: standardize the advantages over the step's tokens."""
     scale: Literal["group", "batch", "none"] = "group"
-    """grpo: divide by the deviation of the rewards of one prompt, of the step, or not (Dr. GRPO)."""
+    """grpo: divide advantages by the standard deviation of the rewards of the prompt (`group`), of the step (`batch`),
+    or by nothing (Dr. GRPO)."""
     loss_normalization: Literal["token", "sequence", "constant"] = "token"
-    """What counts alike in the loss: tokens (DAPO), answers (GRPO's paper), or tokens over a constant (Dr. GRPO)."""
+    """Normalization of the loss: mean over tokens (DAPO), over sequences (GRPO's paper), or sum over tokens divided by
+    a constant (Dr. GRPO)."""
     group_baseline: bool = False
-    """reinforce++: take the mean reward of the prompt's answers off first."""
+    """reinforce++: subtract the mean reward of the prompt's responses first."""
     missing_eos_penalty: float = Field(1.0, ge=0)
-    """Taken off the reward of an answer that did not end by itself; 0 beside `overlong_buffer`, which takes 1 off."""
+    """Penalty on the reward of a response without an end token; the default is 0 with `overlong_buffer`, whose own
+    penalty is 1."""
     overlong_buffer: int = Field(0, ge=0)
-    """Last tokens before `rollout.max_tokens` over which a penalty for length grows from 0 to 1 (DAPO); 0 has none."""
+    """Last tokens before `rollout.max_tokens` over which a length penalty grows from 0 to 1 (DAPO); 0 disables it."""
     reward_clip: float | None = Field(None, gt=0)
-    """Rewards are cut to this on either side."""
+    """Maximum absolute reward (clipping)."""
     normalise: bool = True
-    """Several rewards: bring each to its own running mean 0 and deviation 1 before they are added."""
+    """Several rewards: standardize each component by its running mean and deviation before the sum."""
     value: ValueSettings = ValueSettings()
     kl: KlSettings = KlSettings()
     rollout: RolloutSettings = RolloutSettings()
@@ -212,7 +219,7 @@ class OnlineSettings(CommonSettings):
     @model_validator(mode="before")
     @classmethod
     def _usual(cls, given: Any) -> Any:
-        """What is not given, and has another usual value here than elsewhere: explicit from here on."""
+        """Fill in the defaults that depend on other settings."""
         if not isinstance(given, Mapping):
             return given
         found: dict[str, Any] = dict(given)
@@ -235,7 +242,7 @@ class OnlineSettings(CommonSettings):
 
     @property
     def unread(self) -> dict[str, str]:
-        """Settings (`name`, `group.name` or a whole `group`) that do nothing here, and why."""
+        """Settings (`name`, `group.name` or a whole `group`) that have no effect here, and why."""
         why = f"for `algorithm: {self.algorithm}`"
         found = {name: why for name, readers in _READERS.items() if self.algorithm not in readers}
         if self.ratio == "sequence" and self.kl.apply_to == "reward":  # in the loss, KL counts tokens
@@ -314,15 +321,21 @@ _READERS: dict[str, frozenset[str]] = {
     "mismatch.correct": _CLIPPED | {"p3o"},
     "mismatch.cap": _CLIPPED | {"p3o"},
 }
-"""What only some algorithms read."""
+"""Settings that only some algorithms read."""
 _OF_SERVERS = (
     "mismatch.correct", "mismatch.cap", "rollout.served_model", "rollout.weights", "rollout.concurrency",
     "rollout.timeout", "rollout.api_key_env",
 )  # fmt: skip
 
 
+def read_by(algorithm: Algorithm | str, path: Sequence[str]) -> bool:
+    """Whether an algorithm reads the setting at `path`, whatever else is set."""
+    readers = _READERS.get(".".join(path)) or _READERS.get(path[0])
+    return readers is None or algorithm in readers
+
+
 def _given(settings: Record, group: str = "") -> Iterator[str]:
-    """The settings that somebody has set."""
+    """The settings that are set explicitly."""
     for name in settings.model_fields_set:
         value = getattr(settings, name)
         if isinstance(value, Record):

@@ -8,7 +8,6 @@ From a setting to a reward: `./rm`, `judge`, `http://...`, `rewards.py:polite`, 
 from __future__ import annotations
 
 import contextlib
-import difflib
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
 
-from rlaif.errors import ModelError, UserError
+from rlaif.errors import ModelError, UserError, closest
 from rlaif.records import Messages
 from rlaif.rl.responses import Reward, Scores
 
@@ -348,8 +347,7 @@ def _closest(name: str) -> str | None:
     with contextlib.suppress(OSError):
         folders = [each.name for each in path.parent.iterdir() if each.is_dir()]
     start = name[: len(name) - len(path.name)] if path.name else ""
-    found = difflib.get_close_matches(name, [JUDGE, *(f"{start}{each}" for each in folders)], n=1, cutoff=0.5)
-    return found[0] if found else None
+    return closest(name, [JUDGE, *(f"{start}{each}" for each in folders)])
 
 
 def _names(specs: list[str]) -> Iterator[str]:

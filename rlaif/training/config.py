@@ -1,13 +1,10 @@
 """The settings of a training: the same keys in a YAML file, as flags (`--learning-rate`) and with `--set`.
 
-What stands for settings that are left out, where that depends on the method, the loss or the machine.
+`batch_size` and everything else that the result depends on holds for the whole run, whatever the number of processes.
+`max_tokens_per_pass` limits the memory, and the result does not depend on it.
 
-The settings of a training run: the same keys in a YAML file, as flags (`--learning-rate`) and with `--set`.
-
-`batch_size` and everything else that the result depends on is said for the whole run, whatever the number of processes;
-`max_tokens_per_pass` says what fits into memory, and the result does not depend on it.
-
-Settings of a training from a file, the environment and the command line: flag, then environment, file, default.
+Precedence: flag, then environment, then file, then default. Some defaults depend on the method, the loss or the
+machine; `resolved` fills them in.
 """
 
 from __future__ import annotations
@@ -16,31 +13,32 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar, Literal, Self, TypeVar, get_origin
+from typing import Annotated, ClassVar, Literal, Self, TypeVar, get_origin
 
 from pydantic import Field, JsonValue, field_validator, model_validator
 
-from rlaif.config.messages import Where, located
+from rlaif.config.messages import Where, key_hint, located
 from rlaif.config.run_file import Flags, Setting, Value, absolute, settable
+from rlaif.config.schemas import MODEL, NAME, PATH
 from rlaif.config.yaml import Source, find_problems, plain_yaml, read_yaml
-from rlaif.errors import UserError, nearest
+from rlaif.errors import UserError
 from rlaif.records import Record
 from rlaif.training.losses import NEEDS_REFERENCE, READS
 
 _UNDER_LORA = 10
-"""An adapter takes ten times the rate of all weights, whatever the method."""
+"""The learning rate of an adapter, as a multiple of that of full training, for every method."""
 _BETAS = {"sigmoid_norm": 5.0, "simpo": 2.0}
 _BETA = 0.1
-"""Of ipo too, as in TRL: chosen answers are drawn to a lead of 1 / (2 beta) nats a token, which few ever reach."""
+"""Also for ipo, as in TRL: its target margin is 1 / (2 beta) nats per token, which few pairs reach."""
 
 
 def beta_of(settings: DpoSettings) -> float:
-    """The beta that is set, or the usual one of the loss."""
+    """The beta that is set, or the default of the loss."""
     return settings.beta if settings.beta is not None else _BETAS.get(settings.loss, _BETA)
 
 
 def rate_of(settings: CommonSettings) -> float:
-    """The learning rate that is set, or the usual one of the method."""
+    """The learning rate that is set, or the default of the method."""
     if settings.learning_rate is not None:
         return settings.learning_rate
     return settings.usual_rate * (1 if settings.lora.rank is None else _UNDER_LORA)
@@ -67,65 +65,65 @@ _PATHS = ("model", "data", "output", "held_data", "center_dataset", "reference",
 
 
 class LoraSettings(Record):
-    """A low-rank adapter (arXiv:2106.09685) instead of all weights; the model without it is the reference."""
+    """A low-rank adapter (arXiv:2106.09685) instead of full training; the model without it is the reference."""
 
     rank: int | None = Field(None, ge=1)
-    """Train an adapter of this rank; none trains all weights."""
+    """Rank of the adapter; none trains all weights."""
     alpha: float | None = Field(None, gt=0)
-    """Its outputs are scaled by alpha / rank; none takes twice the rank."""
+    """The adapter's outputs are scaled by alpha / rank; none takes twice the rank."""
     dropout: float = Field(0.0, ge=0, lt=1)
-    """Of the adapter's inputs. 0 keeps policy and reference equal at the start."""
+    """Dropout of the adapter's inputs. 0 keeps policy and reference equal at the start."""
     targets: tuple[str, ...] = ()
-    """Layers that get one, by the end of their names; none takes every linear layer except the head."""
+    """Layers with an adapter, by the end of their names; none takes every linear layer except the head."""
     merge: bool = False
-    """Add the adapter to the weights when saving, so that the result is a whole model."""
+    """Merge the adapter into the weights when saving, so that the result is a complete model."""
 
 
 class CommonSettings(Record):
-    """What every training takes, on rows of data or on a policy's own answers."""
+    """The settings of every training, on rows of data or on a policy's own responses."""
 
     method: ClassVar[str]
-    """What `rlaif train` calls it."""
+    """The command of `rlaif train`."""
     usual_rate: ClassVar[float]
-    """The learning rate for all weights where none is set."""
+    """The default learning rate of full training."""
 
-    model: str = Field(min_length=1)
+    model: Annotated[str, MODEL] = Field(min_length=1)
     """Model to start from: a folder, a hub name, or a shipped model."""
-    output: str = Field(min_length=1)
+    output: Annotated[str, PATH] = Field(min_length=1)
     """Folder for the trained model, its card, curves and checkpoints."""
     template_options: dict[str, JsonValue] = Field(default_factory=dict)
-    """Passed to the chat template, for instance {enable_thinking: false}; none given takes those of the data's run."""
+    """Passed to the chat template, for instance {enable_thinking: false}; none takes those of the data's run."""
     max_tokens_per_pass: int = Field(8192, ge=64)
-    """Most tokens of one forward pass of a process: the bigger, the more memory. The result stays the same."""
+    """Maximum tokens per forward pass of a process. More need more memory; the result does not change."""
     learning_rate: float | None = Field(None, gt=0)
-    """Highest learning rate; none takes 2e-5 for sft, 1e-5 for reward, 1e-6 else, and ten times that under LoRA."""
+    """Peak learning rate; none takes 2e-5 for sft, 1e-5 for reward, 1e-6 else, and ten times that under LoRA."""
     schedule: Literal["linear", "cosine", "constant", "cosine_with_min_lr"] = "linear"
-    """How the learning rate falls after the warm-up."""
+    """Learning rate schedule after the warmup."""
     warmup: float = Field(0.1, ge=0, lt=1)
-    """Share of the steps in which the learning rate rises."""
+    """Share of the steps over which the learning rate rises linearly."""
     weight_decay: float = Field(0.0, ge=0)
-    """Of AdamW."""
+    """Weight decay of AdamW."""
     max_grad_norm: float = Field(1.0, ge=0)
-    """Longer gradients are shortened to this; 0 leaves them."""
+    """Maximum gradient norm (clipping); 0 disables it."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """`bfloat16` computes in it and keeps weights and sums in float32; auto takes it on GPUs that have it."""
+    """`bfloat16` is mixed precision with float32 weights and sums; auto takes it on GPUs that support it."""
     attention: Literal["auto", "sdpa", "eager", "flex_attention"] = "auto"
-    """How attention is computed; auto is what transformers picks for the model."""
+    """Attention implementation; auto takes the one that transformers selects for the model."""
     lora: LoraSettings = LoraSettings()
     four_bit: bool = False
     """Load the weights in 4 bits (QLoRA, arXiv:2305.14314; needs bitsandbytes and a LoRA rank)."""
     gradient_checkpointing: bool = False
-    """Compute activations again in the backward pass: a third more time, much less memory."""
+    """Recompute activations in the backward pass: a third more time, much less memory."""
     save_steps: int | None = Field(None, ge=0)
-    """Steps between checkpoints; none saves ten times in a run, 0 never but on Ctrl-C."""
+    """Steps between checkpoints; none saves ten times per run, 0 saves only on Ctrl-C."""
     checkpoints_to_keep: int = Field(1, ge=1)
-    """Checkpoints kept; older ones are removed, and all of them when the training is finished."""
+    """Maximum checkpoints on disk: older ones are deleted, and all of them when the training is finished."""
     report_to: tuple[Literal["tensorboard", "wandb"], ...] = ()
-    """Where the log goes besides log.jsonl."""
+    """Loggers besides log.jsonl."""
     seed: int = 0
-    """Of the order of rows, of new weights and of what is drawn."""
+    """Seed of data order, new weights and sampling."""
     device: Literal["auto", "cpu"] = "auto"
-    """`cpu` leaves a GPU alone."""
+    """`cpu` does not use a GPU."""
 
     @field_validator(*_PATHS, check_fields=False)
     @classmethod
@@ -143,7 +141,7 @@ class CommonSettings(Record):
 
     @property
     def folder(self) -> Path:
-        """Where everything goes."""
+        """The output folder."""
         return Path(self.output)
 
 
@@ -151,36 +149,37 @@ Settings = TypeVar("Settings", bound=CommonSettings)
 
 
 class TrainSettings(CommonSettings):
-    """What the trainers on rows of data take."""
+    """The settings of the trainers on rows of data."""
 
     method: ClassVar[Method]
 
-    data: str = Field(min_length=1)
+    data: Annotated[str, PATH] = Field(min_length=1)
     """A run folder, a file of rows (JSONL, Parquet, ...), or a `datasets` name."""
-    held_data: str | None = None
-    """Held-out rows to evaluate on; without it, `holdout` of the prompts are set aside."""
+    held_data: Annotated[str | None, PATH] = None
+    """Held-out rows to evaluate on; none sets `holdout` of the prompts aside."""
     holdout: float = Field(0.05, ge=0, lt=1)
-    """Share of the prompts, drawn by hash, that is evaluated on and not trained on."""
+    """Share of the prompts for evaluation instead of training; the split is deterministic."""
     limit: int | None = Field(None, ge=1)
-    """Only the first examples: rows that hold none are passed over, and of a pair KTO makes two."""
+    """Use only the first examples. Rows without an example do not count; for KTO a pair is two examples."""
     template: Literal["auto", "chat", "plain"] = "auto"
-    """`auto`: messages by the chat template, texts as they are; `chat`, `plain`: all by the template, or by none."""
+    """`auto`: the chat template for messages, none for plain texts; `chat`: always; `plain`: never."""
     max_length: int = Field(1024, ge=8)
-    """Most tokens of a row: longer prompts lose their beginning, completions that alone are longer are left out."""
+    """Maximum tokens of a row: longer prompts lose their beginning, completions that alone are longer are left out."""
     epochs: float = Field(1.0, gt=0)
     """Passes over the data."""
     max_steps: int | None = Field(None, ge=1)
-    """Stop after so many optimizer steps, whatever the epochs."""
+    """Maximum optimizer steps, whatever the epochs."""
     batch_size: int = Field(16, ge=1)
-    """Rows of an optimizer step, over all processes."""
+    """Rows per optimizer step, over all processes."""
     eval_steps: int | None = Field(None, ge=1)
-    """Optimizer steps between evaluations; none evaluates ten times in a run."""
+    """Optimizer steps between evaluations; none evaluates ten times per run."""
     patience: int | None = Field(None, ge=1)
-    """Stop after so many evaluations without a better held-out loss, and keep the best; each evaluation saves."""
-    optimizer: str = "adamw_torch_fused"
-    """A name that transformers' TrainingArguments take: adamw_torch, adamw_torch_fused, adafactor, ..."""
+    """Early stopping after so many evaluations without a better held-out loss; the best weights are kept, and each
+    evaluation saves a checkpoint."""
+    optimizer: Annotated[str, NAME] = "adamw_torch_fused"
+    """Optimizer by its name in transformers' TrainingArguments: adamw_torch, adamw_torch_fused, adafactor, ..."""
     log_steps: int = Field(1, ge=1)
-    """Optimizer steps between lines of the log."""
+    """Optimizer steps between log lines."""
 
     @model_validator(mode="after")
     def _saves_where_it_evaluates(self) -> Self:
@@ -191,12 +190,13 @@ class TrainSettings(CommonSettings):
 
 
 class SftSettings(TrainSettings):
-    """Supervised fine-tuning on demonstrations: revisions, chosen answers, or anybody's."""
+    """Supervised fine-tuning on demonstrations: revisions, chosen responses, or your own rows."""
 
     method, usual_rate = "sft", 2e-5
 
     turns: Literal["last", "all"] = "last"
-    """Which replies of a conversation are learned: the last one, or all, each behind what stands before it."""
+    """Which responses of a conversation the loss covers: the last one or all, each in the context of the
+    turns before it."""
 
 
 class RewardSettings(TrainSettings):
@@ -205,42 +205,44 @@ class RewardSettings(TrainSettings):
     method, usual_rate = "reward", 1e-5
 
     soft_labels: bool = True
-    """Take each pair's `probability` as its target; without it every pair counts as certain."""
+    """Take each pair's `probability` as its target; false takes hard labels."""
     margins: bool = True
-    """Ask for a difference of at least the pair's `margin` column, where there is one (arXiv:2307.09288)."""
+    """Subtract the pair's `margin` column, if present, from the reward difference (arXiv:2307.09288)."""
     centering: float = Field(0.0, ge=0)
-    """Weight of (r_chosen + r_rejected)^2, which keeps rewards around 0 (arXiv:2312.09244); 0.01 is usual."""
-    center_dataset: str | None = None
-    """After training, shift rewards so that these demonstrations (as for `rlaif train sft`) have a mean of 0."""
+    """Weight of (r_chosen + r_rejected)^2, which keeps rewards near 0 (arXiv:2312.09244); 0.01 is common."""
+    center_dataset: Annotated[str | None, PATH] = None
+    """After training, shift rewards so that these demonstrations (as for `rlaif train sft`) have mean reward 0."""
 
 
 class DpoSettings(TrainSettings):
-    """Direct preference optimisation and its relatives, on preference pairs or on single judged answers (KTO)."""
+    """Direct preference optimization and its variants, on preference pairs or on single labeled responses (KTO)."""
 
     method, usual_rate = "dpo", 1e-6
 
     loss: Literal["sigmoid", "robust", "ipo", "hinge", "sigmoid_norm", "gdpo", "simpo", "orpo", "kto"] = "sigmoid"
-    """`sigmoid` is DPO (arXiv:2305.18290); `simpo` and `orpo` need no reference; `kto` takes single answers."""
+    """`sigmoid` is DPO (arXiv:2305.18290); `simpo` and `orpo` need no reference; `kto` takes single responses."""
     beta: float | None = Field(None, gt=0)
-    """How dear it is to leave the reference; none takes 0.1, for sigmoid_norm 5, for simpo 2. For ipo it is tau."""
+    """Strength of the KL regularization towards the reference; none takes 0.1, for sigmoid_norm 5, for simpo 2. For
+    ipo it is tau."""
     soft_labels: bool = True
-    """Take a pair's `probability` as its target; false takes every pair as certain, which kto always does."""
+    """Take each pair's `probability` as its target; false takes hard labels, as kto always does."""
     label_smoothing: float = Field(0.0, ge=0, lt=0.5)
-    """Share of labels taken to be wrong (cDPO); robust needs it, as its epsilon."""
+    """Assumed share of wrong labels (cDPO); robust requires it as its epsilon."""
     gamma_beta_ratio: float = Field(0.5, ge=0)
-    """SimPO: the lead that is asked for, as a share of beta."""
+    """SimPO: target reward margin, as a share of beta."""
     orpo_weight: float = Field(0.1, ge=0)
-    """ORPO: weight of the odds ratio beside the likelihood of the chosen answer."""
+    """ORPO: weight of the odds ratio loss relative to the likelihood of the chosen response."""
     sft_weight: float = Field(0.0, ge=0)
-    """Weight of the likelihood of the chosen answer, a token, beside the loss (RPO, arXiv:2404.19733)."""
+    """Weight of an SFT loss per token on the chosen response (RPO, arXiv:2404.19733)."""
     desirable_weight: float = Field(1.0, ge=0)
-    """KTO: weight of good answers."""
+    """KTO: weight of desirable responses."""
     undesirable_weight: float = Field(1.0, ge=0)
-    """KTO: weight of bad answers."""
-    reference: str | None = None
-    """Another model as the reference; none takes the model as it is at the start."""
-    reference_cache: str | None = None
-    """Folder of reference log-probabilities; none takes ~/.cache/rlaif/references (XDG_CACHE_HOME is heeded)."""
+    """KTO: weight of undesirable responses."""
+    reference: Annotated[str | None, MODEL] = None
+    """Reference model; none takes the model at the start of training."""
+    reference_cache: Annotated[str | None, PATH] = None
+    """Folder of reference log-probabilities; none takes rlaif/references in
+    $XDG_CACHE_HOME or ~/.cache."""
 
     @property
     def uses_reference(self) -> bool:
@@ -249,7 +251,7 @@ class DpoSettings(TrainSettings):
 
     @property
     def unread(self) -> frozenset[str]:
-        """Settings that do nothing for the loss."""
+        """Settings that the loss ignores."""
         read = _KTO_READS if self.loss == "kto" else READS[self.loss] | {"soft_labels", "sft_weight"}
         return _OF_LOSSES - read - (_OF_REFERENCES if self.uses_reference else frozenset())
 
@@ -348,7 +350,7 @@ def _absolute_reward(text: str, base: Path) -> str:
 
 
 def refuse_all(found: Sequence[UserError]) -> None:
-    """Raise the mistakes, if there are any: no command lists them, so that all of them are told, in one line."""
+    """Raise all mistakes in one line, if there are any."""
     if not found:
         return
     first, *others = found
@@ -364,7 +366,7 @@ def _pair(text: str, known: Mapping[str, tuple[str, ...]]) -> tuple[tuple[str, .
     if dot and group in known and known[group][-1] == _MAPPING:
         return (*known[group], key), value
     if name.strip() not in known:
-        raise UserError(f"no setting `{name.strip()}`", where="--set", hint=nearest(name.strip(), known))
+        raise UserError(f"no setting `{name.strip()}`", where="--set", hint=key_hint(name.strip(), known))
     return known[name.strip()], value
 
 

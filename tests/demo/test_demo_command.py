@@ -32,7 +32,7 @@ def evaluated(folder: Path) -> PolicyReport:
 
 def test_it_shows_what_it_promises(demo: tuple[Path, Any]) -> None:
     shown = demo[1].stdout
-    for text in ("The constitution `demo`", "Replies, best first", "critique (", "P(A) = ", "comparisons labelled",
+    for text in ("The constitution `demo`", "Responses, best first", "critique (", "P(A) = ", "comparisons labelled",
                  "The judge against the oracle", "after round 2", "confirms", "pairs.jsonl"):  # fmt: skip
         assert text in shown, text
     assert re.search(r"^ +base +sft +dpo +ppo *$", shown, re.MULTILINE)
@@ -41,9 +41,9 @@ def test_it_shows_what_it_promises(demo: tuple[Path, Any]) -> None:
         "worse",
         "win rate",
         "preference",
-        "  at equal length",
+        "length-controlled win rate",
         "faulty (oracle)",
-        "faulty (judge)",
+        "violation rate (judge)",
         "KL",
         "length",
     ):

@@ -60,10 +60,10 @@ def test_exit_codes_and_what_is_told(tmp_path: Path) -> None:
     assert "\nFIT\n" in fit.stdout and "120 of 120" in fit.stdout
     assert "accuracy              100.0% (96.9% to 100.0%)" in fit.stdout
     assert "first slot wins     50.0% (50.0% to 50.0%)  by construction" in fit.stdout
-    assert "240 questions asked now, 0 on disk already" in fit.stdout
+    assert "240 calls, 0 cached" in fit.stdout
     assert doubtful.returncode == 3, doubtful.stderr
     assert "\nDOUBTFUL\n  doubtful: only 50 pairs" in doubtful.stdout
-    assert "0 questions asked now, 100 on disk already" in doubtful.stdout
+    assert "0 calls, 100 cached" in doubtful.stdout
     assert unfit.returncode == 4, unfit.stderr
     told = json.loads(unfit.stdout)
     assert (told["verdict"]["level"], told["measures"]["accuracy"]["value"]) == ("unfit", 0.0)

@@ -91,7 +91,7 @@ def test_every_stage_leaves_its_files(finished: Path) -> None:
     found = json.loads(rewards.read_text())
     assert found["gold"]["pairs"] == 1 and [each["n"] for each in found["best_of_n"]["points"]] == [1, 2]
     told = (finished / "stdout.txt").read_text()
-    assert "Reward model `reward`: right in" in told and "the best of 2 by it has" in told
+    assert "Reward model `reward`: right in" in told and " of best-of-2 is " in told
     assert "win rate" in told and "base" in told and "dpo" in told and str(out / "report.html") in told
 
 

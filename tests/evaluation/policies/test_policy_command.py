@@ -44,7 +44,7 @@ def test_files_alone_need_no_policy_model(files: Path) -> None:
     assert told.stdout.startswith("a.jsonl beats base: ")
     assert "on 40 prompts, by fake under `harmless`" in told.stdout
     assert "true (harmful: rightly)" in told.stdout and "false (over-refusal)" in told.stdout
-    assert "0 answers drawn" in told.stdout and "78 questions asked now, 0 on disk already" in told.stdout
+    assert "0 responses sampled" in told.stdout and "78 calls, 0 cached" in told.stdout
     assert "sample" not in told.stderr
     report = json.loads(again.stdout)
     (path,) = (files / "runs/policies").glob("a.jsonl-against-base-*[0-9a-f].json")

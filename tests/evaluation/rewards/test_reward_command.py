@@ -35,7 +35,7 @@ def test_what_is_told_of_gold_pairs(folder: Path, tmp_path: Path) -> None:
     assert done.returncode == 3, done.stderr  # random weights are no better than length
     assert "\n  warning: no better than `" in done.stdout and "warning: only 24 pairs" in done.stdout
     assert done.stdout.startswith("scorer@") and " of 24 pairs, " in done.stdout.splitlines()[0]
-    assert "48 rewards computed now, 0 on disk already" in done.stdout
+    assert "48 rewards computed, 0 cached" in done.stdout
     told = evaluated(*flags, "--format", "json", cwd=tmp_path)
     report = json.loads(told.stdout)
     assert "gold pairs: 0 answered, 48 on disk already" in told.stderr
@@ -65,7 +65,7 @@ def test_best_of_n_with_a_served_policy_and_judge(folder: Path, tmp_path: Path) 
     assert done.returncode == 0, done.stderr
     assert "answers: 0 answered, 48 on disk already" in done.stderr
     assert "rewards: 0 answered" in done.stderr
-    assert "Best of n by the reward, over 12 prompts with 4 answers of fake" in done.stdout
+    assert "Best of n by the reward, over 12 prompts with 4 responses of fake" in done.stdout
     assert "mean grade by fake under `harmless` (0 to 9)" in done.stdout
     (path,) = (tmp_path / "runs/rewards").glob("scorer@*-best-of-n-fake-prompts-*.json")
     assert [point["n"] for point in json.loads(path.read_text())["best_of_n"]["points"]] == [1, 2, 4]
@@ -82,7 +82,7 @@ def test_best_of_n_with_a_served_policy_and_judge(folder: Path, tmp_path: Path) 
         (["--model", "./nowhere", "--gold", "g.jsonl"], "no model here: `config.json` is missing"),
         (["--model", "M", "--glod", "g.jsonl"], "--glod"),
         (["--model", "M", "--column", "x", "--policy", "p"], "--column goes with --gold"),
-        (["--model", "M", "--policy", "demo-policy", "--judge", "x"], "say what the policy answers with --prompts"),
+        (["--model", "M", "--policy", "demo-policy", "--judge", "x"], "name the prompts of the policy with --prompts"),
         (["--model", "M", "--gold", "g.jsonl", "--judge", "x"], "--judge goes with --policy MODEL, or with"),
         (["--model", "M", "--gold", "g.jsonl", "--samples", "4"], "--samples goes with"),
         (["--model", "M", "--responses", "r.jsonl"], "name the judge with --judge"),
@@ -199,5 +199,5 @@ def test_a_model_trained_in_the_tiny_world(tmp_path: Path) -> None:
     judge = ("--limit", 4, "--samples", 4, "--max-tokens", 48, "--judge", "demo-judge", "--constitution", "demo")
     best = evaluated("--model", "rm", *answers, *judge, cwd=tmp_path)
     assert best.returncode == 0, best.stderr
-    assert "Best of n by the reward, over 4 prompts with 4 answers of demo-policy@" in best.stdout
+    assert "Best of n by the reward, over 4 prompts with 4 responses of demo-policy@" in best.stdout
     assert "best-of-n on only 4 prompts: too few" in best.stdout
