@@ -406,8 +406,8 @@ def test_preview_says_who_said_what(tmp_path: Path) -> None:
     with bench(tmp_path, Taste(), CONTRARY) as (path, _):
         done = rlaif("preview", path, "-n", 1)
     assert done.returncode == 0, done.stderr
-    assert re.search(r"fake, \S+: A = reply \d, B = reply \d: P\(A\)", done.stdout)
-    assert re.search(r"fake-2, \S+: A = reply \d, B = reply \d: P\(A\)", done.stdout)
+    assert re.search(r"fake, \S+: A = response \d, B = response \d: P\(A\)", done.stdout)
+    assert re.search(r"fake-2, \S+: A = response \d, B = response \d: P\(A\)", done.stdout)
 
 
 BAD = {

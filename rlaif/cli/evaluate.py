@@ -20,7 +20,7 @@ from rlaif.cli.flags import (
     template_options,
 )
 from rlaif.cli.main import Entry, LazyGroup
-from rlaif.cli.options import option, parameter
+from rlaif.cli.options import SettingsCommand, option, parameter
 from rlaif.cli.terminal import echo
 from rlaif.config.run_file import Setting, settable
 from rlaif.evaluation.policy_specs import EvaluateSettings
@@ -181,6 +181,16 @@ def _settings() -> dict[str, Setting]:
 
 
 _SETTINGS = _settings()
+_SECTIONS = {
+    "responses": ("samples", "temperature", "top_p", "max_tokens", "seed", "system", "template_options"),
+    "metrics": ("grades", "violation_below", "tag", "harmful", "kl"),
+    "comparisons": ("matchups", "max_failed"),
+}
+_SECTION_OF = {name: section for section, names in _SECTIONS.items() for name in names}
+_COMMON = {
+    "prompts.path", "prompts.limit", "samples", "temperature", "max_tokens", "grades", "tag", "harmful", "matchups",
+    "compare.principles",
+}  # fmt: skip
 
 
 def _policy(
@@ -233,7 +243,7 @@ _PARAMETERS: tuple[click.Parameter, ...] = (
         metavar="POLICY",
         help="Policy to compare with; may be given again. The first one is the baseline.",
     ),
-    *map(option, _SETTINGS.values()),
+    *(option(setting, _SECTION_OF) for setting in _SETTINGS.values()),
     click.Option(
         ["--policy-api-key-env"],
         metavar="NAME",
@@ -257,7 +267,9 @@ _PARAMETERS: tuple[click.Parameter, ...] = (
     ),
 )
 
-policy = judge_options(click.Command("policy", callback=_policy, params=list(_PARAMETERS), help=_policy.__doc__))
+policy = judge_options(
+    SettingsCommand("policy", callback=_policy, params=list(_PARAMETERS), help=_policy.__doc__, common=_COMMON)
+)
 """The command."""
 
 

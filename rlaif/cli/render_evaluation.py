@@ -33,94 +33,102 @@ _WIDTH = 21
 def show_judge(done: EvaluatedJudge) -> None:
     """Print the report: the verdict first, its reasons, then the numbers."""
     report = done.report
-    about, found = report.about, report.measures
+    about, measures = report.about, report.measures
     if about.input_issues:
-        odd = ", ".join(f"{count:,} x {kind}" for kind, count in about.input_issues.items())
-        echo(f"note: in the gold pairs, {odd}", err=True)
+        issues = ", ".join(f"{count:,} x {kind}" for kind, count in about.input_issues.items())
+        echo(f"note: in the gold pairs, {issues}", err=True)
     echo(f"{about.judge} by `{about.constitution}` ({about.constitution_hash[:12]}) on {about.gold}\n")
     secho(report.verdict.level.upper(), fg=_COLOURS[report.verdict.level], bold=True)
     for reason in report.verdict.reasons:
         echo(f"  {reason.level}: {reason.text}")
     echo()
-    for name, text in _numbers(found):
+    for name, text in _numbers(measures):
         echo(f"{name:<{_WIDTH}} {text}")
-    _show_groups("subset", found.subsets)
-    _show_groups("principle", found.principles)
-    _show_canaries(found.canaries)
+    _show_groups("subset", measures.subsets)
+    _show_groups("principle", measures.principles)
+    _show_canaries(measures.canaries)
     _show_temperature(report)
     _show_errors(report)
     asked, known = sum(each.asked for each in done.tallies), sum(each.known for each in done.tallies)
     echo(f"\n{asked:,} calls, {known:,} cached; report in {done.path}")
 
 
-def _numbers(found: Measures) -> Iterator[tuple[str, str]]:
-    silent = ", ".join(f"{count:,} {kind}" for kind, count in found.no_label.items())
-    yield "pairs with a label", f"{found.labelled:,} of {found.pairs:,}" + (f" ({silent})" if silent else "")
-    if found.accuracy is None:
+def _numbers(measures: Measures) -> Iterator[tuple[str, str]]:
+    unlabeled = ", ".join(f"{count:,} {kind}" for kind, count in measures.no_label.items())
+    yield (
+        "pairs with a label",
+        f"{measures.labelled:,} of {measures.pairs:,}" + (f" ({unlabeled})" if unlabeled else ""),
+    )
+    if measures.accuracy is None:
         return
-    yield "accuracy", str(found.accuracy)
-    for each in found.baselines:
+    yield "accuracy", str(measures.accuracy)
+    for each in measures.baselines:
         yield (
             f"  {each.name}",
             str(each.accuracy)
             + (
-                "  by construction, in both orders" if each.name.startswith("first") and found.flips is not None else ""
+                "  by construction, in both orders"
+                if each.name.startswith("first") and measures.flips is not None
+                else ""
             ),
         )
-    if found.gain is not None and found.best_baseline is not None:
-        gain = found.gain
+    if measures.gain is not None and measures.best_baseline is not None:
+        gain = measures.gain
         points = f"{100 * gain.value:+.1f} ({100 * gain.low:+.1f} to {100 * gain.high:+.1f}) points"
-        yield f"  over `{found.best_baseline.name}`", points
-    yield "one order alone", str(found.single_order)
-    yield from _ties(found)
-    if found.kept is not None:
-        yield "labels a run keeps", f"{found.kept.pairs:,}, of them right {found.kept}"
-    yield from _leanings(found)
-    yield from _trust(found)
-    yield "cost", _cost(found)
+        yield f"  over `{measures.best_baseline.name}`", points
+    yield "one order alone", str(measures.single_order)
+    yield from _ties(measures)
+    if measures.kept is not None:
+        yield "labels a run keeps", f"{measures.kept.pairs:,}, of them right {measures.kept}"
+    yield from _leanings(measures)
+    yield from _trust(measures)
+    yield "cost", _cost(measures)
 
 
-def _ties(found: Measures) -> Iterator[tuple[str, str]]:
-    three = found.three_way
+def _ties(measures: Measures) -> Iterator[tuple[str, str]]:
+    three = measures.three_way
     if three is not None:
         kappa = "" if three.kappa is None else f", kappa {three.kappa:.3f}"
         yield f"with {three.ties:,} gold ties", f"{three.agreement} of {three.agreement.pairs:,} the same{kappa}"
 
 
-def _leanings(found: Measures) -> Iterator[tuple[str, str]]:
-    if found.flips is not None:
-        yield "flips", str(found.flips)
-    if found.slot is not None:
-        bias = found.slot.bias
-        told = "" if bias is None else f"; bias {bias.value:+.2f} ({bias.low:+.2f} to {bias.high:+.2f}) logits"
-        yield "verdicts for slot 1", f"{found.slot.first}{told}"
-    if found.length.shorter is not None:
-        yield "better is shorter", f"right {found.length.shorter} of {found.length.shorter.pairs:,}"
-    if found.length.longer is not None:
-        yield "better is longer", f"right {found.length.longer} of {found.length.longer.pairs:,}"
-    slope = found.length.slope
+def _leanings(measures: Measures) -> Iterator[tuple[str, str]]:
+    if measures.flips is not None:
+        yield "flips", str(measures.flips)
+    if measures.slot is not None:
+        bias = measures.slot.bias
+        text = "" if bias is None else f"; bias {bias.value:+.2f} ({bias.low:+.2f} to {bias.high:+.2f}) logits"
+        yield "verdicts for slot 1", f"{measures.slot.first}{text}"
+    if measures.length.shorter is not None:
+        yield "better is shorter", f"right {measures.length.shorter} of {measures.length.shorter.pairs:,}"
+    if measures.length.longer is not None:
+        yield "better is longer", f"right {measures.length.longer} of {measures.length.longer.pairs:,}"
+    slope = measures.length.slope
     if slope is not None:
         yield "length slope", f"{slope.value:+.2f} ({slope.low:+.2f} to {slope.high:+.2f}) logits per log length ratio"
 
 
-def _trust(found: Measures) -> Iterator[tuple[str, str]]:
-    if found.calibration is not None:
-        each = found.calibration
-        told = f"Brier {each.brier:.3f}, log loss {each.log_loss:.3f} (one half: 0.25, 0.693)"
-        yield "calibration", f"error {each.error_beside_chance}, {told}"
-    if found.mass is not None:
-        yield "label mass", f"{found.mass.mean:.3f}; {found.mass.below:.1%} of judgements under {found.mass.least:g}"
+def _trust(measures: Measures) -> Iterator[tuple[str, str]]:
+    if measures.calibration is not None:
+        each = measures.calibration
+        text = f"Brier {each.brier:.3f}, log loss {each.log_loss:.3f} (one half: 0.25, 0.693)"
+        yield "calibration", f"error {each.error_beside_chance}, {text}"
+    if measures.mass is not None:
+        yield (
+            "label mass",
+            f"{measures.mass.mean:.3f}; {measures.mass.below:.1%} of judgements under {measures.mass.least:g}",
+        )
 
 
-def _cost(found: Measures) -> str:
-    cost = found.cost
+def _cost(measures: Measures) -> str:
+    cost = measures.cost
     # vLLM's batch route does not report cached tokens: the text then leaves them out.
     cached = f" ({cost.cached_tokens / cost.prompt_tokens:.0%} cached)" if cost.cached_tokens else ""
-    told = f"{cost.calls:,} calls, {cost.prompt_tokens:,} tokens in{cached}, {cost.completion_tokens:,} out"
+    text = f"{cost.calls:,} calls, {cost.prompt_tokens:,} tokens in{cached}, {cost.completion_tokens:,} out"
     if cost.calls_per_1000 is None or cost.prompt_tokens_per_1000 is None:
-        return told
+        return text
     seconds = "" if cost.seconds_per_1000 is None else f", {cost.seconds_per_1000:,.0f} s"
-    return f"{told}; 1,000 labels: {cost.calls_per_1000:,.0f} calls, {cost.prompt_tokens_per_1000:,.0f} tokens{seconds}"
+    return f"{text}; 1,000 labels: {cost.calls_per_1000:,.0f} calls, {cost.prompt_tokens_per_1000:,.0f} tokens{seconds}"
 
 
 def _show_groups(name: str, groups: Sequence[Group]) -> None:
@@ -173,18 +181,18 @@ def _show_errors(report: JudgeReport) -> None:
 
 
 def _show_temperature(report: JudgeReport) -> None:
-    found = report.measures.temperature
-    if found is None:
+    fit = report.measures.temperature
+    if fit is None:
         return
     echo(
         f"\nA temperature fitted on one half of the pairs and measured on the other, both ways: calibration error "
-        f"{found.error_before:.3f} -> {found.error_after:.3f}, log loss {found.log_loss_before:.3f} -> "
-        f"{found.log_loss_after:.3f}."
+        f"{fit.error_before:.3f} -> {fit.error_after:.3f}, log loss {fit.log_loss_before:.3f} -> "
+        f"{fit.log_loss_after:.3f}."
     )
-    if found.bounded:
+    if fit.bounded:
         echo("On all pairs together the best one is beyond any bound: there is nothing to set.")
-    elif found.helps:
-        echo(f"For the run file:\n\ncompare: {{temperature: {found.temperature:.3g}}}")
+    elif fit.helps:
+        echo(f"For the run file:\n\ncompare: {{temperature: {fit.temperature:.3g}}}")
     else:
         echo("It does not help: leave `compare.temperature` as it is.")
 
@@ -194,8 +202,8 @@ def show_policies(done: EvaluatedPolicies) -> None:
     report = done.report
     about = report.about
     if about.input_issues:
-        odd = ", ".join(f"{count:,} x {kind}" for kind, count in about.input_issues.items())
-        echo(f"note: in the prompts, {odd}", err=True)
+        issues = ", ".join(f"{count:,} x {kind}" for kind, count in about.input_issues.items())
+        echo(f"note: in the prompts, {issues}", err=True)
     for match in report.matches:
         if match.baseline == report.baseline:
             secho(headline(match), bold=True)
@@ -219,9 +227,9 @@ def headline(match: Match) -> str:
     """A match in one sentence, by its interval: won, lost, or neither."""
     rate = match.win_rate
     if rate is None:
-        silent = ", ".join(f"{count:,} {kind}" for kind, count in match.no_label.items())
-        return f"{match.policy} and {match.baseline}: no comparison has a label ({silent})"
-    verdict = f"{match.policy} and {match.baseline} cannot be told apart"
+        unlabeled = ", ".join(f"{count:,} {kind}" for kind, count in match.no_label.items())
+        return f"{match.policy} and {match.baseline}: no comparison has a label ({unlabeled})"
+    verdict = f"{match.policy} and {match.baseline} do not differ significantly"
     if rate.low > 0.5:
         verdict = f"{match.policy} beats {match.baseline}"
     elif rate.high < 0.5:
@@ -291,8 +299,8 @@ def _show_metrics(report: PolicyReport) -> None:
 
 
 def _violations(policy: PolicyMetrics) -> str:
-    found = next((each.share for each in policy.violations if each.principle == "*"), None)
-    return _interval(found)
+    rate = next((each.share for each in policy.violations if each.principle == "*"), None)
+    return _interval(rate)
 
 
 def _show_principles(report: PolicyReport) -> None:
@@ -332,8 +340,8 @@ def _show_tags(report: PolicyReport) -> None:
         refused = [
             next((own.share for own in policy.refusals if own.tag == each.tag), None) for policy in report.policies
         ]
-        told = each.tag if each.harmful is None else kind[each.harmful]
-        rows.append([told, *(_interval(rate, 0) for rate in rates), *(_interval(share, 0) for share in refused)])
+        text = each.tag if each.harmful is None else kind[each.harmful]
+        rows.append([text, *(_interval(rate, 0) for rate in rates), *(_interval(share, 0) for share in refused)])
     print_table(columns, rows, right=columns[1:])
     echo()
 
@@ -370,23 +378,23 @@ def _show_cost(report: PolicyReport) -> None:
         echo("failed: " + ", ".join(f"{kind} {count:,}" for kind, count in cost.failed.items()))
 
 
-def _interval(found: Estimate | None, digits: int = 1) -> str:
-    if found is None:
+def _interval(estimate: Estimate | None, digits: int = 1) -> str:
+    if estimate is None:
         return "-"
-    value, low, high = (f"{100 * each:.{digits}f}" for each in (found.value, found.low, found.high))
+    value, low, high = (f"{100 * each:.{digits}f}" for each in (estimate.value, estimate.low, estimate.high))
     return f"{value}% ({low} to {high})"
 
 
-def _share(found: Estimate | None) -> str:
-    return "-" if found is None else f"{found.value:.0%}"
+def _share(estimate: Estimate | None) -> str:
+    return "-" if estimate is None else f"{estimate.value:.0%}"
 
 
 def show_reward(done: EvaluatedReward) -> None:
     """Print the report: the headline, the warnings, then the numbers."""
     report = done.report
     if report.gold is not None and report.gold.input_issues:
-        odd = ", ".join(f"{count:,} x {kind}" for kind, count in report.gold.input_issues.items())
-        echo(f"note: in the gold pairs, {odd}", err=True)
+        issues = ", ".join(f"{count:,} x {kind}" for kind, count in report.gold.input_issues.items())
+        echo(f"note: in the gold pairs, {issues}", err=True)
     for text, colour in _headlines(report):
         secho(text, fg=colour, bold=True)
     for warning in report.warnings:
@@ -407,17 +415,17 @@ def show_reward(done: EvaluatedReward) -> None:
 
 
 def _headlines(report: RewardReport) -> Iterator[tuple[str, str]]:
-    gold, found = report.gold, report.best_of_n
+    gold, best = report.gold, report.best_of_n
     if gold is not None and gold.accuracy is not None:
         over = ""
         if gold.gain is not None and gold.best_baseline is not None:
             over = f", {100 * gold.gain.value:+.1f} points over `{gold.best_baseline.name}`"
         colour = "green" if gold.beats_baselines else "red"
         yield f"{report.model}: right in {gold.accuracy.value:.1%} of {gold.pairs:,} pairs{over}", colour
-    if found is not None and found.overoptimised:
-        yield f"{report.model}: over-optimized beyond best-of-{found.best_n}", "red"
-    elif found is not None:
-        yield f"{report.model}: no over-optimization shown up to best-of-{found.points[-1].n}", "green"
+    if best is not None and best.overoptimised:
+        yield f"{report.model}: over-optimized beyond best-of-{best.best_n}", "red"
+    elif best is not None:
+        yield f"{report.model}: no over-optimization shown up to best-of-{best.points[-1].n}", "green"
 
 
 def _reward_numbers(gold: Gold) -> Iterator[tuple[str, str]]:
@@ -436,29 +444,27 @@ def _reward_numbers(gold: Gold) -> Iterator[tuple[str, str]]:
 
 
 def _reward_trust(gold: Gold) -> Iterator[tuple[str, str]]:
-    found, cooled = gold.calibration, gold.temperature
-    if found is not None:
-        told = f"error {found.error_beside_chance}, Brier {found.brier:.3f}, log loss {found.log_loss:.3f}"
-        yield "calibration", f"{told} (one half: 0.25, 0.693)"
-    if cooled is not None and cooled.helps:
-        told = (
-            f"divide rewards by {cooled.temperature:.3g}: error {cooled.error_before:.3f} -> {cooled.error_after:.3f}"
-        )
-        yield "  to fix it", f"{told} on pairs that it was not fitted on"
+    calibration, fit = gold.calibration, gold.temperature
+    if calibration is not None:
+        losses = f"Brier {calibration.brier:.3f}, log loss {calibration.log_loss:.3f} (one half: 0.25, 0.693)"
+        yield "calibration", f"error {calibration.error_beside_chance}, {losses}"
+    if fit is not None and fit.helps:
+        text = f"divide rewards by {fit.temperature:.3g}: error {fit.error_before:.3f} -> {fit.error_after:.3f}"
+        yield "  to fix it", f"{text} on pairs that it was not fitted on"
 
 
 def _length(gold: Gold) -> Iterator[tuple[str, str]]:
     if gold.length_correlation is not None:
         yield "reward and length", f"correlation {gold.length_correlation:+.2f}"
-    for name, found in (("better is shorter", gold.length.shorter), ("better is longer", gold.length.longer)):
-        if found is not None:
-            yield name, f"right {found} of {found.pairs:,}"
+    for name, accuracy in (("better is shorter", gold.length.shorter), ("better is longer", gold.length.longer)):
+        if accuracy is not None:
+            yield name, f"right {accuracy} of {accuracy.pairs:,}"
     if gold.length.slope is not None:
         yield "length slope", f"{_signed(gold.length.slope)} reward per log length ratio"
 
 
-def _signed(found: Estimate) -> str:
-    return f"{found.value:+.2f} ({found.low:+.2f} to {found.high:+.2f})"
+def _signed(estimate: Estimate) -> str:
+    return f"{estimate.value:+.2f} ({estimate.low:+.2f} to {estimate.high:+.2f})"
 
 
 def _show_reward_groups(groups: Sequence[Group]) -> None:
@@ -472,25 +478,27 @@ def _show_reward_groups(groups: Sequence[Group]) -> None:
 
 
 def _reward_row(group: Group) -> tuple[str, ...]:
-    found = group.accuracy
-    told = ("-", "-") if found is None else (f"{found.value:.0%}", f"{found.low:.0%}-{found.high:.0%}")
-    return group.name, f"{group.pairs:,}", *told
+    accuracy = group.accuracy
+    text = ("-", "-") if accuracy is None else (f"{accuracy.value:.0%}", f"{accuracy.low:.0%}-{accuracy.high:.0%}")
+    return group.name, f"{group.pairs:,}", *text
 
 
-def _show_best_of(found: BestOfN) -> None:
+def _show_best_of(result: BestOfN) -> None:
     from rlaif.cli.terminal import print_table
 
-    echo(f"\nBest of n by the reward, over {found.prompts:,} prompts with {found.samples} responses of {found.policy}")
-    echo(f"Other measure: {found.measure}")
-    if found.left_out:
-        echo("Left out: " + ", ".join(f"{count:,} prompts: {why}" for why, count in found.left_out.items()))
+    echo(
+        f"\nBest of n by the reward, over {result.prompts:,} prompts with {result.samples} responses of {result.policy}"
+    )
+    echo(f"Other measure: {result.measure}")
+    if result.left_out:
+        echo("Left out: " + ", ".join(f"{count:,} prompts: {why}" for why, count in result.left_out.items()))
     echo("")
     columns = ("n", "KL", "reward", "95%", "other", "95% ", "characters")
-    print_table(columns, [_point(each) for each in found.points], right=columns)
+    print_table(columns, [_point(each) for each in result.points], right=columns)
     echo("\nKL in nats; reward in standard deviations above the mean response")
-    if found.drop is not None:
-        fall = f"{found.drop.value:.2f} ({found.drop.low:.2f} to {found.drop.high:.2f})"
-        echo(f"From n = {found.best_n} to n = {found.points[-1].n} the other measure falls by {fall}")
+    if result.drop is not None:
+        fall = f"{result.drop.value:.2f} ({result.drop.low:.2f} to {result.drop.high:.2f})"
+        echo(f"From n = {result.best_n} to n = {result.points[-1].n} the other measure falls by {fall}")
 
 
 def _point(point: BestOf) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ from click.testing import CliRunner
 from pydantic import Field, JsonValue
 
 from rlaif.cli import generate, setup, workflow
+from rlaif.cli.evaluate import policy
 from rlaif.cli.flags import COMMON
 from rlaif.cli.options import SettingsCommand, metavar_of
 from rlaif.cli.train import SECTION_OF, train
@@ -67,6 +68,14 @@ def test_a_training_shows_sections(method: str) -> None:
     for section in ("Model and output", "Data", "Optimization", "LoRA", "Memory and speed", "Checkpoints and logs"):
         assert f"\n{section}:\n" in everything
     assert " VALUE" not in everything
+
+
+def test_an_evaluation_of_policies_shows_sections() -> None:
+    few, everything = shown(policy, "--help"), shown(policy, "--help-all")
+    assert {"--against", "--judge", "--prompts", "--samples"} <= flags_in(few) and "--top-p" not in few
+    assert "--top-p FLOAT" in everything and "--matchups [all|baseline]" in everything
+    for section in ("Prompts", "Responses", "Compare", "Pair", "Metrics", "Comparisons"):
+        assert f"\n{section}:\n" in everything
 
 
 def test_every_setting_of_a_training_has_a_section() -> None:
