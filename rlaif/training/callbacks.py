@@ -1,4 +1,4 @@
-"""What happens around the steps of a training: progress, the log on disk, a clock, a clean stop, a warning."""
+"""Callbacks around the steps of a training: progress, the log on disk, a clock, a clean stop, a warning."""
 
 from __future__ import annotations
 

@@ -1,10 +1,6 @@
-"""The card of a trained model, the README.md that the hub shows.
+"""The card of a trained model, the README.md that the hub shows: its data, its settings, its metrics, how to use it.
 
-The part of a trained model's card that says how to load and ask it.
-
-The card of a trained model, the README.md that the hub shows: what it was made from, how, and how well it does.
-
-Of paths only names are told: a card is published, a machine's folders are not.
+The card names paths by their last part only: a card is published, a machine's folders are not.
 """
 
 from __future__ import annotations

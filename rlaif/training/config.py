@@ -1,13 +1,9 @@
 """The settings of a training: the same keys in a YAML file, as flags (`--learning-rate`) and with `--set`.
 
-What stands for settings that are left out, where that depends on the method, the loss or the machine.
-
-The settings of a training run: the same keys in a YAML file, as flags (`--learning-rate`) and with `--set`.
-
-`batch_size` and everything else that the result depends on is said for the whole run, whatever the number of processes;
-`max_tokens_per_pass` says what fits into memory, and the result does not depend on it.
-
-Settings of a training from a file, the environment and the command line: flag, then environment, file, default.
+A flag beats the environment (`RLAIF_TRAIN_BETA`), which beats the file, which beats the default. Defaults that depend
+on the method, the loss or the machine are filled in by `resolved`. `batch_size` and everything else that the result
+depends on holds for the whole run, whatever the number of processes; the result does not depend on
+`max_tokens_per_pass`, which says what fits into memory.
 """
 
 from __future__ import annotations

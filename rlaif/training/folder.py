@@ -1,9 +1,9 @@
-"""The folder of a training: what it was begun with, whether it may go on, what it came to.
+"""The folder of a training: what it was started with, whether it can resume, its log and its metrics.
 
-train.json      method, settings, hashes of data and model: written before the first step, asked when a training goes on
-checkpoint-N/   to go on from
-log.jsonl       every line of the log, added as it is logged
-metrics.json    what it came to: written last, so that it is there means that the training is finished
+train.json      method, settings, hashes of data and model: written before the first step, compared on `--resume`
+checkpoint-N/   to resume from
+log.jsonl       every line of the log, appended as it is logged
+metrics.json    the final metrics: written last, so that the file marks a finished training
 """
 
 from __future__ import annotations

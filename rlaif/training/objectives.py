@@ -1,10 +1,7 @@
-"""What each trainer minimizes: SFT, DPO and its relatives, reward models.
+"""What each trainer minimizes: SFT, DPO and its relatives, KTO, reward models.
 
-Supervised fine-tuning: the likelihood of demonstrations, every token alike.
-
-Direct preference optimisation and its relatives: the policy's own log-probabilities are the reward.
-
-Reward models: a scalar on the last token, trained so that the better completion gets the higher one.
+An objective turns summed log-probabilities or rewards of the completions of a batch into the loss and the metrics of
+every group (`trainer.Objective`); the formulas are in `losses`.
 """
 
 from __future__ import annotations

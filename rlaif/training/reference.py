@@ -1,7 +1,7 @@
-"""Log-probabilities of the reference: computed once, kept on disk, and the reference model needs no room in training.
+"""Log-probabilities of the reference: computed once and cached on disk, so that no reference model sits in memory.
 
-The reference is the policy at its start, so the model about to be trained computes them before its first step. They are
-kept by a hash of what they depend on, weights and token ids; another beta, loss or learning rate finds them again.
+The reference is the policy at its start, so the model about to be trained computes them before its first step. The
+cache key is a hash of what they depend on, weights and token ids; another beta, loss or learning rate reuses them.
 """
 
 from __future__ import annotations

@@ -1,8 +1,4 @@
-"""The training loop: transformers' Trainer for schedules, checkpoints and many processes; batches are our own.
-
-Our settings as transformers' TrainingArguments.
-
-The training loop: transformers' Trainer for schedules, checkpoints, logging and many processes; batches are ours.
+"""The training loop: transformers' Trainer for schedules, checkpoints, logging and many processes; batches are ours.
 
 An optimizer step takes `batch_size` groups over all processes. Each process cuts its share into parts that fit into
 memory (`batches.split`) and adds up their gradients, weighted so that the sum is the gradient of the whole step: the
