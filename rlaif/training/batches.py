@@ -1,19 +1,14 @@
-"""Groups as tensors: which tokens share a row, and what each may attend to.
-
-Who may attend to whom in a batch, in the form that a model's attention takes.
-
-A token sees what stands before it in its own branch, and in the prompt that the branches share. Models with a sliding
-window see that far in positions, not in columns: between a completion and its prompt there may stand other completions.
-
-Groups as tensors: which tokens share a row, what each may attend to, and which hidden state predicts which token.
+"""Groups as tensors: which tokens share a row, what each may attend to, and which hidden state predicts which token.
 
 A group is one row, `[prompt | completion 1 | completion 2 | ...]`: the prompt is computed once. A completion sees the
-prompt and itself, its positions go on from the prompt's end, and its first token is predicted from the prompt's last
-one, so every number is the same as for prompt and completion alone (Wang and Hegde 2024, "Accelerating Direct
+prompt and itself, its positions continue from the prompt's end, and its first token is predicted from the prompt's
+last one, so every number is the same as for prompt and completion alone (Wang and Hegde 2024, "Accelerating Direct
 Preference Optimization with Prefix Sharing", arXiv:2410.20305). With P, C and R tokens it saves P of 2P + C + R.
 
-Another layout is the same thing with other rows: `apart` gives every completion a row of its own, for models that
-cannot branch.
+The layout `apart` gives every completion a row of its own, for models that cannot branch.
+
+A sliding window reaches back in positions, not in columns: other completions may stand between a completion and its
+prompt.
 """
 
 from __future__ import annotations
@@ -27,88 +22,19 @@ from torch import Tensor
 
 from rlaif.training.examples import Group
 
-_FULL, _SLIDING = "full_attention", "sliding_attention"
-_REST = frozenset({"linear_attention", "conv", "moe"})
-"""Kinds of layers without a mask: what comes first cannot see what follows, and a branch sees the ones before it."""
-
-
-def windows(config: Any) -> dict[str, int | None]:
-    """How many positions back each kind of attention layer of a model's config sees; None is all of them.
-
-    Raises ValueError for kinds that see something else, for instance the chunk that they are in.
-    """
-    text = config.get_text_config()
-    window = getattr(text, "sliding_window", None)
-    # Families that name no kinds have one; where there is no window, it is full attention under another name.
-    known = {_FULL: None, _SLIDING: window}
-    kinds = dict.fromkeys(getattr(text, "layer_types", None) or [_SLIDING])
-    if unknown := kinds.keys() - known.keys() - _REST:
-        raise ValueError(f"no mask is known for layers of {', '.join(sorted(unknown))}")
-    return {kind: known[kind] for kind in known if kind in kinds}
-
-
-def masks(batch: Batch, config: Any, dtype: torch.dtype) -> Any:
-    """What to pass as `attention_mask`: one mask, or one for each kind of layer that the model's config names.
-
-    A boolean tensor [rows, 1, length, length] for SDPA, an additive one of `dtype` for eager attention, a BlockMask for
-    FlexAttention. Raises ValueError for kinds of layers that none of them fits.
-    """
-    how = config.get_text_config()._attn_implementation
-    found = {kind: _mask(batch, how, window, dtype) for kind, window in windows(config).items()}
-    return found if len(found) > 1 else next(iter(found.values()), None)
-
-
-def _mask(batch: Batch, how: str, window: int | None, dtype: torch.dtype) -> Any:
-    if how == "flex_attention":
-        return _block_mask(batch, window)
-    seen = visible(batch, window)
-    if how == "sdpa":
-        return seen
-    return torch.zeros_like(seen, dtype=dtype).masked_fill_(~seen, torch.finfo(dtype).min)
-
-
-def visible(batch: Batch, window: int | None = None) -> Tensor:
-    """[rows, 1, length, length] boolean: whether the token of the third axis sees the one of the fourth."""
-    length = batch.input_ids.shape[1]
-    earlier = torch.ones(length, length, dtype=torch.bool, device=batch.branch.device).tril_()
-    one, other = batch.branch.unsqueeze(2), batch.branch.unsqueeze(1)
-    seen = earlier & ((other == 0) | (one == other))
-    if window is not None:
-        seen &= batch.position_ids.unsqueeze(2) - batch.position_ids.unsqueeze(1) < window
-    return seen.unsqueeze(1)
-
-
-def _block_mask(batch: Batch, window: int | None) -> Any:
-    from torch.nn.attention.flex_attention import create_block_mask
-
-    rows, length = batch.input_ids.shape
-    device = batch.input_ids.device
-    return create_block_mask(_rule(batch, window), B=rows, H=None, Q_LEN=length, KV_LEN=length, device=device)
-
-
-def _rule(batch: Batch, window: int | None) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
-    """The same as `visible`, for one pair of places."""
-    branch, position = batch.branch, batch.position_ids
-
-    def rule(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:  # noqa: ARG001 - FlexAttention's signature
-        seen = (branch[row, key] == 0) | (branch[row, key] == branch[row, query])
-        seen = seen & (query >= key)
-        if window is not None:
-            seen = seen & (position[row, query] - position[row, key] < window)
-        return seen
-
-    return rule
-
-
 Layout = Literal["shared", "apart"]
+
+PADDING = -1
+"""The branch of a token that fills up a row."""
 
 _LARGE, _SIMILAR = 8, 0.85
 """A part of an eighth of the budget is large enough to be computed well: from there on, much shorter rows, which would
 be filled up to its width, begin a part of their own. Of 32 dialogues of hh-rlhf with replies of 64 tokens, at 8,192
 tokens a pass, that leaves 6,116 tokens of 9,500, where 5,382 are no padding."""
 
-PADDING = -1
-"""The branch of a token that fills up a row."""
+_FULL, _SLIDING = "full_attention", "sliding_attention"
+_REST = frozenset({"linear_attention", "conv", "moe"})
+"""Kinds of layers without a mask: what comes first cannot see what follows, and a branch sees the ones before it."""
 
 
 class Batch(NamedTuple):
@@ -133,7 +59,7 @@ class Batch(NamedTuple):
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device."""
-        return Batch(*(each.to(device, non_blocking=True) for each in self))
+        return Batch(*(tensor.to(device, non_blocking=True) for tensor in self))
 
     def summed(self, per_token: Tensor) -> Tensor:
         """[tokens] -> [completions]: what the tokens of each completion add up to."""
@@ -174,12 +100,12 @@ class _Rows:
         """A row with a prompt and its completions. Columns are ids, positions, branch."""
         self.rows.append([])
         self.lengths.append(0)
-        self._part(_ids(prompt), 0, branch=0)
+        self._append(_ids(prompt), 0, branch=0)
         cue = self.lengths[-1] - 1
         for at, completion in enumerate(completions, 1):
             ids = _ids(completion)
             start = self.lengths[-1]
-            self._part(ids, len(prompt), branch=at)
+            self._append(ids, len(prompt), branch=at)
             places = torch.arange(start - 1, start - 1 + len(ids))
             places[0] = cue
             row = len(self.rows) - 1
@@ -187,7 +113,7 @@ class _Rows:
             self.targets.append(ids.long())
             self.ends.append((row, self.lengths[-1] - 1))
 
-    def _part(self, ids: Tensor, first_position: int, branch: int) -> None:
+    def _append(self, ids: Tensor, first_position: int, branch: int) -> None:
         size = len(ids)
         positions = torch.arange(first_position, first_position + size)
         self.rows[-1].append(torch.vstack([ids.long(), positions, torch.full((size,), branch)]))
@@ -221,7 +147,7 @@ def split(groups: Sequence[Group], budget: int, layout: Layout = "shared", least
     fails at once), in at least `least` parts. A group longer than the budget is a part of its own.
     """
     order = sorted(range(len(groups)), key=lambda at: -_length(groups[at], layout))
-    parts = list(_filled(order, groups, budget, layout))
+    parts = list(_pack(order, groups, budget, layout))
     while len(parts) < min(least, len(groups)):
         largest = max(range(len(parts)), key=lambda at: len(parts[at]))
         part = parts[largest]
@@ -229,7 +155,8 @@ def split(groups: Sequence[Group], budget: int, layout: Layout = "shared", least
     return parts
 
 
-def _filled(order: Sequence[int], groups: Sequence[Group], budget: int, layout: Layout) -> Iterator[list[int]]:
+def _pack(order: Sequence[int], groups: Sequence[Group], budget: int, layout: Layout) -> Iterator[list[int]]:
+    """The groups in `order`, cut into parts of at most `budget` tokens."""
     part: list[int] = []
     cost = width = 0
     for at in order:
@@ -250,3 +177,67 @@ def _length(group: Group, layout: Layout) -> int:
     """Tokens of the longest row of a group."""
     longest = max(map(len, group.completions))
     return len(group.prompt) + longest if layout == "apart" else group.tokens
+
+
+def windows(config: Any) -> dict[str, int | None]:
+    """How many positions back each kind of attention layer of a model's config sees; None is all of them.
+
+    Raises ValueError for kinds that see something else, for instance the chunk that they are in.
+    """
+    text = config.get_text_config()
+    window = getattr(text, "sliding_window", None)
+    # Families that name no kinds have one; where there is no window, it is full attention under another name.
+    reach = {_FULL: None, _SLIDING: window}
+    kinds = dict.fromkeys(getattr(text, "layer_types", None) or [_SLIDING])
+    if unknown := kinds.keys() - reach.keys() - _REST:
+        raise ValueError(f"no mask is known for layers of {', '.join(sorted(unknown))}")
+    return {kind: reach[kind] for kind in reach if kind in kinds}
+
+
+def masks(batch: Batch, config: Any, dtype: torch.dtype) -> Any:
+    """What to pass as `attention_mask`: one mask, or one for each kind of layer that the model's config names.
+
+    A boolean tensor [rows, 1, length, length] for SDPA, an additive one of `dtype` for eager attention, a BlockMask for
+    FlexAttention. Raises ValueError for kinds of layers that none of them fits.
+    """
+    implementation = config.get_text_config()._attn_implementation
+    by_kind = {kind: _mask(batch, implementation, window, dtype) for kind, window in windows(config).items()}
+    return by_kind if len(by_kind) > 1 else next(iter(by_kind.values()), None)
+
+
+def _mask(batch: Batch, implementation: str, window: int | None, dtype: torch.dtype) -> Any:
+    if implementation == "flex_attention":
+        from torch.nn.attention.flex_attention import create_block_mask
+
+        rows, length = batch.input_ids.shape
+        device = batch.input_ids.device
+        return create_block_mask(_rule(batch, window), B=rows, H=None, Q_LEN=length, KV_LEN=length, device=device)
+    seen = visible(batch, window)
+    if implementation == "sdpa":
+        return seen
+    return torch.zeros_like(seen, dtype=dtype).masked_fill_(~seen, torch.finfo(dtype).min)
+
+
+def visible(batch: Batch, window: int | None = None) -> Tensor:
+    """[rows, 1, length, length] boolean: whether the token of the third axis sees the one of the fourth."""
+    length = batch.input_ids.shape[1]
+    earlier = torch.ones(length, length, dtype=torch.bool, device=batch.branch.device).tril_()
+    one, other = batch.branch.unsqueeze(2), batch.branch.unsqueeze(1)
+    seen = earlier & ((other == 0) | (one == other))
+    if window is not None:
+        seen &= batch.position_ids.unsqueeze(2) - batch.position_ids.unsqueeze(1) < window
+    return seen.unsqueeze(1)
+
+
+def _rule(batch: Batch, window: int | None) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
+    """`visible` as FlexAttention takes it: for one query and one key."""
+    branch, position = batch.branch, batch.position_ids
+
+    def rule(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:  # noqa: ARG001 - FlexAttention's signature
+        seen = (branch[row, key] == 0) | (branch[row, key] == branch[row, query])
+        seen = seen & (query >= key)
+        if window is not None:
+            seen = seen & (position[row, query] - position[row, key] < window)
+        return seen
+
+    return rule

@@ -1,4 +1,4 @@
-"""What happens around the steps of a training: progress, the log on disk, a clock, a clean stop, a warning."""
+"""Callbacks around the steps of a training: progress, the log on disk, a clock, a clean stop, a warning."""
 
 from __future__ import annotations
 
@@ -50,11 +50,11 @@ class ProgressCallback(Callback):
         self._logs: dict[str, float] = {}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
-        """Say how many steps there will be."""
+        """Begin with the number of steps."""
         self.progress.begin("train", state.max_steps)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:  # noqa: ARG002
-        """Keep the last figures."""
+        """Keep the last metrics."""
         self._logs |= {name: value for name, value in (logs or {}).items() if isinstance(value, float)}
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
@@ -63,9 +63,9 @@ class ProgressCallback(Callback):
             self.progress.advance("train", state.global_step, shown_metrics(self._logs))
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
-        """Say that all are."""
-        figures = shown_metrics(self._logs)
-        summary = f"{state.global_step} of {state.max_steps}{', ' if figures else ''}{figures}"
+        """End with the last metrics."""
+        metrics = shown_metrics(self._logs)
+        summary = f"{state.global_step} of {state.max_steps}{', ' if metrics else ''}{metrics}"
         self.progress.end("train", summary)
 
 
@@ -104,9 +104,9 @@ class Clock(Callback):
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
         """Write them into the checkpoint, for who goes on from it."""
-        made = self.folder / f"checkpoint-{state.global_step}"
-        if state.is_world_process_zero and made.is_dir():
-            keep_seconds(made, self.seconds())
+        checkpoint_folder = self.folder / f"checkpoint-{state.global_step}"
+        if state.is_world_process_zero and checkpoint_folder.is_dir():
+            keep_seconds(checkpoint_folder, self.seconds())
 
 
 class StopCleanly(Callback):
@@ -125,9 +125,9 @@ class StopCleanly(Callback):
         """Listen, where Python lets us: signals come to the main thread."""
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._hear)
+                self._before[number] = signal.signal(number, self._on_signal)
 
-    def _hear(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
         if self._note is not None and not self.asked:
             again = "; press again to stop at once" if number == signal.SIGINT else ""
             with contextlib.suppress(RuntimeError):  # the signal came in the midst of another line

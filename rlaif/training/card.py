@@ -1,10 +1,6 @@
-"""The card of a trained model, the README.md that the hub shows.
+"""The card of a trained model, the README.md that the hub shows: its data, its settings, its metrics, how to use it.
 
-The part of a trained model's card that says how to load and ask it.
-
-The card of a trained model, the README.md that the hub shows: what it was made from, how, and how well it does.
-
-Of paths only names are told: a card is published, a machine's folders are not.
+The card names paths by their last part only: a card is published, a machine's folders are not.
 """
 
 from __future__ import annotations
@@ -26,6 +22,41 @@ from rlaif.store import write_text
 from rlaif.text import loads
 from rlaif.training.config import CommonSettings, DpoSettings, Method, TrainSettings
 from rlaif.training.dataset import DEMONSTRATION_FILES, PAIR_FILES, Prepared, file_of
+
+_SUMMARY = {
+    "sft": "A language model, fine-tuned on demonstrations",
+    "reward": "A reward model: it gives a reply to a prompt one number, and a better reply a higher one",
+    "dpo": "A language model, trained on preference pairs",
+}
+_TAGS = {"sft": "sft", "reward": "reward-model", "dpo": "dpo"}
+_PATHS = frozenset({"model", "data", "held_data", "center_dataset", "reference", "prompts", "reward", "value.model"})
+_OMITTED = frozenset({"output", "model", "data", "reference_cache", "prompts", "rollout.base_url", "judge.base_url"})
+_ALWAYS_SHOWN = (
+    "loss",
+    "beta",
+    "learning_rate",
+    "batch_size",
+    "epochs",
+    "max_steps",
+    "max_length",
+    "lora.rank",
+    "seed",
+)
+_METRIC_NAMES = {
+    "loss": "loss",
+    "accuracy": "accuracy (chosen above rejected)",
+    "margin": "margin (chosen less rejected)",
+    "brier": "Brier score",
+    "rewards/chosen": "reward of chosen",
+    "rewards/rejected": "reward of rejected",
+    "logps/chosen": "log-probability of chosen",
+    "logps/rejected": "log-probability of rejected",
+    "rewards/good": "reward of good answers",
+    "rewards/bad": "reward of bad answers",
+    "kl": "distance from the reference, times beta",
+    "logps/good": "log-probability of good answers",
+    "logps/bad": "log-probability of bad answers",
+}
 
 
 def name_of(path: str) -> str:
@@ -56,14 +87,14 @@ def use(method: str, settings: CommonSettings, chat: bool) -> str:
     else:
         lines.append(f'model = {kind}.from_pretrained("{name}").eval()')
     options = "".join(f", {name}={value!r}" for name, value in settings.template_options.items())
-    lines += ["", *(_scored(chat, options) if method == "reward" else _asked(chat, options))]
+    lines += ["", *(_reward_example(chat, options) if method == "reward" else _generation_example(chat, options))]
     text = "\n".join(["```python", *lines, "```"])
     if method == "reward":
         return f"{text}\n\n`rlaif score --model {name} --data FILE` does it for a file of responses."
     return text
 
 
-def _scored(chat: bool, options: str) -> Iterator[str]:
+def _reward_example(chat: bool, options: str) -> Iterator[str]:
     if chat:
         yield 'messages = [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]'
         yield f"text = tokenizer.apply_chat_template(messages, tokenize=False{options})"
@@ -74,7 +105,7 @@ def _scored(chat: bool, options: str) -> Iterator[str]:
     yield 'reward = model(input_ids=ids["input_ids"], attention_mask=ids["attention_mask"]).logits[0, 0].item()'
 
 
-def _asked(chat: bool, options: str) -> Iterator[str]:
+def _generation_example(chat: bool, options: str) -> Iterator[str]:
     if chat:
         yield 'messages = [{"role": "user", "content": "..."}]'
         yield f"text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False{options})"
@@ -90,39 +121,13 @@ def centred(settings: CommonSettings, metrics: Mapping[str, JsonValue]) -> str:
     mean = metrics.get("reward_mean")
     if not isinstance(mean, (int, float)):
         return "Only differences of rewards of one prompt mean something: their zero is arbitrary."
-    kept = "reward.json" if is_adapter(settings) else "config.json"
+    file = "reward.json" if is_adapter(settings) else "config.json"
     return (
         f"`rlaif score` subtracts {mean:.4f} from every reward, the mean over the demonstrations of `center_dataset` "
-        f"(`reward_mean` in {kept}), as no weight of the model can hold it. transformers and other loaders give "
+        f"(`reward_mean` in {file}), as no weight of the model can hold it. transformers and other loaders give "
         "raw rewards, which differ by that constant; vLLM subtracts it with "
         f"`--pooler-config '{{\"logit_mean\": {mean:.4f}}}'`."
     )
-
-
-_WHAT = {
-    "sft": "A language model, fine-tuned on demonstrations",
-    "reward": "A reward model: it gives a reply to a prompt one number, and a better reply a higher one",
-    "dpo": "A language model, trained on preference pairs",
-}
-_TAGS = {"sft": "sft", "reward": "reward-model", "dpo": "dpo"}
-_PATHS = frozenset({"model", "data", "held_data", "center_dataset", "reference", "prompts", "reward", "value.model"})
-_UNTOLD = frozenset({"output", "model", "data", "reference_cache", "prompts", "rollout.base_url", "judge.base_url"})
-_ALWAYS = ("loss", "beta", "learning_rate", "batch_size", "epochs", "max_steps", "max_length", "lora.rank", "seed")
-_FIGURES = {
-    "loss": "loss",
-    "accuracy": "accuracy (chosen above rejected)",
-    "margin": "margin (chosen less rejected)",
-    "brier": "Brier score",
-    "rewards/chosen": "reward of chosen",
-    "rewards/rejected": "reward of rejected",
-    "logps/chosen": "log-probability of chosen",
-    "logps/rejected": "log-probability of rejected",
-    "rewards/good": "reward of good answers",
-    "rewards/bad": "reward of bad answers",
-    "kl": "distance from the reference, times beta",
-    "logps/good": "log-probability of good answers",
-    "logps/bad": "log-probability of bad answers",
-}
 
 
 class _Data(NamedTuple):
@@ -140,19 +145,19 @@ class _Data(NamedTuple):
 
 def write_card(method: Method, settings: TrainSettings, prepared: Prepared, metrics: Mapping[str, JsonValue]) -> None:
     """Write README.md into the folder of a training."""
-    folder, data = settings.folder, _data_of(method, settings, prepared.data_hash)
+    folder, data = settings.folder, _read_data(method, settings, prepared.data_hash)
     parts = [
-        _head(method, settings),
+        _front_matter(method, settings),
         f"# {folder.resolve().name}",
-        _about(method, settings),
+        _introduction(method, settings),
         "## Data",
         table(_data_rows(settings, prepared, data)),
         "## Settings",
-        table(setting_rows(settings, _blank(settings))),
+        table(setting_rows(settings, type(settings)(model="-", data="-", output="-"))),
         "Everything else stands at its default."
         + (" All of it is in `train.json`." if _has(folder, "train.json") else ""),
         "## Figures",
-        _figures(settings, metrics),
+        _metrics_section(settings, metrics),
         "![curves](curves.png)" if _has(folder, "curves.png") else "",
         "## Use",
         use(method, settings, chat=settings.template == "chat" or (settings.template == "auto" and data.messages)),
@@ -166,21 +171,18 @@ def _has(folder: Path, name: str) -> bool:
     return (folder / name).is_file()
 
 
-def _head(method: Method, settings: TrainSettings) -> str:
-    adapter = is_adapter(settings)
+def _front_matter(method: Method, settings: TrainSettings) -> str:
+    adapter, tag = is_adapter(settings), _TAGS[method]
+    if isinstance(settings, DpoSettings) and settings.loss in ("ipo", "simpo", "orpo", "kto"):
+        tag = settings.loss
     head: dict[str, Any] = {
         "base_model": base_model(settings.model),
         **({"base_model_relation": "adapter"} if adapter else {}),
         "library_name": "peft" if adapter else "transformers",
         "pipeline_tag": "text-classification" if method == "reward" else "text-generation",
-        "tags": ["rlaif", _tag(method, settings), *(["lora"] if adapter else [])],
+        "tags": ["rlaif", tag, *(["lora"] if adapter else [])],
     }
     return f"---\n{dump_yaml(head)}---"
-
-
-def _tag(method: Method, settings: TrainSettings) -> str:
-    other = isinstance(settings, DpoSettings) and settings.loss in ("ipo", "simpo", "orpo", "kto")
-    return settings.loss if other and isinstance(settings, DpoSettings) else _TAGS[method]
 
 
 def base_model(model: str) -> str:
@@ -194,32 +196,30 @@ def base_model(model: str) -> str:
     return name_of(model)
 
 
-def _about(method: Method, settings: TrainSettings) -> str:
+def _introduction(method: Method, settings: TrainSettings) -> str:
     start, base = name_of(settings.model), base_model(settings.model)
     origin = f"`{start}`" if start == base else f"`{start}`, which was made from `{base}`"
     how = " by the loss " + f"`{settings.loss}`" if isinstance(settings, DpoSettings) else ""
     adapter = ""
     if settings.lora.rank is not None:
-        kept = "added to the weights" if settings.lora.merge else "to be loaded on top of them"
-        adapter = f" What was trained is a LoRA adapter of rank {settings.lora.rank}, {kept}."
-    return f"{_WHAT[method]}{how}. It started from {origin}.{adapter}"
+        use_of_adapter = "added to the weights" if settings.lora.merge else "to be loaded on top of them"
+        adapter = f" What was trained is a LoRA adapter of rank {settings.lora.rank}, {use_of_adapter}."
+    return f"{_SUMMARY[method]}{how}. It started from {origin}.{adapter}"
 
 
-def _data_of(method: Method, settings: TrainSettings, data_hash: str) -> _Data:
+def _read_data(method: Method, settings: TrainSettings, data_hash: str) -> _Data:
     """What the first row of the data says, and the manifest that has the file's hash."""
     with contextlib.suppress(RlaifError, OSError):
         path = file_of(settings.data, DEMONSTRATION_FILES if method == "sft" else PAIR_FILES)
         row = next((row for _, row in read_rows(path)), None)
         if isinstance(row, dict):
-            told = {name: row[name] for name in ("constitution", "judge", "writer") if isinstance(row.get(name), str)}
-            return _Data(messages=_spoken(row))._replace(**{**told, **_manifest(path, data_hash)})
+            values = [row.get(name) for name in ("prompt", "messages", "conversations", "chosen") if name in row]
+            shape = recognise(row)
+            rated = shape is not None and shape.kind == "rated"
+            messages = rated or any(isinstance(value, list) for value in values)
+            names = {name: row[name] for name in ("constitution", "judge", "writer") if isinstance(row.get(name), str)}
+            return _Data(messages=messages)._replace(**{**names, **_manifest(path, data_hash)})
     return _Data()
-
-
-def _spoken(row: Mapping[str, Any]) -> bool:
-    shape = recognise(row)
-    values = [row.get(name) for name in ("prompt", "messages", "conversations", "chosen") if name in row]
-    return (shape is not None and shape.kind == "rated") or any(isinstance(value, list) for value in values)
 
 
 def _manifest(path: str | Path, data_hash: str) -> dict[str, Any]:
@@ -267,46 +267,44 @@ def _data_rows(settings: TrainSettings, prepared: Prepared, data: _Data) -> Iter
 
 
 def setting_rows(
-    settings: CommonSettings, blank: CommonSettings, always: Sequence[str] = _ALWAYS
+    settings: CommonSettings, blank: CommonSettings, always: Sequence[str] = _ALWAYS_SHOWN
 ) -> Iterator[tuple[str, object]]:
-    """The settings that matter, `always` told, and those that differ from `blank`, which has the defaults."""
-    values, defaults = (_flat(each.model_dump(mode="json")) for each in (settings, blank))
+    """The settings that matter, `always` shown, and those that differ from `blank`, which has the defaults."""
+    values, defaults = (_flat(record.model_dump(mode="json")) for record in (settings, blank))
     names = [name for name in always if values.get(name) is not None]
     names += [name for name in values if name not in names and values[name] != defaults.get(name)]
     for name in names:
-        if name in _UNTOLD or values[name] is None:
+        if name in _OMITTED or values[name] is None:
             continue
         value = name_of(str(values[name])) if name in _PATHS else json.dumps(values[name], ensure_ascii=False)
         yield f"`{name}`", f"`{value}`".replace('"', "")
 
 
-def _blank(settings: TrainSettings) -> TrainSettings:
-    return type(settings)(model="-", data="-", output="-")
-
-
 def _flat(values: Mapping[str, Any], within: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    flat: dict[str, Any] = {}
     for name, value in values.items():
-        found |= _flat(value, f"{name}.") if isinstance(value, dict) else {f"{within}{name}": value}
-    return found
+        flat |= _flat(value, f"{name}.") if isinstance(value, dict) else {f"{within}{name}": value}
+    return flat
 
 
-def _figures(settings: TrainSettings, metrics: Mapping[str, JsonValue]) -> str:
-    found = [
-        (told, _number(metrics.get(name)), _number(metrics.get(f"eval_{name}")))
-        for name, told in _FIGURES.items()
+def _metrics_section(settings: TrainSettings, metrics: Mapping[str, JsonValue]) -> str:
+    rows = [
+        (label, _number(metrics.get(name)), _number(metrics.get(f"eval_{name}")))
+        for name, label in _METRIC_NAMES.items()
         if name in metrics or f"eval_{name}" in metrics
     ]
     lines = ["| | training, last line of the log | held out |", "|---|---|---|"]
-    lines += [f"| {told} | {train} | {held} |" for told, train, held in found]
+    lines += [f"| {label} | {train} | {held} |" for label, train, held in rows]
     steps, seconds = metrics.get("steps"), metrics.get("seconds")
-    took = f"{steps} optimizer steps" if steps is not None else ""
-    took += f" in {seconds:,.0f} seconds" if took and isinstance(seconds, (int, float)) else ""
+    duration = f"{steps} optimizer steps" if steps is not None else ""
+    duration += f" in {seconds:,.0f} seconds" if duration and isinstance(seconds, (int, float)) else ""
     at = metrics.get("best_step")
     best = "The weights, and with them the held-out figures, are those with the lowest held-out loss"
     best += f", after step {at:,.0f}." if isinstance(at, (int, float)) else "."
     return "\n\n".join(
-        part for part in ("\n".join(lines), f"{took}." if took else "", best if settings.patience else "") if part
+        part
+        for part in ("\n".join(lines), f"{duration}." if duration else "", best if settings.patience else "")
+        if part
     )
 
 
@@ -316,8 +314,5 @@ def _number(value: object) -> str:
 
 def table(rows: Iterable[tuple[str, object]]) -> str:
     """A table of names and values."""
-    return "| | |\n|---|---|\n" + "\n".join(f"| {name} | {_cell(value)} |" for name, value in rows)
-
-
-def _cell(value: object) -> str:
-    return str(value).replace("|", "\\|").replace("\n", " ")
+    escaped = ((name, str(value).replace("|", "\\|").replace("\n", " ")) for name, value in rows)
+    return "| | |\n|---|---|\n" + "\n".join(f"| {name} | {value} |" for name, value in escaped)

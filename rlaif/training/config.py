@@ -1,10 +1,9 @@
 """The settings of a training: the same keys in a YAML file, as flags (`--learning-rate`) and with `--set`.
 
-`batch_size` and everything else that the result depends on holds for the whole run, whatever the number of processes.
-`max_tokens_per_pass` limits the memory, and the result does not depend on it.
-
-Precedence: flag, then environment, then file, then default. Some defaults depend on the method, the loss or the
-machine; `resolved` fills them in.
+A flag beats the environment (`RLAIF_TRAIN_BETA`), which beats the file, which beats the default. Defaults that depend
+on the method, the loss or the machine are filled in by `resolved`. `batch_size` and everything else that the result
+depends on holds for the whole run, whatever the number of processes; the result does not depend on
+`max_tokens_per_pass`, which says what fits into memory.
 """
 
 from __future__ import annotations
@@ -49,13 +48,13 @@ def resolved(settings: Settings, narrow: bool) -> tuple[Settings, dict[str, floa
 
     `narrow` says whether this machine computes in bfloat16: another one may go on with the training.
     """
-    found: dict[str, float] = {}
+    defaults: dict[str, float] = {}
     if settings.learning_rate is None:
-        found["learning_rate"] = rate_of(settings)
+        defaults["learning_rate"] = rate_of(settings)
     if isinstance(settings, DpoSettings) and settings.beta is None and "beta" not in settings.unread:
-        found["beta"] = beta_of(settings)
+        defaults["beta"] = beta_of(settings)
     dtype = "bfloat16" if narrow else "float32"
-    return settings.model_copy(update={**found, "dtype": dtype}), found
+    return settings.model_copy(update={**defaults, "dtype": dtype}), defaults
 
 
 Method = Literal["sft", "reward", "dpo"]
@@ -184,8 +183,8 @@ class TrainSettings(CommonSettings):
     @model_validator(mode="after")
     def _saves_where_it_evaluates(self) -> Self:
         if self.patience is not None and self.save_steps is not None:
-            what = "`patience` saves at every evaluation, so that the best weights are there: leave `save_steps` out"
-            raise located(type(self).__name__, [(("save_steps",), what)])
+            message = "`patience` saves at every evaluation, so that the best weights are there: leave `save_steps` out"
+            raise located(type(self).__name__, [(("save_steps",), message)])
         return self
 
 
@@ -258,14 +257,14 @@ class DpoSettings(TrainSettings):
     @model_validator(mode="after")
     def _does_something(self) -> Self:
         given = (name for name in self.model_fields_set & self.unread if getattr(self, name) is not None)
-        found: list[tuple[Where, str]] = [
+        problems: list[tuple[Where, str]] = [
             ((name,), f"`{name}` does nothing for `loss: {self.loss}`: leave it out") for name in sorted(given)
         ]
         if self.loss == "robust" and not self.label_smoothing:
-            what = "`loss: robust` needs the share of labels that are wrong: set `label_smoothing`, for instance 0.1"
-            found.append((("loss",), what))
-        if found:
-            raise located("DpoSettings", found)
+            message = "`loss: robust` needs the share of labels that are wrong: set `label_smoothing`, for instance 0.1"
+            problems.append((("loss",), message))
+        if problems:
+            raise located("DpoSettings", problems)
         return self
 
     def plain(self) -> dict[str, JsonValue]:
@@ -301,24 +300,24 @@ def load_settings(
 
     Paths in the file are relative to the file where something is there, all others to the working directory.
     """
-    known = {setting.path: setting for setting in settable(kind)}
+    by_path = {setting.path: setting for setting in settable(kind)}
     source = Source({}, f"rlaif train {kind.method}", {}, ()) if path is None else read_yaml(path)
     if path is not None:
         source = absolute_paths(source, path.resolve().parent)
-    for setting in known.values():
+    for setting in by_path.values():
         variable = variable_of(setting)
-        if (told := os.environ.get(variable)) is not None:
-            source = _with(source, setting, told, variable)
+        if (from_environment := os.environ.get(variable)) is not None:
+            source = _with_text(source, setting, from_environment, variable)
     for name, given in flags.items():
         if isinstance(given, Value):
             source = source.with_value(name, *given)
         else:
-            source = _with(source, known[name], given, known[name].flag)
+            source = _with_text(source, by_path[name], given, by_path[name].flag)
     for text in pairs:
-        place, value = _pair(text, {".".join(name): name for name in known})
+        place, value = _parse_pair(text, {".".join(name): name for name in by_path})
         where = f"--set {'.'.join(place)}"
-        if place in known:
-            source = _with(source, known[place], value, where)
+        if place in by_path:
+            source = _with_text(source, by_path[place], value, where)
         else:  # a key of a mapping, whose values are of any kind
             source = source.with_value(place, _plain(value), where)
     refuse_all(find_problems(source, kind))
@@ -338,7 +337,7 @@ def absolute_paths(source: Source, base: Path) -> Source:
     if not isinstance(reward, str) or Path(reward).is_absolute() or {",", "*"} & set(str(base)):  # these part a sum
         return source
     parts = re.split(r"([,*])", reward)
-    return source.reworded(("reward",), "".join(_absolute_reward(each, base) for each in parts))
+    return source.reworded(("reward",), "".join(_absolute_reward(part, base) for part in parts))
 
 
 def _absolute_reward(text: str, base: Path) -> str:
@@ -349,25 +348,25 @@ def _absolute_reward(text: str, base: Path) -> str:
     return f"{(base / file).resolve()}{colon}{function}" if looks_like_path and (base / file).exists() else text
 
 
-def refuse_all(found: Sequence[UserError]) -> None:
-    """Raise all mistakes in one line, if there are any."""
-    if not found:
+def refuse_all(problems: Sequence[UserError]) -> None:
+    """Raise the mistakes, if there are any: no command lists them, so that one line names all of them."""
+    if not problems:
         return
-    first, *others = found
-    hint = "; ".join([*([first.hint] if first.hint else []), *(f"also {each}" for each in others)])
+    first, *others = problems
+    hint = "; ".join([*([first.hint] if first.hint else []), *(f"also {problem}" for problem in others)])
     raise UserError(first.what, where=first.where, line=first.line, hint=hint)
 
 
-def _pair(text: str, known: Mapping[str, tuple[str, ...]]) -> tuple[tuple[str, ...], str]:
+def _parse_pair(text: str, paths: Mapping[str, tuple[str, ...]]) -> tuple[tuple[str, ...], str]:
     name, equals, value = text.partition("=")
     if not equals:
         raise UserError(f"`{text}` is not key=value", where="--set", hint="for instance --set beta=0.1")
     group, dot, key = name.strip().rpartition(".")
-    if dot and group in known and known[group][-1] == _MAPPING:
-        return (*known[group], key), value
-    if name.strip() not in known:
-        raise UserError(f"no setting `{name.strip()}`", where="--set", hint=key_hint(name.strip(), known))
-    return known[name.strip()], value
+    if dot and group in paths and paths[group][-1] == _MAPPING:
+        return (*paths[group], key), value
+    if name.strip() not in paths:
+        raise UserError(f"no setting `{name.strip()}`", where="--set", hint=key_hint(name.strip(), paths))
+    return paths[name.strip()], value
 
 
 def _plain(value: str) -> object:
@@ -377,7 +376,7 @@ def _plain(value: str) -> object:
         return value
 
 
-def _with(source: Source, setting: Setting, value: str, where: str) -> Source:
+def _with_text(source: Source, setting: Setting, value: str, where: str) -> Source:
     """A text from outside, read as YAML where that gives a list; a list may also be written with commas alone."""
     parsed = _plain(value)
     if not isinstance(parsed, list | dict):

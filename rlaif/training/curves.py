@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Told apart by people with any colour vision (Okabe and Ito 2008).
+# People with any color vision can tell these apart (Okabe and Ito 2008).
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#6E6E6E"
 _FEW = 40
 """Points of a curve that needs no running mean."""
@@ -102,55 +102,55 @@ def figure_of(panels: Sequence[Panel], step: str, most: int = 4) -> Figure:
 
 def _panels(history: Sequence[Mapping[str, Any]]) -> Iterator[Panel]:
     """What there is something to draw of."""
-    yield from _one(history, "loss", "loss")
-    yield from _one(history, "accuracy", "accuracy: chosen above rejected", line=0.5, share=True)
-    yield from _one(history, "margin", "margin: chosen minus rejected", line=0.0)
-    yield from _two(history, "rewards", "rewards")
-    yield from _two(history, "logps", "log-probability of a reply")
-    yield from _one(history, "kl", "distance from the reference, times beta", line=0.0)
+    yield from _training_and_held(history, "loss", "loss")
+    yield from _training_and_held(history, "accuracy", "accuracy: chosen above rejected", line=0.5, share=True)
+    yield from _training_and_held(history, "margin", "margin: chosen minus rejected", line=0.0)
+    yield from _both_sides(history, "rewards", "rewards")
+    yield from _both_sides(history, "logps", "log-probability of a reply")
+    yield from _training_and_held(history, "kl", "distance from the reference, times beta", line=0.0)
     if points := points_of(history, "grad_norm"):
         yield Panel("gradient norm", [Curve("", BLUE, points, smooth="logs")])
     if points := points_of(history, "learning_rate"):
         yield Panel("learning rate", [Curve("", GREY, points, smooth="no")])
 
 
-def _one(history: Sequence[Mapping[str, Any]], name: str, title: str, **more: Any) -> Iterator[Panel]:
-    found = [
+def _training_and_held(history: Sequence[Mapping[str, Any]], name: str, title: str, **more: Any) -> Iterator[Panel]:
+    candidates = [
         Curve("training", BLUE, points_of(history, name)),
         Curve("held out", ORANGE, points_of(history, f"eval_{name}"), held=True),
     ]
-    if curves := [curve for curve in found if curve.points]:
+    if curves := [curve for curve in candidates if curve.points]:
         yield Panel(title, curves, **more)
 
 
-def _two(history: Sequence[Mapping[str, Any]], name: str, title: str) -> Iterator[Panel]:
+def _both_sides(history: Sequence[Mapping[str, Any]], name: str, title: str) -> Iterator[Panel]:
     """Chosen and rejected, or good and bad; the held-out ones in the same colours."""
-    found = [
+    candidates = [
         Curve(
             f"{side}{', held out' if prefix else ''}", colour, points_of(history, f"{prefix}{name}/{side}"), held=held
         )
         for prefix, held in (("", False), ("eval_", True))
         for side, colour in (("chosen", GREEN), ("rejected", ORANGE), ("good", GREEN), ("bad", ORANGE))
     ]
-    if curves := [curve for curve in found if curve.points]:
+    if curves := [curve for curve in candidates if curve.points]:
         yield Panel(title, curves)
 
 
 def points_of(history: Sequence[Mapping[str, Any]], name: str) -> Points:
     """The numbers by this name; where a step was logged twice, as by a training that went on, the later one."""
-    found = {
+    points = {
         float(line["step"]): float(line[name])
         for line in history
         if "step" in line and isinstance(line.get(name), (int, float)) and math.isfinite(line[name])
     }
-    return sorted(found.items())
+    return sorted(points.items())
 
 
 def _draw(axes: Axes, panel: Panel) -> None:
     if panel.line is not None:
         axes.axhline(panel.line, color=GREY, linestyle=":", linewidth=1, zorder=0)
     for curve in panel.curves:
-        (_draw_held if curve.held else _draw_training)(axes, curve)
+        _draw_curve(axes, curve)
     axes.set_title(panel.title)
     axes.margins(x=0.02)
     axes.grid(axis="y", color="#E6E6E6", linewidth=0.6)
@@ -161,32 +161,23 @@ def _draw(axes: Axes, panel: Panel) -> None:
         axes.legend(frameon=False, fontsize=8, ncols=2 if len(panel.curves) > 2 else 1, handlelength=1.6)
 
 
-def _draw_training(axes: Axes, curve: Curve) -> None:
-    """The points, pale where there are many, and then their running mean."""
+def _draw_curve(axes: Axes, curve: Curve) -> None:
+    """The points, pale where there are many, and then their running mean; held-out points are all marked."""
     steps, values = zip(*curve.points, strict=True)
-    if len(values) <= _FEW or curve.smooth == "no":
-        axes.plot(steps, values, color=curve.colour, label=curve.name, **_marks(values, "."))
+    marks: dict[str, Any] = {"marker": "o" if curve.held else ".", "markersize": 5} if len(values) <= _MARKED else {}
+    if curve.held:
+        marks |= {"linestyle": "--", "markeredgecolor": "white"}
+    if curve.held or len(values) <= _FEW or curve.smooth == "no":
+        axes.plot(steps, values, color=curve.colour, label=curve.name, **marks)
         return
     axes.plot(steps, values, color=curve.colour, linewidth=0.7, alpha=0.25)
-    axes.plot(steps, _smoothed(values, curve.smooth == "logs"), color=curve.colour, label=curve.name)
-    _keep_in_sight(axes, values)
-
-
-def _smoothed(values: Sequence[float], logs: bool) -> list[float]:
     width = max(5, len(values) // 20)
-    if logs and min(values) > 0:
-        return [math.exp(each) for each in running_mean([math.log(value) for value in values], width)]
-    return running_mean(values, width)
-
-
-def _draw_held(axes: Axes, curve: Curve) -> None:
-    steps, values = zip(*curve.points, strict=True)
-    marks = _marks(values, "o")
-    axes.plot(steps, values, color=curve.colour, label=curve.name, linestyle="--", markeredgecolor="white", **marks)
-
-
-def _marks(values: Sequence[float], marker: str) -> dict[str, Any]:
-    return {"marker": marker, "markersize": 5} if len(values) <= _MARKED else {}
+    if curve.smooth == "logs" and min(values) > 0:
+        smoothed = [math.exp(log) for log in running_mean([math.log(value) for value in values], width)]
+    else:
+        smoothed = running_mean(values, width)
+    axes.plot(steps, smoothed, color=curve.colour, label=curve.name)
+    _clip_outliers(axes, values)
 
 
 def running_mean(values: Sequence[float], width: int) -> list[float]:
@@ -198,7 +189,7 @@ def running_mean(values: Sequence[float], width: int) -> list[float]:
     return [(sums[end] - sums[start]) / (end - start) for start, end in spans]
 
 
-def _keep_in_sight(axes: Axes, values: Sequence[float]) -> None:
+def _clip_outliers(axes: Axes, values: Sequence[float]) -> None:
     """Of many points, a few wild ones may leave the picture rather than flatten the rest."""
     ordered = sorted(values)
     last = len(ordered) - 1

@@ -1,20 +1,16 @@
-"""From a data file to what a trainer takes: rows, texts, groups to train on and groups held out.
+"""From a data file to what a trainer takes: groups to train on, groups held out, and a report on the rows.
 
-From files of training data to texts: preference pairs, judged replies for KTO, and demonstrations for SFT.
+The rows are preference pairs, judged responses (KTO) or demonstrations (SFT). Texts follow TRL's convention: plain
+strings are raw text, joined as they stand; lists of messages go through the chat template of the model. The setting
+`template` changes that: `chat` parses dialogues that are written as one text into turns, `plain` writes messages as
+such a dialogue. Rated completions of an instruction (UltraFeedback) count as messages, for nothing in their texts
+tells a model where the instruction ends.
 
-Texts follow TRL's convention: plain strings are raw text, joined as they stand; lists of messages go through the chat
-template of the model. `template` says otherwise: `chat` reads dialogues that are written as one text as turns, `plain`
-writes messages as such a dialogue. Rated completions of an instruction (UltraFeedback) count as messages, for nothing
-in their texts tells a model where the instruction ends.
-
-A row that no trainer can use is left out and counted by the rule of the doctor that it breaks: the same rows that
+A row that no trainer can use is left out and counted under the data rule that it breaks: the same rows that
 `rlaif data export` leaves out.
 
-From a data file to what a trainer takes: groups to train on, groups held out, and what became of the rows.
-
-Held-out groups are drawn by prompt, so that all pairs of a prompt stay on one side, and by hash, so that the same ones
-are held out whatever the seed. The hash is another one than that of `rlaif data export --split`: what that wrote as
-training data can be split once more.
+The holdout is by prompt, so that all pairs of a prompt stay on one side, and by hash, so that the same prompts are held
+out whatever the seed. `rlaif data export --split` uses another hash: training data that it wrote can be split again.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What became of the rows of a file on their way to a trainer: counted while they are read, and told at the end."""
+"""The report on a data file: which rows a trainer gets, which are left out and why, how long they are."""
 
 from __future__ import annotations
 

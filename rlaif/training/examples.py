@@ -1,8 +1,7 @@
-"""A row of training data as texts, and as the token ids of a prompt and its completions.
+"""One row of training data: first as texts (`Example`), then as token ids (`Group`).
 
-From one row of training data to texts: what the prompt is, what continues it, and what the row says about it.
-
-What a trainer learns from: a prompt and the completions that continue it, as token ids.
+`sides` and `demonstrated` turn a row into texts: its prompt, what continues it, and whether that was cut off. `values`
+reads the numbers of the row. What a trainer takes is a `Group`: the token ids of a prompt and of its completions.
 """
 
 from __future__ import annotations

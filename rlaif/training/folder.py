@@ -1,9 +1,9 @@
-"""The folder of a training: what it was begun with, whether it may go on, what it came to.
+"""The folder of a training: what it was started with, whether it can resume, its log and its metrics.
 
-train.json      method, settings, hashes of data and model: written before the first step, asked when a training goes on
-checkpoint-N/   to go on from
-log.jsonl       every line of the log, added as it is logged
-metrics.json    what it came to: written last, so that it is there means that the training is finished
+train.json      method, settings, hashes of data and model: written before the first step, compared on `--resume`
+checkpoint-N/   to resume from
+log.jsonl       every line of the log, appended as it is logged
+metrics.json    the final metrics: written last, so that the file marks a finished training
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from rlaif.store import lock_folder, write_json, write_text
 from rlaif.text import loads
 from rlaif.training.text_format import TextFormat
 
-_BEGUN, _LOG, _DONE, _LOCK = "train.json", "log.jsonl", "metrics.json", ".lock"
+_STATE, _LOG, _METRICS, _LOCK = "train.json", "log.jsonl", "metrics.json", ".lock"
 _SECONDS = "seconds.json"
-_FREE = frozenset(
+_MAY_CHANGE = frozenset(
     {
         "output", "max_tokens_per_pass", "log_steps", "save_steps", "checkpoints_to_keep", "report_to",
         "reference_cache", "device", "gradient_checkpointing", "rollout.served_model", "rollout.weights",
@@ -68,14 +68,14 @@ def locked(folder: Path, resume: bool) -> Iterator[None]:
     if not first_process():
         yield
         return
-    if not (folder / _BEGUN).exists() or (folder / _DONE).exists():
+    if not (folder / _STATE).exists() or (folder / _METRICS).exists():
         require_usable(folder, resume)  # what is not ours to write into gets no lock either
     with lock_folder(folder):
         require_usable(folder, resume)
         try:
             yield
         finally:
-            if not (folder / _BEGUN).exists() or (folder / _DONE).exists():
+            if not (folder / _STATE).exists() or (folder / _METRICS).exists():
                 (folder / _LOCK).unlink(missing_ok=True)
             with contextlib.suppress(OSError):
                 folder.rmdir()  # nothing was begun
@@ -85,41 +85,41 @@ def require_usable(folder: Path, resume: bool) -> None:
     """Make sure that a training may write here. Raises UserError where another one, finished or not, has."""
     if folder.exists() and not folder.is_dir():
         raise UserError("is a file", where=folder, hint="name a folder")
-    begun, done = (folder / _BEGUN).exists(), (folder / _DONE).exists()
-    if done and not (resume and stopped(folder)):
+    started, finished = (folder / _STATE).exists(), (folder / _METRICS).exists()
+    if finished and not (resume and stopped(folder)):
         raise UserError(
             "holds a finished training", where=folder, hint="name another folder with `output`, or remove it"
         )
-    if resume and not begun:
+    if resume and not started:
         raise UserError("holds no training to go on with", where=folder, hint="leave `--resume` out")
-    if begun and not resume:
+    if started and not resume:
         raise UserError("holds an unfinished training", where=folder, hint="go on with `--resume`, or remove it")
-    if not begun and folder.exists() and any(path.name != _LOCK for path in folder.iterdir()):
+    if not started and folder.exists() and any(path.name != _LOCK for path in folder.iterdir()):
         raise UserError("is not empty", where=folder, hint="name another folder with `output`")
 
 
-def begin(folder: Path, begun: TrainState) -> None:
+def begin(folder: Path, state: TrainState) -> None:
     """Write down what a training is begun, or goes on, with: from here on it can be gone on with."""
     if first_process():
-        write_json(folder / _BEGUN, begun.model_dump(mode="json"))
-        (folder / _DONE).unlink(missing_ok=True)  # of one that an alarm had stopped
+        write_json(folder / _STATE, state.model_dump(mode="json"))
+        (folder / _METRICS).unlink(missing_ok=True)  # of one that an alarm had stopped
 
 
-def resume_checkpoint(folder: Path, begun: TrainState) -> Path | None:
+def resume_checkpoint(folder: Path, state: TrainState) -> Path | None:
     """The last checkpoint of an unfinished training, or None where it has none; torn ones are removed.
 
     Raises UserError where the settings or the data are not those that it was begun with, and for a damaged checkpoint.
     """
     try:
-        before = TrainState.model_validate_json((folder / _BEGUN).read_text(encoding="utf-8"))
+        before = TrainState.model_validate_json((folder / _STATE).read_text(encoding="utf-8"))
     except (OSError, ValidationError) as error:
-        raise UserError("is damaged", where=folder / _BEGUN, hint="start again in another folder") from error
-    changed = _changed(before, begun, _AFTER_ALARM if stopped(folder) else ())
+        raise UserError("is damaged", where=folder / _STATE, hint="start again in another folder") from error
+    changed = _differences(before, state, _AFTER_ALARM if stopped(folder) else ())
     if changed:
         hint = "set it back, or start again in another folder"
-        raise UserError(f"was begun with {'; '.join(changed)}", where=folder / _BEGUN, hint=hint)
+        raise UserError(f"was begun with {'; '.join(changed)}", where=folder / _STATE, hint=hint)
     if first_process():
-        for path in set(folder.glob("checkpoint-*")) - set(_whole(folder)):
+        for path in set(folder.glob("checkpoint-*")) - set(_complete_checkpoints(folder)):
             shutil.rmtree(path, ignore_errors=True)  # of a later step, it would count as one of those that are kept
     checkpoint = last_checkpoint(folder)
     if checkpoint is not None:
@@ -162,58 +162,58 @@ def binding(settings: Mapping[str, JsonValue], more: Sequence[str] = (), group: 
 
     Of a server's address there stays that there is one.
     """
-    found: dict[str, JsonValue] = {}
+    bound: dict[str, JsonValue] = {}
     for name, value in settings.items():
         path = f"{group}{name}"
         if isinstance(value, dict) and path not in more:
-            found[name] = binding(value, more, f"{path}.")
-        elif path not in _FREE and path not in more:
-            found[name] = "a server" if path in _ADDRESSES and value is not None else value
-    return found
+            bound[name] = binding(value, more, f"{path}.")
+        elif path not in _MAY_CHANGE and path not in more:
+            bound[name] = "a server" if path in _ADDRESSES and value is not None else value
+    return bound
 
 
-def _changed(before: TrainState, now: TrainState, more: Sequence[str]) -> list[str]:
-    one, other = (_flat(binding(each.settings, (*more, *_BY_CONTENT))) for each in (before, now))
-    told = [
+def _differences(before: TrainState, now: TrainState, more: Sequence[str]) -> list[str]:
+    one, other = (_flat(binding(state.settings, (*more, *_BY_CONTENT))) for state in (before, now))
+    differences = [
         f"`{name}: {json.dumps(one.get(name))}`, not {json.dumps(other.get(name))}"
         for name in sorted(one.keys() | other.keys())
         if one.get(name) != other.get(name)
     ]
-    told += ["other data"] if before.data_hash != now.data_hash else []
-    told += ["another model"] if before.model_hash != now.model_hash else []
-    return told + ([f"`rlaif train {before.method}`"] if before.method != now.method else [])
+    differences += ["other data"] if before.data_hash != now.data_hash else []
+    differences += ["another model"] if before.model_hash != now.model_hash else []
+    return differences + ([f"`rlaif train {before.method}`"] if before.method != now.method else [])
 
 
 def _flat(settings: Mapping[str, JsonValue], group: str = "") -> dict[str, JsonValue]:
-    found: dict[str, JsonValue] = {}
+    flat: dict[str, JsonValue] = {}
     for name, value in settings.items():
-        found |= _flat(value, f"{group}{name}.") if isinstance(value, dict) else {f"{group}{name}": value}
-    return found
+        flat |= _flat(value, f"{group}{name}.") if isinstance(value, dict) else {f"{group}{name}": value}
+    return flat
 
 
 def is_started(folder: Path) -> bool:
     """Whether an unfinished training is here."""
-    return (folder / _BEGUN).exists() and not (folder / _DONE).exists()
+    return (folder / _STATE).exists() and not (folder / _METRICS).exists()
 
 
 def is_finished(folder: Path) -> bool:
     """Whether a finished training is here."""
-    return (folder / _DONE).exists()
+    return (folder / _METRICS).exists()
 
 
 def stopped(folder: Path) -> bool:
     """Whether an alarm stopped the training here, and left checkpoints to go on from with other settings."""
     with contextlib.suppress(OSError, ValueError, AttributeError):
-        return bool(loads((folder / _DONE).read_text(encoding="utf-8")).get("stopped"))
+        return bool(loads((folder / _METRICS).read_text(encoding="utf-8")).get("stopped"))
     return False
 
 
 def last_checkpoint(folder: Path) -> Path | None:
     """The checkpoint with the most steps that is there whole."""
-    return max(_whole(folder), key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+    return max(_complete_checkpoints(folder), key=lambda path: int(path.name.rpartition("-")[2]), default=None)
 
 
-def _whole(folder: Path) -> list[Path]:
+def _complete_checkpoints(folder: Path) -> list[Path]:
     return [path for path in folder.glob("checkpoint-*") if (path / "trainer_state.json").exists()]
 
 
@@ -248,4 +248,4 @@ def seconds_of(checkpoint: Path | None) -> float:
 
 def finish(folder: Path, metrics: Mapping[str, JsonValue]) -> None:
     """Write what the training came to."""
-    write_json(folder / _DONE, dict(metrics))
+    write_json(folder / _METRICS, dict(metrics))

@@ -1,18 +1,10 @@
-"""Models to train: where a training starts from, whether the data fit, adapters, and how the result is saved.
+"""Models to train: where a training starts from, how its weights are loaded, and in which type they are saved.
 
-A trained model's files in the type of the model that it started from.
-
-Weights are trained in float32, and checkpoints keep it. What is saved at the end is as large as what was loaded: of a
-bfloat16 model a bfloat16 model, its config saying so. The head of a reward model stays in float32.
-
-Where a training starts from: a whole model, or a LoRA adapter with the model that it was trained on.
-
-Whether data fit a model: its vocabulary and its positions.
-
-Models to train: loaded without dropout, with a scalar head for rewards, with an adapter where one is asked for.
-
-Weights that are trained are float32. Those that are not (under an adapter, of another model as the reference) are
-bfloat16 where the training computes in it: half the memory.
+A training starts from a whole model, or from a LoRA adapter with the model that it was trained on (`Start`). Models are
+loaded without dropout, with a scalar head for rewards, and with a new adapter where the settings name a rank. Weights
+that are trained are float32, and checkpoints keep that. Weights that are not trained (under an adapter, or of another
+model as the reference) are bfloat16 where the training computes in it: half the memory. The saved model is as large as
+the one that was loaded: a bfloat16 model stays one, and its config says so. The head of a reward model stays float32.
 """
 
 from __future__ import annotations

@@ -1,16 +1,8 @@
 """Losses of the trainers as pure functions: tensors in, one loss a row out, shape [B], float32.
 
-What a soft label makes of a loss.
-
-Losses of pairs of completions: DPO and its relatives with a reference, SimPO and ORPO without.
-
-Losses of single completions: negative log-likelihood, and KTO.
-
-The loss of reward models.
-
-Losses of the trainers as pure functions: tensors in, one loss a row out, shape [B], float32.
-
-The trainer takes the mean over rows; devices, accumulation and schedules are its business.
+The trainer takes the mean over rows; devices, accumulation and schedules are its business. The sections: soft labels;
+losses of pairs with a reference (DPO and its relatives) and without (SimPO, ORPO); losses of single completions (NLL,
+KTO); reward models (Bradley-Terry); and the losses of pairs by name, with the settings that each one reads.
 
 In what follows r_w = log π(y_w|x) − log π_ref(y_w|x) is the log-ratio of the chosen completion, r_l that of the
 rejected one, Δ = r_w − r_l, and σ the logistic function. `probability` is the soft label q of a pair, [B]: the
@@ -18,9 +10,7 @@ probability that the chosen completion is the better one; None means 1. A soft l
 of the two is better, q·L(Δ) + (1−q)·L(−Δ), so that a pair written the other way round with 1−q costs the same. Where
 a loss reads it otherwise (`gdpo`, `orpo`, `bradley_terry` with a margin) it says so.
 
-log σ(z) is one function, never a logarithm of σ: so it is finite, with the right gradient, for |z| up to 1e4.
-
-The losses of pairs by name: what a setting of the DPO trainer says, and which other settings it reads.
+log σ(z) is one function, never a logarithm of σ: it is finite, with the right gradient, for |z| up to 1e4.
 """
 
 from __future__ import annotations

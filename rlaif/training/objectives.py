@@ -1,10 +1,7 @@
-"""What each trainer minimizes: SFT, DPO and its relatives, reward models.
+"""What each trainer minimizes: SFT, DPO and its relatives, KTO, reward models.
 
-Supervised fine-tuning: the likelihood of demonstrations, every token alike.
-
-Direct preference optimisation and its relatives: the policy's own log-probabilities are the reward.
-
-Reward models: a scalar on the last token, trained so that the better completion gets the higher one.
+An objective turns summed log-probabilities or rewards of the completions of a batch into the loss and the metrics of
+every group (`trainer.Objective`); the formulas are in `losses`.
 """
 
 from __future__ import annotations
@@ -21,6 +18,9 @@ from rlaif.training.examples import Group
 from rlaif.training.forward import Kind
 from rlaif.training.losses import LossSettings, PairLogps, bradley_terry, compared, kto, nll, pair_loss, preferred
 from rlaif.training.trainer import Metrics, Step
+
+REFERENCE = "reference/{}"
+"""The value of a group that holds the reference's log-probability of its k-th completion, summed over tokens."""
 
 
 class SftObjective:
@@ -41,10 +41,6 @@ class SftObjective:
         sizes = torch.tensor([len(group.completions) for group in groups], device=values.device)
         owners = torch.arange(len(groups), device=values.device).repeat_interleave(sizes)
         return values.new_zeros(len(groups)).index_add(0, owners, -values), {}
-
-
-REFERENCE = "reference/{}"
-"""The value of a group that holds the reference's log-probability of its k-th completion, summed over tokens."""
 
 
 class DpoObjective:
@@ -73,14 +69,16 @@ class DpoObjective:
         Brier score where its margins stand for no label (`losses.preferred`).
         """
         assert self.settings.loss != "kto"
-        logps = self._logps(values, batch, groups)
+        ref_chosen, ref_rejected = (column(groups, REFERENCE.format(at), 0.0).to(values) for at in (0, 1))
+        lengths = batch.lengths.to(values)
+        logps = PairLogps(values[0::2], values[1::2], ref_chosen, ref_rejected, lengths[0::2], lengths[1::2])
         probability = column(groups, "probability", 1.0).to(values) if self.settings.soft_labels else None
         losses = pair_loss(self.settings.loss, logps, probability, self.numbers)
         if self.settings.sft_weight:
             losses = losses + self.settings.sft_weight * nll(logps.chosen, logps.chosen_tokens)
-        chosen, rejected = (each.detach() for each in compared(self.settings.loss, logps, self.numbers.beta))
-        likely = preferred(self.settings.loss, chosen - rejected)
-        found = {
+        chosen, rejected = (logit.detach() for logit in compared(self.settings.loss, logps, self.numbers.beta))
+        predicted = preferred(self.settings.loss, chosen - rejected)
+        metrics = {
             "accuracy": (chosen > rejected).float(),
             "margin": chosen - rejected,
             "rewards/chosen": chosen,
@@ -88,14 +86,9 @@ class DpoObjective:
             "logps/chosen": logps.chosen,
             "logps/rejected": logps.rejected,
         }
-        if likely is not None:
-            found["brier"] = (likely - column(groups, "probability", 1.0).to(values)).square()
-        return losses, found
-
-    def _logps(self, values: Tensor, batch: Batch, groups: Sequence[Group]) -> PairLogps:
-        ref_chosen, ref_rejected = (column(groups, REFERENCE.format(at), 0.0).to(values) for at in (0, 1))
-        lengths = batch.lengths.to(values)
-        return PairLogps(values[0::2], values[1::2], ref_chosen, ref_rejected, lengths[0::2], lengths[1::2])
+        if predicted is not None:
+            metrics["brier"] = (predicted - column(groups, "probability", 1.0).to(values)).square()
+        return losses, metrics
 
 
 class KtoObjective:

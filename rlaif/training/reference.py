@@ -1,7 +1,7 @@
-"""Log-probabilities of the reference: computed once, kept on disk, and the reference model needs no room in training.
+"""Log-probabilities of the reference: computed once and cached on disk, so that no reference model sits in memory.
 
-The reference is the policy at its start, so the model about to be trained computes them before its first step. They are
-kept by a hash of what they depend on, weights and token ids; another beta, loss or learning rate finds them again.
+The reference is the policy at its start, so the model about to be trained computes them before its first step. The
+cache key is a hash of what they depend on, weights and token ids; another beta, loss or learning rate reuses them.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import itertools
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from rlaif.errors import UserError
 from rlaif.training.batches import lay_out, split
@@ -88,8 +88,10 @@ def load(path: Path, groups: Sequence[Group]) -> list[list[float]] | None:
         flat = load_file(path)["logps"].tolist()
     except (SafetensorError, KeyError, OSError) as error:
         raise UserError(f"is damaged: {error}", where=path, hint="remove it") from error
-    sizes = [len(group.completions) for group in groups]
-    return list(_cut(flat, sizes)) if len(flat) == sum(sizes) else None
+    if len(flat) != sum(len(group.completions) for group in groups):
+        return None
+    logps = iter(flat)
+    return [list(itertools.islice(logps, len(group.completions))) for group in groups]
 
 
 def keep(path: Path, logps: Sequence[Sequence[float]]) -> None:
@@ -97,7 +99,7 @@ def keep(path: Path, logps: Sequence[Sequence[float]]) -> None:
     from safetensors.torch import save_file
 
     draft = path.with_suffix(f".{os.getpid()}.draft")
-    flat = [each for group in logps for each in group]
+    flat = [logp for group in logps for logp in group]
     with _writing(path):
         save_file({"logps": torch.tensor(flat, dtype=torch.float32)}, draft)
         draft.replace(path)
@@ -110,11 +112,11 @@ def compute(
     forward_path: ForwardPath,
     tokens: int,
     accelerator: Any,
-    told: Callable[[int], None],
+    advance: Callable[[int], None],
 ) -> list[list[float]]:
     """Summed log-probabilities of every group's completions, in the order of the groups, the same in every process.
 
-    `model(batch)` has to be a batch's log-probabilities (`forward.answering`). `told` hears how many groups are done.
+    `model(batch)` has to be a batch's log-probabilities (`forward.answering`). `advance` takes how many more are done.
     """
     parts = split(groups, tokens, forward_path.layout, least=accelerator.num_processes)
     processes, rank = accelerator.num_processes, accelerator.process_index
@@ -124,31 +126,22 @@ def compute(
     # A process that has no part left repeats one: models in shards need all processes in every pass.
     for start in range(0, len(parts), processes):
         part = parts[min(start + rank, len(parts) - 1)]
-        values = _summed(model, [groups[at] for at in part], forward_path, accelerator.device)
+        batch = lay_out([groups[at] for at in part], forward_path.layout).to(accelerator.device)
+        values = torch.split(batch.summed(model(batch)), [len(groups[at].completions) for at in part])
         if start + rank < len(parts):
             for at, logps in zip(part, values, strict=True):
                 flat[at, : len(logps)] = logps
-        told(sum(map(len, parts[start : start + processes])))
+        advance(sum(map(len, parts[start : start + processes])))
     model.train(was_training)
     table = accelerator.reduce(flat, "sum").cpu().tolist()
     return [row[: len(group.completions)] for row, group in zip(table, groups, strict=True)]
 
 
-def _summed(model: Any, groups: Sequence[Group], forward_path: ForwardPath, device: torch.device) -> tuple[Tensor, ...]:
-    batch = lay_out(groups, forward_path.layout).to(device)
-    return torch.split(batch.summed(model(batch)), [len(group.completions) for group in groups])
-
-
-def _cut(flat: Sequence[float], sizes: Sequence[int]) -> Iterator[list[float]]:
-    at = 0
-    for size in sizes:
-        yield list(flat[at : at + size])
-        at += size
-
-
 def with_reference(groups: Sequence[Group], logps: Sequence[Sequence[float]], name: str) -> list[Group]:
     """The groups with the reference's log-probabilities among their values."""
     return [
-        dataclasses.replace(group, values={**group.values, **{name.format(at): each for at, each in enumerate(found)}})
-        for group, found in zip(groups, logps, strict=True)
+        dataclasses.replace(
+            group, values={**group.values, **{name.format(at): logp for at, logp in enumerate(group_logps)}}
+        )
+        for group, group_logps in zip(groups, logps, strict=True)
     ]

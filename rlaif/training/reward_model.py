@@ -65,7 +65,10 @@ def load(name: str, device: str = "auto") -> Loaded:
     if config.pad_token_id is None:
         config.pad_token_id = pad_id(tokenizer)
     with_gpu = device == "auto" and torch.cuda.is_available()
-    trained = _trained_with(folder)
+    trained: dict[str, Any] = {}
+    with contextlib.suppress(OSError, ValueError, KeyError, AttributeError):  # only where the training was ours
+        settings = loads((folder / "train.json").read_text(encoding="utf-8"))["settings"]
+        trained = {name: settings[name] for name in ("max_length", "dtype") if name in settings}
     longest = trained.get("max_length", getattr(config, "max_position_embeddings", None))
     ends = ends_of(folder)
     dtype = trained.get("dtype", "auto")
@@ -80,10 +83,10 @@ def figures_of(parts: Parts) -> dict[str, float]:
     path = None if parts.adapter is None else parts.adapter / ADAPTER_FILE
     if path is None or not path.is_file():
         return {}
-    found = read_json(path)
-    if not all(isinstance(each, (int, float)) for each in found.values()):
+    metrics = read_json(path)
+    if not all(isinstance(value, (int, float)) for value in metrics.values()):
         raise UserError("holds other things than numbers", where=path, hint="copy it from the training again")
-    return found
+    return metrics
 
 
 def _require_reward(parts: Parts) -> None:
@@ -104,14 +107,6 @@ def _require_reward(parts: Parts) -> None:
 
 def _no_reward_model(folder: Path, what: str) -> UserError:
     return UserError(f"no reward model: {what}", where=folder, hint="`rlaif train reward` trains one")
-
-
-def _trained_with(folder: Path) -> dict[str, Any]:
-    """The settings of the training that made a model, where it was ours."""
-    with contextlib.suppress(OSError, ValueError, KeyError, AttributeError):
-        settings: dict[str, Any] = loads((folder / "train.json").read_text(encoding="utf-8"))["settings"]
-        return {name: settings[name] for name in ("max_length", "dtype") if name in settings}
-    return {}
 
 
 def ends_of(folder: Path) -> frozenset[int]:

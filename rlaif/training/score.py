@@ -1,14 +1,10 @@
-"""Rewards of a reward model for responses: for any code, and for a file of them (`rlaif score`).
+"""Rewards of a reward model for responses: for any code (`rewards_of`), and for a file of them (`rlaif score`).
 
-From files to responses that a reward model can score, in the order of the file and tokenized as for training.
-
-Known are a run's folder or its samples.jsonl (joined with the prompts beside it), preference data in every shape that
-`rlaif train reward` takes, a prompt with one response or a list of them, conversations whose last turn is the response,
-and plain texts. A row that cannot be scored stays in its place, without a reward, and is counted.
-
-What the rewards of a file come to: how they are spread, whether they follow length, which are highest and lowest.
-
-Rewards of a reward model for responses: for any code (`rewards_of`), and for a file of them (`rlaif score`).
+A file may be a run's folder or its samples.jsonl (joined with the prompts beside it), preference data in every shape
+that `rlaif train reward` takes, a prompt with one response or a list of them, conversations whose last turn is the
+response, or plain texts. Responses keep the order of the file and are tokenized as for training. A row that cannot be
+scored stays in its place, without a reward, and is counted. `ScoreStats` sums up the file: how its rewards are spread,
+whether they follow length, which are highest and lowest.
 """
 
 from __future__ import annotations

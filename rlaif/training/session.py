@@ -1,18 +1,13 @@
-"""One training from start to end: data, model, reference, loop, what is saved.
+"""One training from start to end: data, model, reference, loop, and what is saved.
 
-What goes wrong with memory and disks in a training, in plain words instead of a traceback.
+`train` runs it; the errors of a full disk or memory become `UserError`s. Before the first step, `ReferencePass` gives
+the groups the log-probabilities of the reference. After the last one, `complete` centers a reward model.
 
-Where a reward model's zero is: the mean reward of some demonstrations (Stiennon et al. 2020, arXiv:2009.01325).
-
-The head of a reward model has no bias that a constant could be put into, in none of transformers' decoders, and behind
-the last norm of most of them no other weight adds a constant either. So the mean stands in config.json as `reward_mean`
-(beside `reward_std`), of an adapter in reward.json; `rlaif score` and all that use `scoring.rewards_of` take it off.
-Other loaders give rewards that differ by that constant: no ranking and no difference of rewards depends on it, and a
-server can be told to take it off.
-
-The reference's part in a training: its log-probabilities come to the groups before the first step.
-
-One training from start to end: data, model, reference, loop, what is saved.
+Centering: the mean reward of some demonstrations becomes the zero (Stiennon et al. 2020, arXiv:2009.01325). None of
+transformers' decoders has a bias in its reward head, and behind the last norm of most of them no other weight adds a
+constant either. So the mean stands in config.json as `reward_mean` (beside `reward_std`), of an adapter in reward.json;
+`rlaif score` and every caller of `score.rewards_of` subtract it. Other loaders give rewards that differ by that
+constant: no ranking and no difference of rewards depends on it, and a server can be told to subtract it.
 """
 
 from __future__ import annotations

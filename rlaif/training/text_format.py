@@ -1,7 +1,7 @@
 """How a model was trained to read texts: by its chat template and with which options, or as texts as they stand.
 
-It is written into `train.json`, so that the model is asked and scored as it was trained. What the settings say
-(`template: auto`) depends on the data, which may not be there any more.
+`train.json` records it, so that the model is prompted and scored as it was trained. What the setting `template: auto`
+came to depends on the data, which may not be there any more.
 """
 
 from __future__ import annotations

@@ -1,23 +1,20 @@
 """From texts to token ids, the same ones that TRL's trainers make.
 
-Special tokens that stand as text in a response: an end is cut off, what no response can hold is found.
-
-Data that were sampled with special tokens kept end in `</s>`, `<|im_end|>` or the like. A tokenizer makes its own
-special tokens of such texts: a response would end twice, or end in its middle, after which a model says nothing.
-
-From texts to token ids, the same ones that TRL's trainers make.
-
 Prompt and completion are tokenized together, as one text, and the prompt is what this shares with the prompt alone: a
-tokenizer may merge the end of a raw prompt with the beginning of a completion. What of the prompt is lost like that is
-counted. A conversation's prompt is all that the model is asked with, its cue included, and the completion is what the
-chat template adds to it (see `rlaif.inference.chat_template`), tokenized by itself where both would merge, as a
-response that begins with a blank does with a cue that ends in a line break: a model that samples has read the whole
-cue. TRL differs there, and where the template writes the prompt otherwise once a response follows.
+tokenizer may merge the end of a raw prompt with the beginning of a completion. The tokens that a prompt loses like that
+are counted. A conversation's prompt is all that the model reads before it responds, its cue included, and the
+completion is what the chat template adds to it (see `rlaif.inference.chat_template`). It is tokenized by itself where
+both would merge, as a response that begins with a blank does with a cue that ends in a line break: a model that samples
+has read the whole cue. TRL differs there, and where the template writes the prompt otherwise once a response follows.
 
 Every completion ends with an end-of-sequence token, or a model would not learn to stop. Raw text gets the tokenizer's.
 Chat templates bring their own; what a template writes after it (ChatML a line break) stays, as in TRL, so that the ids
 and with them the losses can be compared; it is the same for all completions, so that no preference lies in it. Only a
-template that ends a reply with no such token at all gets one appended (TRL leaves it out), and that is counted.
+template that ends a response with no such token at all gets one appended (TRL leaves it out), and that is counted.
+
+Data that were sampled with special tokens kept end in `</s>`, `<|im_end|>` or the like. A tokenizer makes its own
+special tokens of such texts: a response would end twice, or end in its middle, after which a model says nothing. So an
+end token at the end of a response is cut off, and a response with a special token inside is left out (`Endings`).
 """
 
 from __future__ import annotations

@@ -1,8 +1,4 @@
-"""The training loop: transformers' Trainer for schedules, checkpoints and many processes; batches are our own.
-
-Our settings as transformers' TrainingArguments.
-
-The training loop: transformers' Trainer for schedules, checkpoints, logging and many processes; batches are ours.
+"""The training loop: transformers' Trainer for schedules, checkpoints, logging and many processes; batches are ours.
 
 An optimizer step takes `batch_size` groups over all processes. Each process cuts its share into parts that fit into
 memory (`batches.split`) and adds up their gradients, weighted so that the sum is the gradient of the whole step: the
@@ -55,12 +51,12 @@ def arguments(settings: TrainSettings, rows: int, held: int) -> Any:
             f"`batch_size: {settings.batch_size}` cannot be shared out evenly among {processes} processes",
             hint=f"set a multiple of {processes}",
         )
-    often = settings.eval_steps or max(1, steps_of(settings, rows) // _EVALUATIONS)
-    evaluated: dict[str, Any] = {"eval_strategy": "steps", "eval_steps": often} if held else {"eval_strategy": "no"}
+    interval = settings.eval_steps or max(1, steps_of(settings, rows) // _EVALUATIONS)
+    evaluation: dict[str, Any] = {"eval_strategy": "steps", "eval_steps": interval} if held else {"eval_strategy": "no"}
     best = settings.patience is not None
     if best and not held:
         raise UserError("`patience` needs held-out rows", hint="set `holdout` or `held_data`")
-    made = TrainingArguments(
+    training_arguments = TrainingArguments(
         output_dir=str(settings.folder),
         per_device_train_batch_size=settings.batch_size // processes,
         num_train_epochs=settings.epochs,
@@ -71,10 +67,10 @@ def arguments(settings: TrainSettings, rows: int, held: int) -> Any:
         warmup_steps=math.ceil(settings.warmup * steps_of(settings, rows)),
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.max_grad_norm,
-        optim=_known_optimizer(settings.optimizer),
+        optim=_checked_optimizer(settings.optimizer),
         bf16=narrow(settings),
         save_strategy="no" if settings.save_steps == 0 and not best else "steps",
-        save_steps=often if best else settings.save_steps or often,
+        save_steps=interval if best else settings.save_steps or interval,
         # Of one checkpoint beside the best, transformers would remove it at the end: a stopped training its progress.
         save_total_limit=max(settings.checkpoints_to_keep, 2) if best else settings.checkpoints_to_keep,
         load_best_model_at_end=best,
@@ -91,20 +87,20 @@ def arguments(settings: TrainSettings, rows: int, held: int) -> Any:
         remove_unused_columns=False,
         label_names=[],
         ddp_find_unused_parameters=False if processes > 1 else None,
-        **evaluated,
+        **evaluation,
     )
     # One process drives one device; transformers would deal batches out to all GPUs that it sees, by their first axis.
-    made._n_gpu = min(made.n_gpu, 1)
-    _require_optimizer(made)
-    return made
+    training_arguments._n_gpu = min(training_arguments.n_gpu, 1)
+    _require_optimizer(training_arguments)
+    return training_arguments
 
 
-def _known_optimizer(name: str) -> str:
+def _checked_optimizer(name: str) -> str:
     from transformers.training_args import OptimizerNames
 
-    known = [each.value for each in OptimizerNames]
-    if name not in known:
-        raise UserError(f"no optimizer `{name}`", where="optimizer", hint=nearest(name, known))
+    names = [member.value for member in OptimizerNames]
+    if name not in names:
+        raise UserError(f"no optimizer `{name}`", where="optimizer", hint=nearest(name, names))
     if name.startswith("schedule_free"):
         # They keep two sets of weights, of which a model and its checkpoints would have to be saved with the right one.
         what = f"`{name}` trains other weights than those to be used, which no training here tells apart"
@@ -112,14 +108,14 @@ def _known_optimizer(name: str) -> str:
     return name
 
 
-def _require_optimizer(made: Any) -> None:
+def _require_optimizer(training_arguments: Any) -> None:
     """Some come from packages that are not ours, and some want arguments that we do not pass on."""
     from transformers import Trainer
 
     try:
-        Trainer.get_optimizer_cls_and_kwargs(made)
+        Trainer.get_optimizer_cls_and_kwargs(training_arguments)
     except (ValueError, ImportError, RuntimeError) as error:
-        what = f"`{made.optim.value}` cannot be used: {str(error).strip().partition(chr(10))[0]}"
+        what = f"`{training_arguments.optim.value}` cannot be used: {str(error).strip().partition(chr(10))[0]}"
         raise UserError(what, where="optimizer", hint="take adamw_torch") from error
 
 
@@ -214,16 +210,22 @@ class GroupTrainer(Trainer):
         processes = self.accelerator.num_processes
         share = processes / self._total(sum(map(self.objective.weight, groups)))
         parts = self._parts(groups)
-        found: list[Tensor] = []
+        part_losses: list[Tensor] = []
         for at, part in enumerate(parts):
-            with self._synchronised(model, last=at == len(parts) - 1):
+            # Processes exchange gradients once a step, with its last part.
+            last = at == len(parts) - 1 or processes == 1
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(model):
                 losses, metrics = self._losses(model, [groups[index] for index in part])
                 self.accelerator.backward(losses.sum() * share)
-            found.append(losses.detach())
-            self._note(metrics)
+            part_losses.append(losses.detach())
+            for name, values in metrics.items():
+                self._logged.setdefault(name, []).append(values.detach())
         # Looked at once a step, not once a part: a GPU would wait each time.
-        losses = torch.cat(found)
-        self._require_numbers(losses, [groups[index] for part in parts for index in part])
+        losses = torch.cat(part_losses)
+        if not bool(torch.isfinite(losses).all()):
+            ordered = [groups[index].id for part in parts for index in part]
+            bad = [(name, loss) for name, loss in zip(ordered, losses.tolist(), strict=True) if not math.isfinite(loss)]
+            raise self._no_number(f"the loss is {bad[0][1]} of the rows {', '.join(name for name, _ in bad[:8])}")
         mine: Tensor = losses.sum() * share
         return mine
 
@@ -258,7 +260,7 @@ class GroupTrainer(Trainer):
         losses, metrics = self.objective.losses(values, batch, groups or self._filler())
         if groups:
             return losses, metrics
-        return losses[:0], {name: each[:0] for name, each in metrics.items()}
+        return losses[:0], {name: metric[:0] for name, metric in metrics.items()}
 
     def _filler(self) -> Sequence[Group]:
         """A group to keep a process busy with while others compute their parts: sharded models need all of them."""
@@ -280,15 +282,9 @@ class GroupTrainer(Trainer):
         parts = split(groups, self.tokens, self.forward_path.layout, least=int(most))
         return parts + [[]] * (int(most) - len(parts))
 
-    def _synchronised(self, model: Any, last: bool) -> contextlib.AbstractContextManager[None]:
-        """Processes exchange gradients once a step, with its last part."""
-        if last or self.accelerator.num_processes == 1:
-            return contextlib.nullcontext()
-        return self.accelerator.no_sync(model)  # type: ignore[no-any-return]
-
-    def any_process(self, told: bool) -> bool:
+    def any_process(self, flag: bool) -> bool:
         """Whether any process says so; all of them have to ask."""
-        return self._total(told) > 0
+        return self._total(flag) > 0
 
     def _total(self, weight: float) -> float:
         if self.accelerator.num_processes == 1:
@@ -296,26 +292,20 @@ class GroupTrainer(Trainer):
         mine = torch.tensor([weight], device=self.accelerator.device, dtype=torch.float64)
         return float(self.accelerator.gather(mine).sum())
 
-    def _require_numbers(self, losses: Tensor, groups: Sequence[Group]) -> None:
-        if bool(torch.isfinite(losses).all()):
-            return
-        bad = [(group.id, each) for group, each in zip(groups, losses.tolist(), strict=True) if not math.isfinite(each)]
-        raise self._no_number(f"the loss is {bad[0][1]} of the rows {', '.join(name for name, _ in bad[:8])}")
-
-    def _no_number(self, what: str) -> ModelError:
+    def _no_number(self, message: str) -> ModelError:
         step = self.state.global_step + 1
         hint = "look at the rows, or start again with a lower `learning_rate` in another folder"
-        return ModelError(f"{what} at step {step}, and no step was taken with it: {hint}")
+        return ModelError(f"{message} at step {step}, and no step was taken with it: {hint}")
 
     @torch.no_grad()
     def _values(self, model: Any, groups: Sequence[Group]) -> Tensor:
         """What the model gives for the completions of some groups, in their order, gradients off."""
-        found: dict[int, Tensor] = {}
+        by_group: dict[int, Tensor] = {}
         for part in self._parts(groups):
             some = [groups[at] for at in part]
             values = self._given(model, some or self._filler())[1][: sum(len(group.completions) for group in some)]
-            found |= zip(part, torch.split(values, [len(group.completions) for group in some]), strict=True)
-        return torch.cat([found[at] for at in range(len(groups))]) if found else torch.zeros(0)
+            by_group |= zip(part, torch.split(values, [len(group.completions) for group in some]), strict=True)
+        return torch.cat([by_group[at] for at in range(len(groups))]) if by_group else torch.zeros(0)
 
     def evaluate(
         self,
@@ -326,26 +316,22 @@ class GroupTrainer(Trainer):
         """The means of loss and metrics over all held-out groups, each process taking its share of them."""
         groups: Sequence[Group] = eval_dataset or self.held_groups
         self.model_wrapped.eval()
-        found: dict[str, list[Tensor]] = {}
+        parts: dict[str, list[Tensor]] = {}
         with torch.no_grad():
             # What the loss needs of a whole step is here that of all held-out groups: it must not depend on
             # `max_tokens_per_pass`.
-            ready = self.objective.before(self._mine(groups), self._step(self.model_wrapped))
-            for part in self._parts(ready):
-                losses, metrics = self._losses(self.model_wrapped, [ready[at] for at in part])
+            prepared = self.objective.before(self._mine(groups), self._step(self.model_wrapped))
+            for part in self._parts(prepared):
+                losses, metrics = self._losses(self.model_wrapped, [prepared[at] for at in part])
                 for name, values in {"loss": losses, **metrics}.items():
-                    found.setdefault(name, []).append(values)
-        weight = self._total(sum(map(self.objective.weight, ready)))
-        loss = self._total(float(torch.cat(found.pop("loss")).double().sum())) / weight
-        means = {"loss": loss} | self._means({name: torch.cat(values) for name, values in found.items()})
-        told = {f"{metric_key_prefix}_{name}": value for name, value in means.items()}
-        self.log(told)
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, told)
-        return told
-
-    def _note(self, metrics: Mapping[str, Tensor]) -> None:
-        for name, values in metrics.items():
-            self._logged.setdefault(name, []).append(values.detach())
+                    parts.setdefault(name, []).append(values)
+        weight = self._total(sum(map(self.objective.weight, prepared)))
+        loss = self._total(float(torch.cat(parts.pop("loss")).double().sum())) / weight
+        means = {"loss": loss} | self._means({name: torch.cat(values) for name, values in parts.items()})
+        evaluation = {f"{metric_key_prefix}_{name}": value for name, value in means.items()}
+        self.log(evaluation)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, evaluation)
+        return evaluation
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add the means of the metrics since the last line."""
@@ -354,20 +340,20 @@ class GroupTrainer(Trainer):
             logs = logs | self._means({name: torch.cat(values) for name, values in logged.items()})
         super().log(logs, start_time)
 
-    def _means(self, found: Mapping[str, Tensor]) -> dict[str, float]:
+    def _means(self, values: Mapping[str, Tensor]) -> dict[str, float]:
         """The means of values over all processes, in one exchange; every process has to ask for the same names.
 
         Without those of nothing, as for the good answers of a step that has none: 0 would be a point of their curve.
         """
-        names = sorted(found)
+        names = sorted(values)
         if not names:
             return {}
-        sums = torch.stack([found[name].double().sum().to(self.accelerator.device) for name in names])
-        counts = torch.tensor([found[name].numel() for name in names], dtype=torch.float64, device=sums.device)
+        sums = torch.stack([values[name].double().sum().to(self.accelerator.device) for name in names])
+        counts = torch.tensor([values[name].numel() for name in names], dtype=torch.float64, device=sums.device)
         if self.accelerator.num_processes > 1:
             sums, counts = self.accelerator.reduce(torch.stack([sums, counts]), "sum")
-        each = zip(names, sums.tolist(), counts.tolist(), strict=True)
-        return {name: total / count for name, total, count in each if count}
+        totals = zip(names, sums.tolist(), counts.tolist(), strict=True)
+        return {name: total / count for name, total, count in totals if count}
 
     def floating_point_ops(self, inputs: Any) -> int:  # noqa: ARG002 - transformers' signature
         """Not counted: transformers estimates them from padded batches."""
