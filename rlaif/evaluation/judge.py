@@ -187,7 +187,14 @@ def _report(
         compare=wanted.compare.model_dump(mode="json") | form | templates,
         pair=wanted.pair.model_dump(mode="json"),
     )
-    seconds = _earlier_seconds(about, folder)
+    seconds = None  # per 1,000 labels, in the latest report with the same pairs and settings
+    for other in known_reports(about.judge, about.constitution_hash, folder):
+        if (other.about.gold, other.about.gold_sha256, other.about.compare) == (
+            about.gold,
+            about.gold_sha256,
+            about.compare,
+        ):
+            seconds = other.measures.cost.seconds_per_1000
     measures = measure(
         judged,
         wanted.pair,
@@ -248,12 +255,3 @@ class _AnswerCounter:
             prompt_tokens_per_1000=per_1000(spent["prompt"]),
             seconds_per_1000=timed,
         )
-
-
-def _earlier_seconds(about: About, folder: Path) -> float | None:
-    """The time per 1,000 labels in the latest earlier report with the same pairs and settings."""
-    for earlier in reversed(known_reports(about.judge, about.constitution_hash, folder)):
-        other = earlier.about
-        if (other.gold, other.gold_sha256, other.compare) == (about.gold, about.gold_sha256, about.compare):
-            return earlier.measures.cost.seconds_per_1000
-    return None

@@ -450,9 +450,17 @@ def known_verdict(judge: str, constitution_hash: str, folder: Path = FOLDER) -> 
 
 def shared_errors(about: About, judged: Sequence[JudgedPair], folder: Path) -> tuple[SharedErrors, ...]:
     """The errors of this judge beside those of every other one that was evaluated on the same pairs in the folder."""
+    latest = {}
+    for path in sorted(folder.glob("*.pairs.jsonl"), key=lambda path: path.stat().st_mtime):
+        with contextlib.suppress(OSError, ValidationError):
+            report = path.with_name(path.name.removesuffix(".pairs.jsonl") + ".json")
+            other_about = JudgeReport.model_validate_json(report.read_bytes()).about
+            data = (other_about.gold, other_about.gold_sha256, other_about.constitution_hash)
+            if other_about.judge != about.judge and data == (about.gold, about.gold_sha256, about.constitution_hash):
+                latest[other_about.judge] = path
     logits = _logits(judged)
     errors = []
-    for judge, path in sorted(_other_judges(about, folder).items()):
+    for judge, path in sorted(latest.items()):
         try:
             with path.open(encoding="utf-8") as file:
                 other = _logits([JudgedPair.model_validate_json(line) for line in file])
@@ -476,17 +484,3 @@ def error_correlation(one: Mapping[str, float], other: Mapping[str, float]) -> f
 
 def _logits(judged: Sequence[JudgedPair]) -> dict[str, float]:
     return {each.id: each.logit for each in judged if each.logit is not None and not each.tie}
-
-
-def _other_judges(about: About, folder: Path) -> dict[str, Path]:
-    """By judge, the pairs of its latest evaluation on the same data."""
-    reports = sorted(folder.glob("*.pairs.jsonl"), key=lambda path: path.stat().st_mtime)
-    latest = {}
-    for pairs in reports:
-        with contextlib.suppress(OSError, ValidationError):
-            path = pairs.with_name(pairs.name.removesuffix(".pairs.jsonl") + ".json")
-            other = JudgeReport.model_validate_json(path.read_bytes()).about
-            data = (other.gold, other.gold_sha256, other.constitution_hash)
-            if other.judge != about.judge and data == (about.gold, about.gold_sha256, about.constitution_hash):
-                latest[other.judge] = pairs
-    return latest

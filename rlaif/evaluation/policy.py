@@ -187,21 +187,21 @@ async def _plan(stages: _Stages, gathered: Sequence[Gathered]) -> Plan:
         pairs=pairs,
         samples=settings.samples,
         criteria=criteria_of(stages.constitution, settings.compare.principles),
-        asked=settings.asked,
-        read=settings.read,
+        compare=settings.compare_settings,
+        pair=settings.pair_settings,
         judge=Judge(stages.judge.name, templates),
         tag_of=tag_of(settings),
     )
     if next(plan.questions(), None) is None:
         return plan
     judgements, say = stages.tables.judgements, stages.progress.note
-    judge = await judge_asked(stages.judge, templates, settings.asked, stages.folder, judgements, say)
+    judge = await judge_asked(stages.judge, templates, settings.compare_settings, stages.folder, judgements, say)
     return plan._replace(judge=judge)
 
 
 async def _compare(stages: _Stages, plan: Plan, tallies: list[StageStats]) -> None:
     tables, progress = stages.tables, stages.progress
-    criteria = 1 if plan.asked.principles == "one" else len(plan.criteria)
+    criteria = 1 if plan.compare.principles == "one" else len(plan.criteria)
     progress.begin("compare", 2 * criteria * len(plan.pairs) * len(plan.prompts) * plan.samples)
     tally = await ask(
         plan.questions(), stages.judge, tables.judgements, judgement, tables.failures,
@@ -242,9 +242,9 @@ async def _distances(stages: _Stages, gathered: Sequence[Gathered], tallies: lis
     """The divergence of each policy from the baseline, or why it cannot be computed."""
     if not stages.settings.kl:
         return {}
-    *others, baseline = gathered
+    *policies, baseline = gathered
     by_id = {prompt.id: prompt for prompt in stages.prompts}
-    notes = {each.name: kl.obstacle(each.contestant, baseline.contestant, stages.settings) for each in others}
+    notes = {each.name: kl.obstacle(each.contestant, baseline.contestant, stages.settings) for each in policies}
     sampled = {
         each.name: SampledPolicy(
             each.contestant, each.identity, [(by_id[sample.prompt], sample) for sample in each.present()]

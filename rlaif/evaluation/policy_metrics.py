@@ -143,8 +143,8 @@ class Plan(NamedTuple):
     """The matches, each a policy and its opponent."""
     samples: int
     criteria: tuple[Criterion, ...]
-    asked: CompareSettings
-    read: PairSettings
+    compare: CompareSettings
+    pair: PairSettings
     judge: Judge
     tag_of: Callable[[Prompt], str | None]
 
@@ -174,10 +174,10 @@ class Plan(NamedTuple):
         matchups = [
             self._matchup(pair.left, pair.right) for pair in pairs if pair.left and pair.right and not pair.identical
         ]
-        return list(compare_questions(prompt, matchups, self.asked, self.judge))
+        return list(compare_questions(prompt, matchups, self.compare, self.judge))
 
     def _matchup(self, left: Sample, right: Sample) -> Matchup:
-        one = self.asked.principles == "one"
+        one = self.compare.principles == "one"
         return Matchup(left, right, (draw(self.criteria, (left.id, right.id)),) if one else self.criteria)
 
     def _compared(
@@ -210,9 +210,9 @@ class Plan(NamedTuple):
             principles = {criterion.id: 0.5 for criterion in matchup.criteria}
             tie = {"status": "identical", "probability": 0.5, "flip": False, "principles": principles}
             return Compared.model_validate(about | tie)
-        ((_, ballots),) = votes([matchup], questions, answer_of, self.asked)
-        comparison = folded(left.id, right.id, ballots, self.read)
-        parts = shares(left.id, right.id, ballots, self.read)
+        ((_, ballots),) = votes([matchup], questions, answer_of, self.compare)
+        comparison = folded(left.id, right.id, ballots, self.pair)
+        parts = shares(left.id, right.id, ballots, self.pair)
         unlabelled = comparison.status in (Status.UNPARSED, Status.FAILED)
         judged = {
             "status": comparison.status.value,

@@ -114,7 +114,7 @@ def seconds_of(folder: Path) -> dict[str, float]:
     return {}
 
 
-class Known(NamedTuple):
+class WarningFacts(NamedTuple):
     """The facts that the warnings depend on."""
 
     judge: str
@@ -132,50 +132,50 @@ class Known(NamedTuple):
     """Policies that the caller knows to be trained on this judge's labels."""
 
 
-def policy_warnings(known: Known) -> tuple[str, ...]:
+def policy_warnings(facts: WarningFacts) -> tuple[str, ...]:
     """The warnings, a sentence each."""
     return tuple(
         text
         for part in (_training_warnings, _label_warnings, _response_warnings, _duplicate_warnings)
-        for text in part(known)
+        for text in part(facts)
     )
 
 
-def _training_warnings(known: Known) -> Iterator[str]:
-    for policy in known.policies:
-        if known.lineages.get(policy.name, Lineage()).raw:
+def _training_warnings(facts: WarningFacts) -> Iterator[str]:
+    for policy in facts.policies:
+        if facts.lineages.get(policy.name, Lineage()).raw:
             yield (
                 f"`{policy.name}` was trained on texts without its chat template, and is asked in that: train it with "
                 "`template: chat`"
             )
     trained_by_judge = [
         f"`{policy.name}`"
-        for policy in known.policies
-        if policy.name in known.warn_same
-        or any(same_model(judge, known.judge) for judge in known.lineages.get(policy.name, Lineage()).judges)
+        for policy in facts.policies
+        if policy.name in facts.warn_same
+        or any(same_model(judge, facts.judge) for judge in facts.lineages.get(policy.name, Lineage()).judges)
     ]
     if trained_by_judge:
         names = " and ".join(trained_by_judge)
         yield (
-            f"the judge {known.judge} labelled what {names} learned from, so a win may only say that "
+            f"the judge {facts.judge} labelled what {names} learned from, so a win may only say that "
             "its taste was learned: compare with another judge too"
         )
-    for policy in known.policies:
-        bases = known.lineages.get(policy.name, Lineage()).bases
-        relative = next((name for name in (policy.model, *bases) if related(known.judge, name)), None)
-        message = same_family(relative, [known.judge])
+    for policy in facts.policies:
+        bases = facts.lineages.get(policy.name, Lineage()).bases
+        relative = next((name for name in (policy.model, *bases) if related(facts.judge, name)), None)
+        message = same_family(relative, [facts.judge])
         if message is not None:
             yield f"`{policy.name}`: {message}"
 
 
-def _label_warnings(known: Known) -> Iterator[str]:
-    verdict = known_verdict(known.judge, known.constitution_hash)
+def _label_warnings(facts: WarningFacts) -> Iterator[str]:
+    verdict = known_verdict(facts.judge, facts.constitution_hash)
     if verdict is None:
         hint = "`rlaif evaluate judge` does one"
-        yield f"{FOLDER} has no evaluation of {known.judge} by this constitution: {hint}"
+        yield f"{FOLDER} has no evaluation of {facts.judge} by this constitution: {hint}"
     elif verdict.level != "fit":
-        yield f"by its evaluation in {FOLDER}, the judge {known.judge} is {verdict}"
-    for match in known.matches:
+        yield f"by its evaluation in {FOLDER}, the judge {facts.judge} is {verdict}"
+    for match in facts.matches:
         unlabelled = {kind: count for kind, count in match.no_label.items() if kind != "missing"}
         count = sum(unlabelled.values())
         total = match.compared + count
@@ -185,31 +185,31 @@ def _label_warnings(known: Known) -> Iterator[str]:
                 f"{count:,} of {total:,} pairs of `{match.policy}` and `{match.baseline}` have no label "
                 f"({reasons}): what is told of the others may not hold for them"
             )
-    if len(known.prompts) < LEAST_PROMPTS:
-        count = len(known.prompts)
+    if len(facts.prompts) < LEAST_PROMPTS:
+        count = len(facts.prompts)
         yield f"only {count} prompt{'s' if count != 1 else ''}: the intervals are wide"
 
 
-def _response_warnings(known: Known) -> Iterator[str]:
-    for match in known.matches:
+def _response_warnings(facts: WarningFacts) -> Iterator[str]:
+    for match in facts.matches:
         if match.length_controlled_note and match.compared:
             yield f"`{match.policy}` against `{match.baseline}` at equal length: {match.length_controlled_note}"
-    for policy in known.policies:
+    for policy in facts.policies:
         if policy.truncated is not None and policy.truncated > MOST_SILENT:
             yield f"{policy.truncated:.0%} of the answers of `{policy.name}` are cut off: raise `max_tokens`"
-    for policy in known.policies:
+    for policy in facts.policies:
         wanted = policy.answers + policy.missing
         if policy.missing > MOST_SILENT * wanted:
             yield f"{policy.missing:,} of {wanted:,} answers of `{policy.name}` are missing"
-    for policy in known.policies:
-        seen = len(known.trained.get(policy.name, frozenset()) & set(known.prompts))
+    for policy in facts.policies:
+        seen = len(facts.trained.get(policy.name, frozenset()) & set(facts.prompts))
         if seen:
-            yield f"{seen:,} of the {len(known.prompts):,} prompts are in the data that `{policy.name}` was trained on"
+            yield f"{seen:,} of the {len(facts.prompts):,} prompts are in the data that `{policy.name}` was trained on"
 
 
-def _duplicate_warnings(known: Known) -> Iterator[str]:
+def _duplicate_warnings(facts: WarningFacts) -> Iterator[str]:
     names: dict[str, list[str]] = {}
-    for policy in known.policies:
+    for policy in facts.policies:
         names.setdefault(policy.model, []).append(policy.name)
     for model, same in names.items():
         if len(same) > 1:
@@ -235,13 +235,15 @@ def report_stem(
     settings: EvaluateSettings, constitution: Constitution, judge: str, policies: Sequence[tuple[str, str]]
 ) -> str:
     """The stem of the files of one evaluation. `policies` are names and identities, the baseline last."""
-    *others, last = [name for name, _ in policies]
+    *compared, baseline = [name for name, _ in policies]
     about = settings.model_dump(mode="json", include=set(EvaluateSettings.model_fields) - _NOT_IN_NAME)
     path = settings.prompts.path
     prompts: list[JsonValue] = [sha256_known(path) or path, settings.prompts.column, settings.prompts.limit]
     identities: list[JsonValue] = [[name, model] for name, model in policies]
-    temperature = settings.asked.temperature
-    return report_name([*others, "against", last], about, prompts, temperature, constitution.hash, judge, identities)
+    temperature = settings.compare_settings.temperature
+    return report_name(
+        [*compared, "against", baseline], about, prompts, temperature, constitution.hash, judge, identities
+    )
 
 
 def derive(
@@ -259,6 +261,20 @@ def derive(
         of_pair = [row for row in rows if (row.policy, row.baseline) == pair]
         match = match_of(*pair, of_pair, margin=settings.pair.margin, principles=names)
         matches.append(match.model_copy(update={"metrics": preferences.shares(of_pair)}))
+    lineages = {
+        each.name: lineage_of(each.contestant.thing) if each.contestant.folder is not None else Lineage()
+        for each in facts.gathered
+    }
+    warning_facts = WarningFacts(
+        judge=facts.judge.name,
+        constitution_hash=facts.constitution.hash,
+        policies=policies,
+        lineages=lineages,
+        matches=matches,
+        prompts=[prompt.id for prompt in facts.prompts],
+        trained={name: trained_prompts(lineage) for name, lineage in lineages.items()},
+        warn_same=facts.warn_same,
+    )
     won = [
         Won(row.policy, row.baseline, row.prompt, outcome(row.probability, settings.pair.margin))
         for row in rows
@@ -267,7 +283,7 @@ def derive(
     return PolicyReport(
         made_by=f"rlaif {__version__}",
         about=_about(facts),
-        warnings=_warnings(facts, policies, matches),
+        warnings=policy_warnings(warning_facts),
         baseline=policies[-1].name,
         policies=policies,
         matches=tuple(matches),
@@ -366,7 +382,7 @@ class Costs:
 
     def total(self, gathered: Sequence[Gathered], seconds: float) -> PolicyCost:
         """The total, including the cost of sampling."""
-        sampled = {sample.id: sample for each in gathered if each.drawn for sample in each.present()}
+        sampled = {sample.id: sample for each in gathered if each.sampled for sample in each.present()}
         failed = Counter[str]()
         for each in gathered:
             failed.update({f"sample: {reason}": count for reason, count in each.failed.items()})
@@ -397,25 +413,6 @@ def _about(facts: Facts) -> PolicyAbout:
         harmful=settings.harmful,
         violation_below=settings.violation_below,
         drawing=settings.drawing,
-        compare=settings.asked.model_dump(mode="json"),
-        pair=settings.read.model_dump(mode="json"),
-    )
-
-
-def _warnings(facts: Facts, policies: Sequence[PolicyMetrics], matches: Sequence[Match]) -> tuple[str, ...]:
-    lineages = {
-        each.name: lineage_of(each.contestant.thing) if each.contestant.folder is not None else Lineage()
-        for each in facts.gathered
-    }
-    return policy_warnings(
-        Known(
-            judge=facts.judge.name,
-            constitution_hash=facts.constitution.hash,
-            policies=policies,
-            lineages=lineages,
-            matches=matches,
-            prompts=[prompt.id for prompt in facts.prompts],
-            trained={name: trained_prompts(lineage) for name, lineage in lineages.items()},
-            warn_same=facts.warn_same,
-        )
+        compare=settings.compare_settings.model_dump(mode="json"),
+        pair=settings.pair_settings.model_dump(mode="json"),
     )

@@ -140,7 +140,7 @@ class Gathered:
         return self.contestant.name
 
     @property
-    def drawn(self) -> bool:
+    def sampled(self) -> bool:
         """Whether its answers come from a model."""
         return self.contestant.model is not None
 
@@ -163,13 +163,13 @@ def identity_of(contestant: PolicySpec) -> str:
 
 def require_distinct(contestants: Sequence[PolicySpec]) -> None:
     """Raise UserError where two servers call their models by one name: one's answers would pass for the other's."""
-    known: dict[str, tuple[str, str]] = {}
+    servers: dict[str, tuple[str, str]] = {}
     for contestant in contestants:
         url = None if contestant.model is None else contestant.model.base_url or contestant.model.launch
         if url is None:
             continue
         name = identity_of(contestant)
-        other, other_url = known.setdefault(name, (contestant.name, url.rstrip("/")))
+        other, other_url = servers.setdefault(name, (contestant.name, url.rstrip("/")))
         if other_url != url.rstrip("/"):
             message = (
                 f"`{other}` and `{contestant.name}` are both called `{name}` by their servers, which makes them one"
@@ -252,7 +252,7 @@ async def sample_responses(
         contestant.model, log=log_of(folder, contestant.name), say=progress.note,
         rehearsals=lambda: rehearsals(prompts[:1], settings.system, "system"),
     )  # fmt: skip
-    policy = settings.drawn_from(contestant.model.model)
+    policy = settings.sampling_for(contestant.model.model)
     stage = f"sample {contestant.name}"
     progress.begin(stage, len(prompts) * settings.samples)
     try:

@@ -95,14 +95,14 @@ class EvaluateSettings(Record):
         return self
 
     @property
-    def asked(self) -> CompareSettings:
+    def compare_settings(self) -> CompareSettings:
         """The settings of the judge: pairwise, in both orders, without critiques, with its calibrated temperature."""
         fixed = {"method": "pairwise", "orders": "both", "critique": False}
         warmth = self.compare.temperature * (self.judge.temperature if self.judge is not None else 1.0)
         return self.compare.model_copy(update={**fixed, "temperature": warmth})
 
     @property
-    def read(self) -> PairSettings:
+    def pair_settings(self) -> PairSettings:
         """How verdicts become labels: a pair whose orders disagree keeps its label, which is near one half anyway."""
         return self.pair.model_copy(update={"flips": "soft"})
 
@@ -112,7 +112,7 @@ class EvaluateSettings(Record):
         names = ("temperature", "top_p", "max_tokens", "seed", "samples", "system")
         return {name: getattr(self, name) for name in names}
 
-    def drawn_from(self, model: str) -> PolicySettings:
+    def sampling_for(self, model: str) -> PolicySettings:
         """The sampling settings of one policy, for `sample_questions`."""
         return PolicySettings(model=model, **self.drawing)
 
@@ -226,18 +226,17 @@ def _contestant(name: str, thing: str, api_key_env: str | None, served: Served |
 
 def _unique_tails(things: Sequence[str]) -> dict[str, str]:
     """For every path, the fewest of its last parts that no other path ends in."""
-    parts = {thing: _path_parts(thing) for thing in things}
+    parts: dict[str, tuple[str, ...]] = {}
+    for thing in things:
+        if thing.startswith(("http://", "https://")):
+            url, _, model = thing.partition("#")
+            host = shown_url(url).partition("://")[2].partition("/")[0]
+            parts[thing] = (host, *PurePath(model).parts[-1:]) if model else (host,)
+        else:
+            parts[thing] = tuple(part for part in Path(thing).expanduser().parts if part not in ("/", "."))
     tails: dict[str, str] = {}
     for thing, path in parts.items():
-        others = [other for key, other in parts.items() if key != thing]
-        unique = (size for size in range(1, len(path)) if all(other[-size:] != path[-size:] for other in others))
+        rest = [other for key, other in parts.items() if key != thing]
+        unique = (size for size in range(1, len(path)) if all(other[-size:] != path[-size:] for other in rest))
         tails[thing] = "/".join(path[-next(unique, len(path)) :])
     return tails
-
-
-def _path_parts(thing: str) -> tuple[str, ...]:
-    if thing.startswith(("http://", "https://")):
-        url, _, model = thing.partition("#")
-        host = shown_url(url).partition("://")[2].partition("/")[0]
-        return (host, *PurePath(model).parts[-1:]) if model else (host,)
-    return tuple(part for part in Path(thing).expanduser().parts if part not in ("/", "."))

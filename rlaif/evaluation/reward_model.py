@@ -249,7 +249,14 @@ async def evaluate_reward(
     input_issues = InputIssues()
     pairs = _read_gold(gold, input_issues, progress)
     given = given_pool(answers.answers) if answers is not None and isinstance(answers.answers, Given) else None
-    with _open_session(folder, model, progress) as session:
+    with (
+        lock_folder(folder),
+        contextlib.closing(Table(folder / "rewards.jsonl", Reward)) as rewards,
+        contextlib.closing(Table(folder / "samples.jsonl", Sample, create=False)) as samples,
+        contextlib.closing(Table(folder / "scores.jsonl", Score, create=False)) as scores,
+        contextlib.closing(Table(folder / "failures.jsonl", Failure, create=False)) as failures,
+    ):
+        session = _Session(model, progress, rewards, samples, scores, failures)
         training_data = trained_on(model.folder, keys=gold is not None)
         scored: list[ScoredPair] = []
         if pairs:
@@ -277,18 +284,6 @@ async def evaluate_reward(
             write_reward_plots(report, path.with_suffix(""))
         write_text(path, report.model_dump_json(indent=2) + "\n")
     return EvaluatedReward(report, path, tuple(session.tallies))
-
-
-@contextlib.contextmanager
-def _open_session(folder: Path, model: RewardModel, progress: Progress) -> Iterator[_Session]:
-    with (
-        lock_folder(folder),
-        contextlib.closing(Table(folder / "rewards.jsonl", Reward)) as rewards,
-        contextlib.closing(Table(folder / "samples.jsonl", Sample, create=False)) as samples,
-        contextlib.closing(Table(folder / "scores.jsonl", Score, create=False)) as scores,
-        contextlib.closing(Table(folder / "failures.jsonl", Failure, create=False)) as failures,
-    ):
-        yield _Session(model, progress, rewards, samples, scores, failures)
 
 
 def _read_gold(gold: OnGold | None, input_issues: InputIssues, progress: Progress) -> list[GoldPair]:

@@ -189,9 +189,12 @@ def _why_withheld(outcomes: Numbers, gaps: Numbers) -> str | None:
             f"{share:.0%} of the answers are {side} than the baseline's, on average by {abs(mean):.4g}, so that a "
             "value at equal length would be extrapolated"
         )
-    if _length_decides(outcomes, gaps):
-        return "length alone decides every comparison"
-    return None
+    can_win, can_lose = gaps[outcomes > _CERTAIN], gaps[outcomes < 1 - _CERTAIN]
+    if not len(can_win) or not len(can_lose):
+        return None
+    # One bound on the length difference separates all wins from all losses.
+    separated = can_lose.max() <= can_win.min() or can_win.max() <= can_lose.min()
+    return "length alone decides every comparison" if separated else None
 
 
 def _why_unneeded(outcomes: Numbers, gaps: Numbers) -> str | None:
@@ -201,14 +204,6 @@ def _why_unneeded(outcomes: Numbers, gaps: Numbers) -> str | None:
     if outcomes.min() == outcomes.max() or outcomes.min() >= 1 - _CERTAIN or outcomes.max() <= _CERTAIN:
         return "all preferences are equal, whatever the lengths"
     return None
-
-
-def _length_decides(outcomes: Numbers, gaps: Numbers) -> bool:
-    """Whether one bound on the length difference separates the wins from the losses."""
-    can_win, can_lose = gaps[outcomes > _CERTAIN], gaps[outcomes < 1 - _CERTAIN]
-    if not len(can_win) or not len(can_lose):
-        return False
-    return bool(can_lose.max() <= can_win.min() or can_win.max() <= can_lose.min())
 
 
 def _newton(x: Numbers, outcomes: Numbers, weights: Numbers) -> tuple[Numbers, Numbers]:
