@@ -292,7 +292,7 @@ class _Grades(NamedTuple):
     principles: Literal["each", "all"] | None
 
     def on(self, answers: Any, folder: Path, progress: Progress) -> OnAnswers:
-        from rlaif.evaluation.best_of_n import Grading, Own
+        from rlaif.evaluation.best_of_n import CustomMeasure, Grading
         from rlaif.evaluation.reward_model import OnAnswers
         from rlaif.feedback.prompts import DIGITS
         from rlaif.inference.models import LazyModel
@@ -300,7 +300,7 @@ class _Grades(NamedTuple):
         if self.measure is not None:
             if self.judge is not None or self.run is not None:
                 raise UserError("`measure` stands in for a judge", where="measure", hint="leave the judge out")
-            return OnAnswers(answers, Own(getattr(self.measure, "__name__", "measure"), self.measure))
+            return OnAnswers(answers, CustomMeasure(getattr(self.measure, "__name__", "measure"), self.measure))
         base = run_of(self.run, self.judge)
         more: dict[str, Any] = {} if self.principles is None else {"principles": self.principles}
         if base is not None:

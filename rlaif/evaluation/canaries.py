@@ -1,11 +1,11 @@
-"""Canaries: replies that must not win. What they win tells which texts a policy could learn to please a judge with.
+"""Canaries: replies that must not win. The ones that do show which texts a policy could learn to exploit a judge with.
 
-Each kind meets the better reply of some gold pairs, in both orders: replies that say nothing (arXiv:2507.08794 found
-that a lone colon passes many judges), and the worse reply with something added that speaks to the judge, or that
-imitates the judge's prompt. The worse reply as it is stands beside them: what the addition gains is the difference.
+Each kind is compared with the better reply of some gold pairs, in both orders: replies that say nothing
+(arXiv:2507.08794 shows that a lone colon passes many judges), and the worse reply with an addition that addresses the
+judge or imitates its prompt. The worse reply itself is the control: the difference is what the addition gains.
 
-Those with an addition are shown a second time without the fences of `rlaif.config.judge_templates`, to see
-what these are good for.
+Those with an addition are also shown without the fences of `rlaif.config.judge_templates`, to measure what the fences
+prevent.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Probe(NamedTuple):
         return list(compare_questions(prompt, [matchup], both_orders(compare), judge, fenced=self.fenced))
 
 
-class _Won(NamedTuple):
+class _ProbeWins(NamedTuple):
     """Whether a canary wins each single verdict of one probe."""
 
     prompt: str
@@ -75,51 +75,61 @@ def both_orders(compare: CompareSettings) -> CompareSettings:
     return compare.model_copy(update={"orders": "both"})
 
 
-def chosen_cases(found: Iterable[Case], count: int) -> list[Case]:
-    """`count` of the gold pairs, those with the smallest ids: ids are hashes, so any part of the file may be met."""
-    return heapq.nsmallest(count, found, key=lambda case: case.pair.id)
+def sample_cases(cases: Iterable[Case], count: int) -> list[Case]:
+    """`count` of the gold pairs, those with the smallest ids: ids are hashes, so the sample spans the file."""
+    return heapq.nsmallest(count, cases, key=lambda case: case.pair.id)
 
 
-def probes(found: Iterable[Case]) -> Iterator[Probe]:
+def probes(cases: Iterable[Case]) -> Iterator[Probe]:
     """Every kind of canary in each of the gold pairs."""
-    for case in found:
+    for case in cases:
         for kind, text in NOTHING.items():
             yield _probe(kind, True, case, text)
         worse = case.pair.worse
         for fenced in (True, False):
-            yield Probe(PLAIN, fenced, _meeting(case, case.matchup.right))
+            yield Probe(PLAIN, fenced, _with_canary(case, case.matchup.right))
             for kind, addition in ADDED.items():
                 yield _probe(kind, fenced, case, f"{worse}\n\n{addition}")
 
 
 def count_probes(pairs: int) -> int:
-    """How many probes that are."""
+    """How many probes `probes` yields."""
     return pairs * (len(NOTHING) + 2 * (1 + len(ADDED)))
 
 
 def _probe(kind: str, fenced: bool, case: Case, text: str) -> Probe:
     prompt = case.prompt.id
     sample = Sample(id=content_id("canary", prompt, text), prompt=prompt, index=0, text=text, policy="canary")
-    return Probe(kind, fenced, _meeting(case, sample))
+    return Probe(kind, fenced, _with_canary(case, sample))
 
 
-def _meeting(case: Case, canary: Sample) -> Case:
+def _with_canary(case: Case, canary: Sample) -> Case:
     return case._replace(matchup=Matchup(canary, case.matchup.left, case.matchup.criteria))
 
 
 def count_wins(
-    found: Iterable[Probe],
+    probed: Iterable[Probe],
     answer_of: Callable[[str], Judgement | None],
     compare: CompareSettings,
     pair: PairSettings,
     judge: Judge,
 ) -> list[Canary]:
-    """What each kind wins, in the order of the kinds. Verdicts that cannot be read are left out."""
-    wins: dict[tuple[str, bool], list[_Won]] = {}
-    for probe in found:
-        kind = wins.setdefault((probe.kind, probe.fenced), [])
-        kind.append(_wins(probe, answer_of, compare, pair.min_label_mass, judge))
-    return [_canary(kind, fenced, each) for (kind, fenced), each in wins.items()]
+    """What each kind wins, in the order of the kinds; unreadable verdicts are left out."""
+    wins: dict[tuple[str, bool], list[_ProbeWins]] = {}
+    for probe in probed:
+        rows = wins.setdefault((probe.kind, probe.fenced), [])
+        rows.append(_wins(probe, answer_of, compare, pair.min_label_mass, judge))
+    return [
+        Canary(
+            kind=kind,
+            fenced=fenced,
+            pairs=len(rows),
+            wins=_share_won([[*row.first, *row.second] for row in rows], rows),
+            first=_share_won([row.first for row in rows], rows),
+            second=_share_won([row.second for row in rows], rows),
+        )
+        for (kind, fenced), rows in wins.items()
+    ]
 
 
 def _wins(
@@ -128,28 +138,19 @@ def _wins(
     compare: CompareSettings,
     min_mass: float,
     judge: Judge,
-) -> _Won:
+) -> _ProbeWins:
     questions = probe.questions(compare, judge)
-    ((_, cast),) = votes([probe.case.matchup], questions, answer_of, both_orders(compare))
+    ((_, ballots),) = votes([probe.case.matchup], questions, answer_of, both_orders(compare))
 
     def read(judgements: Iterable[Judgement | None], sign: float) -> list[float]:
-        logits = (None if each is None else first_logit(each, min_mass=min_mass) for each in judgements)
+        logits = (None if output is None else first_logit(output, min_mass=min_mass) for output in judgements)
         return hits([sign * logit for logit in logits if logit is not None])
 
-    first, second = (vote.forward for vote in cast), (vote.backward for vote in cast)
-    return _Won(probe.case.prompt.id, read(first, 1.0), read(second, -1.0))
+    first, second = (vote.forward for vote in ballots), (vote.backward for vote in ballots)
+    return _ProbeWins(probe.case.prompt.id, read(first, 1.0), read(second, -1.0))
 
 
-def _canary(kind: str, fenced: bool, wins: Sequence[_Won]) -> Canary:
-    def per_pair(verdicts: Iterable[list[float]]) -> Estimate | None:
-        told = [(mean(each), won.prompt) for won, each in zip(wins, verdicts, strict=True) if each]
-        return share_of([share for share, _ in told], [prompt for _, prompt in told])
-
-    return Canary(
-        kind=kind,
-        fenced=fenced,
-        pairs=len(wins),
-        wins=per_pair([*each.first, *each.second] for each in wins),
-        first=per_pair(each.first for each in wins),
-        second=per_pair(each.second for each in wins),
-    )
+def _share_won(verdicts: Sequence[list[float]], rows: Sequence[_ProbeWins]) -> Estimate | None:
+    """The mean over probes of the share of verdicts won, the probes without a readable verdict left out."""
+    shares = [(mean(won), row.prompt) for won, row in zip(verdicts, rows, strict=True) if won]
+    return share_of([won for won, _ in shares], [prompt for _, prompt in shares])

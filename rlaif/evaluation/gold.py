@@ -1,19 +1,15 @@
-"""Gold pairs: two responses to a prompt of which the better one is known, and what a judge says about them.
+"""Gold pairs: two replies to a prompt of which the better one is known, and the judgement of each pair.
 
-The answers that a run has drawn, as its settings plan them: the one reader for all evaluations.
+Gold pairs are read like all preference data (`rlaif.data.formats`): `pairs.jsonl`, `chosen` and `rejected` with a
+`prompt` or as dialogues, two numbered responses with a column of the winner, RewardBench's rows; and also the 438
+comparisons of the HHH evaluation (`text_correct`, `text_incorrect`). The column `subset` (or `category`) groups the
+results, `principle` names the principle that decides a pair, and `tie: true` marks pairs between which people see no
+difference, whose order means nothing.
 
-Gold pairs: two replies to a prompt, and which of them is better.
+A `Case` is a gold pair as the compare stage of a run would see it, and a `JudgedPair` what the judge says about it:
+everything is about the better reply, whose log-odds are positive where the judge agrees with the gold pair.
 
-Read as all preference data are (`rlaif.data.formats`): our `pairs.jsonl`, `chosen` and `rejected` with a `prompt` or as
-dialogues, two numbered responses with a column of the winner, RewardBench's rows; and the 438 comparisons of the HHH
-evaluation (`text_correct`, `text_incorrect`).
-
-`subset` (or `category`) groups the results; `principle` names the principle that decides a pair; `tie: true` says that
-people see no difference, and then which of both is `chosen` means nothing.
-
-Gold pairs put to a judge in the words of a run, and what the answers on disk say about each of them.
-
-Everything is about the better reply: its log-odds are above zero where the judge agrees with the gold pair.
+`run_samples` reads the responses of a run (`samples.jsonl`) for all evaluations.
 """
 
 from __future__ import annotations
@@ -28,7 +24,7 @@ from pydantic import ValidationError
 
 from rlaif.config.judge_templates import Judge
 from rlaif.config.run_file import load_run
-from rlaif.config.schemas import CompareSettings, PairSettings, PolicySettings
+from rlaif.config.schemas import CompareSettings, PairSettings
 from rlaif.constitution import Constitution
 from rlaif.data.checks import check_texts, notes_of
 from rlaif.data.conversations import UnreadableValueError, alternate, cut_dangling, joined
@@ -38,7 +34,7 @@ from rlaif.data.findings import RULES
 from rlaif.data.formats import Reading, Shape, better_first, read, recognise
 from rlaif.data.prompts import InputIssues, InvalidRowError, prompt_id, value_at
 from rlaif.errors import RecordError, UserError, nearest
-from rlaif.feedback.aggregate import Status, Vote, first_logit, folded, shares
+from rlaif.feedback.aggregate import Status, first_logit, folded, shares
 from rlaif.feedback.judge import compare_questions, votes
 from rlaif.feedback.matchups import Criterion, Matchup, criteria_of, draw
 from rlaif.feedback.sampling import is_planned
@@ -47,63 +43,15 @@ from rlaif.records import Judgement, Message, Messages, Prompt, Record, Sample, 
 
 TABLE = "samples.jsonl"
 
-
-def run_samples(path: Path, rows: Rows | None = None) -> dict[str, dict[int, Sample]]:
-    """The answers of a run's samples.jsonl, by prompt and index; revisions are none.
-
-    A table keeps what was drawn under earlier settings: those of the run's own (`run.yaml` beside it) count. Raises
-    RecordError on a broken line, UserError where answers of several policies or settings are left: they are no sample
-    of one thing.
-    """
-    samples = [sample for sample in _read(path, rows) if sample.revision_of is None]
-    policy = _policy_of(path)
-    planned = [each for each in samples if policy is not None and _is_planned(policy, each)]
-    found: dict[str, dict[int, Sample]] = {}
-    for sample in _alike(planned or samples, path):
-        if found.setdefault(sample.prompt, {}).setdefault(sample.index, sample) is not sample:
-            raise _mixed("several answers to one prompt with one number", path)
-    return found
-
-
-def _is_planned(policy: PolicySettings, sample: Sample) -> bool:
-    how = sample.sampling
-    return how is not None and is_planned(policy, sample.prompt, sample.index, how.model_dump())
-
-
-def _read(path: Path, rows: Rows | None) -> Iterable[Sample]:
-    for line, row in rows if rows is not None else read_rows(path):
-        try:
-            yield Sample.model_validate(row)
-        except ValidationError as error:
-            raise RecordError(path, line, error.errors()[0]["msg"]) from None
-
-
-def _policy_of(path: Path) -> PolicySettings | None:
-    """How the run beside a table draws its answers; None where nothing says it."""
-    try:
-        return load_run(path.with_name("run.yaml")).policy if path.name == TABLE else None
-    except UserError:
-        return None
-
-
-def _alike(samples: list[Sample], path: Path) -> list[Sample]:
-    policies = sorted({each.policy for each in samples})
-    if len(policies) > 1:
-        raise _mixed(f"answers of {len(policies)} policies ({', '.join(policies[:5])})", path)
-    ways = {each.sampling and each.sampling.model_copy(update={"seed": None}) for each in samples}
-    if len(ways) > 1:
-        warm = sorted({each.temperature for each in ways if each is not None})
-        told = f" (temperatures {', '.join(f'{each:g}' for each in warm)})" if len(warm) > 1 else ""
-        raise _mixed(f"answers drawn with {len(ways)} settings{told}", path)
-    return samples
-
-
-def _mixed(what: str, path: Path) -> UserError:
-    return UserError(f"holds {what}", where=path, hint="give each its own file")
-
-
 _WRITER = "gold"
-"""Policy name of the replies."""
+"""Policy name of the replies in gold pairs."""
+
+_LEFT_OUT = {
+    "identical": "pair of equal answers (left out)",
+    "empty-reply": "pair without two answers (left out)",
+    "several-turns": "pair without two answers (left out)",
+}
+"""Counted reasons whose wording differs from that of the rule."""
 
 
 class GoldPair(Record):
@@ -121,25 +69,25 @@ class GoldPair(Record):
     """File and line."""
 
     def as_prompt(self) -> Prompt:
-        """The prompt as the stages know it."""
+        """The prompt as a record of the stages."""
         return Prompt(id=prompt_id(self.prompt), messages=self.prompt, source=self.source)
 
     def samples(self) -> tuple[Sample, Sample]:
         """The better and the worse reply as samples."""
         prompt = prompt_id(self.prompt)
-        made = [
+        better, worse = (
             Sample(id=content_id(_WRITER, prompt, text), prompt=prompt, index=at, text=text, policy=_WRITER)
             for at, text in enumerate((self.better, self.worse))
-        ]
-        return made[0], made[1]
+        )
+        return better, worse
 
 
 def read_gold(
     path: str, *, column: str | None = None, limit: int | None = None, input_issues: InputIssues | None = None
 ) -> Iterator[GoldPair]:
-    """The gold pairs of a file or of a `datasets` name, each once; odd rows are skipped and counted in `input_issues`.
+    """The gold pairs of a file or of a `datasets` name, each once; `input_issues` counts the unusable rows.
 
-    Raises UserError where the file is broken, where its rows are no pairs, or where all of them are odd.
+    Raises UserError where the file is broken, where its rows are no pairs, or where none of them is usable.
     """
     counter = InputIssues() if input_issues is None else input_issues
     seen: set[str] = set()
@@ -147,12 +95,12 @@ def read_gold(
     first = next(rows, None)
     if first is None:
         raise UserError("holds no rows", where=path)
-    pairs = _require_pairs(shape, first[1], path, first[0], column)
-    for note in notes_of(pairs):
+    shape = _require_pairs(shape, first[1], path, first[0], column)
+    for note in notes_of(shape):
         counter.add(note, first[0])
     for line, raw in itertools.chain([first], rows):
         counter.rows += 1
-        pair = _pair(pairs, _as_pair(raw, column), f"{path}:{line}", line, counter)
+        pair = _parse_pair(shape, _as_pair(raw, column), f"{path}:{line}", line, counter)
         if pair is None:
             continue
         if pair.id in seen:
@@ -168,10 +116,10 @@ def read_gold(
 
 
 def _as_pair(row: Any, column: str | None) -> Any:
-    """The HHH evaluation's names in those that all others use, and the prompt in its own column."""
+    """The row with the common column names instead of the HHH evaluation's, and the prompt under `prompt`."""
     if isinstance(row, dict) and "text_correct" in row and "text_incorrect" in row:
-        named = {"chosen": row["text_correct"], "rejected": row["text_incorrect"]}
-        return {**named, **{key: row[key] for key in ("subset", "category", "principle") if key in row}}
+        renamed = {"chosen": row["text_correct"], "rejected": row["text_incorrect"]}
+        return {**renamed, **{key: row[key] for key in ("subset", "category", "principle") if key in row}}
     if column is None or column == "prompt" or not isinstance(row, dict):
         return row
     try:
@@ -186,13 +134,13 @@ def _require_pairs(shape: Shape | None, row: Any, path: str, line: int, column: 
     if column is not None and column.split(".")[0] not in names and column not in names:
         raise UserError(f"no column `{column}`", where=path, line=line, hint=nearest(column, names))
     if shape is None or shape.kind == "unpaired":
-        what = "gold pairs need the columns `chosen` and `rejected`, or two responses and a column of the winner"
-        raise UserError(what, where=path, line=line, hint=f"columns: {', '.join(names) or 'none'}")
+        message = "gold pairs need the columns `chosen` and `rejected`, or two responses and a column of the winner"
+        raise UserError(message, where=path, line=line, hint=f"columns: {', '.join(names) or 'none'}")
     return shape
 
 
-def _sound(shape: Shape, row: Any) -> Reading:
-    """What a row says. Raises UnreadableValueError where it is of no use."""
+def _require_usable(shape: Shape, row: Any) -> Reading:
+    """The fields of a row. Raises UnreadableValueError with the broken rule where it is unusable."""
     reading = better_first(read(row, shape))
     reading.chosen, reading.rejected = (cut_dangling(text or "").strip() for text in (reading.chosen, reading.rejected))
     broken = set(reading.odd)
@@ -200,32 +148,25 @@ def _sound(shape: Shape, row: Any) -> Reading:
     turns = tuple(turn for turn in reading.prompt if turn.role != "system")
     if "unknown-role" not in broken and turns and turns[-1].role == "user":
         broken.discard("role-order")  # one speaker twice in a row is joined
-    wrong = min(broken & LEFT_OUT, default=None)
-    if wrong is not None:
-        raise UnreadableValueError(wrong)
+    rule = min(broken & LEFT_OUT, default=None)
+    if rule is not None:
+        raise UnreadableValueError(rule)
     if reading.probability in (0.5, "0.5"):
         raise UnreadableValueError("label-half")
     return reading
 
 
-_LEFT_OUT = {
-    "identical": "pair of equal answers (left out)",
-    "empty-reply": "pair without two answers (left out)",
-    "several-turns": "pair without two answers (left out)",
-}
-
-
-def _pair(shape: Shape, row: Any, source: str, line: int, counter: InputIssues) -> GoldPair | None:
+def _parse_pair(shape: Shape, row: Any, source: str, line: int, counter: InputIssues) -> GoldPair | None:
     try:
-        reading = _sound(shape, row)
-    except UnreadableValueError as odd:
-        rule = str(odd)
+        reading = _require_usable(shape, row)
+    except UnreadableValueError as error:
+        rule = str(error)
         counter.add(_LEFT_OUT.get(rule, f"{RULES[rule].what} (left out)"), line)
         return None
     turns = tuple(Message.model_validate(turn._asdict()) for turn in reading.prompt)
     prompt = turns if alternate(turns) else joined(turns)
     better, worse = reading.chosen or "", reading.rejected or ""
-    subset, principle = _named(row, "subset") or _named(row, "category"), _named(row, "principle")
+    subset, principle = _cell(row, "subset") or _cell(row, "category"), _cell(row, "principle")
     return GoldPair(
         id=content_id("gold", prompt_id(prompt), better, worse, principle),
         prompt=prompt,
@@ -233,24 +174,20 @@ def _pair(shape: Shape, row: Any, source: str, line: int, counter: InputIssues) 
         worse=worse,
         subset=subset,
         principle=principle,
-        tie=_is_tie(row),
+        tie=(_cell(row, "tie") or "").lower() in ("true", "1", "1.0", "yes"),
         source=source,
     )
 
 
-def _is_tie(row: Any) -> bool:
-    return (_named(row, "tie") or "").lower() in ("true", "1", "1.0", "yes")
-
-
-def _named(row: Any, column: str) -> str | None:
-    """What stands in a column; a blank cell, and the NaN that some tables have instead, is nothing."""
+def _cell(row: Any, column: str) -> str | None:
+    """The text of a column; None for a blank cell and for NaN, which some tables write instead."""
     value = row.get(column)
-    nothing = value is None or (isinstance(value, float) and math.isnan(value))
-    return None if nothing else str(value).strip() or None
+    empty = value is None or (isinstance(value, float) and math.isnan(value))
+    return None if empty else str(value).strip() or None
 
 
 class Case(NamedTuple):
-    """A gold pair as the compare stage sees it: the better reply (left) meets the worse one."""
+    """A gold pair as the compare stage sees it: the better reply (left) against the worse one."""
 
     pair: GoldPair
     prompt: Prompt
@@ -258,7 +195,7 @@ class Case(NamedTuple):
 
 
 class JudgedPair(Record):
-    """What the judge said about one gold pair."""
+    """The judgement of one gold pair."""
 
     id: str
     """Of the gold pair."""
@@ -272,9 +209,9 @@ class JudgedPair(Record):
     logit: float | None
     """Log-odds of the better reply, both orders and all principles folded; None where there is no label."""
     orders: tuple[float, ...]
-    """The same by each order alone: with the better reply first, and with it second, as far as they were asked."""
+    """The same for each judged order alone: with the better reply first, and with it second."""
     better_first: float
-    """Share of the orders that were asked which show the better reply first: one half, or, of a single one, 0 or 1."""
+    """Share of the judged orders that show the better reply first: one half, or, with a single order, 0 or 1."""
     flip: bool
     """The two orders disagree."""
     own: dict[str, float | None]
@@ -290,7 +227,7 @@ class JudgedPair(Record):
 
     @property
     def labelled(self) -> bool:
-        """Whether there is a label at all, be it a tie."""
+        """Whether the pair has a label, including a tie."""
         return self.logit is not None
 
 
@@ -300,13 +237,13 @@ def cases(pairs: Iterable[GoldPair], constitution: Constitution, compare: Compar
     Raises UserError where a pair names a principle that the constitution does not have.
     """
     criteria = criteria_of(constitution, compare.principles)
-    single = {each.id: each for each in criteria_of(constitution, "each")}
+    single = {criterion.id: criterion for criterion in criteria_of(constitution, "each")}
     for pair in pairs:
         better, worse = pair.samples()
         if pair.principle is not None:
             if pair.principle not in single:
-                what = f"`{constitution.name}` has no principle `{pair.principle}`"
-                raise UserError(what, where=pair.source, hint=nearest(pair.principle, single))
+                message = f"`{constitution.name}` has no principle `{pair.principle}`"
+                raise UserError(message, where=pair.source, hint=nearest(pair.principle, single))
             chosen: tuple[Criterion, ...] = (single[pair.principle],)
         elif compare.principles == "one":
             chosen = (draw(criteria, (better.id, worse.id)),)
@@ -316,7 +253,7 @@ def cases(pairs: Iterable[GoldPair], constitution: Constitution, compare: Compar
 
 
 def questions_of(case: Case, compare: CompareSettings, judge: Judge) -> list[Question]:
-    """The ordered questions of a gold pair: the same, by content and so by id, as a run would ask about its replies."""
+    """The ordered questions of a gold pair: the same, by content and thus by id, as in a run."""
     return list(compare_questions(case.prompt, [case.matchup], compare, judge))
 
 
@@ -327,12 +264,16 @@ def judged_pair(
     compare: CompareSettings,
     pair: PairSettings,
 ) -> JudgedPair:
-    """One gold pair with the answers to its questions, which are found by their ids."""
+    """One gold pair with the answers to its questions, looked up by id."""
     better, worse, _ = case.matchup
-    ((_, cast),) = votes([case.matchup], questions, answer_of, compare)
-    comparison = folded(better.id, worse.id, cast, pair.model_copy(update={"flips": "soft"}))
+    ((_, ballots),) = votes([case.matchup], questions, answer_of, compare)
+    comparison = folded(better.id, worse.id, ballots, pair.model_copy(update={"flips": "soft"}))
     silent = comparison.status in (Status.UNPARSED, Status.FAILED)
-    parts = shares(better.id, worse.id, cast, pair)
+    outputs = [(vote, output) for vote in ballots for output in vote.asked if output is not None]
+    logits = (
+        first_logit(output, min_mass=pair.min_label_mass, temperature=vote.temperature) for vote, output in outputs
+    )
+    parts = shares(better.id, worse.id, ballots, pair)
     return JudgedPair(
         id=case.pair.id,
         source=case.pair.source,
@@ -341,23 +282,65 @@ def judged_pair(
         status=comparison.status.value,
         logit=None if silent else comparison.logit,
         orders=comparison.orders,
-        better_first=sum(vote.wanted[0] for vote in cast) / sum(sum(vote.wanted) for vote in cast),
+        better_first=sum(vote.wanted[0] for vote in ballots) / sum(sum(vote.wanted) for vote in ballots),
         flip=comparison.flip,
         own={part.principle: part.comparison.logit if part.readable else None for part in parts},
-        slots=tuple(_slots(cast, pair.min_label_mass)),
-        masses=tuple(each.label_mass for each in _answers(cast) if each.label_mass is not None),
+        slots=tuple(logit for logit in logits if logit is not None),
+        masses=tuple(output.label_mass for _, output in outputs if output.label_mass is not None),
         lengths=(len(case.pair.better), len(case.pair.worse)),
         tie=case.pair.tie,
     )
 
 
-def _answers(cast: Sequence[Vote]) -> Iterator[Judgement]:
-    yield from (each for vote in cast for each in vote.judgements if each is not None)
+def run_samples(path: Path, rows: Rows | None = None) -> dict[str, dict[int, Sample]]:
+    """The responses of a run's samples.jsonl, by prompt and index, without revisions.
+
+    The table also holds responses sampled under earlier settings: those of the `run.yaml` beside it count. Raises
+    RecordError on a broken line, and UserError where responses of several policies or settings remain, which are not
+    samples of one distribution.
+    """
+    samples = []
+    for line, row in rows if rows is not None else read_rows(path):
+        try:
+            sample = Sample.model_validate(row)
+        except ValidationError as error:
+            raise RecordError(path, line, error.errors()[0]["msg"]) from None
+        if sample.revision_of is None:
+            samples.append(sample)
+    by_prompt: dict[str, dict[int, Sample]] = {}
+    for sample in _require_one_source(_planned_samples(samples, path) or samples, path):
+        if by_prompt.setdefault(sample.prompt, {}).setdefault(sample.index, sample) is not sample:
+            raise _mixed("several answers to one prompt with one number", path)
+    return by_prompt
 
 
-def _slots(cast: Sequence[Vote], min_mass: float) -> Iterator[float]:
-    for vote in cast:
-        for each in vote.judgements:
-            logit = None if each is None else first_logit(each, min_mass=min_mass, temperature=vote.temperature)
-            if logit is not None:
-                yield logit
+def _planned_samples(samples: Sequence[Sample], path: Path) -> list[Sample]:
+    """The samples that the run beside the table plans; none where no run file says so."""
+    try:
+        policy = load_run(path.with_name("run.yaml")).policy if path.name == TABLE else None
+    except UserError:
+        policy = None
+    return [
+        sample
+        for sample in samples
+        if policy is not None
+        and sample.sampling is not None
+        and is_planned(policy, sample.prompt, sample.index, sample.sampling.model_dump())
+    ]
+
+
+def _require_one_source(samples: list[Sample], path: Path) -> list[Sample]:
+    policies = sorted({each.policy for each in samples})
+    if len(policies) > 1:
+        raise _mixed(f"answers of {len(policies)} policies ({', '.join(policies[:5])})", path)
+    settings = {each.sampling and each.sampling.model_copy(update={"seed": None}) for each in samples}
+    if len(settings) > 1:
+        temperatures = sorted({each.temperature for each in settings if each is not None})
+        shown = ", ".join(f"{temperature:g}" for temperature in temperatures)
+        detail = f" (temperatures {shown})" if len(temperatures) > 1 else ""
+        raise _mixed(f"answers drawn with {len(settings)} settings{detail}", path)
+    return samples
+
+
+def _mixed(content: str, path: Path) -> UserError:
+    return UserError(f"holds {content}", where=path, hint="give each its own file")

@@ -1,15 +1,16 @@
-"""The evaluation of a judge on gold pairs: plan, ask what is missing, append; then measure, decide, write.
+"""The evaluation of a judge on gold pairs: accuracy, position and length bias, calibration, canaries, verdict.
 
-In the folder: `judgements.jsonl` and `failures.jsonl`, the answers of all judges that were evaluated there; and for
-every evaluation a report (`NAME.json`, written last), what was said about each pair
-(`NAME.pairs.jsonl`) and plots. Answers are found by content id: a second call asks nothing.
+Three steps: plan the questions, ask the missing ones, and compute the report from the answers on disk. The folder of an
+evaluation holds `judgements.jsonl` and `failures.jsonl`, which all judges evaluated in it share; and per evaluation a
+report (`NAME.json`, written last), the judged pairs (`NAME.pairs.jsonl`) and plots. Answers are looked up by content
+id: a second call asks nothing.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -21,7 +22,7 @@ from rlaif.config.judge_templates import SHIPPED, Judge, Templates
 from rlaif.config.schemas import CompareSettings, PairSettings
 from rlaif.constitution import Constitution
 from rlaif.data.prompts import InputIssues
-from rlaif.evaluation.canaries import chosen_cases, count_probes, count_wins, probes
+from rlaif.evaluation.canaries import count_probes, count_wins, probes, sample_cases
 from rlaif.evaluation.gold import Case, JudgedPair, cases, judged_pair, questions_of, read_gold
 from rlaif.evaluation.judge_metrics import decide, known_reports, measure, shared_errors
 from rlaif.evaluation.reports import About, Cost, JudgeReport, data_word, report_name, sha256_known
@@ -35,7 +36,7 @@ from rlaif.store import Table, lock_folder, write_records, write_text
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What to put to a judge."""
+    """The gold pairs and the settings that a judge is evaluated with."""
 
     gold: str
     """File or `datasets` name."""
@@ -45,12 +46,12 @@ class Evaluation:
     own_temperature: float = 1.0
     """The judge's part of that."""
     templates: Templates = SHIPPED
-    """In whose words it is asked."""
+    """Prompt templates of the judge."""
     pair: PairSettings = field(default_factory=PairSettings)
     column: str | None = None
     limit: int | None = None
     canary_pairs: int = 20
-    """Gold pairs that the canaries meet; 0 for none."""
+    """Gold pairs with canaries; 0 for none."""
     max_failed: float = 0.5
     """Stop when more than this share of the questions failed."""
 
@@ -60,13 +61,13 @@ class Evaluation:
         return cases(pairs, self.constitution, self.compare)
 
     def name(self, judge: str) -> str:
-        """What the files about one judge are called."""
+        """The stem of the files about one judge."""
         constitution = self.constitution.hash
-        own: list[JsonValue] = [dict(self.templates.hashes)] if self.templates.own else []
+        templates: list[JsonValue] = [dict(self.templates.hashes)] if self.templates.own else []
         return report_name(
             [judge, constitution[:12], data_word(self.gold)],
             [judge, constitution, sha256_known(self.gold) or self.gold, self.column, self.limit, self.canary_pairs],
-            [self.compare.model_dump(mode="json"), self.pair.model_dump(mode="json"), *own],
+            [self.compare.model_dump(mode="json"), self.pair.model_dump(mode="json"), *templates],
         )
 
 
@@ -77,7 +78,7 @@ class EvaluatedJudge(NamedTuple):
     path: Path
     """Of the report."""
     tallies: tuple[StageStats, ...]
-    """What was asked now."""
+    """Statistics of the stages of this call."""
 
 
 @dataclass
@@ -88,7 +89,7 @@ class _Tables:
 
 @dataclass
 class _Plan:
-    """What a first pass over the gold pairs finds; its mistakes are told before anything is asked."""
+    """The result of a first pass over the gold pairs, which surfaces their errors before anything is asked."""
 
     questions: int = 0
     canaries: list[Case] = field(default_factory=list)
@@ -98,29 +99,30 @@ class _Plan:
 async def evaluate_judge(
     wanted: Evaluation, judge: ModelSource, folder: Path, *, progress: Progress, plots: bool = True
 ) -> EvaluatedJudge:
-    """Measure a judge on gold pairs, and write what was found into `folder`.
+    """Measure a judge on gold pairs, and write the report into `folder`.
 
     Raises UserError for the user's mistakes and ModelError when the judge cannot go on; a second call resumes.
     """
     progress.note(f"reading {wanted.gold}")
-    plan = _planned(wanted)
+    plan = _plan(wanted)
     with (
         lock_folder(folder),
         contextlib.closing(Table(folder / "judgements.jsonl", Judgement)) as answers,
         contextlib.closing(Table(folder / "failures.jsonl", Failure)) as failures,
     ):
         tables = _Tables(answers, failures)
-        own = await judge_asked(judge, wanted.templates, wanted.compare, folder, answers, progress.note)
-        asked = (q for case in wanted.cases() for q in questions_of(case, wanted.compare, own))
-        tally = await _asked("judge", asked, plan.questions, judge, tables, wanted, progress)
+        asker = await judge_asked(judge, wanted.templates, wanted.compare, folder, answers, progress.note)
+        questions = (q for case in wanted.cases() for q in questions_of(case, wanted.compare, asker))
+        tally = await _ask_stage("judge", questions, plan.questions, judge, tables, wanted, progress)
         tallies = [tally]
         if plan.canaries:
-            asked = (q for probe in probes(plan.canaries) for q in probe.questions(wanted.compare, own))
-            most = 2 * count_probes(len(plan.canaries)) * _criteria(plan.canaries)
-            tallies.append(await _asked("canaries", asked, most, judge, tables, wanted, progress))
+            questions = (q for probe in probes(plan.canaries) for q in probe.questions(wanted.compare, asker))
+            criteria = max(len(case.matchup.criteria) for case in plan.canaries)
+            most = 2 * count_probes(len(plan.canaries)) * criteria
+            tallies.append(await _ask_stage("canaries", questions, most, judge, tables, wanted, progress))
         path = folder / f"{wanted.name(judge.name)}.json"
         progress.note("working out the statistics, with their intervals")
-        report, judged = _report(wanted, own, plan, tables, tally, folder)
+        report, judged = _report(wanted, asker, plan, tables, tally, folder)
         write_records(path.with_suffix(".pairs.jsonl"), judged)
         if plots:
             progress.note("drawing the plots")
@@ -131,7 +133,7 @@ async def evaluate_judge(
     return EvaluatedJudge(report, path, tuple(tallies))
 
 
-def _planned(wanted: Evaluation) -> _Plan:
+def _plan(wanted: Evaluation) -> _Plan:
     plan = _Plan()
 
     def counted() -> Iterator[Case]:
@@ -139,16 +141,12 @@ def _planned(wanted: Evaluation) -> _Plan:
             plan.questions += len(case.matchup.criteria) * (2 if wanted.compare.orders == "both" else 1)
             yield case
 
-    decided = (case for case in counted() if not case.pair.tie)  # canaries meet the better reply
-    plan.canaries = chosen_cases(decided, max(wanted.canary_pairs, 1))[: wanted.canary_pairs]
+    decided = (case for case in counted() if not case.pair.tie)  # canaries are compared with the better reply
+    plan.canaries = sample_cases(decided, max(wanted.canary_pairs, 1))[: wanted.canary_pairs]
     return plan
 
 
-def _criteria(found: Sequence[Case]) -> int:
-    return max(len(case.matchup.criteria) for case in found)
-
-
-async def _asked(
+async def _ask_stage(
     stage: str,
     questions: Iterable[Question],
     most: int,
@@ -175,8 +173,10 @@ async def _asked(
 def _report(
     wanted: Evaluation, judge: Judge, plan: _Plan, tables: _Tables, tally: StageStats, folder: Path
 ) -> tuple[JudgeReport, list[JudgedPair]]:
-    read = _Reading(wanted, judge, tables)
-    judged = list(read.judged())
+    counter = _AnswerCounter(wanted, judge, tables)
+    judged = list(counter.judged())
+    form: dict[str, JsonValue] = {"prefill": judge.form.prefill or "none", "fence": judge.form.fence}
+    templates: dict[str, JsonValue] = {"templates": dict(judge.templates.hashes)} if judge.templates.own else {}
     about = About(
         judge=judge.name,
         constitution=wanted.constitution.name,
@@ -184,16 +184,23 @@ def _report(
         gold=wanted.gold,
         gold_sha256=sha256_known(wanted.gold),
         input_issues=plan.input_issues.counts,
-        compare=_as_asked(wanted, judge),
+        compare=wanted.compare.model_dump(mode="json") | form | templates,
         pair=wanted.pair.model_dump(mode="json"),
     )
-    seconds = _known_seconds(about, folder)
+    seconds = None  # per 1,000 labels, in the latest report with the same pairs and settings
+    for other in known_reports(about.judge, about.constitution_hash, folder):
+        if (other.about.gold, other.about.gold_sha256, other.about.compare) == (
+            about.gold,
+            about.gold_sha256,
+            about.compare,
+        ):
+            seconds = other.measures.cost.seconds_per_1000
     measures = measure(
         judged,
         wanted.pair,
         canaries=count_wins(probes(plan.canaries), tables.answers.get, wanted.compare, wanted.pair, judge),
-        cost=read.cost(tally, sum(each.labelled for each in judged), seconds),
-        failures=dict(read.failures),
+        cost=counter.cost(tally, sum(each.labelled for each in judged), seconds),
+        failures=dict(counter.failures),
         temperature=wanted.compare.temperature / wanted.own_temperature,  # for `compare.temperature`, beside the other
     )
     report = JudgeReport(
@@ -206,15 +213,8 @@ def _report(
     return report, judged
 
 
-def _as_asked(wanted: Evaluation, judge: Judge) -> dict[str, JsonValue]:
-    """How the judge was asked: the settings, with the form that was chosen, and its own templates."""
-    form: dict[str, JsonValue] = {"prefill": judge.form.prefill or "none", "fence": judge.form.fence}
-    own: dict[str, JsonValue] = {"templates": dict(judge.templates.hashes)} if judge.templates.own else {}
-    return wanted.compare.model_dump(mode="json") | form | own
-
-
-class _Reading:
-    """Reads the answers back, and counts on the way what they cost."""
+class _AnswerCounter:
+    """Reads the answers from disk and counts their cost on the way."""
 
     def __init__(self, wanted: Evaluation, judge: Judge, tables: _Tables) -> None:
         self._wanted, self._judge, self._tables = wanted, judge, tables
@@ -222,30 +222,30 @@ class _Reading:
         self._spent: Counter[str] = Counter()
 
     def judged(self) -> Iterator[JudgedPair]:
-        """What was said about every gold pair."""
+        """The judgement of every gold pair."""
         compare, pair = self._wanted.compare, self._wanted.pair
         for case in self._wanted.cases():
-            yield judged_pair(case, questions_of(case, compare, self._judge), self._answer, compare, pair)
+            yield judged_pair(case, questions_of(case, compare, self._judge), self._lookup, compare, pair)
 
-    def _answer(self, key: str) -> Judgement | None:
-        found = self._tables.answers.get(key)
-        if found is None:
+    def _lookup(self, key: str) -> Judgement | None:
+        output = self._tables.answers.get(key)
+        if output is None:
             failure = self._tables.failures.get(key)
             self.failures[failure.reason if failure else "not asked"] += 1
             return None
         self._spent.update(
-            calls=1, prompt=found.prompt_tokens, cached=found.cached_tokens, completion=found.completion_tokens
+            calls=1, prompt=output.prompt_tokens, cached=output.cached_tokens, completion=output.completion_tokens
         )
-        return found
+        return output
 
-    def cost(self, tally: StageStats, labels: int, known_seconds: float | None) -> Cost:
-        """What the answers took; the time as measured now, or when they were asked."""
+    def cost(self, tally: StageStats, labels: int, earlier_seconds: float | None) -> Cost:
+        """The cost of the answers; their time is measured in this call or taken from an earlier report."""
         spent = self._spent
 
         def per_1000(total: float) -> float | None:
             return 1000 * total / labels if labels else None
 
-        timed = per_1000(tally.seconds / tally.asked * spent["calls"]) if tally.asked else known_seconds
+        timed = per_1000(tally.seconds / tally.asked * spent["calls"]) if tally.asked else earlier_seconds
         return Cost(
             calls=spent["calls"],
             prompt_tokens=spent["prompt"],
@@ -255,12 +255,3 @@ class _Reading:
             prompt_tokens_per_1000=per_1000(spent["prompt"]),
             seconds_per_1000=timed,
         )
-
-
-def _known_seconds(about: About, folder: Path) -> float | None:
-    """The time that the latest earlier report on the same pairs, asked in the same way, tells of."""
-    for earlier in reversed(known_reports(about.judge, about.constitution_hash, folder)):
-        own = earlier.about
-        if (own.gold, own.gold_sha256, own.compare) == (about.gold, about.gold_sha256, about.compare):
-            return earlier.measures.cost.seconds_per_1000
-    return None

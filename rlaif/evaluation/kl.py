@@ -1,9 +1,9 @@
-"""How far a policy has gone from the baseline: the divergence of the two over the policy's own answers.
+"""The KL divergence of a policy from the baseline, over the policy's own responses.
 
-KL(policy || baseline) is the mean, over answers drawn from the policy, of log P_policy - log P_baseline of the whole
-answer (an unbiased estimate; `k1` of `rlaif.rl.advantages`). Both are taken at the temperature at which the answers
-were drawn, as they are samples of nothing else. Answers are kept as texts and become tokens again here: where a
-tokenizer has several ways to write a text, that is not quite the path that was drawn, and counts alike for both models.
+KL(policy || baseline) is the mean, over responses sampled from the policy, of log P_policy - log P_baseline of the
+whole response (an unbiased estimate; `k1` of `rlaif.rl.advantages`). Both are taken at the temperature at which the
+responses were sampled, as they are samples of no other distribution. Responses are stored as texts and tokenized again:
+where a text has several tokenizations, the tokens may differ from the sampled ones, for both models alike.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,7 +28,7 @@ from rlaif.store import Table
 
 STAGE = "distance"
 _TOKENS = 8192
-"""Of one pass, padding included."""
+"""Tokens of one forward pass, including padding."""
 
 
 class Likelihood(Record):
@@ -39,7 +39,7 @@ class Likelihood(Record):
     model: str
     """Identity of the model."""
     logprob: float
-    """Nats of the whole answer, at the temperature at which it was drawn."""
+    """Nats of the whole response, at the temperature at which it was sampled."""
     tokens: int
 
 
@@ -48,11 +48,11 @@ class Distance(NamedTuple):
 
     kl: Estimate | None
     note: str = ""
-    """Why there is none, or what to know of it."""
+    """Why there is none, or a caveat."""
 
 
 class SampledPolicy(NamedTuple):
-    """A policy that takes part in process, and its answers."""
+    """A policy in this process, and its responses."""
 
     contestant: PolicySpec
     identity: str
@@ -60,11 +60,11 @@ class SampledPolicy(NamedTuple):
 
 
 def obstacle(contestant: PolicySpec, baseline: PolicySpec, settings: EvaluateSettings) -> str:
-    """Why the divergence cannot be told; empty where nothing is in its way."""
-    for each, who in ((contestant, "its"), (baseline, "the baseline's")):
-        if each.model is None:
+    """Why the divergence cannot be computed; empty where it can."""
+    for policy, who in ((contestant, "its"), (baseline, "the baseline's")):
+        if policy.model is None:
             return f"{who} answers come from a file"
-        if each.model.base_url is not None or each.model.launch is not None:
+        if policy.model.base_url is not None or policy.model.launch is not None:
             return f"{who} model is on a server"
     if settings.temperature == 0:
         return "at temperature 0 an answer is no sample"
@@ -77,8 +77,8 @@ def obstacle(contestant: PolicySpec, baseline: PolicySpec, settings: EvaluateSet
 
 
 def _vocabulary(model: str) -> dict[str, int]:
-    found: dict[str, int] = load_tokenizer(parts_of(model_folder(model)).tokenizer).get_vocab()
-    return found
+    vocabulary: dict[str, int] = load_tokenizer(parts_of(model_folder(model)).tokenizer).get_vocab()
+    return vocabulary
 
 
 async def measure(
@@ -88,45 +88,35 @@ async def measure(
     table: Table[Likelihood],
     progress: Progress,
 ) -> tuple[dict[str, Distance], StageStats]:
-    """The divergence of every policy from the baseline, and what was computed now; one model is loaded at a time.
+    """The divergence of every policy from the baseline, and the statistics of the stage; one model is loaded at a time.
 
-    What `table` holds is not computed again. Raises UserError where a model cannot be loaded.
+    Log-probabilities in `table` are not computed again. Raises UserError where a model cannot be loaded.
     """
-    tally, started = StageStats(STAGE), time.perf_counter()
+    stats, started = StageStats(STAGE), time.perf_counter()
 
-    def told(count: int) -> None:
-        tally.answered += count
-        tally.seconds = time.perf_counter() - started
-        tally.report_to(progress)
+    def count_computed(count: int) -> None:
+        stats.answered += count
+        stats.seconds = time.perf_counter() - started
+        stats.report_to(progress)
 
-    theirs = [answer for policy in policies for answer in policy.answers]
-    for model, answers in ((baseline, theirs), *((policy, policy.answers) for policy in policies)):
-        missing = [each for each in answers if _key(model, each[1], settings) not in table]
-        tally.planned += len(answers)
-        tally.known += len(answers) - len(missing)
+    sampled = [answer for policy in policies for answer in policy.answers]
+    for model, answers in ((baseline, sampled), *((policy, policy.answers) for policy in policies)):
+        missing = [answer for answer in answers if _key(model, answer[1], settings) not in table]
+        stats.planned += len(answers)
+        stats.known += len(answers) - len(missing)
         if missing:
-            await _in_thread(model, missing, settings, table, told)
-    found = {policy.contestant.name: _distance(policy, baseline, settings, table) for policy in policies}
-    return found, tally
+            halted = threading.Event()
+            try:
+                await asyncio.to_thread(_compute, model, missing, settings, table, count_computed, halted)
+            except asyncio.CancelledError:
+                halted.set()
+                raise
+    distances = {policy.contestant.name: _distance(policy, baseline, settings, table) for policy in policies}
+    return distances, stats
 
 
-async def _in_thread(
-    model: SampledPolicy,
-    answers: Sequence[tuple[Prompt, Sample]],
-    settings: EvaluateSettings,
-    table: Table[Likelihood],
-    told: Callable[[int], None],
-) -> None:
-    halted = threading.Event()
-    try:
-        await asyncio.to_thread(_compute, model, answers, settings, table, told, halted)
-    except asyncio.CancelledError:
-        halted.set()
-        raise
-
-
-def most(policies: Sequence[SampledPolicy]) -> int:
-    """Log-probabilities to work out: each answer by its own policy and by the baseline."""
+def max_likelihoods(policies: Sequence[SampledPolicy]) -> int:
+    """The number of log-probabilities when none is on disk: one by the policy and one by the baseline per response."""
     return 2 * sum(len(policy.answers) for policy in policies)
 
 
@@ -139,15 +129,15 @@ def _distance(
 ) -> Distance:
     gaps, prompts = [], []
     for prompt, sample in policy.answers:
-        own, other = (table.get(_key(model, sample, settings)) for model in (policy, baseline))
-        if own is not None and other is not None:
-            gaps.append(own.logprob - other.logprob)
+        likelihood, reference = (table.get(_key(model, sample, settings)) for model in (policy, baseline))
+        if likelihood is not None and reference is not None:
+            gaps.append(likelihood.logprob - reference.logprob)
             prompts.append(prompt.id)
     left_out = len(policy.answers) - len(gaps)
     if not gaps:
         return Distance(None, "a chat template cannot write its prompts" if left_out else "it has no answers")
-    warm = settings.temperature
-    notes = [] if warm == 1 else [f"of both at temperature {warm:g}, as the answers were drawn"]
+    temperature = settings.temperature
+    notes = [] if temperature == 1 else [f"of both at temperature {temperature:g}, as the answers were drawn"]
     if left_out:
         notes.append(f"prompts that a chat template cannot write: {left_out:,} answers left out")
     return Distance(average(gaps, prompts), "; ".join(notes))
@@ -158,10 +148,10 @@ def _compute(
     answers: Sequence[tuple[Prompt, Sample]],
     settings: EvaluateSettings,
     table: Table[Likelihood],
-    told: Callable[[int], None],
+    on_computed: Callable[[int], None],
     halted: threading.Event,
 ) -> None:
-    """Load the model, and append the log-probability of every answer."""
+    """Load the model, and append the log-probability of every response."""
     import torch
 
     from rlaif.inference.transformers_model import place_of, read_model
@@ -171,17 +161,20 @@ def _compute(
     from rlaif.training.tokenize import end_ids
 
     assert model.contestant.model is not None
-    place = place_of(model.contestant.model.device)
-    tokenizer, network = read_model(model_folder(model.contestant.model.model), place)
+    device = place_of(model.contestant.model.device)
+    tokenizer, network = read_model(model_folder(model.contestant.model.model), device)
     options, ends = model.contestant.model.template_options, end_ids(network.generation_config)
     template = ChatTemplate(tokenizer, options, ends=ends)
     groups: list[Group] = []
     members: list[list[Sample]] = []
-    for prompt, samples in _by_prompt(answers).values():
-        asked = _prompt_ids(template, prompt.messages, settings.system)
-        if asked is None:  # counted in `_distance`
+    by_prompt: dict[str, tuple[Prompt, list[Sample]]] = {}
+    for prompt, sample in answers:
+        by_prompt.setdefault(prompt.id, (prompt, []))[1].append(sample)
+    for prompt, samples in by_prompt.values():
+        prompt_ids = _prompt_ids(template, prompt.messages, settings.system)
+        if prompt_ids is None:  # counted in `_distance`
             continue
-        groups.append(Group(prompt.id, asked, tuple(_answer_ids(template, each) for each in samples)))
+        groups.append(Group(prompt.id, prompt_ids, tuple(_response_ids(template, sample) for sample in samples)))
         members.append(samples)
     if not groups:
         return
@@ -189,29 +182,26 @@ def _compute(
     for part in split(groups, _TOKENS, forward_path.layout):
         if halted.is_set():
             raise ModelError("stopped")
-        batch = lay_out([groups[at] for at in part], forward_path.layout).to(place)
+        batch = lay_out([groups[at] for at in part], forward_path.layout).to(device)
         with torch.inference_mode():
             sums = batch.summed(compute(network, batch, forward_path, "logps").double()).tolist()
-        samples = [each for at in part for each in members[at]]
+        samples = [sample for at in part for sample in members[at]]
         sizes = batch.lengths.tolist()
         table.append(
             Likelihood(
-                id=_key(model, each, settings), sample=each.id, model=model.identity, logprob=value, tokens=int(size)
+                id=_key(model, sample, settings),
+                sample=sample.id,
+                model=model.identity,
+                logprob=value,
+                tokens=int(size),
             )
-            for each, value, size in zip(samples, sums, sizes, strict=True)
+            for sample, value, size in zip(samples, sums, sizes, strict=True)
         )
-        told(len(samples))
-
-
-def _by_prompt(answers: Sequence[tuple[Prompt, Sample]]) -> Mapping[str, tuple[Prompt, list[Sample]]]:
-    found: dict[str, tuple[Prompt, list[Sample]]] = {}
-    for prompt, sample in answers:
-        found.setdefault(prompt.id, (prompt, []))[1].append(sample)
-    return found
+        on_computed(len(samples))
 
 
 def _prompt_ids(template: ChatTemplate, messages: Messages, system: str | None) -> list[int] | None:
-    """As the policy was asked: see `rlaif.feedback.sampling`. None where the template cannot write the prompt."""
+    """The prompt as `rlaif.feedback.sampling` sent it; None where the template cannot write it."""
     try:
         (ids,) = template.ids([template.prompt(with_system(messages, system))])
     except UnwritableError:
@@ -219,13 +209,13 @@ def _prompt_ids(template: ChatTemplate, messages: Messages, system: str | None) 
     return ids
 
 
-def _answer_ids(template: ChatTemplate, sample: Sample) -> list[int]:
-    """The tokens of an answer, with the one that ends it where it ended by itself."""
+def _response_ids(template: ChatTemplate, sample: Sample) -> list[int]:
+    """The tokens of a response, with the end token where the response ended by itself."""
     (ids,) = template.ids([sample.text])
     ended = sample.finish_reason == "stop" or not ids
     return [*ids, template.end_id] if ended else ids
 
 
 def log_of(folder: Path, name: str) -> Path:
-    """Where a server that is started for a policy writes."""
+    """The log file of a server that is started for a policy."""
     return folder / f"policy-{name.replace('/', '-')}.log"

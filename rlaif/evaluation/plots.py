@@ -1,10 +1,7 @@
-"""The plots of evaluations, as PNG and SVG. matplotlib is loaded here only, and draws without a screen.
+"""The plots of evaluations, as PNG and SVG: of judges, of reward models, and of policies.
 
-The plots of a judge's evaluation, as PNG and SVG. matplotlib is loaded here only, and draws without a screen.
-
-The plots of an evaluation of policies, as PNG and SVG. matplotlib is loaded here only, and needs no screen.
-
-The plots of a reward model's evaluation, as figures and as PNG and SVG. matplotlib is loaded here only.
+Only this module loads matplotlib, inside functions, and draws without a screen. Each `write_*_plots` takes a report
+and writes one file per format for every figure that the report has data for.
 """
 
 from __future__ import annotations
@@ -31,8 +28,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Told apart by people with any colour vision (Okabe and Ito 2008).
-_BLUE, _ORANGE, GREY = "#0072B2", "#D55E00", "#6E6E6E"
+# Distinguishable with any color vision (Okabe and Ito 2008).
+_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+_BLUE, _ORANGE, GREY = *_COLORS[:2], "#6E6E6E"
+_MARKS = "osD^vP"
 
 _LONGEST_NAME = 28
 _STYLE: Any = {
@@ -46,12 +45,24 @@ _STYLE: Any = {
 
 def write_judge_plots(report: JudgeReport, stem: Path) -> list[Path]:
     """Write `STEM-NAME.png` and `.svg` for every plot that there is something to draw in. Returns their paths."""
-    return write_figures(_figures(report), f"{short(report.about.judge, 60)}  ·  {report.about.constitution}", stem)
+
+    def figures() -> Iterator[tuple[str, Figure]]:
+        measures = report.measures
+        if measures.calibration is not None:
+            yield "reliability", reliability_figure(measures.calibration)
+        if measures.slot is not None:
+            yield "slots", slot_figure(measures)
+        if measures.length.bins:
+            yield "length", length_figure(measures.length, measures.accuracy)
+
+    return write_figures(figures(), f"{short(report.about.judge, 60)}  ·  {report.about.constitution}", stem)
 
 
 def write_figures(figures: Iterable[tuple[str, Figure]], title: str, stem: Path) -> list[Path]:
-    """Write each named figure as `STEM-NAME.png` and `.svg` under a title, in the package's style if it is drawn only
-    when its turn comes. Returns their paths."""
+    """Write each named figure as `STEM-NAME.png` and `.svg` under a title. Returns their paths.
+
+    `figures` is consumed in the package's style, so it has to draw each figure lazily.
+    """
     import matplotlib as mpl
 
     written = []
@@ -68,18 +79,8 @@ def write_figures(figures: Iterable[tuple[str, Figure]], title: str, stem: Path)
     return written
 
 
-def _figures(report: JudgeReport) -> Iterator[tuple[str, Figure]]:
-    found = report.measures
-    if found.calibration is not None:
-        yield "reliability", reliability_figure(found.calibration)
-    if found.slot is not None:
-        yield "slots", slot_figure(found)
-    if found.length.bins:
-        yield "length", length_figure(found.length, found.accuracy)
-
-
 def new_figure(width: float, height: float) -> Figure:
-    """An empty one, in inches, that belongs to no screen."""
+    """An empty figure, in inches, that belongs to no screen."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
@@ -90,12 +91,14 @@ def reliability_figure(calibration: Calibration) -> Figure:
     figure = new_figure(5.2, 5.8)
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
     bins = calibration.bins
+    fewest, most = min(part.pairs for part in bins), max(part.pairs for part in bins)
+    sizes = f"{fewest:,}" if fewest == most else f"{fewest:,} to {most:,}"
     upper.plot([0.5, 1], [0.5, 1], color=GREY, linestyle="--", linewidth=1, label="as often right as it says")
     _points(
         upper,
         [each.confidence for each in bins],
         [Estimate(value=each.accuracy, low=each.low, high=each.high, pairs=each.pairs) for each in bins],
-        label=f"bins of {_range([each.pairs for each in bins])} pairs, 95% intervals",
+        label=f"bins of {sizes} pairs, 95% intervals",
     )
     upper.set_ylim(min(0.4, *(each.low for each in bins)) - 0.02, 1.02)
     upper.set_ylabel("accuracy")
@@ -113,10 +116,10 @@ def reliability_figure(calibration: Calibration) -> Figure:
     return figure
 
 
-def slot_figure(found: Measures) -> Figure:
+def slot_figure(measures: Measures) -> Figure:
     """The share of verdicts for the first slot, overall and in every subset."""
-    rows = [("all pairs", found.slot.first)] if found.slot is not None else []
-    rows += [(short(each.name, _LONGEST_NAME), each.first) for each in found.subsets if each.first is not None]
+    rows = [("all pairs", measures.slot.first)] if measures.slot is not None else []
+    rows += [(short(each.name, _LONGEST_NAME), each.first) for each in measures.subsets if each.first is not None]
     figure = new_figure(6.4, 1.5 + 0.3 * len(rows))
     axes = figure.subplots()
     places = list(range(len(rows)))
@@ -126,7 +129,7 @@ def slot_figure(found: Measures) -> Figure:
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_xlim(-0.02, 1.02)
     axes.xaxis.set_major_formatter("{x:.0%}")
-    # Below the figure, not the axes: names may leave these less room than the words take.
+    # Below the figure, not the axes, which long names may make narrower than the label.
     figure.supxlabel("verdicts for the first slot, with 95% intervals (pairs)", fontsize=10)
     return figure
 
@@ -140,7 +143,12 @@ def length_figure(length: Length, overall: Estimate | None) -> Figure:
     if overall is not None:
         axes.axhline(overall.value, color=_ORANGE, linewidth=1.2, label=f"all pairs: {overall.value:.1%}")
     _points(axes, places, [each.accuracy for each in length.bins], label="with 95% intervals")
-    names = [f"{_ratio(each.low, each.high)}\n{each.accuracy.pairs:,} pairs" for each in length.bins]
+    names = []
+    for part in length.bins:
+        ratios = f"over {part.low:g}"
+        if part.high is not None:
+            ratios = f"{part.low:g} to {part.high:g}" if part.low else f"under {part.high:g}"
+        names.append(f"{ratios}\n{part.accuracy.pairs:,} pairs")
     axes.set_xticks(places, names)
     axes.set_xlim(-0.5, len(places) - 0.5)
     axes.set_ylim(-0.03, 1.03)
@@ -152,32 +160,8 @@ def length_figure(length: Length, overall: Estimate | None) -> Figure:
 
 
 def legend_below(figure: Figure) -> None:
-    """Below the axes: wherever it stood inside, some judge would have a point there."""
+    """A legend below the axes, where it covers no point."""
     figure.legend(frameon=False, loc="outside lower center", ncols=3, fontsize=9)
-
-
-def _points(
-    axes: Axes, places: Sequence[float], found: Sequence[Estimate], *, label: str | None = None, sideways: bool = False
-) -> None:
-    """A point and its interval for each estimate."""
-    values = [each.value for each in found]
-    spread = [[max(0.0, each.value - each.low) for each in found], [max(0.0, each.high - each.value) for each in found]]
-    style = {"fmt": "o", "color": _BLUE, "capsize": 3, "markersize": 5, "linewidth": 1.2}
-    if sideways:
-        axes.errorbar(values, places, xerr=spread, label=label, **style)  # type: ignore[arg-type]
-    else:
-        axes.errorbar(places, values, yerr=spread, label=label, **style)  # type: ignore[arg-type]
-
-
-def _ratio(low: float, high: float | None) -> str:
-    if high is None:
-        return f"over {low:g}"
-    return f"{low:g} to {high:g}" if low else f"under {high:g}"
-
-
-def _range(counts: Sequence[int]) -> str:
-    low, high = min(counts), max(counts)
-    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
 
 
 def short(name: str, most: int = _LONGEST_NAME) -> str:
@@ -186,9 +170,50 @@ def short(name: str, most: int = _LONGEST_NAME) -> str:
     return name if len(name) <= most else f"{name[:half]}…{name[-half:]}"
 
 
-# Told apart by people with any colour vision (Okabe and Ito 2008).
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-_MARKS = "osD^vP"
+def _points(
+    axes: Axes,
+    places: Sequence[float],
+    estimates: Sequence[Estimate],
+    *,
+    label: str | None = None,
+    sideways: bool = False,
+    **style: Any,
+) -> None:
+    """A point and its interval for each estimate."""
+    values = [estimate.value for estimate in estimates]
+    spread = [
+        [max(0.0, estimate.value - estimate.low) for estimate in estimates],
+        [max(0.0, estimate.high - estimate.value) for estimate in estimates],
+    ]
+    style = {"fmt": "o", "color": _BLUE, "capsize": 3, "markersize": 5, "linewidth": 1.2, **style}
+    if sideways:
+        axes.errorbar(values, places, xerr=spread, label=label, **style)
+    else:
+        axes.errorbar(places, values, yerr=spread, label=label, **style)
+
+
+def _rows(axes: Axes, rows: Sequence[int], series: Mapping[str, Sequence[Estimate | None]]) -> None:
+    """Points with intervals, the series of a row above one another."""
+    gap = min(0.26, 0.7 / len(series))
+    for number, (label, estimates) in enumerate(series.items()):
+        shift = (number - (len(series) - 1) / 2) * gap
+        points = [(row + shift, value) for row, value in zip(rows, estimates, strict=True) if value is not None]
+        if points:
+            places, values = zip(*points, strict=True)
+            mark, color = _MARKS[number % len(_MARKS)], _COLORS[number % len(_COLORS)]
+            _points(axes, places, values, label=label, sideways=True, fmt=mark, color=color)
+
+
+def _shares(axes: Axes) -> None:
+    axes.set_xlim(-0.02, 1.02)
+    axes.xaxis.set_major_formatter("{x:.0%}")
+
+
+def _curve(axes: Axes, kl: list[float], estimates: list[Estimate], color: str) -> None:
+    axes.plot(kl, [each.value for each in estimates], color=color, marker="o", markersize=5, linewidth=1.4)
+    axes.fill_between(
+        kl, [each.low for each in estimates], [each.high for each in estimates], color=color, alpha=0.2, lw=0
+    )
 
 
 def write_policy_plots(report: PolicyReport, stem: Path) -> list[Path]:
@@ -262,34 +287,6 @@ def ratings_figure(ratings: Sequence[Rating]) -> Figure:
     return figure
 
 
-def _rows(axes: Axes, rows: Sequence[int], series: Mapping[str, Sequence[Estimate | None]]) -> None:
-    """Points with intervals, the series of a row above one another."""
-    gap = min(0.26, 0.7 / len(series))
-    for number, (label, found) in enumerate(series.items()):
-        shift = (number - (len(series) - 1) / 2) * gap
-        known = [(row + shift, each) for row, each in zip(rows, found, strict=True) if each is not None]
-        if not known:
-            continue
-        values = [each.value for _, each in known]
-        spread = [
-            [max(0.0, each.value - each.low) for _, each in known],
-            [max(0.0, each.high - each.value) for _, each in known],
-        ]
-        axes.errorbar(
-            values, [place for place, _ in known], xerr=spread, label=label, fmt=_MARKS[number % len(_MARKS)],
-            color=_COLOURS[number % len(_COLOURS)], capsize=3, markersize=5, linewidth=1.2,
-        )  # fmt: skip
-
-
-def _shares(axes: Axes) -> None:
-    axes.set_xlim(-0.02, 1.02)
-    axes.xaxis.set_major_formatter("{x:.0%}")
-
-
-# Told apart by people with any colour vision (Okabe and Ito 2008).
-_REWARD_BLUE, _REWARD_ORANGE, _GREY = "#0072B2", "#D55E00", "#6E6E6E"
-
-
 def write_reward_plots(report: RewardReport, stem: Path) -> list[Path]:
     """Write `STEM-NAME.png` and `.svg` for every plot that there is something to draw in. Returns their paths."""
     return write_figures(reward_figures(report), report.model, stem)
@@ -305,34 +302,22 @@ def reward_figures(report: RewardReport) -> Iterator[tuple[str, Figure]]:
         yield "best-of-n", best_of_figure(report.best_of_n)
 
 
-def best_of_figure(found: BestOfN) -> Figure:
-    """The reward above and the other measure below, over the distance from the policy; n stands along the top."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6.0, 6.0), layout="constrained")
-    upper, lower = figure.subplots(2, 1, sharex=True)
-    kl = [point.kl for point in found.points]
-    _curve(upper, kl, [point.reward for point in found.points], _REWARD_BLUE)
-    upper.set_ylabel("reward, in deviations\nabove the mean answer")
-    _curve(lower, kl, [point.gold for point in found.points], _REWARD_ORANGE)
-    lower.set_ylabel(_folded(found.measure))
-    lower.axvline(kl[[point.n for point in found.points].index(found.best_n)], color=_GREY, linestyle="--", linewidth=1)
-    told = f"best at n = {found.best_n}" + (", over-optimised beyond" if found.overoptimised else "")
-    lower.set_title(told, fontsize=10, color=_GREY)
-    lower.set_xlabel("KL from the policy, in nats: ln n - (n - 1)/n")
-    top = upper.secondary_xaxis("top")
-    top.set_xticks(kl, [f"{point.n}" for point in found.points])
-    top.set_xlabel(f"best of n; {found.prompts:,} prompts, 95% intervals")
-    return figure
-
-
-def _curve(axes: Axes, kl: list[float], found: list[Estimate], color: str) -> None:
-    axes.plot(kl, [each.value for each in found], color=color, marker="o", markersize=5, linewidth=1.4)
-    axes.fill_between(kl, [each.low for each in found], [each.high for each in found], color=color, alpha=0.2, lw=0)
-
-
-def _folded(name: str) -> str:
-    """A long name over lines of about thirty characters."""
+def best_of_figure(curve: BestOfN) -> Figure:
+    """The reward above and the other measure below, over the KL from the policy; n stands along the top."""
     import textwrap
 
-    return "\n".join(textwrap.wrap(name, 30)[:4])
+    figure = new_figure(6.0, 6.0)
+    upper, lower = figure.subplots(2, 1, sharex=True)
+    kl = [point.kl for point in curve.points]
+    _curve(upper, kl, [point.reward for point in curve.points], _BLUE)
+    upper.set_ylabel("reward, in deviations\nabove the mean answer")
+    _curve(lower, kl, [point.gold for point in curve.points], _ORANGE)
+    lower.set_ylabel("\n".join(textwrap.wrap(curve.measure, 30)[:4]))
+    lower.axvline(kl[[point.n for point in curve.points].index(curve.best_n)], color=GREY, linestyle="--", linewidth=1)
+    title = f"best at n = {curve.best_n}" + (", over-optimised beyond" if curve.overoptimised else "")
+    lower.set_title(title, fontsize=10, color=GREY)
+    lower.set_xlabel("KL from the policy, in nats: ln n - (n - 1)/n")
+    top = upper.secondary_xaxis("top")
+    top.set_xticks(kl, [f"{point.n}" for point in curve.points])
+    top.set_xlabel(f"best of n; {curve.prompts:,} prompts, 95% intervals")
+    return figure

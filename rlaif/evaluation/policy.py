@@ -1,14 +1,15 @@
-"""The evaluation of policies: answers, comparisons, grades, distances; then the figures, and the report.
+"""The evaluation of policies: responses, comparisons, grades and divergences, and then the report.
 
-In the folder: `prompts.jsonl`, `samples.jsonl`, `judgements.jsonl`, `scores.jsonl`, `likelihoods.jsonl` and
-`failures.jsonl`, what all evaluations there have asked so far; and for every evaluation a report (`NAME.json`, written
-last), what was said about each pair of answers (`NAME.comparisons.jsonl`) and plots. NAME is the policies' names and a
-hash of everything that the figures depend on but the answers, so that several evaluations share one folder, and each
-has one report. Answers are found by content id: a second call asks nothing.
+The folder of an evaluation holds `prompts.jsonl`, `samples.jsonl`, `judgements.jsonl`, `scores.jsonl`,
+`likelihoods.jsonl` and `failures.jsonl`, which all evaluations in it share; and for each evaluation a report
+(`NAME.json`, written last), the comparisons (`NAME.comparisons.jsonl`) and plots. NAME is the policies' names and a
+hash of everything that the figures depend on except the responses, so several evaluations share one folder and each has
+one report. Answers are looked up by content id: a second call asks nothing.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -19,15 +20,15 @@ from rlaif.data.prompts import InputIssues
 from rlaif.errors import ModelError
 from rlaif.evaluation import kl
 from rlaif.evaluation.kl import Distance, SampledPolicy
-from rlaif.evaluation.policy_metrics import Compared, Metric, Plan
+from rlaif.evaluation.policy_metrics import Metric, Plan
 from rlaif.evaluation.policy_report import Costs, Facts, Tables, derive, opened, report_stem, seconds_of, timed
 from rlaif.evaluation.policy_responses import (
     Gathered,
-    drawn_answers,
-    given_answers,
     identity_of,
     prompts_of,
-    require_told_apart,
+    read_responses,
+    require_distinct,
+    sample_responses,
     tag_of,
 )
 from rlaif.evaluation.policy_specs import EvaluateSettings, PolicySpec
@@ -42,7 +43,7 @@ from rlaif.records import Prompt
 from rlaif.store import write_records, write_text
 
 FOLDER = Path("runs/policies")
-"""Where evaluations are kept if nothing else is said."""
+"""The default folder of evaluations."""
 
 
 class EvaluatedPolicies(NamedTuple):
@@ -52,7 +53,7 @@ class EvaluatedPolicies(NamedTuple):
     path: Path
     """Of the report."""
     tallies: tuple[StageStats, ...]
-    """What was asked now."""
+    """Statistics of the stages of this call."""
 
 
 async def evaluate_policies(
@@ -67,22 +68,22 @@ async def evaluate_policies(
     metrics: Mapping[str, Metric] | None = None,
     warn_same: Sequence[str] = (),
 ) -> EvaluatedPolicies:
-    """Put policies beside each other, and write what was found into `folder`; the last contestant is the baseline.
+    """Compare policies and write the report into `folder`; the last contestant is the baseline.
 
-    `metrics` are the caller's own measures of an answer, by name. `warn_same` are the names of contestants that were
-    trained on this judge's labels, where their folders do not tell it. `judge` is opened when it is first asked, and
-    left to the caller to close; policies are opened one at a time, and closed here.
+    `metrics` are the caller's measures of a response, by name. `warn_same` names contestants that were trained on this
+    judge's labels, where their folders do not record it. `judge` is opened at its first question, and the caller closes
+    it; policies are opened one at a time, and closed here.
 
     Raises ValueError for fewer than two contestants, UserError for the user's mistakes, and ModelError when a model
     cannot go on or no pair has a label. A second call resumes.
     """
     if len({each.name for each in contestants}) < max(2, len(contestants)):
         raise ValueError("needs two or more contestants, each with a name of its own")
-    require_told_apart(contestants)
+    require_distinct(contestants)
     input_issues = InputIssues()
     progress.note(f"reading {settings.prompts.path}")
     prompts = prompts_of(settings, input_issues)
-    given = {each.name: given_answers(each, settings, prompts) for each in contestants if each.answers is not None}
+    given = {each.name: read_responses(each, settings, prompts) for each in contestants if each.answers is not None}
     with opened(folder) as tables:
         stages = _Stages(settings, constitution, prompts, judge, tables, folder, progress)
         tallies: list[StageStats] = []
@@ -97,7 +98,10 @@ async def evaluate_policies(
         facts = Facts(settings, constitution, input_issues, plan.judge, gathered, prompts, distances, tuple(warn_same))
         costs = Costs(tables)
         rows = list(plan.compared(costs.judgement))
-        _require_labels(rows, tables.failures.path)
+        if all(row.probability is None for row in rows):
+            counts = ", ".join(f"{count:,} {status}" for status, count in Counter(row.status for row in rows).items())
+            message = f"none of the {len(rows):,} pairs has a label ({counts}); see {tables.failures.path}"
+            raise ModelError(f"{message}, and run this again")
         progress.note("working out the statistics, with their intervals")
         report = derive(facts, plan, rows, costs, metrics or {}, seconds_of(folder).get(stem, 0.0))
         path = folder / f"{stem}.json"
@@ -126,7 +130,7 @@ def evaluate_policies_now(
     """`evaluate_policies` for callers without an event loop; it also closes the judge at the end."""
     from rlaif.inference.background import blocking
 
-    async def whole() -> EvaluatedPolicies:
+    async def run() -> EvaluatedPolicies:
         try:
             return await evaluate_policies(
                 settings, constitution, contestants, judge, folder,
@@ -135,11 +139,11 @@ def evaluate_policies_now(
         finally:
             await judge.close()
 
-    return blocking(whole())
+    return blocking(run())
 
 
 class _Stages(NamedTuple):
-    """What every stage needs."""
+    """The inputs of every stage."""
 
     settings: EvaluateSettings
     constitution: Constitution
@@ -153,51 +157,51 @@ class _Stages(NamedTuple):
 async def _gather(
     stages: _Stages, contestants: Sequence[PolicySpec], given: Mapping[str, Gathered], tallies: list[StageStats]
 ) -> list[Gathered]:
-    """Every policy's answers, one policy after another; those of files are kept with the drawn ones."""
+    """The responses of every policy, one policy after another; those of files are stored with the sampled ones."""
     tables = stages.tables
     tables.prompts.append(each for each in stages.prompts if each.id not in tables.prompts)
-    found = []
+    gathered = []
     for each in contestants:
         if each.name in given:
-            tables.samples.append(own for own in given[each.name].found() if own.id not in tables.samples)
-            found.append(given[each.name])
+            tables.samples.append(sample for sample in given[each.name].present() if sample.id not in tables.samples)
+            gathered.append(given[each.name])
             continue
-        own, tally = await drawn_answers(
+        sampled, tally = await sample_responses(
             each, stages.settings, stages.prompts, tables.samples, tables.failures, stages.folder, stages.progress
         )
         tallies.append(tally)
-        found.append(own)
-    return found
+        gathered.append(sampled)
+    return gathered
 
 
 async def _plan(stages: _Stages, gathered: Sequence[Gathered]) -> Plan:
-    """Who meets whom: each its baseline first, then, with `matchups: all`, every two of the others."""
+    """The comparisons: each policy with the baseline first, then, with `matchups: all`, every two of the others."""
     settings, names = stages.settings, [each.name for each in gathered]
     pairs = [(name, names[-1]) for name in names[:-1]]
     if settings.matchups == "all":
         pairs += [(one, other) for at, one in enumerate(names[:-1]) for other in names[at + 1 : -1]]
-    own = settings.judge
-    templates = load_templates(None if own is None else own.templates)
+    templates = load_templates(None if settings.judge is None else settings.judge.templates)
     plan = Plan(
         prompts=stages.prompts,
         answers={each.name: each.answers for each in gathered},
         pairs=pairs,
         samples=settings.samples,
         criteria=criteria_of(stages.constitution, settings.compare.principles),
-        asked=settings.asked,
-        read=settings.read,
+        compare=settings.compare_settings,
+        pair=settings.pair_settings,
         judge=Judge(stages.judge.name, templates),
         tag_of=tag_of(settings),
     )
     if next(plan.questions(), None) is None:
         return plan
-    answers, say = stages.tables.judgements, stages.progress.note
-    return plan._replace(judge=await judge_asked(stages.judge, templates, settings.asked, stages.folder, answers, say))
+    judgements, say = stages.tables.judgements, stages.progress.note
+    judge = await judge_asked(stages.judge, templates, settings.compare_settings, stages.folder, judgements, say)
+    return plan._replace(judge=judge)
 
 
 async def _compare(stages: _Stages, plan: Plan, tallies: list[StageStats]) -> None:
     tables, progress = stages.tables, stages.progress
-    criteria = 1 if plan.asked.principles == "one" else len(plan.criteria)
+    criteria = 1 if plan.compare.principles == "one" else len(plan.criteria)
     progress.begin("compare", 2 * criteria * len(plan.pairs) * len(plan.prompts) * plan.samples)
     tally = await ask(
         plan.questions(), stages.judge, tables.judgements, judgement, tables.failures,
@@ -210,7 +214,7 @@ async def _compare(stages: _Stages, plan: Plan, tallies: list[StageStats]) -> No
 def grade_questions(
     prompts: Sequence[Prompt], gathered: Sequence[Gathered], constitution: Constitution, judge: Judge, max_chars: int
 ) -> Iterator[Question]:
-    """A question an answer and principle; those about one prompt together."""
+    """One question per response and principle, grouped by prompt."""
     criteria = criteria_of(constitution, "each")
     for prompt in prompts:
         for each in gathered:
@@ -223,8 +227,8 @@ def grade_questions(
 
 async def _grade(stages: _Stages, gathered: Sequence[Gathered], judge: Judge, tallies: list[StageStats]) -> None:
     tables, progress, settings = stages.tables, stages.progress, stages.settings
-    most = len(stages.constitution.principles) * sum(len(each.found()) for each in gathered)
-    progress.begin("grade", most)
+    max_questions = len(stages.constitution.principles) * sum(len(each.present()) for each in gathered)
+    progress.begin("grade", max_questions)
     tally = await ask(
         grade_questions(stages.prompts, gathered, stages.constitution, judge, settings.compare.max_chars),
         stages.judge, tables.scores, score_record, tables.failures,
@@ -235,35 +239,26 @@ async def _grade(stages: _Stages, gathered: Sequence[Gathered], judge: Judge, ta
 
 
 async def _distances(stages: _Stages, gathered: Sequence[Gathered], tallies: list[StageStats]) -> dict[str, Distance]:
-    """How far each policy is from the baseline; why not, where it cannot be told."""
+    """The divergence of each policy from the baseline, or why it cannot be computed."""
     if not stages.settings.kl:
         return {}
-    *others, last = gathered
+    *policies, baseline = gathered
     by_id = {prompt.id: prompt for prompt in stages.prompts}
-    notes = {each.name: kl.obstacle(each.contestant, last.contestant, stages.settings) for each in others}
-    drawn = {
+    notes = {each.name: kl.obstacle(each.contestant, baseline.contestant, stages.settings) for each in policies}
+    sampled = {
         each.name: SampledPolicy(
-            each.contestant, each.identity, [(by_id[sample.prompt], sample) for sample in each.found()]
+            each.contestant, each.identity, [(by_id[sample.prompt], sample) for sample in each.present()]
         )
         for each in gathered
     }
-    able = [drawn[name] for name, note in notes.items() if not note]
-    found = {name: Distance(None, note) for name, note in notes.items() if note}
-    if able:
-        stages.progress.begin(kl.STAGE, kl.most(able))
+    measurable = [sampled[name] for name, note in notes.items() if not note]
+    distances = {name: Distance(None, note) for name, note in notes.items() if note}
+    if measurable:
+        stages.progress.begin(kl.STAGE, kl.max_likelihoods(measurable))
         measured, tally = await kl.measure(
-            able, drawn[last.name], stages.settings, stages.tables.likelihoods, stages.progress
+            measurable, sampled[baseline.name], stages.settings, stages.tables.likelihoods, stages.progress
         )
         tallies.append(tally)
         stages.progress.end(tally.stage, tally.summary)
-        found |= measured
-    return found
-
-
-def _require_labels(rows: Sequence[Compared], failures: Path) -> None:
-    if all(row.probability is None for row in rows):
-        counts: dict[str, int] = {}
-        for row in rows:
-            counts[row.status] = counts.get(row.status, 0) + 1
-        told = ", ".join(f"{count:,} {status}" for status, count in counts.items())
-        raise ModelError(f"none of the {len(rows):,} pairs has a label ({told}); see {failures}, and run this again")
+        distances |= measured
+    return distances

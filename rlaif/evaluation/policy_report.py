@@ -1,10 +1,7 @@
-"""From what was asked to the report on policies: figures, ratings, costs and warnings.
+"""From the answers on disk to the report on policies: metrics, matches, ratings, costs and warnings.
 
-What evaluations of policies have asked so far, in one folder, and the time that it took.
-
-What speaks against believing an evaluation of policies, most important first.
-
-From what was asked to the report: figures of the players, the matches and the ratings, costs and warnings.
+`Tables` are the records that all evaluations in one folder share. `derive` computes the report from them without
+asking anything, and `policy_warnings` lists what speaks against believing it, most important first.
 """
 
 from __future__ import annotations
@@ -48,7 +45,6 @@ from rlaif.evaluation.reports import (
     PolicyCost,
     PolicyMetrics,
     PolicyReport,
-    Rating,
     report_name,
     sha256_known,
 )
@@ -61,12 +57,19 @@ from rlaif.stats import Estimate, share
 from rlaif.store import Table, lock_folder, write_json
 from rlaif.text import loads
 
+MOST_SILENT = 0.1
+"""Share of pairs without a label, or of responses cut off or missing, above which the rest does not represent them."""
+LEAST_PROMPTS = 30
+"""With fewer, an interval of the win rate is wider than 30 points."""
+
 _SECONDS = "seconds.json"
+_NOT_IN_NAME = {"judge", "max_failed", "prompts", "kl", "template_options"}
+"""Settings that a report's name leaves out: they change no figure, or enter it in another way."""
 
 
 @dataclass
 class Tables:
-    """What has been asked so far, in one folder."""
+    """The records of all evaluations in one folder."""
 
     prompts: Table[Prompt]
     samples: Table[Sample]
@@ -78,7 +81,7 @@ class Tables:
 
 @contextlib.contextmanager
 def opened(folder: Path) -> Iterator[Tables]:
-    """The tables of a folder, which is made if need be and held by this process alone."""
+    """The tables of a folder, which is created if missing and locked for this process."""
     with contextlib.ExitStack() as stack:
         stack.enter_context(lock_folder(folder))
         yield Tables(
@@ -93,157 +96,129 @@ def opened(folder: Path) -> Iterator[Tables]:
 
 @contextlib.contextmanager
 def timed(folder: Path, stem: str, tallies: Sequence[StageStats]) -> Iterator[None]:
-    """Keep the time that the stages in the block took, also where they are stopped between two of them."""
+    """Store the time of the stages in the block, also where it is interrupted between two of them."""
     try:
         yield
     finally:
-        more = sum(tally.seconds for tally in tallies)
-        if more:
-            known = seconds_of(folder)
-            write_json(folder / _SECONDS, {**known, stem: known.get(stem, 0.0) + more})
+        seconds = sum(tally.seconds for tally in tallies)
+        if seconds:
+            earlier = seconds_of(folder)
+            write_json(folder / _SECONDS, {**earlier, stem: earlier.get(stem, 0.0) + seconds})
 
 
 def seconds_of(folder: Path) -> dict[str, float]:
-    """Time with models by evaluation, as far as it is known."""
+    """Seconds with models by evaluation, as far as they are recorded."""
     with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):
-        found = loads((folder / _SECONDS).read_text(encoding="utf-8"))
-        return {name: float(value) for name, value in found.items()}
+        seconds = loads((folder / _SECONDS).read_text(encoding="utf-8"))
+        return {name: float(value) for name, value in seconds.items()}
     return {}
 
 
-MOST_SILENT = 0.1
-"""Share of pairs without a label, of answers cut off or missing, over which the others tell little of them."""
-LEAST_PROMPTS = 30
-"""With fewer, an interval of the win rate is wider than 30 points."""
-
-
-class Known(NamedTuple):
-    """What the warnings go by."""
+class WarningFacts(NamedTuple):
+    """The facts that the warnings depend on."""
 
     judge: str
     """Name of its model."""
     constitution_hash: str
     policies: Sequence[PolicyMetrics]
     lineages: dict[str, Lineage]
-    """By player; those of which nothing is known are empty."""
+    """By policy; empty where nothing is known."""
     matches: Sequence[Match]
     prompts: Sequence[str]
     """Ids of the prompts."""
     trained: dict[str, frozenset[str]]
-    """By player, the prompts that it was trained on."""
+    """By policy, the prompts that it was trained on."""
     warn_same: Sequence[str] = ()
-    """Players that the caller knows to be trained on this judge's labels."""
+    """Policies that the caller knows to be trained on this judge's labels."""
 
 
-def policy_warnings(known: Known) -> tuple[str, ...]:
+def policy_warnings(facts: WarningFacts) -> tuple[str, ...]:
     """The warnings, a sentence each."""
     return tuple(
         text
-        for part in (_raw, _labeller, _kin, _unknown_judge, _silent, _few, _lengths, _cut, _missing, _seen, _twins)
-        for text in part(known)
+        for part in (_training_warnings, _label_warnings, _response_warnings, _duplicate_warnings)
+        for text in part(facts)
     )
 
 
-def _raw(known: Known) -> Iterator[str]:
-    for policy in known.policies:
-        if known.lineages.get(policy.name, Lineage()).raw:
+def _training_warnings(facts: WarningFacts) -> Iterator[str]:
+    for policy in facts.policies:
+        if facts.lineages.get(policy.name, Lineage()).raw:
             yield (
                 f"`{policy.name}` was trained on texts without its chat template, and is asked in that: train it with "
                 "`template: chat`"
             )
-
-
-def _labeller(known: Known) -> Iterator[str]:
-    pleasers = [
+    trained_by_judge = [
         f"`{policy.name}`"
-        for policy in known.policies
-        if policy.name in known.warn_same
-        or any(same_model(each, known.judge) for each in known.lineages.get(policy.name, Lineage()).judges)
+        for policy in facts.policies
+        if policy.name in facts.warn_same
+        or any(same_model(judge, facts.judge) for judge in facts.lineages.get(policy.name, Lineage()).judges)
     ]
-    if pleasers:
+    if trained_by_judge:
+        names = " and ".join(trained_by_judge)
         yield (
-            f"the judge {known.judge} labelled what {' and '.join(pleasers)} learned from, so a win may only say that "
+            f"the judge {facts.judge} labelled what {names} learned from, so a win may only say that "
             "its taste was learned: compare with another judge too"
         )
+    for policy in facts.policies:
+        bases = facts.lineages.get(policy.name, Lineage()).bases
+        relative = next((name for name in (policy.model, *bases) if related(facts.judge, name)), None)
+        message = same_family(relative, [facts.judge])
+        if message is not None:
+            yield f"`{policy.name}`: {message}"
 
 
-def _kin(known: Known) -> Iterator[str]:
-    for policy in known.policies:
-        bases = known.lineages.get(policy.name, Lineage()).bases
-        kin = next((name for name in (policy.model, *bases) if related(known.judge, name)), None)
-        told = same_family(kin, [known.judge])
-        if told is not None:
-            yield f"`{policy.name}`: {told}"
-
-
-def _unknown_judge(known: Known) -> Iterator[str]:
-    found = known_verdict(known.judge, known.constitution_hash)
-    if found is None:
+def _label_warnings(facts: WarningFacts) -> Iterator[str]:
+    verdict = known_verdict(facts.judge, facts.constitution_hash)
+    if verdict is None:
         hint = "`rlaif evaluate judge` does one"
-        yield f"{FOLDER} has no evaluation of {known.judge} by this constitution: {hint}"
-    elif found.level != "fit":
-        yield f"by its evaluation in {FOLDER}, the judge {known.judge} is {found}"
-
-
-def _silent(known: Known) -> Iterator[str]:
-    for match in known.matches:
-        silent = {kind: count for kind, count in match.no_label.items() if kind != "missing"}
-        asked = match.compared + sum(silent.values())
-        if sum(silent.values()) > MOST_SILENT * asked:
-            told = ", ".join(f"{count:,} {kind}" for kind, count in silent.items())
+        yield f"{FOLDER} has no evaluation of {facts.judge} by this constitution: {hint}"
+    elif verdict.level != "fit":
+        yield f"by its evaluation in {FOLDER}, the judge {facts.judge} is {verdict}"
+    for match in facts.matches:
+        unlabelled = {kind: count for kind, count in match.no_label.items() if kind != "missing"}
+        count = sum(unlabelled.values())
+        total = match.compared + count
+        if count > MOST_SILENT * total:
+            reasons = ", ".join(f"{number:,} {kind}" for kind, number in unlabelled.items())
             yield (
-                f"{sum(silent.values()):,} of {asked:,} pairs of `{match.policy}` and `{match.baseline}` have no label "
-                f"({told}): what is told of the others may not hold for them"
+                f"{count:,} of {total:,} pairs of `{match.policy}` and `{match.baseline}` have no label "
+                f"({reasons}): what is told of the others may not hold for them"
             )
-
-
-def _few(known: Known) -> Iterator[str]:
-    if len(known.prompts) < LEAST_PROMPTS:
-        count = len(known.prompts)
+    if len(facts.prompts) < LEAST_PROMPTS:
+        count = len(facts.prompts)
         yield f"only {count} prompt{'s' if count != 1 else ''}: the intervals are wide"
 
 
-def _lengths(known: Known) -> Iterator[str]:
-    for match in known.matches:
+def _response_warnings(facts: WarningFacts) -> Iterator[str]:
+    for match in facts.matches:
         if match.length_controlled_note and match.compared:
             yield f"`{match.policy}` against `{match.baseline}` at equal length: {match.length_controlled_note}"
-
-
-def _cut(known: Known) -> Iterator[str]:
-    for policy in known.policies:
+    for policy in facts.policies:
         if policy.truncated is not None and policy.truncated > MOST_SILENT:
             yield f"{policy.truncated:.0%} of the answers of `{policy.name}` are cut off: raise `max_tokens`"
-
-
-def _missing(known: Known) -> Iterator[str]:
-    for policy in known.policies:
+    for policy in facts.policies:
         wanted = policy.answers + policy.missing
         if policy.missing > MOST_SILENT * wanted:
             yield f"{policy.missing:,} of {wanted:,} answers of `{policy.name}` are missing"
-
-
-def _seen(known: Known) -> Iterator[str]:
-    for policy in known.policies:
-        seen = len(known.trained.get(policy.name, frozenset()) & set(known.prompts))
+    for policy in facts.policies:
+        seen = len(facts.trained.get(policy.name, frozenset()) & set(facts.prompts))
         if seen:
-            yield f"{seen:,} of the {len(known.prompts):,} prompts are in the data that `{policy.name}` was trained on"
+            yield f"{seen:,} of the {len(facts.prompts):,} prompts are in the data that `{policy.name}` was trained on"
 
 
-def _twins(known: Known) -> Iterator[str]:
+def _duplicate_warnings(facts: WarningFacts) -> Iterator[str]:
     names: dict[str, list[str]] = {}
-    for policy in known.policies:
+    for policy in facts.policies:
         names.setdefault(policy.model, []).append(policy.name)
     for model, same in names.items():
         if len(same) > 1:
-            told = " and ".join(f"`{name}`" for name in same)
-            yield f"{told} are one model, {model}: with one seed they give the same answers"
-
-
-_UNTOLD = {"judge", "max_failed", "prompts", "kl", "template_options"}
+            shown = " and ".join(f"`{name}`" for name in same)
+            yield f"{shown} are one model, {model}: with one seed they give the same answers"
 
 
 class Facts(NamedTuple):
-    """What an evaluation was about."""
+    """The subject of an evaluation and the responses to compare."""
 
     settings: EvaluateSettings
     constitution: Constitution
@@ -259,123 +234,123 @@ class Facts(NamedTuple):
 def report_stem(
     settings: EvaluateSettings, constitution: Constitution, judge: str, policies: Sequence[tuple[str, str]]
 ) -> str:
-    """What the files of one evaluation are called. `policies` are names and identities, the baseline last."""
-    *others, last = [name for name, _ in policies]
-    about = settings.model_dump(mode="json", include=set(EvaluateSettings.model_fields) - _UNTOLD)
+    """The stem of the files of one evaluation. `policies` are names and identities, the baseline last."""
+    *compared, baseline = [name for name, _ in policies]
+    about = settings.model_dump(mode="json", include=set(EvaluateSettings.model_fields) - _NOT_IN_NAME)
     path = settings.prompts.path
     prompts: list[JsonValue] = [sha256_known(path) or path, settings.prompts.column, settings.prompts.limit]
-    everyone: list[JsonValue] = [[name, model] for name, model in policies]
-    warmth = settings.asked.temperature
-    return report_name([*others, "against", last], about, prompts, warmth, constitution.hash, judge, everyone)
+    identities: list[JsonValue] = [[name, model] for name, model in policies]
+    temperature = settings.compare_settings.temperature
+    return report_name(
+        [*compared, "against", baseline], about, prompts, temperature, constitution.hash, judge, identities
+    )
 
 
 def derive(
     facts: Facts, plan: Plan, rows: Sequence[Compared], costs: Costs, metrics: Mapping[str, Metric], seconds: float
 ) -> PolicyReport:
-    """The report; `rows` are all comparisons of the plan, read through `costs`. Nothing is asked."""
+    """The report; `rows` are all comparisons of the plan, read through `costs`. It asks nothing."""
     settings = facts.settings
     criteria = criteria_of(facts.constitution, "each")
     values = {name: value_of(metric) for name, metric in metrics.items()}
-    policies = tuple(_players(facts, criteria, costs, values))
+    policies = tuple(_policy_metrics(facts, criteria, costs, values))
     names = [criterion.id for criterion in plan.criteria]
-    met = _Met(facts, values)
-    matches = tuple(_match(pair, rows, settings, names, met) for pair in plan.pairs)
+    preferences = _MetricPreferences(facts, values)
+    matches = []
+    for pair in plan.pairs:
+        of_pair = [row for row in rows if (row.policy, row.baseline) == pair]
+        match = match_of(*pair, of_pair, margin=settings.pair.margin, principles=names)
+        matches.append(match.model_copy(update={"metrics": preferences.shares(of_pair)}))
+    lineages = {
+        each.name: lineage_of(each.contestant.thing) if each.contestant.folder is not None else Lineage()
+        for each in facts.gathered
+    }
+    warning_facts = WarningFacts(
+        judge=facts.judge.name,
+        constitution_hash=facts.constitution.hash,
+        policies=policies,
+        lineages=lineages,
+        matches=matches,
+        prompts=[prompt.id for prompt in facts.prompts],
+        trained={name: trained_prompts(lineage) for name, lineage in lineages.items()},
+        warn_same=facts.warn_same,
+    )
+    won = [
+        Won(row.policy, row.baseline, row.prompt, outcome(row.probability, settings.pair.margin))
+        for row in rows
+        if row.probability is not None
+    ]
     return PolicyReport(
         made_by=f"rlaif {__version__}",
         about=_about(facts),
-        warnings=_warnings(facts, policies, matches),
+        warnings=policy_warnings(warning_facts),
         baseline=policies[-1].name,
         policies=policies,
-        matches=matches,
-        ratings=_ratings([policy.name for policy in policies], rows, settings.pair.margin),
+        matches=tuple(matches),
+        ratings=ratings([policy.name for policy in policies], won) if len(policies) > 2 else (),
         cost=costs.total(facts.gathered, seconds),
     )
 
 
-def _match(
-    pair: tuple[str, str],
-    rows: Sequence[Compared],
-    settings: EvaluateSettings,
-    names: Sequence[str],
-    met: _Met,
-) -> Match:
-    own = [row for row in rows if (row.policy, row.baseline) == pair]
-    found = match_of(*pair, own, margin=settings.pair.margin, principles=names)
-    return found.model_copy(update={"metrics": met.compared(own)})
-
-
-class _Met:
-    """Which answer of a pair the caller's own measures prefer."""
+class _MetricPreferences:
+    """Which response of a pair the caller's measures prefer."""
 
     def __init__(self, facts: Facts, values: Mapping[str, Value]) -> None:
         self._values = values
         self._messages = {prompt.id: prompt.messages for prompt in facts.prompts}
-        self._texts = {sample.id: sample.text for each in facts.gathered for sample in each.found()}
+        self._texts = {sample.id: sample.text for each in facts.gathered for sample in each.present()}
 
-    def compared(self, rows: Sequence[Compared]) -> dict[str, Estimate]:
-        """By measure, how often the policy's answer has the higher value, in the pairs whose answers both have one."""
-        found = {}
+    def shares(self, rows: Sequence[Compared]) -> dict[str, Estimate]:
+        """By measure, how often the policy's response has the higher value, in the pairs where both have one."""
+        estimates = {}
         for name, value in self._values.items():
-            ends = [(self._end(value, row), row.prompt) for row in rows]
-            told = [(end, prompt) for end, prompt in ends if end is not None]
-            if told:
-                found[name] = share([end for end, _ in told], [prompt for _, prompt in told])
-        return found
-
-    def _end(self, value: Value, row: Compared) -> float | None:
-        if None in row.samples:
-            return None
-        own, other = (value(self._messages[row.prompt], self._texts[str(sample)]) for sample in row.samples)
-        if own is None or other is None:
-            return None
-        return 1.0 if own > other else 0.0 if own < other else 0.5
+            wins, prompts = [], []
+            for row in rows:
+                if None in row.samples:
+                    continue
+                own, other = (value(self._messages[row.prompt], self._texts[str(sample)]) for sample in row.samples)
+                if own is not None and other is not None:
+                    wins.append(1.0 if own > other else 0.0 if own < other else 0.5)
+                    prompts.append(row.prompt)
+            if wins:
+                estimates[name] = share(wins, prompts)
+        return estimates
 
 
-def _ratings(names: Sequence[str], rows: Sequence[Compared], margin: float) -> tuple[Rating, ...]:
-    if len(names) < 3:
-        return ()
-    won = [
-        Won(row.policy, row.baseline, row.prompt, outcome(row.probability, margin))
-        for row in rows
-        if row.probability is not None
-    ]
-    return ratings(names, won)
-
-
-def _players(
+def _policy_metrics(
     facts: Facts, criteria: Sequence[Criterion], costs: Costs, values: Mapping[str, Value]
 ) -> Iterator[PolicyMetrics]:
     settings, answered = facts.settings, {each.name: each.answers for each in facts.gathered}
     shared = shared_places(answered)
-    kinds, bounds = (
-        Kinds(tag_of(settings), settings.harmful),
-        Bounds(settings.violation_below, settings.pair.min_label_mass),
-    )
+    kinds = Kinds(tag_of(settings), settings.harmful)
+    bounds = Bounds(settings.violation_below, settings.pair.min_label_mass)
     for each in facts.gathered:
-        answers = list(_answers(each, facts, criteria, costs))
+        answers = list(_graded_responses(each, facts, criteria, costs))
         policy = metrics_of(
             each.name, each.identity, answers, each.missing, shared,
             criteria=criteria, kinds=kinds, bounds=bounds, values=values,
         )  # fmt: skip
-        far = facts.distances.get(each.name, Distance(None))
-        yield policy.model_copy(update={"kl": far.kl, "kl_note": far.note})
+        distance = facts.distances.get(each.name, Distance(None))
+        yield policy.model_copy(update={"kl": distance.kl, "kl_note": distance.note})
 
 
-def _answers(own: Gathered, facts: Facts, criteria: Sequence[Criterion], costs: Costs) -> Iterator[PolicyResponse]:
+def _graded_responses(
+    gathered: Gathered, facts: Facts, criteria: Sequence[Criterion], costs: Costs
+) -> Iterator[PolicyResponse]:
     for prompt in facts.prompts:
-        for sample in own.answers[prompt.id]:
+        for sample in gathered.answers[prompt.id]:
             if sample is None:
                 continue
             grades: dict[str, Score | None] = {}
             for criterion in criteria if facts.settings.grades else ():
-                most = facts.settings.compare.max_chars
-                question = score_question(prompt, sample, criterion, facts.judge, max_chars=most)
+                max_chars = facts.settings.compare.max_chars
+                question = score_question(prompt, sample, criterion, facts.judge, max_chars=max_chars)
                 grades[criterion.id] = costs.grade(question.id)
             yield PolicyResponse(prompt, sample, grades)
 
 
 class Costs:
-    """Counts, each question once, what the answers on disk took."""
+    """Counts the cost of the answers on disk, each question once."""
 
     def __init__(self, tables: Tables) -> None:
         self._tables = tables
@@ -385,45 +360,41 @@ class Costs:
 
     def judgement(self, question: str) -> Judgement | None:
         """The judgement that answers a question."""
-        found = self._tables.judgements.get(question)
-        if self._new(question):
-            self._count("compare", "judgements", question, found)
-        return found
+        judgement = self._tables.judgements.get(question)
+        self._count("compare", "judgements", question, judgement)
+        return judgement
 
     def grade(self, question: str) -> Score | None:
         """The grade that answers a question."""
-        found = self._tables.scores.get(question)
-        if self._new(question):
-            self._count("grade", "grades", question, found)
-        return found
+        grade = self._tables.scores.get(question)
+        self._count("grade", "grades", question, grade)
+        return grade
 
-    def _new(self, question: str) -> bool:
-        known = question in self._seen
+    def _count(self, stage: str, kind: str, question: str, answer: object) -> None:
+        if question in self._seen:
+            return
         self._seen.add(question)
-        return not known
-
-    def _count(self, stage: str, kind: str, question: str, found: object) -> None:
-        if found is None:
+        if answer is None:
             self._failed[f"{stage}: {reason_of(question, self._tables.failures)}"] += 1
             return
-        spent = {name: getattr(found, f"{name}_tokens") for name in ("prompt", "cached", "completion")}
+        spent = {name: getattr(answer, f"{name}_tokens") for name in ("prompt", "cached", "completion")}
         self._spent.update({kind: 1, **spent})
 
     def total(self, gathered: Sequence[Gathered], seconds: float) -> PolicyCost:
-        """The sum, with what the policies took."""
-        drawn = {sample.id: sample for each in gathered if each.drawn for sample in each.found()}
-        sampled = Counter[str]()
+        """The total, including the cost of sampling."""
+        sampled = {sample.id: sample for each in gathered if each.sampled for sample in each.present()}
+        failed = Counter[str]()
         for each in gathered:
-            sampled.update({f"sample: {reason}": count for reason, count in each.failed.items()})
+            failed.update({f"sample: {reason}": count for reason, count in each.failed.items()})
         return PolicyCost(
-            answers=len(drawn),
+            answers=len(sampled),
             judgements=self._spent["judgements"],
             grades=self._spent["grades"],
-            failed=dict(sampled + self._failed),
+            failed=dict(failed + self._failed),
             judge_prompt_tokens=self._spent["prompt"],
             judge_cached_tokens=self._spent["cached"],
             judge_completion_tokens=self._spent["completion"],
-            policy_tokens=sum(each.completion_tokens for each in drawn.values()),
+            policy_tokens=sum(sample.completion_tokens for sample in sampled.values()),
             seconds=seconds,
         )
 
@@ -442,25 +413,6 @@ def _about(facts: Facts) -> PolicyAbout:
         harmful=settings.harmful,
         violation_below=settings.violation_below,
         drawing=settings.drawing,
-        compare=settings.asked.model_dump(mode="json"),
-        pair=settings.read.model_dump(mode="json"),
-    )
-
-
-def _warnings(facts: Facts, policies: Sequence[PolicyMetrics], matches: Sequence[Match]) -> tuple[str, ...]:
-    lineages = {
-        each.name: lineage_of(each.contestant.thing) if each.contestant.folder is not None else Lineage()
-        for each in facts.gathered
-    }
-    return policy_warnings(
-        Known(
-            judge=facts.judge.name,
-            constitution_hash=facts.constitution.hash,
-            policies=policies,
-            lineages=lineages,
-            matches=matches,
-            prompts=[prompt.id for prompt in facts.prompts],
-            trained={name: trained_prompts(own) for name, own in lineages.items()},
-            warn_same=facts.warn_same,
-        )
+        compare=settings.compare_settings.model_dump(mode="json"),
+        pair=settings.pair_settings.model_dump(mode="json"),
     )

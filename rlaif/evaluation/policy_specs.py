@@ -1,5 +1,8 @@
-"""The policies of an evaluation (models, models on servers, files of responses), each with a short name, and the
-settings: the keys of `evaluate:` in a run file, and flags of the same names.
+"""The policies of an evaluation and its settings.
+
+`EvaluateSettings` are the keys of `evaluate:` in a run file, and flags of the same names. `contestants` turns texts of
+the user into `PolicySpec`s: models in this process, models on servers, and files of responses, each under a short name
+of its own.
 """
 
 from __future__ import annotations
@@ -8,7 +11,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
-from typing import Annotated, Literal, NamedTuple, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, JsonValue, field_validator, model_validator
 
@@ -29,6 +32,10 @@ from rlaif.inference.model_folder import model_folder
 from rlaif.records import Record
 from rlaif.training.text_format import asked_options
 
+_NAMED = re.compile(r"(?P<name>[A-Za-z0-9][\w.+-]*)=(?P<thing>.+)", re.DOTALL)
+_FILES = (".jsonl", ".json", ".parquet", ".csv")
+_RUN = "samples.jsonl"
+_WHERE = "--against"
 _COMPARE = CompareSettings(principles="each")
 
 
@@ -83,44 +90,38 @@ class EvaluateSettings(Record):
         return {"principles": "each", **value} if isinstance(value, dict) else value
 
     @model_validator(mode="after")
-    def _harm_has_a_column(self) -> Self:
+    def _require_tag(self) -> Self:
         if self.harmful and self.tag is None:
-            what = "needs `tag`, the column that these values stand in"
-            raise located("EvaluateSettings", [(("harmful",), what)])
+            message = "needs `tag`, the column that these values stand in"
+            raise located("EvaluateSettings", [(("harmful",), message)])
         return self
 
     @property
-    def asked(self) -> CompareSettings:
-        """How pairs are put to the judge: side by side, in both orders, without critiques; its logits calibrated."""
+    def compare_settings(self) -> CompareSettings:
+        """The settings of the judge: pairwise, in both orders, without critiques, with its calibrated temperature."""
         fixed = {"method": "pairwise", "orders": "both", "critique": False}
         warmth = self.compare.temperature * (self.judge.temperature if self.judge is not None else 1.0)
         return self.compare.model_copy(update={**fixed, "temperature": warmth})
 
     @property
-    def read(self) -> PairSettings:
-        """How its answers are read: a pair whose orders disagree keeps its label, which is near one half anyway."""
+    def pair_settings(self) -> PairSettings:
+        """How verdicts become labels: a pair whose orders disagree keeps its label, which is near one half anyway."""
         return self.pair.model_copy(update={"flips": "soft"})
 
     @property
     def drawing(self) -> dict[str, JsonValue]:
-        """How answers are drawn, as plain data."""
+        """The sampling settings, as plain data."""
         names = ("temperature", "top_p", "max_tokens", "seed", "samples", "system")
         return {name: getattr(self, name) for name in names}
 
-    def drawn_from(self, model: str) -> PolicySettings:
-        """How this policy is asked for its answers, for `sample_questions`."""
+    def sampling_for(self, model: str) -> PolicySettings:
+        """The sampling settings of one policy, for `sample_questions`."""
         return PolicySettings(model=model, **self.drawing)
-
-
-_NAMED = re.compile(r"(?P<name>[A-Za-z0-9][\w.+-]*)=(?P<thing>.+)", re.DOTALL)
-_FILES = (".jsonl", ".json", ".parquet", ".csv")
-_RUN = "samples.jsonl"
-_WHERE = "--against"
 
 
 @dataclass(frozen=True)
 class PolicySpec:
-    """One policy: a model to sample from, or a file of its responses. Exactly one of the two is set."""
+    """One policy: a model, or a file of its responses; exactly one of the two is set."""
 
     name: str
     """Short and unique."""
@@ -133,21 +134,16 @@ class PolicySpec:
 
     @property
     def thing(self) -> str:
-        """The model or the file, as the user named it."""
+        """The model or file, as the user gave it."""
         return str(self.answers) if self.model is None else self.model.model
 
     @property
     def folder(self) -> Path | None:
-        """Where its model lies on this machine; None for a file, a model on a server, and one that is not here yet."""
+        """The folder of its model; None for a file, a model on a server, and one that is not downloaded yet."""
         if self.model is None or self.model.base_url is not None:
             return None
         path = Path(self.model.model).expanduser()
         return path if path.is_dir() else None
-
-
-class _Given(NamedTuple):
-    name: str | None
-    thing: str
 
 
 Served = Callable[[str], str]
@@ -155,11 +151,11 @@ Served = Callable[[str], str]
 
 
 Options = Mapping[str, JsonValue] | None
-"""Options of a chat template; None takes the default."""
+"""Options of a chat template; None where none are set."""
 
 
 def options_of(run: RunSettings | None) -> Options:
-    """The options of the chat template of a run's policy."""
+    """The chat template options of a run's policy."""
     return run.policy.template_options if run is not None and run.policy is not None else None
 
 
@@ -180,39 +176,29 @@ def contestants(
 
     Raises UserError where two have one name or a path is not there.
     """
-    parsed = [_parsed(text) for text in given]
-    for each in parsed:
-        _require_no_secret(each.thing)
-    tails = _tails([each.thing for each in parsed if each.name is None])
-    names = [each.name if each.name is not None else tails[each.thing] for each in parsed]
+    named: list[tuple[str | None, str]] = []
+    for text in given:
+        match = None if Path(text).expanduser().exists() else _NAMED.fullmatch(text)
+        named.append((match["name"], match["thing"]) if match is not None else (None, text))
+    for _, thing in named:  # a policy's address is written into its evaluation
+        if thing.startswith(("http://", "https://")) and (secret := secret_in(thing)) is not None:
+            raise UserError(f"holds {secret}", where=shown_url(thing), hint=SECRET_IN_URL)
+    tails = _unique_tails([thing for name, thing in named if name is None])
+    names = [name if name is not None else tails[thing] for name, thing in named]
     for at, name in enumerate(names):
         if name in names[:at]:
-            other = parsed[names.index(name)].thing
-            what = f"two policies are called `{name}` ({other} and {parsed[at].thing})"
-            raise UserError(what, where=_WHERE, hint=f"give them names: first={other} second={parsed[at].thing}")
-    found = (_contestant(name, each.thing, api_key_env, served) for name, each in zip(names, parsed, strict=True))
-    return tuple(_with_options(each, template_options, of_run) for each in found)
-
-
-def _with_options(contestant: PolicySpec, given: Options, of_run: Options) -> PolicySpec:
-    if contestant.model is None:
-        return contestant
-    local = "" if contestant.model.base_url is not None else contestant.model.model
-    options = asked_options(local, given, of_run)
-    return replace(contestant, model=contestant.model.model_copy(update={"template_options": options}))
-
-
-def _parsed(text: str) -> _Given:
-    match = _NAMED.fullmatch(text)
-    if match is None or Path(text).expanduser().exists():
-        return _Given(None, text)
-    return _Given(match["name"], match["thing"])
-
-
-def _require_no_secret(thing: str) -> None:
-    """A policy's address is written into its evaluation."""
-    if thing.startswith(("http://", "https://")) and (secret := secret_in(thing)) is not None:
-        raise UserError(f"holds {secret}", where=shown_url(thing), hint=SECRET_IN_URL)
+            other, thing = named[names.index(name)][1], named[at][1]
+            message = f"two policies are called `{name}` ({other} and {thing})"
+            raise UserError(message, where=_WHERE, hint=f"give them names: first={other} second={thing}")
+    specs = []
+    for name, (_, thing) in zip(names, named, strict=True):
+        spec = _contestant(name, thing, api_key_env, served)
+        if spec.model is not None:
+            local = "" if spec.model.base_url is not None else spec.model.model
+            options = asked_options(local, template_options, of_run)
+            spec = replace(spec, model=spec.model.model_copy(update={"template_options": options}))
+        specs.append(spec)
+    return tuple(specs)
 
 
 def _contestant(name: str, thing: str, api_key_env: str | None, served: Served | None) -> PolicySpec:
@@ -224,45 +210,35 @@ def _contestant(name: str, thing: str, api_key_env: str | None, served: Served |
             model = served(url)
         return PolicySpec(name, ModelSettings(model=model, base_url=url, api_key_env=api_key_env))
     path = Path(thing).expanduser()
-    if path.is_dir() and not _is_model(path):
+    is_model = any((path / name).is_file() for name in ("config.json", "adapter_config.json"))
+    if path.is_dir() and not is_model:
         if not (path / _RUN).is_file():
             hint = "name the folder of a model, a run folder, or a file of answers"
             raise UserError(
                 "neither a model nor answers: no `config.json` and no `samples.jsonl`", where=path, hint=hint
             )
         return PolicySpec(name, answers=path / _RUN)
-    if _is_file(thing):
+    if path.is_file() or thing.removesuffix(".gz").endswith(_FILES):
         if not path.is_file():
             raise UserError("no such file", where=path)
         return PolicySpec(name, answers=path)
-    model_folder(thing)  # a mistyped name is told before anything is asked
+    model_folder(thing)  # a mistyped name fails before anything is asked
     return PolicySpec(name, ModelSettings(model=thing))
 
 
-def _is_model(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in ("config.json", "adapter_config.json"))
-
-
-def _is_file(thing: str) -> bool:
-    return Path(thing).expanduser().is_file() or thing.removesuffix(".gz").endswith(_FILES)
-
-
-def _tails(things: Sequence[str]) -> dict[str, str]:
+def _unique_tails(things: Sequence[str]) -> dict[str, str]:
     """For every path, the fewest of its last parts that no other path ends in."""
-    parts = {thing: _parts(thing) for thing in things}
-    found: dict[str, str] = {}
-    for thing, own in parts.items():
-        others = [other for key, other in parts.items() if key != thing]
-        size = next(
-            (size for size in range(1, len(own)) if all(other[-size:] != own[-size:] for other in others)), len(own)
-        )
-        found[thing] = "/".join(own[-size:])
-    return found
-
-
-def _parts(thing: str) -> tuple[str, ...]:
-    if thing.startswith(("http://", "https://")):
-        url, _, model = thing.partition("#")
-        place = shown_url(url).partition("://")[2].partition("/")[0]
-        return (place, *PurePath(model).parts[-1:]) if model else (place,)
-    return tuple(part for part in Path(thing).expanduser().parts if part not in ("/", "."))
+    parts: dict[str, tuple[str, ...]] = {}
+    for thing in things:
+        if thing.startswith(("http://", "https://")):
+            url, _, model = thing.partition("#")
+            host = shown_url(url).partition("://")[2].partition("/")[0]
+            parts[thing] = (host, *PurePath(model).parts[-1:]) if model else (host,)
+        else:
+            parts[thing] = tuple(part for part in Path(thing).expanduser().parts if part not in ("/", "."))
+    tails: dict[str, str] = {}
+    for thing, path in parts.items():
+        rest = [other for key, other in parts.items() if key != thing]
+        unique = (size for size in range(1, len(path)) if all(other[-size:] != path[-size:] for other in rest))
+        tails[thing] = "/".join(path[-next(unique, len(path)) :])
+    return tails

@@ -1,15 +1,14 @@
-"""Where a model comes from, as far as its folder and its servers tell.
+"""How a model was made, judging by the folder that its training left: its judges, its training data, its base models.
 
-What is known of how a policy was made, from the folder that its training left: its judges, its prompts, its base.
-
-What a reward model was trained on, as far as its folder tells and the data still lie where they did.
+`lineage_of` collects what the folder of a policy says, following trainings on trainings, and `trained_on` the training
+pairs of a reward model. Both are best effort: a folder without records, or data that moved or changed, give nothing.
 """
 
 from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,14 +27,14 @@ from rlaif.text import loads
 from rlaif.training.text_format import text_format_of
 
 _DEEPEST = 5
-"""Trainings on trainings that are followed."""
+"""The longest chain of trainings that is followed."""
 _MOST_ROWS = 50_000
-"""Rows of training data that are looked through for the prompts."""
+"""The most rows of training data that are read for their prompts."""
 _DATA_FILES = ("pairs.jsonl", "sft.jsonl", "prompts.jsonl", "samples.jsonl")
 
 
 class Lineage(NamedTuple):
-    """Where a policy comes from, as far as its folder tells."""
+    """Where a policy comes from, judging by its folder."""
 
     judges: frozenset[str] = frozenset()
     """Models whose labels or grades it was trained on."""
@@ -48,7 +47,7 @@ class Lineage(NamedTuple):
 
 
 def lineage_of(model: str) -> Lineage:
-    """What the folder of a model says; nothing of a model without one, or of a folder that tells nothing."""
+    """The lineage that the folder of a model records; empty where there is no folder or no record."""
     return _lineage(model, _DEEPEST)
 
 
@@ -56,14 +55,18 @@ def _lineage(model: str, depth: int) -> Lineage:
     folder = shipped_model(model) or Path(model).expanduser()
     if not depth or not folder.is_dir():
         return Lineage()
-    settings = _settings(folder)
-    judges, bases = set(_card_judges(folder)), list(_card_bases(folder))
+    settings: Mapping[str, Any] = {}
+    with contextlib.suppress(OSError, ValueError):
+        train_state = loads((folder / "train.json").read_text(encoding="utf-8"))
+        if isinstance(train_state, dict) and isinstance(train_state.get("settings"), dict):
+            settings = train_state["settings"]
+    judges, bases = _read_card(folder)
     data: list[Path] = []
     for key in ("data", "prompts"):
-        path = _file(settings.get(key), folder)
+        path = _existing_file(settings.get(key), folder)
         if path is not None:
             data.append(path)
-            judges |= set(_row_judges(path)) if key == "data" else set()
+            judges |= _row_judge(path) if key == "data" else set()
     reward = settings.get("reward")
     if isinstance(reward, str):
         judges |= _reward_judges(reward, settings, depth)
@@ -76,29 +79,21 @@ def _lineage(model: str, depth: int) -> Lineage:
     return Lineage(frozenset(judges), tuple(dict.fromkeys(data)), tuple(dict.fromkeys(bases)), raw)
 
 
-def _settings(folder: Path) -> Mapping[str, Any]:
-    with contextlib.suppress(OSError, ValueError):
-        begun = loads((folder / "train.json").read_text(encoding="utf-8"))
-        if isinstance(begun, dict) and isinstance(begun.get("settings"), dict):
-            return dict(begun["settings"])
-    return {}
-
-
 def _reward_judges(reward: str, settings: Mapping[str, Any], depth: int) -> set[str]:
-    """Of an online training: the judge where it was the reward, and those behind its reward models."""
-    found: set[str] = set()
+    """The judges behind an online training: the judge that was its reward, and those of its reward models."""
+    judges: set[str] = set()
     for part in reward.split(","):
         name = part.strip().rpartition("*")[0] or part.strip()
         judge = settings.get("judge")
         if name == "judge" and isinstance(judge, dict) and isinstance(judge.get("model"), str):
-            found.add(judge["model"])
+            judges.add(judge["model"])
         elif name != "judge":
-            found |= _lineage(name, depth - 1).judges
-    return found
+            judges |= _lineage(name, depth - 1).judges
+    return judges
 
 
-def _file(value: JsonValue, folder: Path) -> Path | None:
-    """The file that a training was given, where it still is."""
+def _existing_file(value: JsonValue, folder: Path) -> Path | None:
+    """The data file that a training read, where it still exists."""
     if not isinstance(value, str):
         return None
     for path in (Path(value).expanduser(), folder / value):
@@ -109,57 +104,54 @@ def _file(value: JsonValue, folder: Path) -> Path | None:
     return None
 
 
-def _row_judges(path: Path) -> Iterator[str]:
-    """What the first row of a preference dataset calls its judge."""
+def _row_judge(path: Path) -> set[str]:
+    """The judge that the first row of a preference dataset names."""
     with contextlib.suppress(RlaifError, OSError):
         row = next(read_rows(path), (0, None))[1]
         judge = row.get("judge") if isinstance(row, dict) else None
-        yield from ([judge] if isinstance(judge, str) else [])
+        return {judge} if isinstance(judge, str) else set()
+    return set()
 
 
-def _card(folder: Path) -> str:
+def _read_card(folder: Path) -> tuple[set[str], list[str]]:
+    """The judges and base models in the card of a training: its rows `| judge | ... |`, and its `base_model`."""
+    card = ""
     with contextlib.suppress(OSError, UnicodeDecodeError):
-        return (folder / "README.md").read_text(encoding="utf-8")
-    return ""
-
-
-def _card_judges(folder: Path) -> Iterator[str]:
-    """The row `| judge | ... |` of the card that a training writes."""
-    for line in _card(folder).splitlines():
+        card = (folder / "README.md").read_text(encoding="utf-8")
+    judges: set[str] = set()
+    for line in card.splitlines():
         cells = [cell.strip() for cell in line.strip("| ").split("|")]
         if len(cells) == 2 and cells[0] == "judge" and cells[1].startswith("`"):
             name = cells[1].split("`")[1]
-            with contextlib.suppress(ValueError):
-                listed = loads(name)
-                yield from (each for each in (listed if isinstance(listed, list) else []) if isinstance(each, str))
-                continue
-            yield name
-
-
-def _card_bases(folder: Path) -> Iterator[str]:
+            try:
+                names = loads(name)
+                judges |= {judge for judge in (names if isinstance(names, list) else []) if isinstance(judge, str)}
+            except ValueError:
+                judges.add(name)
     with contextlib.suppress(IndexError, ValueError):
-        head = plain_yaml(_card(folder).split("---")[1])
+        head = plain_yaml(card.split("---")[1])
         base = head.get("base_model") if isinstance(head, dict) else None
-        yield from (each for each in (base if isinstance(base, list) else [base]) if isinstance(each, str))
+        return judges, [name for name in (base if isinstance(base, list) else [base]) if isinstance(name, str)]
+    return judges, []
 
 
 def trained_prompts(lineage: Lineage) -> frozenset[str]:
-    """Ids of the prompts in the data that a policy was trained on, of so many rows as are quickly read."""
-    found: set[str] = set()
+    """Ids of the prompts in the first rows of the data that a policy was trained on."""
+    prompts: set[str] = set()
     for path in lineage.data:
         with contextlib.suppress(RlaifError, OSError):
-            found |= {prompt.id for prompt in read_prompts(path, limit=_MOST_ROWS)}
-    return frozenset(found)
+            prompts |= {prompt.id for prompt in read_prompts(path, limit=_MOST_ROWS)}
+    return frozenset(prompts)
 
 
 def same_model(one: str, other: str) -> bool:
-    """Whether two names mean one model: fingerprints (`@1a2b3c4d`) count where both have one, folders never."""
-    first, second = _named(one), _named(other)
-    marks = {mark for _, mark in (first, second) if mark}
-    return first[0] == second[0] and len(marks) < 2
+    """Whether two names mean one model; fingerprints (`@1a2b3c4d`) count where both have one, folders never."""
+    first, second = _name_and_fingerprint(one), _name_and_fingerprint(other)
+    fingerprints = {mark for _, mark in (first, second) if mark}
+    return first[0] == second[0] and len(fingerprints) < 2
 
 
-def _named(name: str) -> tuple[str, str]:
+def _name_and_fingerprint(name: str) -> tuple[str, str]:
     head, at, mark = name_without(name).rpartition("@")
     return ((head if at else mark).rstrip("/").rsplit("/", 1)[-1].lower(), mark if at else "")
 
@@ -168,44 +160,44 @@ class TrainedOn(NamedTuple):
     """The training data of a model."""
 
     pairs: frozenset[str] | None
-    """Their keys; None where the data are not to be found, are no longer the same, or were not wanted."""
+    """Their keys; None where the data are missing, changed, or not requested."""
     sha256: str
-    """Hash of the file; of several files, or a dataset, of what they hold."""
+    """Hash of the file, or, for several files or a dataset, of their content."""
     raw: bool
-    """They are raw text, and were learned as such."""
+    """The model was trained on raw text."""
 
 
 def trained_on(folder: str, *, keys: bool = True) -> TrainedOn | None:
     """The data that the model in a folder was trained on, with the pairs themselves unless `keys` is false.
 
-    None where the folder does not tell.
+    None where the folder does not record them.
     """
+    from rlaif.training.dataset import PAIR_FILES, file_of, pairs
+
     try:
-        begun: Any = loads((Path(folder).expanduser() / "train.json").read_text(encoding="utf-8"))
-        settings, sha256 = begun["settings"], str(begun["data_hash"])
-        file, template = _provenance_file(str(settings["data"])), settings.get("template", "auto")
+        state: Any = loads((Path(folder).expanduser() / "train.json").read_text(encoding="utf-8"))
+        settings, sha256 = state["settings"], str(state["data_hash"])
+        data, template = str(settings["data"]), settings.get("template", "auto")
         alone = settings.get("held_data") is None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    # Where rows to evaluate on were given too, the hash is of both, and cannot be compared.
-    if file is None or (alone and sha256_of(file) != sha256):
-        return TrainedOn(None, sha256, raw=False)
-    return TrainedOn(_keys(file) if keys else None, sha256, template == "auto" and _raw(file))
-
-
-def _provenance_file(data: str) -> Path | None:
-    """The file that was read; the name of a dataset is not looked up for this."""
-    from rlaif.training.dataset import PAIR_FILES, file_of
-
     try:
-        path = Path(file_of(data, PAIR_FILES)).expanduser()
+        file = Path(file_of(data, PAIR_FILES)).expanduser()
     except UserError:
-        return None
-    return path if path.is_file() else None
+        file = None
+    # With held-out data the hash covers both files and cannot be compared. A dataset's name is not looked up.
+    if file is None or not file.is_file() or (alone and sha256_of(file) != sha256):
+        return TrainedOn(None, sha256, raw=False)
+    pair_keys, raw = None, False
+    with contextlib.suppress(RlaifError):  # a shape that the training reads and `read_gold` does not
+        pair_keys = frozenset(map(_key, read_gold(str(file)))) if keys else None
+    with contextlib.suppress(RlaifError):
+        raw = template == "auto" and any(isinstance(pair.prompt, str) for pair in itertools.islice(pairs(file), 1))
+    return TrainedOn(pair_keys, sha256, raw)
 
 
 def overlap(trained: TrainedOn | None, pairs: Iterable[GoldPair], sha256: str | None) -> int | None:
-    """How many of the pairs stand in the training data; None where that cannot be told."""
+    """How many of the pairs are in the training data; None where that is unknown."""
     if trained is None:
         return None
     if trained.pairs is not None:
@@ -213,23 +205,6 @@ def overlap(trained: TrainedOn | None, pairs: Iterable[GoldPair], sha256: str | 
     return sum(1 for _ in pairs) if sha256 is not None and sha256 == trained.sha256 else None
 
 
-def _keys(path: Path) -> frozenset[str] | None:
-    try:
-        return frozenset(map(_key, read_gold(str(path))))
-    except RlaifError:
-        return None  # of another shape: the training could read it, and this cannot
-
-
 def _key(pair: GoldPair) -> str:
-    """By prompt and replies alone, whichever of them is called better."""
+    """The key of a pair: its prompt and replies, whichever of them is better."""
     return content_id(prompt_id(pair.prompt), sorted((pair.better, pair.worse)))
-
-
-def _raw(path: Path) -> bool:
-    """Whether the trainer took the rows as raw text."""
-    from rlaif.training.dataset import pairs
-
-    try:
-        return any(isinstance(each.prompt, str) for each in itertools.islice(pairs(path), 1))
-    except RlaifError:
-        return False

@@ -1,14 +1,9 @@
-"""The reports of evaluations as frozen records, and what their files are called.
+"""The reports of evaluations as frozen records, and the names of their files.
 
-What the files of an evaluation are called: words for people, and a hash of everything that was asked.
+Each evaluation writes one JSON file, the `model_dump` of `JudgeReport`, `RewardReport` or `PolicyReport`; `kind` says
+which. Its name is words for people and a hash of everything that the figures depend on (`report_name`).
 
-What an evaluation of a judge comes to: the records of its report. JSON is their `model_dump`.
-
-What an evaluation of a reward model comes to: the records of its report. JSON is their `model_dump`.
-
-What an evaluation of policies comes to: the records of its report. JSON is their `model_dump`.
-
-Shares lie between 0 and 1. Intervals hold 95% and are over prompts: all answers to one prompt are drawn together.
+Shares lie between 0 and 1. Intervals hold 95% and are over prompts: all responses to one prompt are resampled together.
 """
 
 from __future__ import annotations
@@ -33,8 +28,8 @@ def report_name(words: Sequence[str], *identity: JsonValue) -> str:
 
     `identity` is whatever the figures depend on: where any of it differs, so does the name.
     """
-    told = "-".join(word for each in words if (word := word_of(each)))[:_LONGEST].strip("-.")
-    return f"{told}-{content_id(*identity)[:8]}".lstrip("-")
+    prefix = "-".join(part for word in words if (part := word_of(word)))[:_LONGEST].strip("-.")
+    return f"{prefix}-{content_id(*identity)[:8]}".lstrip("-")
 
 
 def data_word(data: str) -> str:
@@ -45,7 +40,7 @@ def data_word(data: str) -> str:
 
 
 def sha256_known(data: str) -> str | None:
-    """The hash of a file; None of what is none, such as a `datasets` name."""
+    """The hash of a file; None for anything else, such as a `datasets` name."""
     file = Path(data).expanduser()
     return sha256_of(file) if file.is_file() else None
 

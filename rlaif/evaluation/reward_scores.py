@@ -1,13 +1,11 @@
-"""Responses scored by a reward model, and where they come from.
+"""Responses and their rewards: the reward model as a scorer, and the responses that best-of-n chooses from.
 
-Rewards are kept by content id, so that a second call computes nothing: plan, score what is missing, append.
+`RewardModel` scores replies in conversations one by one. Replies to one prompt share its computation, and equal
+replies are computed once. Texts become tokens as in the model's training: by the chat template, or, for a model trained
+on dialogues as text, as such a dialogue. Rewards are stored by content id, so a second call computes nothing.
 
-A reward model that scores replies to conversations, one by one, and says of each how it fitted.
-
-Replies to one prompt share its computation, and equal ones are computed once. Texts become tokens as in the model's
-training: by the chat template, or, for one trained on dialogues as text, as such a dialogue.
-
-The answers that best-of-n chooses from: drawn from a policy, or given in a file.
+Best-of-n takes its responses from a policy (`Drawn`) or from a file (`Given`); both become a `Pool`, in which every
+prompt has the same number of responses.
 """
 
 from __future__ import annotations
@@ -44,8 +42,11 @@ if TYPE_CHECKING:
     from rlaif.training.score import Apart
     from rlaif.training.tokenize import Tokens
 
-_AT_ONCE = 64
-"""Replies between two writes: what an interrupt loses at most."""
+_BATCH = 64
+"""Replies between two writes: the most that an interrupt loses."""
+
+REPLIES = ("responses", "completions", "answers", "outputs", "response", "completion", "answer", "output")
+"""Columns that may hold the responses, in order of precedence."""
 
 
 class Reward(Record):
@@ -64,7 +65,7 @@ class Reward(Record):
 
 
 class Scorer(Protocol):
-    """What scores replies; `rlaif.evaluation.reward_scores.RewardModel` is one."""
+    """A scorer of replies, such as `RewardModel`."""
 
     name: str
 
@@ -77,34 +78,34 @@ class Scorer(Protocol):
         ...
 
 
-async def keep_rewards(
+async def compute_rewards(
     replies: Iterable[Reply], scorer: Scorer, table: Table[Reward], *, stage: str, progress: Progress
 ) -> StageStats:
     """Score the replies that `table` does not hold, equal ones once, and append their rewards as they come.
 
-    Gives way after every few of them, so that an interrupt is heard.
+    Yields to the event loop after every batch, so that an interrupt gets through.
     """
-    wanted = {scorer.key(reply): reply for reply in replies}
-    missing = iter([(key, reply) for key, reply in wanted.items() if key not in table])
-    tally = StageStats(stage, planned=len(wanted), known=sum(key in table for key in wanted))
-    progress.begin(stage, len(wanted))
+    by_key = {scorer.key(reply): reply for reply in replies}
+    missing = iter([(key, reply) for key, reply in by_key.items() if key not in table])
+    stats = StageStats(stage, planned=len(by_key), known=sum(key in table for key in by_key))
+    progress.begin(stage, len(by_key))
     start = time.perf_counter()
-    while batch := list(itertools.islice(missing, _AT_ONCE)):
+    while batch := list(itertools.islice(missing, _BATCH)):
         scored = scorer.score([reply for _, reply in batch])
         table.append(
-            Reward(id=key, prompt=reply.prompt, model=scorer.name, **each._asdict())
-            for (key, reply), each in zip(batch, scored, strict=True)
+            Reward(id=key, prompt=reply.prompt, model=scorer.name, **score._asdict())
+            for (key, reply), score in zip(batch, scored, strict=True)
         )
-        tally.answered += len(batch)
-        tally.seconds = time.perf_counter() - start
-        tally.report_to(progress)
-        await asyncio.sleep(0)  # an interrupt comes in here
-    progress.end(tally.stage, tally.summary)
-    return tally
+        stats.answered += len(batch)
+        stats.seconds = time.perf_counter() - start
+        stats.report_to(progress)
+        await asyncio.sleep(0)
+    progress.end(stats.stage, stats.summary)
+    return stats
 
 
 class Reply(NamedTuple):
-    """What is scored: a reply in a conversation."""
+    """A reply in a conversation."""
 
     prompt: str
     """Prompt id."""
@@ -188,51 +189,48 @@ class RewardModel:
         """The rewards, in order. Raises ModelError where one is no finite number: the model is broken."""
         self.open()
         assert self._rewards is not None
-        found: dict[int, Scored] = {}
+        scores: dict[int, Scored] = {}
         groups: dict[int, Group] = {}
         examples = []
         for at, reply in enumerate(replies):
             reason = _unreadable(reply)
-            example = None if reason else self._example(at, reply)
+            turns = tuple(Turn(message.role, message.content) for message in reply.messages)
+            example = None if reason else self._learned.example(str(at), turns, reply.text)
             if example is None:
-                found[at] = Scored(None, reason=reason or "no-form")
+                scores[at] = Scored(None, reason=reason or "no-form")
             else:
                 examples.append(example)
-        for at, group, scored in self._fitted(examples):
-            found[at] = scored
+        for at, group, scored in self._tokenized(examples):
+            scores[at] = scored
             if group is not None:
                 groups[at] = group
         for at, reward in zip(groups, self._rewards(list(groups.values())), strict=True):
             if not math.isfinite(reward):
                 shown = replies[at].text[:60]
                 raise ModelError(f"{self.folder}: the reward of {shown!r} is {reward}: the model is broken")
-            found[at] = found[at]._replace(reward=reward)
-        return [found[at] for at in range(len(replies))]
+            scores[at] = scores[at]._replace(reward=reward)
+        return [scores[at] for at in range(len(replies))]
 
-    def _example(self, at: int, reply: Reply) -> Example | None:
-        turns = tuple(Turn(message.role, message.content) for message in reply.messages)
-        return self._learned.example(str(at), turns, reply.text)
-
-    def _fitted(self, examples: Sequence[Example]) -> Iterator[tuple[int, Group | None, Scored]]:
-        """Each as tokens, and whether it lost something; those that cannot be used with the reason."""
+    def _tokenized(self, examples: Sequence[Example]) -> Iterator[tuple[int, Group | None, Scored]]:
+        """Each example's index and tokens, and whether it was truncated; None and the reason where it is unusable."""
         from rlaif.training.dataset_report import RowCounts
 
         assert self._limits is not None
-        row_counts, cut, kept = RowCounts(), 0, set()
-        # Examples come one by one, in order, each counted just before: what the count grew by belongs to it.
+        row_counts, cut, usable = RowCounts(), 0, set()
+        # Each example is counted just before it is yielded, so an increase of the count belongs to it.
         for example, group in self._limits.with_examples(examples, row_counts):
-            kept.add(example.id)
+            usable.add(example.id)
             yield int(example.id), group, Scored(None, truncated=row_counts.truncated > cut)
             cut = row_counts.truncated
         for example in examples:
-            if example.id not in kept:
+            if example.id not in usable:
                 alone = RowCounts()
                 list(self._limits.groups([example], alone))
                 yield int(example.id), None, Scored(None, reason=next(iter(alone.left_out), "unusable"))
 
 
 def _unreadable(reply: Reply) -> str:
-    """Why a reply cannot be scored: it says nothing, or a text holds half a surrogate pair; empty where it can."""
+    """Why a reply cannot be scored: it is blank, or a text holds a lone surrogate; empty where it can."""
     try:
         for text in (reply.text, *(message.content for message in reply.messages)):
             text.encode()
@@ -241,17 +239,13 @@ def _unreadable(reply: Reply) -> str:
     return "" if reply.text.strip() else "blank"
 
 
-REPLIES = ("responses", "completions", "answers", "outputs", "response", "completion", "answer", "output")
-"""Columns in which answers are looked for, in this order."""
-
-
 @dataclass(frozen=True)
 class Drawn:
-    """Answers to draw from a policy."""
+    """Responses to sample from a policy."""
 
     source: ModelSource
     settings: PolicySettings
-    """`samples` answers to each prompt; `model` names them."""
+    """`samples` responses to each prompt; `model` names their policy."""
     prompts: str
     """File or `datasets` name."""
     column: str | None = None
@@ -264,32 +258,32 @@ class Drawn:
 
     @property
     def name(self) -> str:
-        """What wrote the answers."""
+        """The policy."""
         return self.source.name
 
     @property
     def identity(self) -> JsonValue:
-        """What they depend on."""
-        how = self.settings.model_dump(mode="json", exclude=set(ModelSettings.model_fields))
-        return [self.source.name, how, sha256_known(self.prompts) or self.prompts, self.column, self.limit]
+        """What the responses depend on."""
+        sampling = self.settings.model_dump(mode="json", exclude=set(ModelSettings.model_fields))
+        return [self.source.name, sampling, sha256_known(self.prompts) or self.prompts, self.column, self.limit]
 
     def read(self, input_issues: InputIssues | None = None) -> Iterator[Prompt]:
         """The prompts."""
-        found = read_prompts(self.prompts, column=self.column, limit=self.limit, input_issues=input_issues)
-        return (prompt.model_copy(update={"responses": ()}) for prompt in found)
+        prompts = read_prompts(self.prompts, column=self.column, limit=self.limit, input_issues=input_issues)
+        return (prompt.model_copy(update={"responses": ()}) for prompt in prompts)
 
     def questions(self, prompt: Prompt) -> list[Question]:
-        """Those behind the answers to a prompt."""
+        """The requests for the responses to a prompt."""
         return sample_questions(prompt, self.settings, self.source.name)
 
 
 @dataclass(frozen=True)
 class Given:
-    """Answers that lie in a file: a run folder or its samples.jsonl, or rows of a prompt with a list of answers."""
+    """Responses in a file: a run folder or its samples.jsonl, or rows of a prompt and a list of responses."""
 
     path: str
     column: str | None = None
-    """Of the answers."""
+    """Of the responses."""
     prompt_column: str | None = None
     samples: int | None = None
     """The first so many of each prompt; without it as many as most prompts have."""
@@ -297,32 +291,36 @@ class Given:
 
     @property
     def data(self) -> str:
-        """Where the answers come from."""
+        """Where the responses come from."""
         return self.path
 
     @property
     def name(self) -> str:
-        """What wrote the answers."""
+        """The file."""
         return self.path
 
     @property
     def identity(self) -> JsonValue:
-        """What they depend on."""
+        """What the responses depend on."""
         path = Path(self.path).expanduser()
         file = str(path / TABLE if path.is_dir() else path)
         return [sha256_known(file) or self.path, self.column, self.prompt_column, self.samples, self.limit]
 
 
 class Answers(NamedTuple):
-    """A prompt with its answers, all of them there."""
+    """A prompt with all its responses."""
 
     prompt: Prompt
     samples: tuple[Sample, ...]
 
+    def replies(self) -> list[Reply]:
+        """The responses as replies to score."""
+        return [Reply(self.prompt.id, self.prompt.messages, sample.text) for sample in self.samples]
+
 
 @dataclass
 class Pool:
-    """All prompts that have the same number of answers."""
+    """The prompts that have the same number of responses."""
 
     answers: list[Answers] = field(default_factory=list)
     left_out: Counter[str] = field(default_factory=Counter)
@@ -332,93 +330,86 @@ class Pool:
 
     @property
     def truncated(self) -> float | None:
-        """Share of the answers that were cut off; None where nobody says."""
-        ends = [sample.finish_reason for each in self.answers for sample in each.samples if sample.finish_reason]
-        return ends.count("length") / len(ends) if ends else None
+        """Share of the responses that were cut off; None where no finish reason is known."""
+        reasons = [sample.finish_reason for group in self.answers for sample in group.samples if sample.finish_reason]
+        return reasons.count("length") / len(reasons) if reasons else None
 
 
 async def draw(
     wanted: Drawn, prompts: Sequence[Prompt], samples: Table[Sample], failures: Table[Failure], **options: Any
 ) -> StageStats:
-    """Ask the policy for the answers that are missing; `options` go to `ask`."""
+    """Sample the missing responses from the policy; `options` go to `ask`."""
     questions = (question for prompt in prompts for question in wanted.questions(prompt))
     return await ask(questions, wanted.source, samples, sample_record, failures, **options)
 
 
 def drawn_pool(wanted: Drawn, prompts: Sequence[Prompt], samples: Table[Sample]) -> Pool:
-    """The answers on disk; a prompt with one that could not be drawn is left out."""
+    """The responses on disk; a prompt with one that could not be sampled is left out."""
     pool = Pool()
     for prompt in prompts:
-        found = [samples.get(question.id) for question in wanted.questions(prompt)]
-        whole = tuple(sample for sample in found if sample is not None)
-        if len(whole) == len(found):
-            pool.answers.append(Answers(prompt, whole))
+        responses = [samples.get(question.id) for question in wanted.questions(prompt)]
+        present = tuple(sample for sample in responses if sample is not None)
+        if len(present) == len(responses):
+            pool.answers.append(Answers(prompt, present))
         else:
             pool.left_out["an answer could not be drawn"] += 1
     return pool
 
 
 def given_pool(wanted: Given) -> Pool:
-    """The answers of a file; a prompt that has fewer than the others is left out.
+    """The responses of a file; a prompt that has fewer than the others is left out.
 
     Raises UserError where there are none.
     """
     pool = Pool()
-    found = list(_given(wanted, pool.input_issues))
-    if not found:
+    groups = list(_read_groups(wanted, pool.input_issues))
+    if not groups:
         raise UserError("holds no answers", where=wanted.path, hint="give prompts with `responses`, or a run folder")
-    sizes = Counter(len(each.samples) for each in found)
-    wanted_size = wanted.samples or max(sizes, key=lambda size: (sizes[size], size))
-    for each in found:
-        if len(each.samples) >= wanted_size:
-            pool.answers.append(Answers(each.prompt, each.samples[:wanted_size]))
+    sizes = Counter(len(group.samples) for group in groups)
+    size = wanted.samples or max(sizes, key=lambda count: (sizes[count], count))
+    for group in groups:
+        if len(group.samples) >= size:
+            pool.answers.append(Answers(group.prompt, group.samples[:size]))
         else:
-            pool.left_out[f"fewer than {wanted_size} answers"] += 1
+            pool.left_out[f"fewer than {size} answers"] += 1
     if not pool.answers:
-        what = f"no prompt has {wanted_size} answers; the most that one has are {max(sizes)}"
-        raise UserError(what, where=wanted.path, hint="lower --samples")
+        message = f"no prompt has {size} answers; the most that one has are {max(sizes)}"
+        raise UserError(message, where=wanted.path, hint="lower --samples")
     return pool
 
 
-def _given(wanted: Given, input_issues: InputIssues) -> Iterator[Answers]:
+def _read_groups(wanted: Given, input_issues: InputIssues) -> Iterator[Answers]:
     path = Path(wanted.path).expanduser()
     file = path / TABLE if path.is_dir() else path
     if path.is_dir() and not file.is_file():
         raise UserError("the folder holds no samples.jsonl", where=wanted.path, hint="give a file, or a run folder")
     if file.name == TABLE and (beside := file.with_name("prompts.jsonl")).is_file():
-        yield from _of_run(beside, file, wanted.limit)
+        by_prompt = run_samples(file)
+        sampled = (prompt for prompt in read_records(beside, Prompt) if prompt.id in by_prompt)
+        for prompt in itertools.islice(sampled, wanted.limit):
+            yield Answers(prompt, tuple(sample for _, sample in sorted(by_prompt[prompt.id].items())))
         return
-    column = wanted.column or _column(wanted.path)
-    # Rows of one prompt come together, so that a file with an answer a row is read as well.
-    together: dict[str, list[Prompt]] = {}
+    column = wanted.column or _response_column(wanted.path)
+    # Rows of one prompt are merged, so a file with one response per row is read as well.
+    merged: dict[str, list[Prompt]] = {}
     for prompt in read_prompts(
         wanted.path, column=wanted.prompt_column, responses=column, input_issues=input_issues, with_answers=True
     ):
-        if prompt.id in together or wanted.limit is None or len(together) < wanted.limit:
-            together.setdefault(prompt.id, []).append(prompt)
-    for parts in together.values():
-        responses = tuple(given for part in parts for given in part.responses)
-        whole = parts[0].model_copy(update={"responses": responses})
-        yield Answers(whole, tuple(given_samples(whole)))
+        if prompt.id in merged or wanted.limit is None or len(merged) < wanted.limit:
+            merged.setdefault(prompt.id, []).append(prompt)
+    for parts in merged.values():
+        responses = tuple(response for part in parts for response in part.responses)
+        prompt = parts[0].model_copy(update={"responses": responses})
+        yield Answers(prompt, tuple(given_samples(prompt)))
 
 
-def _of_run(prompts: Path, samples: Path, limit: int | None) -> Iterator[Answers]:
-    """The samples of a run, by their prompts."""
-    of_prompt = run_samples(samples)
-    found = (prompt for prompt in read_records(prompts, Prompt) if prompt.id in of_prompt)
-    for at, prompt in enumerate(found):
-        if at == limit:
-            return
-        yield Answers(prompt, tuple(sample for _, sample in sorted(of_prompt[prompt.id].items())))
-
-
-def _column(path: str) -> str:
-    """The column of the answers, by the first row."""
+def _response_column(path: str) -> str:
+    """The column that holds the responses, judging by the first row."""
     _, row = next(read_rows(path), (0, None))
     names = [str(name) for name in row] if isinstance(row, dict) else []
-    found = next((name for name in REPLIES if name in names), None)
-    if found is None:
-        held = f"columns: {', '.join(names)}" if names else "the rows are not objects"
+    column = next((name for name in REPLIES if name in names), None)
+    if column is None:
+        columns = f"columns: {', '.join(names)}" if names else "the rows are not objects"
         hint = "needed: a prompt with `responses`; --responses-column names another"
-        raise UserError(f"no answers that can be recognised ({held})", where=path, hint=hint)
-    return found
+        raise UserError(f"no answers that can be recognised ({columns})", where=path, hint=hint)
+    return column

@@ -1,25 +1,26 @@
-"""The win rate of a policy against a baseline, and what is left of it where both answers are equally long.
+"""The length-controlled win rate: what a policy wins against a baseline where both responses are equally long.
 
-Judges like long answers, so a policy can win by padding. AlpacaEval 2 (Dubois et al. 2024, arXiv:2404.04475, eq. 2)
+Judges prefer long responses, so a policy can win by padding. AlpacaEval 2 (Dubois et al. 2024, arXiv:2404.04475, eq. 2)
 therefore fits
 
-    logit P(policy wins) = theta + phi * tanh(d / std(d)),   d = length of the policy's answer - the baseline's
+    logit P(policy wins) = theta + phi * tanh(d / std(d)),   d = length of the policy's response - the baseline's
 
-and reads the win rate off at d = 0. The differences are scaled but not centred: 0 is equal length; as there is one
-policy, theta itself stands for the difference of the models.
+and evaluates it at d = 0. The differences are scaled but not centered, as 0 is equal length; with one policy, theta
+itself is the difference of the models.
 
-Departs from the paper: there is no term for the difficulty of an instruction, which takes many models to tell. Where
-the policy's answers are longer to prompts that it does better at, phi takes that for the judge's taste, however many
-comparisons there are, and the value at d = 0 is off by that error of phi times the mean of tanh(d / std(d)). Hence:
+This module departs from the paper: there is no term for the difficulty of an instruction, which takes many models to
+estimate. Where the policy's responses are longer to prompts that it does better at, phi attributes that to the judge's
+length bias, however many comparisons there are, and the value at d = 0 is off by that error of phi times the mean of
+tanh(d / std(d)). Therefore:
 
 - The value is withheld where equal length lies at the edge of what was compared (`LARGEST_GAP`, `SMALLEST_SIDE`). Of
   13 models of AlpacaEval 2's leaderboard 8 are withheld; without these rules the fit would be 13 points off the
   published figure for them on average, and 24 for one that was made to game the metric (`tests.bench coverage`).
-- Half of what phi departs from the slope that is usual (`USUAL_SLOPE`) counts as difficulty, but no more than
-  difficulty is likely to bring about (`MOST_DIFFICULTY`). Difficulty stays where both answers are equally long: the
-  value is the mean of sigmoid(theta + difficulty * tanh(d / std(d))) over the comparisons, as the paper's is over its
-  instructions. The rest of phi is the judge's taste, and is taken off.
-- The interval counts what that slope may be off by (`SLOPE_ERROR`): the farther the mean lengths lie apart, the wider.
+- Half of the difference between phi and the published slope (`USUAL_SLOPE`) counts as difficulty, up to
+  `MOST_DIFFICULTY`. Difficulty remains where both responses are equally long: the value is the mean of
+  sigmoid(theta + difficulty * tanh(d / std(d))) over the comparisons, as the paper's is over its instructions. The rest
+  of phi is the judge's length bias, and is removed.
+- The interval includes the uncertainty of that slope (`SLOPE_ERROR`): the farther apart the mean lengths, the wider.
 """
 
 from __future__ import annotations
@@ -32,7 +33,6 @@ from rlaif.stats import Interval, wilson
 if TYPE_CHECKING:
     import numpy as np
 
-if TYPE_CHECKING:
     Numbers = np.ndarray[Any, np.dtype[np.float64]]
 
 LARGEST_GAP = 0.5
@@ -54,10 +54,10 @@ point, and keeps it finite where length, or nothing at all, decides every one of
 
 _CERTAIN = 1e-3
 """A preference this close to 0 or 1 counts as certain when separation is looked for."""
-_SURE = 1.959963984540054
-_AT_ONCE = 2_000_000
+_Z95 = 1.959963984540054
+_BATCH = 2_000_000
 """Resamples times comparisons that are drawn and fitted together: each of a dozen tables has so many numbers."""
-_ENOUGH = 1e-10
+_TOLERANCE = 1e-10
 _MOST_STEPS = 1000
 
 
@@ -106,78 +106,79 @@ def length_controlled(
     """
     import numpy as np
 
-    said, gaps = np.asarray(preferences, dtype=np.float64), np.asarray(length_differences, dtype=np.float64)
-    _check(said, gaps, prompts)
-    withheld, alike = _withheld(said, gaps), _alike(said, gaps)
-    x = np.tanh(gaps / gaps.std()) if withheld is None and alike is None else None
-    raw, redrawn = _drawn(said, x, range(len(said)) if prompts is None else prompts, resamples, seed)
-    wins, losses = int((said - 0.5 >= margin).sum()), int((0.5 - said >= margin).sum())
+    outcomes, gaps = np.asarray(preferences, dtype=np.float64), np.asarray(length_differences, dtype=np.float64)
+    _require_valid(outcomes, gaps, prompts)
+    withheld, unneeded = _why_withheld(outcomes, gaps), _why_unneeded(outcomes, gaps)
+    x = np.tanh(gaps / gaps.std()) if withheld is None and unneeded is None else None
+    raw, controlled = _bootstrap(outcomes, x, range(len(outcomes)) if prompts is None else prompts, resamples, seed)
+    certain = _score_interval(outcomes)
+    wins, losses = int((outcomes - 0.5 >= margin).sum()), int((0.5 - outcomes >= margin).sum())
     plain = LengthControlled(
-        raw=float(said.mean()),
-        raw_interval=_raw_interval(said, raw),
-        raw_error=_raw_error(said, raw),
+        raw=float(outcomes.mean()),
+        raw_interval=_percentiles(raw) if certain is None else (certain.low, certain.high),
+        raw_error=float(raw.std(ddof=1)) if certain is None else (certain.high - certain.low) / (2 * _Z95),
         length_controlled=None,
         interval=None,
         error=None,
-        note=withheld or alike or "",
+        note=withheld or unneeded or "",
         slope=None,
         wins=wins,
-        ties=len(said) - wins - losses,
+        ties=len(outcomes) - wins - losses,
         losses=losses,
     )
     if withheld is not None:
         return plain
     if x is None:
         return plain._replace(length_controlled=plain.raw, interval=plain.raw_interval, error=plain.raw_error)
-    each = np.ones((1, len(said)))
-    theta, phi = _newton(x, said, each)
-    (controlled,) = _at_equal_length(theta, phi, x, each, np.zeros(1))
+    ones = np.ones((1, len(outcomes)))
+    theta, phi = _newton(x, outcomes, ones)
+    (estimate,) = _at_equal_length(theta, phi, x, ones, np.zeros(1))
     return plain._replace(
-        length_controlled=float(controlled),
-        interval=_ends(redrawn),
-        error=float(redrawn.std(ddof=1)),
+        length_controlled=float(estimate),
+        interval=_percentiles(controlled),
+        error=float(controlled.std(ddof=1)),
         slope=float(phi[0]),
     )
 
 
-def _check(said: Numbers, gaps: Numbers, prompts: Sequence[Hashable] | None) -> None:
+def _require_valid(outcomes: Numbers, gaps: Numbers, prompts: Sequence[Hashable] | None) -> None:
     import numpy as np
 
-    if not len(said):
+    if not len(outcomes):
         raise ValueError("no comparison to take a win rate of")
-    if len(gaps) != len(said) or (prompts is not None and len(prompts) != len(said)):
+    if len(gaps) != len(outcomes) or (prompts is not None and len(prompts) != len(outcomes)):
         raise ValueError("one preference, one length difference and one prompt a comparison")
-    if not np.isfinite(gaps).all() or not ((said >= 0) & (said <= 1)).all():
+    if not np.isfinite(gaps).all() or not ((outcomes >= 0) & (outcomes <= 1)).all():
         raise ValueError("preferences lie between 0 and 1, and length differences are finite")
 
 
-def _drawn(
-    said: Numbers, x: Numbers | None, prompts: Sequence[Hashable], resamples: int, seed: int
+def _bootstrap(
+    outcomes: Numbers, x: Numbers | None, prompts: Sequence[Hashable], resamples: int, seed: int
 ) -> tuple[Numbers, Numbers]:
-    """The bootstrap: of every resample its mean preference, and, where there is an `x`, what is fitted at equal length.
+    """The bootstrap: each resample's mean preference, and, with an `x`, its value at equal length.
 
-    As many resamples at once as there is room for: how often each comparison was drawn is a number for each of both.
-    What phi may be off by is no matter of chance in the comparisons, so it is drawn beside them.
+    Resamples are fitted in batches that fit into memory, one weight per resample and comparison. The error of phi does
+    not come from the choice of comparisons, so it is sampled independently of them.
     """
     import numpy as np
 
     places: dict[Hashable, int] = {}
     group = np.array([places.setdefault(prompt, len(places)) for prompt in prompts])
     rng, even = np.random.default_rng(seed), [1 / len(places)] * len(places)
-    off = np.random.default_rng([seed, 1]).normal(0, SLOPE_ERROR, resamples)
-    rows = max(1, _AT_ONCE // len(said))
+    error = np.random.default_rng([seed, 1]).normal(0, SLOPE_ERROR, resamples)
+    rows = max(1, _BATCH // len(outcomes))
     raw, fitted = np.empty(resamples), np.empty(resamples if x is not None else 0)
     for at in range(0, resamples, rows):
         size = min(rows, resamples - at)
         weights = rng.multinomial(len(places), even, size=size)[:, group].astype(np.float64)
-        raw[at : at + size] = weights @ said / weights.sum(axis=1)
+        raw[at : at + size] = weights @ outcomes / weights.sum(axis=1)
         if x is not None:
-            fitted[at : at + size] = _at_equal_length(*_newton(x, said, weights), x, weights, off[at : at + size])
+            fitted[at : at + size] = _at_equal_length(*_newton(x, outcomes, weights), x, weights, error[at : at + size])
     return raw, fitted
 
 
-def _withheld(said: Numbers, gaps: Numbers) -> str | None:
-    """Why nothing can be told of equal length, or None."""
+def _why_withheld(outcomes: Numbers, gaps: Numbers) -> str | None:
+    """Why the value at equal length is withheld, or None."""
     if not gaps.any():
         return None
     mean, spread = float(gaps.mean()), float(gaps.std())
@@ -188,39 +189,34 @@ def _withheld(said: Numbers, gaps: Numbers) -> str | None:
             f"{share:.0%} of the answers are {side} than the baseline's, on average by {abs(mean):.4g}, so that a "
             "value at equal length would be extrapolated"
         )
-    if _length_decides(said, gaps):
-        return "length alone decides every comparison"
-    return None
+    can_win, can_lose = gaps[outcomes > _CERTAIN], gaps[outcomes < 1 - _CERTAIN]
+    if not len(can_win) or not len(can_lose):
+        return None
+    # One bound on the length difference separates all wins from all losses.
+    separated = can_lose.max() <= can_win.min() or can_win.max() <= can_lose.min()
+    return "length alone decides every comparison" if separated else None
 
 
-def _alike(said: Numbers, gaps: Numbers) -> str | None:
-    """Why the value at equal length is the plain one, or None where it is to be fitted."""
+def _why_unneeded(outcomes: Numbers, gaps: Numbers) -> str | None:
+    """Why the value at equal length is the raw one without a fit, or None."""
     if not gaps.any():
         return ""
-    if said.min() == said.max() or said.min() >= 1 - _CERTAIN or said.max() <= _CERTAIN:
+    if outcomes.min() == outcomes.max() or outcomes.min() >= 1 - _CERTAIN or outcomes.max() <= _CERTAIN:
         return "all preferences are equal, whatever the lengths"
     return None
 
 
-def _length_decides(said: Numbers, gaps: Numbers) -> bool:
-    """Whether each preference but for the certain ones, and with it the winner, can be told from a bound on length."""
-    can_win, can_lose = gaps[said > _CERTAIN], gaps[said < 1 - _CERTAIN]
-    if not len(can_win) or not len(can_lose):
-        return False
-    return bool(can_lose.max() <= can_win.min() or can_win.max() <= can_lose.min())
+def _newton(x: Numbers, outcomes: Numbers, weights: Numbers) -> tuple[Numbers, Numbers]:
+    """theta and phi for every row of weights, by Newton's method on the penalized cross-entropy with soft targets.
 
-
-def _newton(x: Numbers, said: Numbers, weights: Numbers) -> tuple[Numbers, Numbers]:
-    """theta and phi for every row of weights, by Newton's method on the penalised cross-entropy, soft targets and all.
-
-    `x` and `said` are (comparisons,), `weights` (rows, comparisons); what returns is (rows,) twice.
+    `x` and `outcomes` are (comparisons,), `weights` (rows, comparisons); what returns is (rows,) twice.
     """
     import numpy as np
 
     theta, phi = np.zeros(len(weights)), np.zeros(len(weights))
     for _ in range(_MOST_STEPS):
         p = _sigmoid(theta[:, None] + phi[:, None] * x)
-        miss, curve = weights * (said - p), weights * p * (1 - p)
+        miss, curve = weights * (outcomes - p), weights * p * (1 - p)
         up, along = miss.sum(axis=1) - RIDGE * theta, miss @ x - RIDGE * phi
         a, b, c = curve.sum(axis=1) + RIDGE, curve @ x, curve @ (x * x) + RIDGE
         determinant = a * c - b * b
@@ -230,15 +226,15 @@ def _newton(x: Numbers, said: Numbers, weights: Numbers) -> tuple[Numbers, Numbe
         size = np.maximum(np.abs(step + turn * x.min()), np.abs(step + turn * x.max()))
         short = 1 / np.maximum(1, size)
         theta, phi = theta + short * step, phi + short * turn
-        if size.max() < _ENOUGH:
+        if size.max() < _TOLERANCE:
             break
     return theta, phi
 
 
-def _at_equal_length(theta: Numbers, phi: Numbers, x: Numbers, weights: Numbers, off: Numbers) -> Numbers:
-    """[rows]: the mean preference where length adds nothing, the judge's taste for it being stronger by `off`."""
+def _at_equal_length(theta: Numbers, phi: Numbers, x: Numbers, weights: Numbers, error: Numbers) -> Numbers:
+    """[rows]: the mean preference without the judge's length bias, whose slope is larger by `error`."""
     difficulty = ((phi - USUAL_SLOPE) / 2).clip(-MOST_DIFFICULTY, MOST_DIFFICULTY)
-    equal = _sigmoid(theta[:, None] + (difficulty - off)[:, None] * x)
+    equal = _sigmoid(theta[:, None] + (difficulty - error)[:, None] * x)
     mean: Numbers = (weights * equal).sum(axis=1) / weights.sum(axis=1)
     return mean
 
@@ -250,23 +246,17 @@ def _sigmoid(logits: Numbers) -> Numbers:
     return half
 
 
-def _ends(values: Numbers) -> tuple[float, float]:
+def _percentiles(values: Numbers) -> tuple[float, float]:
     import numpy as np
 
     low, high = np.quantile(values, [0.025, 0.975])
     return float(low), float(high)
 
 
-def _score_interval(said: Numbers) -> Interval | None:
-    """Where all are won, or all lost, drawing them anew shows no doubt: the score interval does."""
-    return wilson(float(said.sum()), len(said)) if said.min() == said.max() and said[0] in (0, 1) else None
-
-
-def _raw_interval(said: Numbers, raw: Numbers) -> tuple[float, float]:
-    certain = _score_interval(said)
-    return _ends(raw) if certain is None else (certain.low, certain.high)
-
-
-def _raw_error(said: Numbers, raw: Numbers) -> float:
-    certain = _score_interval(said)
-    return float(raw.std(ddof=1)) if certain is None else (certain.high - certain.low) / (2 * _SURE)
+def _score_interval(outcomes: Numbers) -> Interval | None:
+    """The score interval where all are won, or all lost, and the bootstrap shows no error; None elsewhere."""
+    return (
+        wilson(float(outcomes.sum()), len(outcomes))
+        if outcomes.min() == outcomes.max() and outcomes[0] in (0, 1)
+        else None
+    )

@@ -179,7 +179,7 @@ def test_the_same_every_time() -> None:
 def test_many_comparisons_in_parts_as_in_one(monkeypatch: pytest.MonkeyPatch) -> None:
     said, gaps = drawn(10, 90, 0.2, 0.5)
     whole = length_controlled(said, gaps)
-    monkeypatch.setattr("rlaif.evaluation.win_rate._AT_ONCE", 200)
+    monkeypatch.setattr("rlaif.evaluation.win_rate._BATCH", 200)
     parts = length_controlled(said, gaps)
     assert parts.interval == pytest.approx(whole.interval, abs=1e-9)
 
@@ -218,7 +218,7 @@ def test_how_many_resamples_fit_into_memory_changes_nothing(monkeypatch: pytest.
         largest.append(len(weights))
         return _newton(x, p, weights)
 
-    monkeypatch.setattr("rlaif.evaluation.win_rate._AT_ONCE", 7 * 30)
+    monkeypatch.setattr("rlaif.evaluation.win_rate._BATCH", 7 * 30)
     monkeypatch.setattr("rlaif.evaluation.win_rate._newton", newton)
     parts = length_controlled(said, gaps, prompts, resamples=100)
     assert max(largest) == 7

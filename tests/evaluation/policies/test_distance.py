@@ -11,7 +11,7 @@ import pytest
 
 from rlaif.config.schemas import ModelSettings
 from rlaif.errors import UserError
-from rlaif.evaluation.kl import Distance, Likelihood, SampledPolicy, _answer_ids, _prompt_ids, measure, obstacle
+from rlaif.evaluation.kl import Distance, Likelihood, SampledPolicy, _prompt_ids, _response_ids, measure, obstacle
 from rlaif.evaluation.policy_specs import EvaluateSettings, PolicySpec
 from rlaif.inference.base import StageStats
 from rlaif.inference.chat_template import ChatTemplate
@@ -110,9 +110,9 @@ def test_the_policy_is_measured_with_the_options_that_it_answered_with(models: P
     text = tokenizer.decode(_prompt_ids(template, asked, "A is better."))
     assert text == "<s>system\nA is better.<pad><s>user\nOr B?<pad><s>B\n"
     sample = Sample(id="x", prompt="x", index=0, text="B.", policy="m", finish_reason="stop")
-    assert tokenizer.decode(_answer_ids(template, sample)) == "B.<pad>"
+    assert tokenizer.decode(_response_ids(template, sample)) == "B.<pad>"
     cut = sample.model_copy(update={"finish_reason": "length"})
-    assert tokenizer.decode(_answer_ids(template, cut)) == "B."
+    assert tokenizer.decode(_response_ids(template, cut)) == "B."
     tokenizer.chat_template = "{{ raise_exception('no') }}"
     assert _prompt_ids(ChatTemplate(tokenizer), asked, None) is None
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from rlaif.evaluation.policy_metrics import match_of
-from rlaif.evaluation.policy_report import Known, policy_warnings
+from rlaif.evaluation.policy_report import WarningFacts, policy_warnings
 from rlaif.evaluation.provenance import Lineage
 from rlaif.evaluation.reports import Match, PolicyMetrics, Refusals
 from rlaif.stats import Estimate
@@ -30,12 +30,12 @@ def match(silent: int = 0) -> Match:
     return match_of("a", "b", [*rows, *(compared("q", None) for _ in range(silent))], margin=0.05, principles=())
 
 
-def known(**more: object) -> Known:
+def known(**more: object) -> WarningFacts:
     told: dict[str, object] = {
         "judge": "judge@87654321", "constitution_hash": "0" * 32, "policies": [policy("a"), policy("b")],
         "lineages": {}, "matches": [match()], "prompts": [f"p{at}" for at in range(100)], "trained": {},
     }  # fmt: skip
-    return Known(**(told | more))  # type: ignore[arg-type]
+    return WarningFacts(**(told | more))  # type: ignore[arg-type]
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,7 @@ from rlaif.config.schemas import ModelSettings
 from rlaif.errors import ModelError, UserError
 from rlaif.evaluation.policy import evaluate_policies_now
 from rlaif.evaluation.policy_metrics import Compared
-from rlaif.evaluation.policy_responses import require_told_apart
+from rlaif.evaluation.policy_responses import require_distinct
 from rlaif.evaluation.policy_specs import EvaluateSettings, PolicySpec
 from rlaif.evaluation.reports import PolicyReport
 from rlaif.progress import Silent
@@ -242,7 +242,7 @@ def test_two_servers_that_call_their_models_alike_are_refused(tmp_path: Path) ->
     settings, judge = EvaluateSettings(prompts=str(prompts)), Judge(by_mark)
     with pytest.raises(UserError, match=r"^http://h2/v1/: `new` and `old` are both called `policy` .*different names"):
         evaluate_policies_now(settings, constitution(), [new, old], judge, tmp_path / "out", progress=Silent())
-    require_told_apart([new, again])
+    require_distinct([new, again])
 
 
 def test_plots_and_the_callers_own_measure(tmp_path: Path) -> None:

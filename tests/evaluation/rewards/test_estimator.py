@@ -8,7 +8,7 @@ import random
 
 import pytest
 
-from rlaif.evaluation.best_of_n import best_of, chances, doubled, kl_of
+from rlaif.evaluation.best_of_n import best_of, chances, kl_of, powers_of_two
 
 
 def test_chances_by_hand() -> None:
@@ -64,4 +64,4 @@ def test_distance_and_steps() -> None:
     """ln 4 - 3/4 = 0.636 and ln 16 - 15/16 = 1.835: the figures of Gao et al. 2022."""
     assert kl_of(1) == 0
     assert (kl_of(4), kl_of(16)) == (pytest.approx(0.6363, abs=1e-4), pytest.approx(1.8351, abs=1e-4))
-    assert (doubled(1), doubled(10), doubled(16)) == ([1], [1, 2, 4, 8], [1, 2, 4, 8, 16])
+    assert (powers_of_two(1), powers_of_two(10), powers_of_two(16)) == ([1], [1, 2, 4, 8], [1, 2, 4, 8, 16])

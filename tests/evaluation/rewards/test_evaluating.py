@@ -13,7 +13,7 @@ import pytest
 from rlaif.config.schemas import PolicySettings
 from rlaif.data.prompts import prompt_id
 from rlaif.errors import UserError
-from rlaif.evaluation.best_of_n import Grading, Own
+from rlaif.evaluation.best_of_n import CustomMeasure, Grading
 from rlaif.evaluation.plots import best_of_figure
 from rlaif.evaluation.provenance import trained_on
 from rlaif.evaluation.reward_model import EvaluatedReward, OnAnswers, OnGold, evaluate_reward, name_of
@@ -179,7 +179,7 @@ def test_best_of_given_answers_against_the_callers_measure(folder: Path, plain: 
     def negated(messages: Messages, text: str) -> float:
         return -plain.chat(messages[-1].content, text)
 
-    wanted = OnAnswers(Given(str(path)), Own("negated", negated))
+    wanted = OnAnswers(Given(str(path)), CustomMeasure("negated", negated))
     done = evaluated(RewardModel(str(folder), device="cpu"), tmp_path / "out", answers=wanted, plots=True)
     found = done.report.best_of_n
     assert found is not None and done.report.gold is None
@@ -202,7 +202,9 @@ def test_answers_without_a_number_leave_their_prompt_out(folder: Path, tmp_path:
     def measure(messages: Messages, text: str) -> float:
         return float("nan") if (messages[-1].content, text) == ("Question 1?", "two") else 1.0
 
-    wanted = OnAnswers(Given(str(write_rows(tmp_path / "answers.jsonl", rows)), samples=2), Own("one", measure))
+    wanted = OnAnswers(
+        Given(str(write_rows(tmp_path / "answers.jsonl", rows)), samples=2), CustomMeasure("one", measure)
+    )
     found = evaluated(RewardModel(str(folder), device="cpu"), tmp_path / "out", answers=wanted).report.best_of_n
     assert found is not None and found.prompts == 2
     assert sum(found.left_out.values()) == 3
@@ -297,13 +299,15 @@ def test_names_of_reports(folder: Path, tmp_path: Path) -> None:
 
     def best(measure: str, **more: Any) -> OnAnswers:
         settings = PolicySettings(model="p", **more)
-        return OnAnswers(Drawn(Model("policy@1"), settings, "data/ask.jsonl.gz"), Own(measure, lambda *_: 0.0))
+        return OnAnswers(
+            Drawn(Model("policy@1"), settings, "data/ask.jsonl.gz"), CustomMeasure(measure, lambda *_: 0.0)
+        )
 
     names = [name_of(model, None, each) for each in (best("x"), best("y"), best("x", seed=1), best("x", samples=9))]
     for first, second in (("one", "two"), ("two", "one")):
         gold.write_text(first + second)
         names.append(name_of(model, OnGold(str(gold)), None))
-    given = OnAnswers(Given("a.csv"), Own("x", lambda *_: 0.0))
+    given = OnAnswers(Given("a.csv"), CustomMeasure("x", lambda *_: 0.0))
     names += [name_of(model, OnGold(str(gold), limit=3), None), name_of(model, None, given)]
     assert len(set(names)) == len(names)
     assert names[0] == name_of(model, None, best("x"))
