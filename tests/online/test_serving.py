@@ -74,7 +74,7 @@ def saved(folder: Path) -> None:
 
 def served(fake: FakeServer, folder: Path, **options: Any) -> ServedSampler:
     settings = {"max_tokens": 8, "ends": frozenset({6}), "backoff": 0.001, "tokenizer": letters()} | options
-    transport, carrier = httpx.MockTransport(fake), Adapters(saved, folder, "policy", own="mine")
+    transport, carrier = httpx.MockTransport(fake), Adapters(saved, folder, "policy", folder_name="mine")
     return ServedSampler("http://policy.test/v1", carrier, transport=transport, **settings)
 
 
@@ -386,7 +386,7 @@ def on(served: Served, policy: Policy, folder: Path, **options: Any) -> ServedSa
     settings: dict[str, Any] = {"max_tokens": 24, "ends": frozenset({END, 50, 60, 70}), "temperature": HEAT}
     settings |= options
     return ServedSampler(
-        served.base_url, Adapters(policy.save, folder, None, own="mine"), tokenizer=policy.tokenizer, **settings
+        served.base_url, Adapters(policy.save, folder, None, folder_name="mine"), tokenizer=policy.tokenizer, **settings
     )
 
 
