@@ -80,7 +80,7 @@ class LocalSampler:
     def sample(self, prompts: Sequence[TokenizedPrompt], samples: int, step: int) -> list[Response]:
         """`samples` responses to every prompt, those to one prompt adjacent; the noise depends on `step`.
 
-        A response has at most `max_tokens` tokens, and no more than the model's context leaves beside its prompt. Raises
+        A response has at most `max_tokens` tokens, and no more than the context leaves beside its prompt. Raises
         UserError for a prompt that leaves no room, and ModelError where the model's numbers are no probabilities.
         """
         rooms = [self._room(prompt) for prompt in prompts]
@@ -253,7 +253,7 @@ class _Generation:
 
 
 def _select_rows(cache: Any, rows: Tensor) -> bool:
-    """Make row i of a cache what row rows[i] was; False, with the cache unusable, where the family does not support it."""
+    """Make row i of a cache what row rows[i] was; False, with a useless cache, where the family does not support it."""
     from transformers.cache_utils import DynamicLayer
 
     if not move_rows(cache, rows):

@@ -114,7 +114,7 @@ def test_the_key_of_a_server_comes_from_the_environment(tmp_path: Path, monkeypa
     nobody: Any = MagicMock()
     monkeypatch.setenv("POLICY_KEY", "secret")
     sampler = sampler_of(settings, nobody, letters(), find_start(settings.model), nobody)
-    assert isinstance(sampler, ServedSampler) and sampler._talk.hide("my secret") == "my ***"
+    assert isinstance(sampler, ServedSampler) and sampler._connection.hide("my secret") == "my ***"
     monkeypatch.delenv("POLICY_KEY")
     with pytest.raises(UserError, match="the environment variable `POLICY_KEY` is not set"):
         sampler_of(settings, nobody, letters(), find_start(settings.model), nobody)

@@ -15,10 +15,9 @@ from rlaif.errors import ModelError, UserError
 from rlaif.rl.config import OnlineSettings
 from rlaif.rl.experience import check_in_step
 from rlaif.rl.networks import weights_folder_name
-from rlaif.rl.remote_reward import RetryingClient
 from rlaif.rl.responses import Response, TokenizedPrompt
 from rlaif.rl.vllm_rollout import ServedSampler
-from rlaif.rl.weight_sync import Adapters, WholeWeights
+from rlaif.rl.weight_sync import Adapters, RetryingClient, WholeWeights
 from tests.conftest import Served
 from tests.online.runs import given
 from tests.online.test_serving import apart, choice, refused, saved
