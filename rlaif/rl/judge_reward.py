@@ -71,7 +71,13 @@ class JudgeReward(Reward):
         outputs = self._background.run(_outputs(self._model, list(questions.values())))
         grades, failures = self._grades(questions, outputs)
         rows = [[grades[question.id] for question in row] for row in by_response]
-        total = [self._weighted_mean(row) for row in rows]
+        weights = [criterion.weight for criterion in self._criteria]
+        total: list[float | None] = []
+        for row in rows:
+            read = [grade for grade in row if grade is not None]
+            complete = len(read) == len(row)
+            weighted = (weight * grade for weight, grade in zip(weights, read, strict=False))
+            total.append(sum(weighted) / sum(weights) if complete else None)
         if total and all(score is None for score in total):
             ((kind, count),) = Counter(kind for kind, _ in failures).most_common(1)
             detail = next(detail for other, detail in failures if other == kind)[:_DETAIL_CHARS]
@@ -108,13 +114,6 @@ class JudgeReward(Reward):
             else:
                 failures.append(("unreadable", f"less than {self._min_mass:g} probability on the digits"))
         return grades, failures
-
-    def _weighted_mean(self, row: Sequence[float | None]) -> float | None:
-        grades = [grade for grade in row if grade is not None]
-        if len(grades) < len(row):
-            return None
-        weights = [criterion.weight for criterion in self._criteria]
-        return sum(weight * grade for weight, grade in zip(weights, grades, strict=True)) / sum(weights)
 
     def close(self) -> None:
         """Close the judge, stop a server that was started for it, and end its thread."""

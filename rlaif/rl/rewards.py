@@ -72,15 +72,7 @@ def open_reward(
         match kinds[name]:
             case "judge":
                 assert judge is not None and constitution is not None
-
-                from rlaif.config.judge_templates import load_templates
-                from rlaif.constitution import load_constitution
-                from rlaif.feedback.prompts import DIGITS
-                from rlaif.inference.models import LazyModel
-                from rlaif.rl.judge_reward import JudgeReward
-
-                source, templates = LazyModel(judge, log=log, labels=DIGITS, say=say), load_templates(judge.templates)
-                return JudgeReward(source, load_constitution(constitution), principles, templates=templates)
+                return _open_judge(judge, constitution, principles, log, say)
             case "url":
                 from rlaif.rl.remote_reward import RemoteReward, dialogue
 
@@ -257,18 +249,18 @@ def _parse(spec: str) -> list[tuple[str, float]]:
         name = name if star else weight
         if not name:
             raise UserError(f"there is an empty reward in `{spec}`", where="reward", hint=_FORMS)
-        weights.append((name, _weight(weight, name) if star else 1.0))
+        try:
+            value = float(weight) if star else 1.0
+        except ValueError:
+            value = math.nan
+        if not math.isfinite(value):
+            what = f"the weight `{weight}` of `{name}` is not a number"
+            raise UserError(what, where="reward", hint=f"write `{name}*0.5`")
+        weights.append((name, value))
     if len(weights) == 1 and "*" in spec:
         what, hint = "a single reward has nothing to be weighed against", f"write `{weights[0][0]}`"
         raise UserError(f"{what}: `{spec}`", where="reward", hint=hint)
     return weights
-
-
-def _weight(text: str, name: str) -> float:
-    with contextlib.suppress(ValueError):
-        if math.isfinite(weight := float(text)):
-            return weight
-    raise UserError(f"the weight `{text}` of `{name}` is not a number", where="reward", hint=f"write `{name}*0.5`")
 
 
 def _kind(name: str) -> _Kind | None:
@@ -289,6 +281,23 @@ def _require_kind(name: str) -> _Kind:
     if kind is None:
         raise _unknown(name)
     return kind
+
+
+def _open_judge(
+    judge: JudgeSettings,
+    constitution: str | Path,
+    principles: Literal["each", "all"],
+    log: Path,
+    say: Callable[[str], None] | None,
+) -> Reward:
+    from rlaif.config.judge_templates import load_templates
+    from rlaif.constitution import load_constitution
+    from rlaif.feedback.prompts import DIGITS
+    from rlaif.inference.models import LazyModel
+    from rlaif.rl.judge_reward import JudgeReward
+
+    source, templates = LazyModel(judge, log=log, labels=DIGITS, say=say), load_templates(judge.templates)
+    return JudgeReward(source, load_constitution(constitution), principles, templates=templates)
 
 
 def _open_model(name: str, device: Literal["auto", "cpu"], tokens: int, say: Callable[[str], None] | None) -> Reward:

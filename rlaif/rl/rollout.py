@@ -83,7 +83,12 @@ class LocalSampler:
         A response has at most `max_tokens` tokens, and no more than the context leaves beside its prompt. Raises
         UserError for a prompt that leaves no room, and ModelError where the model's numbers are no probabilities.
         """
-        rooms = [self._room(prompt) for prompt in prompts]
+        context = self._policy.context
+        for prompt in prompts:
+            if len(prompt.ids) >= context:
+                what = f"{len(prompt.ids)} tokens leave no room for an answer in a context of {context}"
+                raise UserError(what, where=f"prompt {prompt.id}", hint="shorten it, or leave it out")
+        rooms = [min(context - len(prompt.ids), self._max_tokens) for prompt in prompts]
         responses: dict[tuple[int, int], Response] = {}
         with self._policy.inference_mode(bf16=self._bf16):
             for places, indices in self._batches(prompts, samples):
@@ -98,13 +103,6 @@ class LocalSampler:
 
     def close(self) -> None:
         """Nothing to release: the model belongs to the training."""
-
-    def _room(self, prompt: TokenizedPrompt) -> int:
-        left = self._policy.context - len(prompt.ids)
-        if left < 1:
-            what = f"{len(prompt.ids)} tokens leave no room for an answer in a context of {self._policy.context}"
-            raise UserError(what, where=f"prompt {prompt.id}", hint="shorten it, or leave it out")
-        return min(left, self._max_tokens)
 
     def _batches(self, prompts: Sequence[TokenizedPrompt], samples: int) -> Iterator[tuple[list[int], range]]:
         """Positions of prompts, and indices of the responses to all of them; the longest prompts first.

@@ -71,9 +71,9 @@ class ServedSampler:
         api_key: str | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        """`carrier` brings the policy's weights to the server. `ends` are the only tokens that end a response; they stay
-        in its ids, not in its text. `concurrency` bounds the prompts under way, `timeout` the seconds of one request;
-        `transport` takes the network's place in tests.
+        """`carrier` brings the policy's weights to the server. `ends` are the only tokens that end a response; they
+        stay in its ids, not in its text. `concurrency` bounds the prompts under way, `timeout` the seconds of one
+        request; `transport` takes the network's place in tests.
         """
         address = address_of(base_url, api_key)
         self._connection = ServerConnection(address, open_transport(address.url, address.headers, transport))
