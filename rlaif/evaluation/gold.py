@@ -269,7 +269,7 @@ def judged_pair(
     ((_, ballots),) = votes([case.matchup], questions, answer_of, compare)
     comparison = folded(better.id, worse.id, ballots, pair.model_copy(update={"flips": "soft"}))
     silent = comparison.status in (Status.UNPARSED, Status.FAILED)
-    outputs = [(vote, output) for vote in ballots for output in vote.asked if output is not None]
+    outputs = [(vote, output) for vote in ballots for output in vote.judgements if output is not None]
     logits = (
         first_logit(output, min_mass=pair.min_label_mass, temperature=vote.temperature) for vote, output in outputs
     )

@@ -218,88 +218,88 @@ class OnlineSettings(CommonSettings):
 
     @model_validator(mode="before")
     @classmethod
-    def _usual(cls, given: Any) -> Any:
-        """Fill in the defaults that depend on other settings."""
+    def _set_defaults(cls, given: Any) -> Any:
+        """Set the defaults that depend on other settings."""
         if not isinstance(given, Mapping):
             return given
-        found: dict[str, Any] = dict(given)
-        if found.get("algorithm") == "grpo":
-            kl = found.get("kl", {})
+        values: dict[str, Any] = dict(given)
+        if values.get("algorithm") == "grpo":
+            kl = values.get("kl", {})
             kl = kl.model_dump(exclude_unset=True) if isinstance(kl, KlSettings) else kl
-            found["kl"] = {"apply_to": "loss", **kl} if isinstance(kl, Mapping) else kl
-            if found.get("ratio") == "sequence":  # it moves far less than one of tokens, and 0.2 would never act
-                found.setdefault("clip", _CLIP_BY_LENGTH)
-        if found.get("overlong_buffer"):  # an answer that was cut has lost 1 by it already
-            found.setdefault("missing_eos_penalty", 0.0)
-        return found
+            values["kl"] = {"apply_to": "loss", **kl} if isinstance(kl, Mapping) else kl
+            if values.get("ratio") == "sequence":  # it moves far less than one of tokens, and 0.2 would never bind
+                values.setdefault("clip", _CLIP_BY_LENGTH)
+        if values.get("overlong_buffer"):  # it already takes 1 off a truncated response
+            values.setdefault("missing_eos_penalty", 0.0)
+        return values
 
     @field_validator("reward")
     @classmethod
     def _no_secrets(cls, reward: str) -> str:
-        for each in re.split(r"(?=https?://)", reward):
-            without_secret(each)
+        for part in re.split(r"(?=https?://)", reward):
+            without_secret(part)
         return reward
 
     @property
     def unread(self) -> dict[str, str]:
         """Settings (`name`, `group.name` or a whole `group`) that have no effect here, and why."""
         why = f"for `algorithm: {self.algorithm}`"
-        found = {name: why for name, readers in _READERS.items() if self.algorithm not in readers}
+        reasons = {name: why for name, readers in _READERS.items() if self.algorithm not in readers}
         if self.ratio == "sequence" and self.kl.apply_to == "reward":  # in the loss, KL counts tokens
-            found.setdefault("loss_normalization", "with `ratio: sequence`")
+            reasons.setdefault("loss_normalization", "with `ratio: sequence`")
         if self.kl.target is None:
-            found["kl.horizon"] = "without `kl.target`"
+            reasons["kl.horizon"] = "without `kl.target`"
         if self.rollout.base_url is None:
-            found |= dict.fromkeys(_OF_SERVERS, "without `rollout.base_url`")
-        return found
+            reasons |= dict.fromkeys(_SERVER_SETTINGS, "without `rollout.base_url`")
+        return reasons
 
     def plain(self) -> dict[str, JsonValue]:
         """The settings as plain data that can be read again, without those that do nothing."""
         return _without(super().plain(), self.unread.keys())
 
     @model_validator(mode="after")
-    def _does_something(self) -> Self:
+    def _require_effect(self) -> Self:
         unread = self.unread
         reasons = ((name, unread.get(name) or unread.get(name.partition(".")[0])) for name in sorted(_given(self)))
-        found: list[tuple[Where, str]] = [
+        errors: list[tuple[Where, str]] = [
             (tuple(name.split(".")), f"`{name}` does nothing {why}: leave it out") for name, why in reasons if why
         ]
-        if found:
-            raise located(type(self).__name__, found)
+        if errors:
+            raise located(type(self).__name__, errors)
         return self
 
     @model_validator(mode="after")
-    def _fits_together(self) -> Self:
-        found: list[tuple[Where, str]] = []
+    def _require_consistent(self) -> Self:
+        errors: list[tuple[Where, str]] = []
         if self.batch_size % self.samples:
             what = f"`batch_size: {self.batch_size}` is no multiple of `samples: {self.samples}`"
-            found.append((("batch_size" if "batch_size" in self.model_fields_set else "samples",), what))
+            errors.append((("batch_size" if "batch_size" in self.model_fields_set else "samples",), what))
         elif self.batch_size // self.samples < self.minibatches:
             prompts = self.batch_size // self.samples
             what = f"`minibatches: {self.minibatches}` are more than the {prompts} prompts of a step"
-            found.append((("minibatches",), what))
+            errors.append((("minibatches",), what))
         if self.algorithm in COMPARING and self.samples < 2:
             what = f"`algorithm: {self.algorithm}` compares answers to one prompt: set 2 or more"
-            found.append((("samples",), what))
+            errors.append((("samples",), what))
         if self.value.warmup >= self.steps:
             what = f"`value.warmup: {self.value.warmup}` leaves the policy none of {self.steps} steps: set fewer"
-            found.append((("value", "warmup"), what))
+            errors.append((("value", "warmup"), what))
         if self.lora.dropout:
             what = "`lora.dropout` makes the policy that learns another one than the one that answered: leave it out"
-            found.append((("lora", "dropout"), what))
+            errors.append((("lora", "dropout"), what))
         if self.overlong_buffer > self.rollout.max_tokens:
             most = self.rollout.max_tokens
             what = f"`overlong_buffer: {self.overlong_buffer}` is longer than the longest answer, {most} tokens"
-            found.append((("overlong_buffer",), what))
+            errors.append((("overlong_buffer",), what))
         if self.rollout.async_rollout and self.rollout.base_url is None:
             what = (
                 "answers are drawn ahead on a server only: set `rollout.base_url`, or leave `rollout.async_rollout` out"
             )
-            found.append((("rollout", "async_rollout"), what))
+            errors.append((("rollout", "async_rollout"), what))
         if self.algorithm == "online-dpo" and self.kl.beta == 0:
-            found.append((("kl", "beta"), "`algorithm: online-dpo` needs a beta above 0, for instance 0.1"))
-        if found:
-            raise located(type(self).__name__, found)
+            errors.append((("kl", "beta"), "`algorithm: online-dpo` needs a beta above 0, for instance 0.1"))
+        if errors:
+            raise located(type(self).__name__, errors)
         return self
 
 
@@ -322,7 +322,7 @@ _READERS: dict[str, frozenset[str]] = {
     "mismatch.cap": _CLIPPED | {"p3o"},
 }
 """Settings that only some algorithms read."""
-_OF_SERVERS = (
+_SERVER_SETTINGS = (
     "mismatch.correct", "mismatch.cap", "rollout.served_model", "rollout.weights", "rollout.concurrency",
     "rollout.timeout", "rollout.api_key_env",
 )  # fmt: skip
@@ -335,7 +335,7 @@ def read_by(algorithm: Algorithm | str, path: Sequence[str]) -> bool:
 
 
 def _given(settings: Record, group: str = "") -> Iterator[str]:
-    """The settings that are set explicitly."""
+    """The names of the settings that are set explicitly."""
     for name in settings.model_fields_set:
         value = getattr(settings, name)
         if isinstance(value, Record):
@@ -345,6 +345,7 @@ def _given(settings: Record, group: str = "") -> Iterator[str]:
 
 
 def _without(settings: Mapping[str, JsonValue], names: Collection[str], group: str = "") -> dict[str, JsonValue]:
+    """The settings without some, given by their dotted names."""
     return {
         name: _without(value, names, f"{group}{name}.") if isinstance(value, dict) else value
         for name, value in settings.items()

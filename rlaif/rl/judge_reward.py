@@ -1,4 +1,4 @@
-"""The judge itself as the reward: direct RLAIF, without a reward model in between (arXiv:2309.00267, section 2.2.2)."""
+"""The judge as the reward: direct RLAIF, without a reward model in between (arXiv:2309.00267, section 2.2.2)."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class JudgeReward(Reward):
 
     A grade is the expectation over the digits 0 to 9, by their log-probabilities, divided by 9. Each principle is one
     question, and one part; with `all` the whole constitution is one question, and the part is called `all`. Where one
-    grade of a response failed, or cannot be read, the response has no score: it is never 0, which would be trained on.
+    grade of a response fails, or cannot be read, the response has no score: never 0, which would be trained on.
 
-    How long a question may take is the judge's own setting. Its connections live in a thread of their own, and are kept
+    The time limit of a question is a setting of the judge. Its connections live in a thread of their own, and stay open
     from call to call.
     """
 
@@ -50,7 +50,7 @@ class JudgeReward(Reward):
         Raises UserError or ModelError with what is wrong with the judge.
         """
         self._criteria = criteria_of(constitution, principles)
-        self._asked, self._max_chars, self._min_mass = Judge(judge.name, templates), max_chars, min_mass
+        self._form, self._max_chars, self._min_mass = Judge(judge.name, templates), max_chars, min_mass
         self._judge, self._background, self._closed = judge, Background("judge"), False
         try:
             self._model = self._background.run(judge.open())
@@ -66,38 +66,47 @@ class JudgeReward(Reward):
         """
         if self._closed:
             raise ModelError("the judge was closed")
-        asked = [self._questions(*pair) for pair in zip(prompts, responses, strict=True)]
-        questions = {question.id: question for each in asked for question in each}
-        answers = self._background.run(_answers(self._model, list(questions.values())))
-        grades, failures = self._grades(questions, answers)
-        rows = [[grades[question.id] for question in each] for each in asked]
-        total = [self._mean(row) for row in rows]
-        if total and all(each is None for each in total):
-            raise self._hopeless(len(total), failures)
+        by_response = [self._questions(*pair) for pair in zip(prompts, responses, strict=True)]
+        questions = {question.id: question for row in by_response for question in row}
+        outputs = self._background.run(_outputs(self._model, list(questions.values())))
+        grades, failures = self._grades(questions, outputs)
+        rows = [[grades[question.id] for question in row] for row in by_response]
+        weights = [criterion.weight for criterion in self._criteria]
+        total: list[float | None] = []
+        for row in rows:
+            read = [grade for grade in row if grade is not None]
+            complete = len(read) == len(row)
+            weighted = (weight * grade for weight, grade in zip(weights, read, strict=False))
+            total.append(sum(weighted) / sum(weights) if complete else None)
+        if total and all(score is None for score in total):
+            ((kind, count),) = Counter(kind for kind, _ in failures).most_common(1)
+            detail = next(detail for other, detail in failures if other == kind)[:_DETAIL_CHARS]
+            what = f"the judge {self._form.name} gave none of {len(total)} responses a score"
+            raise ModelError(f"{what}: {kind} {count} of {len(failures)} times ({detail})")
         names = ("all" if criterion.id == WHOLE else criterion.id for criterion in self._criteria)
         return Scores(total, {name: [row[at] for row in rows] for at, name in enumerate(names)})
 
     def _questions(self, messages: Messages, response: str) -> list[Question]:
-        """Those of one response next to each other: a server's cache then holds all but the principle."""
+        """The questions about one response, adjacent so that a server's prefix cache holds all but the principle."""
         prompt = Prompt(id="", messages=messages, source="")
         sample = Sample(id="", prompt="", index=0, text=response, policy="")
         return [
-            score_question(prompt, sample, criterion, self._asked, max_chars=self._max_chars)
+            score_question(prompt, sample, criterion, self._form, max_chars=self._max_chars)
             for criterion in self._criteria
         ]
 
     def _grades(
-        self, questions: Mapping[str, Question], answers: Mapping[str, Output]
+        self, questions: Mapping[str, Question], outputs: Mapping[str, Output]
     ) -> tuple[dict[str, float | None], list[tuple[str, str]]]:
         """By question the grade from 0 to 1, or None; and the kind and the detail of every failure."""
         grades: dict[str, float | None] = {}
         failures: list[tuple[str, str]] = []
         for key, question in questions.items():
-            answer, grades[key] = answers[key], None
-            if answer.failure is not None:
-                failures.append((answer.failure, answer.detail))
+            output, grades[key] = outputs[key], None
+            if output.failure is not None:
+                failures.append((output.failure, output.detail))
                 continue
-            score = score_record(question, answer)
+            score = score_record(question, output)
             if readable(score, min_mass=self._min_mass) and score.value is not None:
                 grades[key] = score.value / _BEST
             elif score.label_mass is None:
@@ -106,36 +115,23 @@ class JudgeReward(Reward):
                 failures.append(("unreadable", f"less than {self._min_mass:g} probability on the digits"))
         return grades, failures
 
-    def _mean(self, row: Sequence[float | None]) -> float | None:
-        grades = [grade for grade in row if grade is not None]
-        if len(grades) < len(row):
-            return None
-        weights = [criterion.weight for criterion in self._criteria]
-        return sum(weight * grade for weight, grade in zip(weights, grades, strict=True)) / sum(weights)
-
-    def _hopeless(self, responses: int, failures: Sequence[tuple[str, str]]) -> ModelError:
-        ((kind, count),) = Counter(kind for kind, _ in failures).most_common(1)
-        detail = next(detail for other, detail in failures if other == kind)[:_DETAIL_CHARS]
-        what = f"the judge {self._asked.name} gave none of {responses} responses a score"
-        return ModelError(f"{what}: {kind} {count} of {len(failures)} times ({detail})")
-
     def close(self) -> None:
-        """Close the judge, stop its server if it was started for it, and end its thread."""
+        """Close the judge, stop a server that was started for it, and end its thread."""
         if not self._closed:
             self._closed = True
             self._background.close(self._judge.close())
 
 
-async def _answers(model: Model, questions: Sequence[Question]) -> dict[str, Output]:
-    """The answers by question, in batches, with as many calls under way as the model likes."""
-    found: dict[str, Output] = {}
+async def _outputs(model: Model, questions: Sequence[Question]) -> dict[str, Output]:
+    """The outputs by question, in batches, with as many concurrent calls as the model takes."""
+    outputs: dict[str, Output] = {}
     starts = iter(range(0, len(questions), model.batch_size))
 
     async def worker() -> None:
         for start in starts:
             batch = questions[start : start + model.batch_size]
-            answers = await model.answer(batch)
-            found.update(zip((question.id for question in batch), answers, strict=True))
+            batch_outputs = await model.answer(batch)
+            outputs.update(zip((question.id for question in batch), batch_outputs, strict=True))
 
     try:
         async with asyncio.TaskGroup() as group:
@@ -143,4 +139,4 @@ async def _answers(model: Model, questions: Sequence[Question]) -> dict[str, Out
                 group.create_task(worker())
     except BaseExceptionGroup as errors:
         raise errors.exceptions[0] from None
-    return found
+    return outputs

@@ -1,8 +1,7 @@
-"""A Python function, or a reward model, as the reward.
+"""Rewards in process: a Python function (`module:function`, `path/to/file.py:function`), or a reward model.
 
-A Python function as the reward: `module:function`, or `path/to/file.py:function`.
-
-A reward model as the reward: ours, an adapter, or anybody's for sequence classification with one output.
+A reward model is one of `rlaif train reward`, whole or an adapter, or any model for sequence classification with one
+output.
 """
 
 from __future__ import annotations
@@ -36,16 +35,16 @@ _SHOWN = 300
 
 
 class FunctionReward(Reward):
-    """What a function says, in its own unit: `fn(prompts, responses)` returns one number or None for each response.
+    """The reward of a function, in its own unit: `fn(prompts, responses)` returns a number or None for each response.
 
     `prompts` is a list with one conversation a response, each a list of `{"role": ..., "content": ...}`; `responses` is
-    a list of texts. What is returned is a list, a tuple, a numpy array or a tensor; None is no score, and True counts
+    a list of texts. The result is a list, a tuple, a numpy array or a tensor; None is no score, and True counts
     as 1.
     """
 
     def __init__(self, name: str) -> None:
-        """Import it. A module is looked for where Python looks, and in the working directory; a file may import what
-        lies beside it.
+        """Import the function. Modules are searched on sys.path and in the working directory; a file may import the
+        files beside it.
 
         Raises UserError where there is no such function, or where importing it fails.
         """
@@ -53,31 +52,32 @@ class FunctionReward(Reward):
         if not module or not function:
             raise UserError(f"no function: `{name}`", hint="write it like `module:function` or `file.py:function`")
         self._name, self._part = name, function
-        found = _of_file(Path(module).expanduser(), name) if module.endswith(".py") else _of_name(module, name)
-        self._function, self._file = _function(found, function, name), _file_of(found, function)
+        is_file = module.endswith(".py")
+        imported = _import_file(Path(module).expanduser(), name) if is_file else _import_module(module, name)
+        self._function = _function(imported, function, name)
+        code = getattr(inspect.unwrap(getattr(imported, function)), "__code__", None)
+        self._file = str(code.co_filename if code is not None else imported.__file__)
+        """As tracebacks name it."""
 
     def __call__(self, prompts: Sequence[Messages], responses: Sequence[str]) -> Scores:
-        """One number a response; the one part is called like the function.
+        """One number a response; the one part is named like the function.
 
         Raises ModelError, with the function's name, where it raises an error itself or returns anything else.
         """
-        talks = [[message.model_dump() for message in messages] for messages in prompts]
+        dialogues = [[message.model_dump() for message in messages] for messages in prompts]
         try:
-            result = self._function(talks, list(responses))
+            result = self._function(dialogues, list(responses))
         except Exception as error:
-            # Whatever goes wrong in a user's code is the user's to see, in one line.
-            said = f"{type(error).__name__}: {error}"[:_SHOWN]
-            raise ModelError(f"reward `{self._name}` raised {said} ({_line(error, self._file)})") from error
-        total = self._numbers(result, len(responses))
-        return Scores(total, {self._part: total})
-
-    def _numbers(self, result: Any, count: int) -> list[float | None]:
+            # The error of a user's code, whatever it is, in one line.
+            text = f"{type(error).__name__}: {error}"[:_SHOWN]
+            raise ModelError(f"reward `{self._name}` raised {text} ({_line(error, self._file)})") from error
         listed = result.tolist() if hasattr(result, "tolist") else result
         if not isinstance(listed, Sequence) or isinstance(listed, (str, bytes)):
             raise self._wrong(f"a {type(result).__name__}, not a list with one number a response")
-        if len(listed) != count:
-            raise self._wrong(f"{len(listed)} rewards for {count} responses")
-        return [None if each is None else self._number(at, each) for at, each in enumerate(listed)]
+        if len(listed) != len(responses):
+            raise self._wrong(f"{len(listed)} rewards for {len(responses)} responses")
+        total = [None if value is None else self._number(at, value) for at, value in enumerate(listed)]
+        return Scores(total, {self._part: total})
 
     def _number(self, at: int, value: Any) -> float:
         if getattr(value, "ndim", None) == 0:  # a number of numpy's, or a tensor of one
@@ -96,13 +96,13 @@ class FunctionReward(Reward):
         return ModelError(f"reward `{self._name}` returned {what}")
 
     def close(self) -> None:
-        """Nothing to let go of."""
+        """Nothing to release."""
 
 
 def require_function(name: str) -> None:
-    """Raise UserError where a file is not there or defines no such function. Nothing is run.
+    """Raise UserError where a file is missing or defines no such function. Nothing is run.
 
-    Of a module nothing is told, for to find one in a package runs it.
+    Modules are not checked, as to find one in a package runs the package.
     """
     file, _, function = name.rpartition(":")
     if not file.endswith(".py"):
@@ -113,15 +113,15 @@ def require_function(name: str) -> None:
         tree = ast.parse(path.read_bytes())
     except (SyntaxError, ValueError, OSError) as error:
         raise UserError(f"cannot be read: {error}", where=path, hint="fix that file") from None
-    known = {each for node in ast.walk(tree) for each in _defined(node)}
-    if not known & {function, "*", "__getattr__"}:
-        meant = nearest(function, known)
-        hint = meant if meant.startswith("did you mean") else "define it there"
+    names = {name for node in ast.walk(tree) for name in _defined(node)}
+    if not names & {function, "*", "__getattr__"}:
+        suggestion = nearest(function, names)
+        hint = suggestion if suggestion.startswith("did you mean") else "define it there"
         raise UserError(f"no function `{function}` in {path}", where=name, hint=hint)
 
 
 def _defined(node: ast.AST) -> Iterator[str]:
-    """The names that a piece of code gives to something."""
+    """The names that a node of a syntax tree binds."""
     if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
         yield node.name
     elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
@@ -135,82 +135,76 @@ def _require_file(path: Path) -> None:
         raise UserError("there is no such file", where=path, hint="name the file of the reward function")
 
 
-def _of_file(path: Path, name: str) -> ModuleType:
+def _import_file(path: Path, name: str) -> ModuleType:
     _require_file(path)
     path = path.resolve()
-    called = f"_reward_of_{path.stem}"  # of its own: a json.py of the user's must not become everybody's `json`
-    spec = importlib.util.spec_from_file_location(called, path)
+    module_name = f"_reward_of_{path.stem}"  # a json.py of the user must not become the `json` of all modules
+    spec = importlib.util.spec_from_file_location(module_name, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[called] = module  # dataclasses look their own module up
-    _look_in(path.parent)
+    sys.modules[module_name] = module  # dataclasses look their own module up
+    _append_to_path(path.parent)
     try:
         spec.loader.exec_module(module)
     except Exception as error:
-        raise _broken(error, name, str(path)) from error
+        raise _import_error(error, name, str(path)) from error
     return module
 
 
-def _of_name(module: str, name: str) -> ModuleType:
-    _look_in(Path.cwd())
+def _import_module(module: str, name: str) -> ModuleType:
+    _append_to_path(Path.cwd())
     importlib.invalidate_caches()
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         missing = str(error.name)
         if module != missing and not module.startswith(f"{missing}."):
-            raise _broken(error, name) from error
+            raise _import_error(error, name) from error
         hint = "install it, go to the folder that it lies in, or name its file like `path/to/file.py:function`"
         raise UserError(f"there is no module `{missing}`", where=name, hint=hint) from None
     except Exception as error:
-        raise _broken(error, name) from error
+        raise _import_error(error, name) from error
 
 
-def _look_in(folder: Path) -> None:
-    """Let modules be found in a folder too; behind all others, so that none of those changes."""
+def _append_to_path(folder: Path) -> None:
+    """Search a folder for modules too; after all others, so that it shadows none of those."""
     if str(folder) not in sys.path:
         sys.path.append(str(folder))
 
 
-def _broken(error: Exception, name: str, file: str = "") -> UserError:
-    said = f"{type(error).__name__}: {error}"[:_SHOWN]
-    where = "" if isinstance(error, SyntaxError) else f" ({_line(error, file)})"  # which names file and line itself
-    return UserError(f"cannot be imported: {said}{where}", where=name, hint="fix that file")
+def _import_error(error: Exception, name: str, file: str = "") -> UserError:
+    text = f"{type(error).__name__}: {error}"[:_SHOWN]
+    where = "" if isinstance(error, SyntaxError) else f" ({_line(error, file)})"  # whose text has file and line
+    return UserError(f"cannot be imported: {text}{where}", where=name, hint="fix that file")
 
 
 def _line(error: Exception, file: str) -> str:
     """The last line of a file that an error went through; without one, the line that it came from."""
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith("<frozen")]
-    own = [frame for frame in frames if frame.filename == file]
-    frame = (own or frames)[-1]
+    in_file = [frame for frame in frames if frame.filename == file]
+    frame = (in_file or frames)[-1]
     return f"{frame.filename}:{frame.lineno}"
 
 
 def _function(module: ModuleType, function: str, name: str) -> Callable[..., Any]:
     if not hasattr(module, function):
-        known = [each for each, value in vars(module).items() if callable(value) and not each.startswith("_")]
-        hint = nearest(function, known) if known else "define it there"
+        names = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        hint = nearest(function, names) if names else "define it there"
         raise UserError(f"there is no function `{function}`", where=name, hint=hint)
-    found = getattr(module, function)
-    if not callable(found):
-        what = f"`{function}` is a {type(found).__name__}, not a function"
+    value = getattr(module, function)
+    if not callable(value):
+        what = f"`{function}` is a {type(value).__name__}, not a function"
         raise UserError(what, where=name, hint="name a function that takes prompts and responses")
-    called: Callable[..., Any] = found
-    return called
-
-
-def _file_of(module: ModuleType, function: str) -> str:
-    """The file that a function is written in, as tracebacks name it."""
-    code = getattr(inspect.unwrap(getattr(module, function)), "__code__", None)
-    return str(code.co_filename if code is not None else module.__file__)
+    reward: Callable[..., Any] = value
+    return reward
 
 
 class ModelReward(Reward):
-    """The reward of a model for a whole answer, in the model's own unit; the mean it was centred on is taken off.
+    """The reward of a model for a whole response, in its own unit, less the mean that it was centered on.
 
-    Texts become tokens as in the model's training. The answers to one prompt share its computation where the model
-    allows it, and equal ones are computed once. A prompt that is too long loses its beginning, as in training; an
-    answer that is blank, or too long by itself, has no score.
+    Texts become tokens as in the model's training. The responses to one prompt share its forward pass where the
+    model allows it, and equal ones are computed once. A prompt that is too long loses its beginning, as in training; a
+    response that is blank, or too long by itself, has no score.
     """
 
     def __init__(
@@ -221,26 +215,26 @@ class ModelReward(Reward):
         *,
         template: Template | None = None,
     ) -> None:
-        """Load the model of a folder or of the hub. `tokens` is what fits into memory at once; `template` is that of
-        its training unless it is given (`auto` and `chat`: the chat template; `plain`: dialogues as text).
+        """Load the model of a folder or of the hub. `tokens` bounds a forward pass; `template` defaults to that of its
+        training (`auto` and `chat`: the chat template; `plain`: dialogues as text).
 
-        Raises UserError for a model that is none, or that cannot read messages.
+        Raises UserError where there is no such model, or it cannot read messages.
         """
         from rlaif.training.reward_model import load
         from rlaif.training.score import Apart
 
         self._name = str(name_or_folder)
         loaded = load(self._name, device)
-        self._learned = loaded.learned.asked(template)
-        if self._learned.template in ("auto", "chat") and not getattr(loaded.tokenizer, "chat_template", None):
+        self._text_format = loaded.learned.asked(template)
+        if self._text_format.template in ("auto", "chat") and not getattr(loaded.tokenizer, "chat_template", None):
             hint = "save a chat_template.jinja in its folder, or take one that was trained with `template: plain`"
             raise UserError(
                 "the reward model has no chat template, and prompts are messages", where=self._name, hint=hint
             )
-        self._limits = loaded.tokens()
+        self._tokens = loaded.tokens()
         self.note = ""
-        """What there is to know of how it reads conversations."""
-        if self._learned.template == "text" and self._limits.template.exists:
+        """A caveat on how it reads conversations."""
+        if self._text_format.template == "text" and self._tokens.template.exists:
             self.note = (
                 f"{self._name} was trained on texts without its chat template, and is given prompt and response as "
                 "such texts: prompts of several turns have no reward"
@@ -255,11 +249,14 @@ class ModelReward(Reward):
         if self._rewards is None:
             raise ModelError(f"the reward model {self._name} was closed")
         row_counts = RowCounts()
-        pairs = enumerate(zip(prompts, responses, strict=True))
-        readable = [self._example(at, *pair) for at, pair in pairs if _can_be_read(*pair)]
+        readable = []
+        for at, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
+            if _is_readable(prompt, response):
+                turns = tuple(Turn(message.role, message.content) for message in prompt)
+                readable.append(self._text_format.example(str(at), turns, response))
         examples = [example for example in readable if example is not None]
-        groups = {int(example.id): group for example, group in self._limits.with_examples(examples, row_counts)}
-        if readable and not groups and (why := _refused(row_counts, examples)):
+        groups = {int(example.id): group for example, group in self._tokens.with_examples(examples, row_counts)}
+        if readable and not groups and (why := _unscored_reason(row_counts, examples)):
             raise ModelError(f"{self._name}: no response can be scored: {why}")
         rewards = dict(zip(groups, self._rewards(list(groups.values())), strict=True))
         for at, reward in rewards.items():
@@ -268,12 +265,8 @@ class ModelReward(Reward):
         total = [rewards.get(at) for at in range(len(responses))]
         return Scores(total, {"model": total})
 
-    def _example(self, at: int, prompt: Messages, response: str) -> Example | None:
-        turns = tuple(Turn(message.role, message.content) for message in prompt)
-        return self._learned.example(str(at), turns, response)
-
     def close(self) -> None:
-        """Let go of the model's memory."""
+        """Release the model's memory."""
         import torch
 
         self._rewards = None
@@ -281,16 +274,16 @@ class ModelReward(Reward):
             torch.cuda.empty_cache()
 
 
-def _refused(row_counts: RowCounts, examples: Sequence[Example]) -> str:
-    """What keeps every conversation from being written; empty where it is another reason, such as a length."""
+def _unscored_reason(row_counts: RowCounts, examples: Sequence[Example]) -> str:
+    """Why the template can write no conversation; empty for another reason, such as a length."""
     if not examples:
         return "it was trained on single prompts without a chat template, and all prompts have several turns"
-    found = next((each.what for each in row_counts.reasons() if each.reason in FAULTS), "")
-    return row_counts.notes[0] if found and row_counts.notes else found
+    fault = next((row.what for row in row_counts.reasons() if row.reason in FAULTS), "")
+    return row_counts.notes[0] if fault and row_counts.notes else fault
 
 
-def _can_be_read(prompt: Messages, response: str) -> bool:
-    """Whether the answer says something, and no text holds half a surrogate pair, which no tokenizer takes."""
+def _is_readable(prompt: Messages, response: str) -> bool:
+    """Whether the response is not blank, and no text holds half a surrogate pair, which no tokenizer takes."""
     try:
         for text in (response, *(message.content for message in prompt)):
             text.encode()

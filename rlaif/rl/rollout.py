@@ -1,22 +1,18 @@
-"""Responses sampled in process from the very model that is being trained, and ahead of the learning.
+"""Rollout in process: responses sampled from the model that is being trained; and rollout one step ahead on a server.
 
-Answers drawn in process, from the very model that is being trained.
+`LocalSampler`. A prompt goes through the model once for all of its responses: a batch of distinct prompts fills the
+cache, the cache is repeated, and only then are tokens sampled. Rows whose response has ended leave the batch.
 
-A prompt goes through the model once for all of its answers: a batch of distinct prompts fills the cache, the cache is
-repeated, and only then are tokens drawn. Rows whose answer has ended leave the batch.
+Every token is sampled by inverse CDF from one uniform number that belongs to (seed, step, prompt, response, position)
+alone. So a response depends on the weights, its prompt and these numbers, but not on its neighbors in the batch (up to
+float rounding, which can move a token that falls on the edge between two), and a resumed training samples what it
+would have sampled.
 
-Every token is drawn by inverse CDF from one uniform number that belongs to (seed, step, prompt, answer, position) and
-to nothing else. So an answer depends on the weights, its prompt and these numbers, but not on its neighbours in the
-batch (up to float rounding, which can move a draw that falls on the edge between two tokens), and a training that is
-resumed draws what it would have drawn.
-
-Answers to the next step's prompts are drawn while this step is learned from: a server need not wait for the trainer.
-
-They are one update old when they are learned from, never more: an update waits until they are all drawn. What that
-makes of the gradient is corrected as a server's other numbers are, by truncated importance sampling.
-
-A checkpoint does not hold what was drawn ahead: a training that goes on begins like any other, with answers of the
-weights that it goes on with. So its first step is not the one that it would have taken.
+`AheadSampler`. The responses to the next step's prompts are sampled during the update of this step, so that a server
+does not wait for the trainer. They are one update old when they are trained on, never more: an update waits until they
+are complete. Truncated importance sampling corrects for it, as for the other numbers of a server. A checkpoint does not
+hold them: a resumed training samples its first step with the weights that it resumes with, so that this step is not the
+one that it would have taken.
 """
 
 from __future__ import annotations
@@ -43,15 +39,17 @@ from rlaif.rl.responses import Response, Sampler, TokenizedPrompt
 if TYPE_CHECKING:
     from torch import Tensor
 
-_ROOM = 32  # tokens by which the memory of keys and values grows at once
-_CROWDED = 0.75  # with no more than this share of the rows going on, the others are taken out; that copies the cache
+_CACHE_STEP = 32
+"""Tokens by which the cache of keys and values grows at once."""
+_ACTIVE_SHARE = 0.75
+"""At or below this share of unfinished rows, the finished ones leave the batch, which copies the cache."""
 
 
 class LocalSampler:
     """A `Sampler` on a model in this process, with or without an adapter, in training mode or not.
 
     The log-probabilities are those of the whole distribution at the sampling temperature, in float32: `top_p` bounds
-    what is drawn, not what is reported.
+    the tokens that are sampled, not their log-probabilities.
     """
 
     def __init__(
@@ -68,83 +66,82 @@ class LocalSampler:
         batch_tokens: int = 32_768,
         rows: int = 64,
     ) -> None:
-        """`ends` are the tokens that end an answer; they stay in its ids, not in its text. `bf16` computes as a
-        training in bfloat16 does. A batch holds at most `rows` answers and `batch_tokens` tokens, padding and the room
-        for answers included; neither changes what is drawn.
+        """`ends` are the tokens that end a response; they stay in its ids, not in its text. `bf16` computes as a
+        training in bfloat16 does. A batch holds at most `rows` responses and `batch_tokens` tokens, padding and the
+        room for responses included; neither changes the responses.
 
         Raises UserError for a model without a cache of keys and values.
         """
         self._tokenizer, self._ends, self._max_tokens, self._seed = tokenizer, ends, max_tokens, seed
         self._draw = functools.partial(draw, temperature=temperature, top_p=top_p)
         self._bf16, self._batch_tokens, self._rows, self._version = bf16, batch_tokens, rows, 0
-        self._policy = _Policy(model)
+        self._policy = _CachedModel(model)
 
-    def sample(self, asked: Sequence[TokenizedPrompt], each: int, step: int) -> list[Response]:
-        """`each` answers to every prompt, those to one prompt next to each other; the noise depends on `step`.
+    def sample(self, prompts: Sequence[TokenizedPrompt], samples: int, step: int) -> list[Response]:
+        """`samples` responses to every prompt, those to one prompt adjacent; the noise depends on `step`.
 
-        An answer has at most `max_tokens` tokens, and no more than the model's context leaves beside its prompt. Raises
+        A response has at most `max_tokens` tokens, and no more than the context leaves beside its prompt. Raises
         UserError for a prompt that leaves no room, and ModelError where the model's numbers are no probabilities.
         """
-        rooms = [self._room(one) for one in asked]
-        found: dict[tuple[int, int], Response] = {}
-        with self._policy.at_rest(bf16=self._bf16):
-            for places, indices in self._batches(asked, each):
+        context = self._policy.context
+        for prompt in prompts:
+            if len(prompt.ids) >= context:
+                what = f"{len(prompt.ids)} tokens leave no room for an answer in a context of {context}"
+                raise UserError(what, where=f"prompt {prompt.id}", hint="shorten it, or leave it out")
+        rooms = [min(context - len(prompt.ids), self._max_tokens) for prompt in prompts]
+        responses: dict[tuple[int, int], Response] = {}
+        with self._policy.inference_mode(bf16=self._bf16):
+            for places, indices in self._batches(prompts, samples):
                 keys = [(at, index) for at in places for index in indices]
-                rows = [(asked[at], index, rooms[at]) for at, index in keys]
-                found.update(zip(keys, self._answers(rows, len(indices), step), strict=True))
-        return [found[at, index] for at in range(len(asked)) for index in range(each)]
+                rows = [(prompts[at], index, rooms[at]) for at, index in keys]
+                responses.update(zip(keys, self._sample_batch(rows, len(indices), step), strict=True))
+        return [responses[at, index] for at in range(len(prompts)) for index in range(samples)]
 
     def update(self, version: int) -> None:
-        """Note the number of the weights; the model itself is always as the training left it."""
+        """Record the version; the weights themselves are always the current ones."""
         self._version = version
 
     def close(self) -> None:
-        """Nothing to let go of: the model is the training's."""
+        """Nothing to release: the model belongs to the training."""
 
-    def _room(self, asked: TokenizedPrompt) -> int:
-        left = self._policy.context - len(asked.ids)
-        if left < 1:
-            what = f"{len(asked.ids)} tokens leave no room for an answer in a context of {self._policy.context}"
-            raise UserError(what, where=f"prompt {asked.id}", hint="shorten it, or leave it out")
-        return min(left, self._max_tokens)
+    def _batches(self, prompts: Sequence[TokenizedPrompt], samples: int) -> Iterator[tuple[list[int], range]]:
+        """Positions of prompts, and indices of the responses to all of them; the longest prompts first.
 
-    def _batches(self, asked: Sequence[TokenizedPrompt], each: int) -> Iterator[tuple[list[int], range]]:
-        """Places of prompts, and indices of the answers to all of them. Longest first: trouble with memory shows early.
-
-        Of about equal length, prompts carry little padding.
+        Memory runs out early, if at all, and prompts of about equal length need little padding.
         """
-        order = sorted(range(len(asked)), key=lambda at: -len(asked[at].ids))
+        order = sorted(range(len(prompts)), key=lambda at: -len(prompts[at].ids))
         while order:
-            width = len(asked[order[0]].ids) + self._max_tokens
-            most = max(1, min(self._rows, self._batch_tokens // width))
-            copies = min(each, most)
-            places, order = order[: most // copies], order[most // copies :]
-            for start in range(0, each, copies):
-                yield places, range(start, min(each, start + copies))
+            width = len(prompts[order[0]].ids) + self._max_tokens
+            batch_rows = max(1, min(self._rows, self._batch_tokens // width))
+            copies = min(samples, batch_rows)
+            places, order = order[: batch_rows // copies], order[batch_rows // copies :]
+            for start in range(0, samples, copies):
+                yield places, range(start, min(samples, start + copies))
 
-    def _answers(self, rows: Sequence[tuple[TokenizedPrompt, int, int]], copies: int, step: int) -> list[Response]:
-        """The answers of one batch, each of a prompt, an index and a room; `copies` in a row have the same prompt."""
+    def _sample_batch(self, rows: Sequence[tuple[TokenizedPrompt, int, int]], copies: int, step: int) -> list[Response]:
+        """The responses of one batch, each of a prompt, an index and a room; `copies` in a row have the same prompt."""
         import torch
 
         rooms = [room for _, _, room in rows]
-        uniforms = [noise(self._seed, step, asked.id, index, max(rooms)) for asked, index, _ in rows]
-        going = _Going(self._policy, [asked.ids for asked, _, _ in rows[::copies]], copies, max(rooms))
-        chances = torch.from_numpy(np.stack(uniforms)).to(self._policy.device)
-        drawn = _decode(going, self._draw, chances, rooms, self._ends)
-        return [self._response(*row[:2], *answer) for row, answer in zip(rows, drawn, strict=True)]
-
-    def _response(self, asked: TokenizedPrompt, index: int, ids: list[int], logps: list[float]) -> Response:
-        if not math.isfinite(sum(logps)):
-            raise ModelError(f"the policy gives no probabilities after prompt {asked.id}: its weights are not finite")
-        finished = ids[-1] in self._ends
-        text = self._tokenizer.decode(ids[:-1] if finished else ids, skip_special_tokens=True)
-        return Response(asked, index, ids, logps, text, finished, self._version)
+        noises = [noise(self._seed, step, prompt.id, index, max(rooms)) for prompt, index, _ in rows]
+        generation = _Generation(self._policy, [prompt.ids for prompt, _, _ in rows[::copies]], copies, max(rooms))
+        uniforms = torch.from_numpy(np.stack(noises)).to(self._policy.device)
+        responses = []
+        decoded = _decode(generation, self._draw, uniforms, rooms, self._ends)
+        for (prompt, index, _), (ids, logps) in zip(rows, decoded, strict=True):
+            if not math.isfinite(sum(logps)):
+                what = f"the policy gives no probabilities after prompt {prompt.id}: its weights are not finite"
+                raise ModelError(what)
+            finished = ids[-1] in self._ends
+            text = self._tokenizer.decode(ids[:-1] if finished else ids, skip_special_tokens=True)
+            responses.append(Response(prompt, index, ids, logps, text, finished, self._version))
+        return responses
 
 
 def noise(seed: int, step: int, prompt: str, index: int, count: int) -> NDArray[np.float64]:
-    """[count]: numbers from (0, 1), one for every token of an answer; fewer are the beginning of more.
+    """[count]: numbers from (0, 1), one for every token of a response; a smaller count is a prefix of a larger one.
 
-    Philox, a counter-based generator (Salmon et al. 2011), under a key that hashes whose noise it is. As multiples of
+    Philox, a counter-based generator (Salmon et al. 2011), keyed by a hash of the other arguments. As multiples of
     2^-49 they stay below a sum of probabilities that they are multiplied by.
     """
     key = hashlib.sha256(f"{seed}:{step}:{index}:{prompt}".encode("utf-8", "surrogatepass")).digest()
@@ -165,14 +162,14 @@ def draw(logits: Tensor, uniforms: Tensor, *, temperature: float, top_p: float =
     logps = scores.log_softmax(-1)
     if top_p < 1:
         scores = nucleus(scores, torch.full_like(scores[:, :1], top_p))
-    # In double precision, sums over a large vocabulary lose nothing that a draw could notice.
-    heaps = scores.softmax(-1).double().cumsum(-1)
-    tokens = torch.searchsorted(heaps, uniforms[:, None] * heaps[:, -1:], right=True)
-    tokens.clamp_(max=heaps.shape[1] - 1)  # where the sum is not a number
+    # In double precision, rounding in sums over a large vocabulary changes no token.
+    cdf = scores.softmax(-1).double().cumsum(-1)
+    tokens = torch.searchsorted(cdf, uniforms[:, None] * cdf[:, -1:], right=True)
+    tokens.clamp_(max=cdf.shape[1] - 1)  # where the sum is not a number
     return tokens.squeeze(1), logps.gather(1, tokens).squeeze(1)
 
 
-class _Policy:
+class _CachedModel:
     """A causal language model as a function of tokens and a cache."""
 
     def __init__(self, model: Any) -> None:
@@ -190,8 +187,8 @@ class _Policy:
         self.context = positions_of(self._inner.config) or sys.maxsize
 
     @contextlib.contextmanager
-    def at_rest(self, *, bf16: bool) -> Iterator[None]:
-        """Without dropout and gradients, and with the call's own meaning, whatever the training has made of it."""
+    def inference_mode(self, *, bf16: bool) -> Iterator[None]:
+        """Without dropout and gradients, and with the original `forward` in place of the training's wrapper."""
         import torch
 
         self.device: Any = next(self._model.parameters()).device
@@ -213,133 +210,135 @@ class _Policy:
         """ids [rows, new], mask [rows, old + new] -> logits after the last token [rows, vocabulary], and the cache."""
         options: dict[str, Any] = dict(self._options)
         if self._positions:
-            # Rows whose answer filled the context may stay in the batch for a while.
+            # Rows whose response filled the context may stay in the batch for a while.
             options["position_ids"] = (mask.cumsum(-1) - 1)[:, -ids.shape[1] :].clamp_(0, self.context - 1)
         options[self._cache] = cache
         out = self._inner(input_ids=ids, attention_mask=mask, use_cache=True, **options)
         return out.logits[:, -1], out[self._cache]
 
 
-class _Going:
-    """The prompts of a batch and what was drawn after them, as the model remembers it."""
+class _Generation:
+    """The state of a batch during generation: cache, attention mask and next logits."""
 
-    def __init__(self, policy: _Policy, prompts: Sequence[Sequence[int]], copies: int, room: int) -> None:
+    def __init__(self, policy: _CachedModel, prompts: Sequence[Sequence[int]], copies: int, room: int) -> None:
         import torch
 
         self._policy, self._seen = policy, max(map(len, prompts))
-        pads = [[0] * (self._seen - len(each)) for each in prompts]
-        ids = torch.tensor([pad + list(each) for pad, each in zip(pads, prompts, strict=True)], device=policy.device)
+        pads = [[0] * (self._seen - len(prompt)) for prompt in prompts]
+        ids = torch.tensor(
+            [pad + list(prompt) for pad, prompt in zip(pads, prompts, strict=True)], device=policy.device
+        )
         self._mask = torch.tensor([pad + [1] * (self._seen + room - len(pad)) for pad in pads], device=policy.device)
-        spread = torch.arange(len(prompts), device=policy.device).repeat_interleave(copies)
+        copy_of = torch.arange(len(prompts), device=policy.device).repeat_interleave(copies)
         logits, self._cache = policy(ids, self._mask[:, : self._seen], None)
-        self._mask, self.logits = self._mask[spread], logits[spread]
+        self._mask, self.logits = self._mask[copy_of], logits[copy_of]
         """[rows, vocabulary], of the next token."""
-        self._movable = _moved(self._cache, spread)
+        self._movable = _select_rows(self._cache, copy_of)
         if not self._movable:
-            self.logits, self._cache = policy(ids[spread], self._mask[:, : self._seen], None)
+            self.logits, self._cache = policy(ids[copy_of], self._mask[:, : self._seen], None)
 
-    def take(self, tokens: Tensor) -> None:
-        """Go on by one token a row."""
+    def append(self, tokens: Tensor) -> None:
+        """Append one token a row."""
         self._seen += 1
         self.logits, self._cache = self._policy(tokens[:, None], self._mask[:, : self._seen], self._cache)
 
-    def keep(self, rows: Tensor) -> bool:
-        """Forget all rows but these; False where the cache cannot."""
+    def select(self, rows: Tensor) -> bool:
+        """Drop all rows but these; False where the cache does not support it."""
         if self._movable:
-            _moved(self._cache, rows)
+            _select_rows(self._cache, rows)
             self._mask = self._mask[rows]
         return self._movable
 
 
-def _moved(cache: Any, rows: Tensor) -> bool:
-    """Make row i of a cache what row rows[i] was; False where a family's cache cannot do that, and is spoilt."""
+def _select_rows(cache: Any, rows: Tensor) -> bool:
+    """Make row i of a cache what row rows[i] was; False, with a useless cache, where the family does not support it."""
     from transformers.cache_utils import DynamicLayer
 
     if not move_rows(cache, rows):
         return False
     for layer in cache.layers:
         if type(layer) is DynamicLayer and layer.is_initialized:
-            vars(layer)["update"] = _Roomy(layer)
+            vars(layer)["update"] = _PreallocatedUpdate(layer)
     return True
 
 
-class _Roomy:
-    """Takes new keys and values into a layer that has room for some more: a plain one copies all it holds each time."""
+class _PreallocatedUpdate:
+    """Appends keys and values to a cache layer within preallocated room, where transformers copies the whole cache."""
 
     def __init__(self, layer: Any) -> None:
-        # The layer owns this: were it owned in turn, its memory would stay until the garbage collector comes by.
-        self._layer, self._held = weakref.ref(layer), [layer.keys, layer.values]
+        # The layer refers to this: a strong reference back would keep its memory until a garbage collection.
+        self._layer, self._buffers = weakref.ref(layer), [layer.keys, layer.values]
 
     def __call__(self, keys: Tensor, values: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """In place of the layer's `update`."""
         from torch.nn.functional import pad
 
         layer = self._layer()
-        assert layer is not None, "whoever calls this has the layer"
+        assert layer is not None, "the caller has the layer"
         start, end = layer.keys.shape[-2], layer.keys.shape[-2] + keys.shape[-2]
-        if end > self._held[0].shape[-2]:
-            self._held = [pad(old, (0, 0, 0, _ROOM)) for old in (layer.keys, layer.values)]
-        for held, new in zip(self._held, (keys, values), strict=True):
-            held[:, :, start:end] = new
-        layer.keys, layer.values = (held[:, :, :end] for held in self._held)
+        if end > self._buffers[0].shape[-2]:
+            self._buffers = [pad(old, (0, 0, 0, _CACHE_STEP)) for old in (layer.keys, layer.values)]
+        for buffer, new in zip(self._buffers, (keys, values), strict=True):
+            buffer[:, :, start:end] = new
+        layer.keys, layer.values = (buffer[:, :, :end] for buffer in self._buffers)
         return layer.keys, layer.values
 
 
 def _decode(
-    going: _Going, drawing: Callable[..., Any], chances: Tensor, rooms: list[int], ends: frozenset[int]
+    generation: _Generation, draw_tokens: Callable[..., Any], uniforms: Tensor, rooms: list[int], ends: frozenset[int]
 ) -> list[tuple[list[int], list[float]]]:
-    """Ids and log-probabilities of every row's answer."""
+    """Ids and log-probabilities of every row's response."""
     import torch
 
-    device, end = chances.device, torch.tensor(sorted(ends), device=chances.device)
-    tokens = torch.zeros(chances.shape, dtype=torch.long, device=device)
-    logps = torch.zeros(chances.shape, device=device)
+    device, end = uniforms.device, torch.tensor(sorted(ends), device=uniforms.device)
+    tokens = torch.zeros(uniforms.shape, dtype=torch.long, device=device)
+    logps = torch.zeros(uniforms.shape, device=device)
     lengths = torch.tensor(rooms, device=device)
     rows = torch.arange(len(rooms), device=device)  # those that are still in the batch
-    for at in range(chances.shape[1]):
-        drawn, logp = drawing(going.logits, chances[rows, at])
-        tokens[rows, at], logps[rows, at] = drawn, logp
-        # A row that has ended may stay for a while; what is drawn for it then lies behind its length.
-        lengths[rows] = torch.where(torch.isin(drawn, end), lengths[rows].clamp(max=at + 1), lengths[rows])
+    for at in range(uniforms.shape[1]):
+        sampled, logp = draw_tokens(generation.logits, uniforms[rows, at])
+        tokens[rows, at], logps[rows, at] = sampled, logp
+        # A row that has ended may stay for a while; its further tokens then lie beyond its length.
+        lengths[rows] = torch.where(torch.isin(sampled, end), lengths[rows].clamp(max=at + 1), lengths[rows])
         left = torch.nonzero(lengths[rows] > at + 1).squeeze(1)
         if not len(left):
             break
-        if len(left) <= _CROWDED * len(rows) and going.keep(left):
-            rows, drawn = rows[left], drawn[left]
-        going.take(drawn)
-    found = zip(tokens.tolist(), logps.tolist(), lengths.tolist(), strict=True)
-    return [(ids[:size], values[:size]) for ids, values, size in found]
+        if len(left) <= _ACTIVE_SHARE * len(rows) and generation.select(left):
+            rows, sampled = rows[left], sampled[left]
+        generation.append(sampled)
+    decoded = zip(tokens.tolist(), logps.tolist(), lengths.tolist(), strict=True)
+    return [(ids[:size], values[:size]) for ids, values, size in decoded]
 
 
 class AheadSampler:
-    """A `Sampler` around one on a server, which it asks from a thread of its own, one call at a time."""
+    """A `Sampler` that runs one on a server ahead of the trainer, in a thread of its own, one call at a time."""
 
-    def __init__(self, inner: Sampler, deal: Callable[[int], Sequence[TokenizedPrompt]], steps: int) -> None:
-        """`deal` gives the prompts of a step; after the last of `steps` nothing is drawn ahead."""
-        self._inner, self._deal, self._steps = inner, deal, steps
+    def __init__(self, inner: Sampler, prompts_of: Callable[[int], Sequence[TokenizedPrompt]], steps: int) -> None:
+        """`prompts_of` gives the prompts of a step; nothing is sampled ahead after the last of `steps`."""
+        self._inner, self._prompts_of, self._steps = inner, prompts_of, steps
         self._thread = ThreadPoolExecutor(1, "ahead")
         self._step = -1
-        """The step that is drawn for."""
-        self._drawn: Future[list[Response]] | None = None
+        """The step that `_ahead` is for."""
+        self._ahead: Future[list[Response]] | None = None
 
-    def sample(self, asked: Sequence[TokenizedPrompt], each: int, step: int) -> list[Response]:
-        """The answers of a step, which may have been drawn before the last update; those of the next are begun."""
-        if self._drawn is not None and self._step == step:
-            drawn = self._drawn.result()
-        else:  # the first step, and looks at held-out prompts in between
-            drawn = self._thread.submit(self._inner.sample, asked, each, step).result()
+    def sample(self, prompts: Sequence[TokenizedPrompt], samples: int, step: int) -> list[Response]:
+        """The responses of a step, perhaps sampled before the last update; starts those of the next step."""
+        if self._ahead is not None and self._step == step:
+            responses = self._ahead.result()
+        else:  # the first step, and held-out evaluations in between
+            responses = self._thread.submit(self._inner.sample, prompts, samples, step).result()
         if step + 1 < self._steps:
             self._step = step + 1
-            self._drawn = self._thread.submit(self._inner.sample, self._deal(step + 1), each, step + 1)
-        return drawn
+            self._ahead = self._thread.submit(self._inner.sample, self._prompts_of(step + 1), samples, step + 1)
+        return responses
 
     def update(self, version: int) -> None:
-        """Wait for what is being drawn, and take up the policy's weights as they are now."""
-        if self._drawn is not None:
-            self._drawn.result()
+        """Wait for the responses under way, and take up the policy's current weights."""
+        if self._ahead is not None:
+            self._ahead.result()
         self._thread.submit(self._inner.update, version).result()
 
     def close(self) -> None:
-        """Wait for what is being drawn, and close."""
+        """Wait for the responses under way, and close."""
         self._thread.shutdown(cancel_futures=True)
         self._inner.close()

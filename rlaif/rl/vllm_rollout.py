@@ -1,10 +1,10 @@
-"""Answers drawn on a vLLM server, whose weights follow the training: adapters or whole ones, loaded while it runs.
+"""Rollout on a vLLM server, whose weights follow the training: adapters or whole ones, loaded while it runs.
 
-A server is asked for answers to prompts of token ids, and gives token ids back: no text is ever split into tokens
-again, which would not always give the tokens that were drawn.
+Prompts go out as token ids, and responses come back as token ids: no text is tokenized again, which would not always
+give the sampled tokens.
 
-Its numbers are not the training's to the last digit: other kernels, another order of additions, often another type.
-`check_in_step` tells such noise from weights that were left behind (huggingface/trl#5312).
+The server's log-probabilities differ from the trainer's in the last digits: other kernels, another order of additions,
+often another type. `check_in_step` tells such noise from stale weights (huggingface/trl#5312).
 """
 
 from __future__ import annotations
@@ -20,31 +20,30 @@ from rlaif.inference.background import blocking
 from rlaif.inference.faults import Fault
 from rlaif.inference.requests import ServerConnection, address_of
 from rlaif.inference.transport import open_transport
-from rlaif.rl.remote_reward import RetryingClient
 from rlaif.rl.responses import Response, TokenizedPrompt
-from rlaif.rl.weight_sync import Carrier
+from rlaif.rl.weight_sync import Carrier, RetryingClient
 
 if TYPE_CHECKING:
     import httpx
 
 T = TypeVar("T")
 
-_PLAIN = {
+_DEFAULTS = {
     "top_p": 1.0, "top_k": 0, "min_p": 0.0, "return_tokens_as_token_ids": True,
     "repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0,
 }  # fmt: skip
-"""Sent with every question: where it is silent, the server's own defaults would act."""
+"""Sent with every request, as the server's own defaults would hold otherwise."""
 _PROBE, _TOP = list(range(1, 9)), 5
-"""Tokens that every model has, and how many it tells that could follow them."""
-_NARROW = 0.01
+"""A prompt of tokens that every model has, and the number of most probable next tokens to report."""
+_TOP_P_ONE = 0.01
 """A `top_p` that leaves one token."""
-_MOST = 0.1
-"""Of a log-probability: 0 but for rounding."""
+_MAX_LOGP = 0.1
+"""0 but for rounding."""
 
 
 class ServedSampler:
-    """A `Sampler` on a running vLLM server; what it has to be started with depends on how it gets the weights: see
-    `rlaif.rl.weight_sync` and `rlaif.rl.weight_sync`.
+    """A `Sampler` on a running vLLM server; the options to start it with depend on its carrier of weights: see
+    `rlaif.rl.weight_sync`.
 
     The log-probabilities are those of the whole distribution at the sampling temperature. vLLM reports those of
     temperature 1 before `top_p`, or with `--logprobs-mode processed_logprobs` those of the sampling temperature after
@@ -52,7 +51,7 @@ class ServedSampler:
     it is.
 
     A server on a CPU has to run with --no-enable-chunked-prefill: vLLM 0.32 ends there when it reads a prompt in parts
-    whose answer has a seed. Not to be used where an event loop runs already.
+    whose answer has a seed. Call it only where no event loop runs.
     """
 
     def __init__(
@@ -72,12 +71,12 @@ class ServedSampler:
         api_key: str | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        """`carrier` brings the policy's weights to the server. `ends` are the tokens that end an answer, and the only
-        ones: they stay in its ids, not in its text. `concurrency` bounds the prompts under way, `timeout` the seconds
-        of one request; `transport` takes the network's place in tests.
+        """`carrier` brings the policy's weights to the server. `ends` are the only tokens that end a response; they
+        stay in its ids, not in its text. `concurrency` bounds the prompts under way, `timeout` the seconds of one
+        request; `transport` takes the network's place in tests.
         """
         address = address_of(base_url, api_key)
-        self._talk = ServerConnection(address, open_transport(address.url, address.headers, transport))
+        self._connection = ServerConnection(address, open_transport(address.url, address.headers, transport))
         self._tokenizer, self._ends, self._max_tokens, self._seed = tokenizer, ends, max_tokens, seed
         self._temperature, self._top_p = temperature, top_p
         self._concurrency, self._timeout, self._backoff = concurrency, timeout, backoff
@@ -85,35 +84,40 @@ class ServedSampler:
         self._version, self._name = 0, ""
         self._context: int | None = None
 
-    def sample(self, asked: Sequence[TokenizedPrompt], each: int, step: int) -> list[Response]:
-        """`each` answers to every prompt, those to one prompt next to each other; the noise depends on `step`.
+    def sample(self, prompts: Sequence[TokenizedPrompt], samples: int, step: int) -> list[Response]:
+        """`samples` responses to every prompt, those to one prompt adjacent; the noise depends on `step`.
 
-        Before the first `update`, the weights are taken up as version 0. Raises UserError for a prompt that is too long
-        and for a server that is not set up for this, ModelError where it cannot go on.
+        The first call sends the weights as version 0, unless `update` did. Raises UserError for a prompt that is too
+        long and for a server that is not set up for this, ModelError where it cannot go on.
         """
         if not self._name:
             self.update(0)
-        for one in asked:
-            self._require_room(one)
+        for prompt in prompts:
+            if self._context is not None and len(prompt.ids) >= self._context:
+                what = (
+                    f"{len(prompt.ids)} tokens leave no room for an answer in the server's context of {self._context}"
+                )
+                hint = "start the server with a larger --max-model-len, or leave it out with `max_prompt`"
+                raise UserError(what, where=f"prompt {prompt.id}", hint=hint)
 
-        async def work(line: RetryingClient) -> list[Response]:
+        async def work(client: RetryingClient) -> list[Response]:
             async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(self._answers(line, one, each, step)) for one in asked]
+                tasks = [group.create_task(self._sample_one(client, prompt, samples, step)) for prompt in prompts]
             return [response for task in tasks for response in task.result()]
 
         return self._run(work)
 
     def update(self, version: int) -> None:
-        """Bring the weights to the server as they are now.
+        """Send the current weights to the server.
 
         Raises UserError for a server that is not set up for this, ModelError where there is none.
         """
 
-        async def work(line: RetryingClient) -> str:
+        async def work(client: RetryingClient) -> str:
             if not self._name:
-                model, self._context = await self._carrier.begin(line)
-                await self._require_numbers(line, model)
-            return await self._carrier.load(line, version)
+                model, self._context = await self._carrier.begin(client)
+                await self._require_numbers(client, model)
+            return await self._carrier.load(client, version)
 
         self._name, self._version = self._run(work), version
 
@@ -121,142 +125,147 @@ class ServedSampler:
         """Leave the server as it was."""
         self._run(self._carrier.end)
 
-    def _require_room(self, asked: TokenizedPrompt) -> None:
-        if self._context is not None and len(asked.ids) >= self._context:
-            what = f"{len(asked.ids)} tokens leave no room for an answer in the server's context of {self._context}"
-            hint = "start the server with a larger --max-model-len, or leave it out with `max_prompt`"
-            raise UserError(what, where=f"prompt {asked.id}", hint=hint)
-
     def _run(self, work: Callable[[RetryingClient], Awaitable[T]]) -> T:
-        """Do some work in an event loop of its own. Of several errors, the first is raised."""
+        """Run a coroutine with a client in an event loop of its own. Of several errors, raises the first."""
 
         async def main() -> T:
-            line = RetryingClient(
-                self._talk, concurrency=self._concurrency, timeout=self._timeout, backoff=self._backoff
+            client = RetryingClient(
+                self._connection, concurrency=self._concurrency, timeout=self._timeout, backoff=self._backoff
             )
             try:
-                return await work(line)
+                return await work(client)
             finally:
-                await line.close()
+                await client.close()
 
         try:
             return blocking(main())
         except ExceptionGroup as errors:
             raise errors.exceptions[0] from None
 
-    async def _answers(self, line: RetryingClient, asked: TokenizedPrompt, each: int, step: int) -> list[Response]:
+    async def _sample_one(
+        self, client: RetryingClient, prompt: TokenizedPrompt, samples: int, step: int
+    ) -> list[Response]:
         body: dict[str, Any] = {
-            **_PLAIN,
+            **_DEFAULTS,
             "model": self._name,
-            "prompt": list(asked.ids),
-            "n": each,
+            "prompt": list(prompt.ids),
+            "n": samples,
             "max_tokens": self._max_tokens,
             "temperature": self._temperature,
             "top_p": self._top_p,
-            "seed": seed_of(self._seed, step, asked.id),
+            "seed": seed_of(self._seed, step, prompt.id),
             "stop_token_ids": sorted(self._ends),
-            "ignore_eos": True,  # of the ends, the server may know others
+            "ignore_eos": True,  # the server may have other ends
             "logprobs": 0,
             "return_token_ids": True,
         }
-        reply = await line.post("/completions", body)
+        reply = await client.post("/completions", body)
         if isinstance(reply, Fault):
-            raise self._failure(line, reply, asked)
+            raise self._failure(client, reply, prompt)
         choices = _in_order(reply.get("choices"))
-        if choices is None or len(choices) != each:
+        if choices is None or len(choices) != samples:
             many = "answers that are not numbered from 0 on" if choices is None else f"{len(choices)} answers"
-            raise ModelError(f"{line.shown}: {many} to prompt {asked.id}, not {each}")
-        found = [self._read(line, asked, choice) for choice in choices]
-        return [self._response(asked, index, *answer) for index, answer in enumerate(found)]
+            raise ModelError(f"{client.shown}: {many} to prompt {prompt.id}, not {samples}")
+        responses = []
+        for index, (ids, logps) in enumerate([self._parse_choice(client, prompt, choice) for choice in choices]):
+            finished = ids[-1] in self._ends
+            text = self._tokenizer.decode(ids[:-1] if finished else ids, skip_special_tokens=True)
+            responses.append(Response(prompt, index, ids, logps, text, finished, self._version))
+        return responses
 
-    def _read(
-        self, line: RetryingClient, asked: TokenizedPrompt, choice: Mapping[str, Any]
+    def _parse_choice(
+        self, client: RetryingClient, prompt: TokenizedPrompt, choice: Mapping[str, Any]
     ) -> tuple[list[int], list[float]]:
-        """Ids and log-probabilities of one answer, checked."""
+        """Ids and log-probabilities of one response, checked."""
         values = choice.get("logprobs")
         ids = _numbers(choice.get("token_ids"), int)
         logps = _numbers(values.get("token_logprobs") if isinstance(values, dict) else None, int | float)
         if not ids or len(ids) != len(logps):
             what = "gives no token ids with log-probabilities"
-            raise UserError(what, where=line.shown, hint="serve the policy with vLLM 0.20 or newer")
-        if min(ids) < 0 or not all(math.isfinite(logp) and logp <= _MOST for logp in logps):
-            raise ModelError(f"{line.shown}: numbers that are no log-probabilities of tokens, to prompt {asked.id}")
-        if choice.get("prompt_token_ids") != list(asked.ids):
-            raise ModelError(f"{line.shown}: answers another prompt than {asked.id}, which was {len(asked.ids)} tokens")
+            raise UserError(what, where=client.shown, hint="serve the policy with vLLM 0.20 or newer")
+        if min(ids) < 0 or not all(math.isfinite(logp) and logp <= _MAX_LOGP for logp in logps):
+            raise ModelError(f"{client.shown}: numbers that are no log-probabilities of tokens, to prompt {prompt.id}")
+        if choice.get("prompt_token_ids") != list(prompt.ids):
+            raise ModelError(
+                f"{client.shown}: answers another prompt than {prompt.id}, which was {len(prompt.ids)} tokens"
+            )
         reason = choice.get("finish_reason")
         if (reason == "length") == (ids[-1] in self._ends):
             raise ModelError(
-                f"{line.shown}: ended an answer to prompt {asked.id} at token {ids[-1]} because of `{reason}`"
+                f"{client.shown}: ended an answer to prompt {prompt.id} at token {ids[-1]} because of `{reason}`"
             )
         return ids, logps
 
-    def _response(self, asked: TokenizedPrompt, index: int, ids: list[int], logps: list[float]) -> Response:
-        finished = ids[-1] in self._ends
-        text = self._tokenizer.decode(ids[:-1] if finished else ids, skip_special_tokens=True)
-        return Response(asked, index, ids, logps, text, finished, self._version)
-
-    def _failure(self, line: RetryingClient, fault: Fault, asked: TokenizedPrompt) -> Exception:
+    def _failure(self, client: RetryingClient, fault: Fault, prompt: TokenizedPrompt) -> Exception:
         if fault.kind in ("too_long", "bad_request"):
             hint = "shorten it, or leave it out" if fault.kind == "too_long" else ""
-            return UserError(fault.detail, where=f"prompt {asked.id}", hint=hint)
+            return UserError(fault.detail, where=f"prompt {prompt.id}", hint=hint)
         if fault.kind == "http_404" and self._name in fault.detail:
-            what = f"{line.shown}: no longer has version {self._version} of the policy; was it started again?"
+            what = f"{client.shown}: no longer has version {self._version} of the policy; was it started again?"
             return ModelError(f"{what} Go on with `--resume`")
-        return line.failure(fault, " (on a CPU with --no-enable-chunked-prefill)")
+        return client.failure(fault, " (on a CPU with --no-enable-chunked-prefill)")
 
-    async def _require_numbers(self, line: RetryingClient, model: str) -> None:
+    async def _require_numbers(self, client: RetryingClient, model: str) -> None:
         """Raise UserError unless log-probabilities come at the sampling temperature, and before `top_p`."""
-        heat = self._temperature
-        if heat != 1:
-            cold, hot = await self._tops(line, model, 1.0, 1.0), await self._tops(line, model, heat, 1.0)
+        temperature = self._temperature
+        if temperature != 1:
+            cold, hot = (
+                await self._top_logps(client, model, 1.0, 1.0),
+                await self._top_logps(client, model, temperature, 1.0),
+            )
             both = sorted(cold.keys() & hot.keys(), key=lambda token: cold[token])
-            gap, there = (each[both[-1]] - each[both[0]] if both else 0.0 for each in (cold, hot))
+            gap, hot_gap = (logps[both[-1]] - logps[both[0]] if both else 0.0 for logps in (cold, hot))
             # A temperature divides the difference between two log-probabilities.
-            if abs(there - gap / heat) >= abs(there - gap):
-                what = f"reports log-probabilities of temperature 1, not of {heat:g}"
+            if abs(hot_gap - gap / temperature) >= abs(hot_gap - gap):
+                what = f"reports log-probabilities of temperature 1, not of {temperature:g}"
                 hint = "start it with --logprobs-mode processed_logprobs, or sample with `temperature: 1`"
-                raise UserError(what, where=line.shown, hint=hint)
+                raise UserError(what, where=client.shown, hint=hint)
         if self._top_p < 1:
-            wide, narrow = await self._tops(line, model, heat, 1.0), await self._tops(line, model, heat, _NARROW)
+            wide, narrow = (
+                await self._top_logps(client, model, temperature, 1.0),
+                await self._top_logps(client, model, temperature, _TOP_P_ONE),
+            )
             if max(narrow.values()) > max(wide.values()) / 2:  # alone, the first token has the log-probability 0
                 what = "reports log-probabilities of what `top_p` leaves, not of the whole distribution"
                 hint = "start it without --logprobs-mode, or sample with `top_p: 1`"
-                raise UserError(what, where=line.shown, hint=hint)
+                raise UserError(what, where=client.shown, hint=hint)
 
-    async def _tops(self, line: RetryingClient, model: str, temperature: float, top_p: float) -> dict[str, float]:
-        """The most probable tokens after some prompt, and their log-probabilities."""
-        asked = {"prompt": _PROBE, "max_tokens": 1, "temperature": temperature, "top_p": top_p}
-        reply = await line.post("/completions", {**_PLAIN, **asked, "model": model, "logprobs": _TOP, "seed": 0})
+    async def _top_logps(
+        self, client: RetryingClient, model: str, temperature: float, top_p: float
+    ) -> dict[str, float]:
+        """The most probable tokens after the probe, and their log-probabilities."""
+        request = {"prompt": _PROBE, "max_tokens": 1, "temperature": temperature, "top_p": top_p}
+        reply = await client.post("/completions", {**_DEFAULTS, **request, "model": model, "logprobs": _TOP, "seed": 0})
         if isinstance(reply, Fault):
-            raise line.failure(reply)
+            raise client.failure(reply)
         try:
-            listed = reply["choices"][0]["logprobs"]["top_logprobs"][0]
-            found = {str(token): float(logp) for token, logp in listed.items()}
+            top = reply["choices"][0]["logprobs"]["top_logprobs"][0]
+            logps = {str(token): float(logp) for token, logp in top.items()}
         except (KeyError, IndexError, TypeError, ValueError, AttributeError):
-            found = {}
-        if not found or not all(map(math.isfinite, found.values())):
+            logps = {}
+        if not logps or not all(map(math.isfinite, logps.values())):
             what = "reports no log-probabilities"
-            raise UserError(what, where=line.shown, hint="serve the policy with vLLM")
-        return found
+            raise UserError(what, where=client.shown, hint="serve the policy with vLLM")
+        return logps
 
 
 def _in_order(choices: object) -> list[dict[str, Any]] | None:
-    """The choices by their index; None where they are not numbered 0, 1, 2, ...: nobody knows then which is which."""
-    listed = [each for each in choices if isinstance(each, dict)] if isinstance(choices, list) else []
-    numbered = {each["index"]: each for each in listed if _numbers([each.get("index")], int)}
-    if len(numbered) != len(listed) or numbered.keys() != set(range(len(listed))):
+    """The choices by their index; None where they are not numbered 0, 1, 2, ..., and their order is unknown."""
+    rows = [choice for choice in choices if isinstance(choice, dict)] if isinstance(choices, list) else []
+    numbered = {row["index"]: row for row in rows if _numbers([row.get("index")], int)}
+    if len(numbered) != len(rows) or numbered.keys() != set(range(len(rows))):
         return None
-    return [numbered[at] for at in range(len(listed))]
+    return [numbered[at] for at in range(len(rows))]
 
 
 def _numbers(values: object, kind: Any) -> list[Any]:
-    """A list of numbers of a kind; empty where it is none, or one of the values is another thing (or true or false)."""
+    """A list of numbers of a kind; empty where it is no list, or a value is of another kind (as true and false are)."""
     if not isinstance(values, list):
         return []
-    return values if all(isinstance(each, kind) and not isinstance(each, bool) for each in values) else []
+    return values if all(isinstance(value, kind) and not isinstance(value, bool) for value in values) else []
 
 
 def seed_of(seed: int, step: int, prompt: str) -> int:
-    """The server's seed for the answers to one prompt; it counts up from there for the second, the third, ..."""
+    """The server's seed for the first response to a prompt; it counts up from there for the others."""
     digest = hashlib.sha256(f"{seed}:{step}:{prompt}".encode("utf-8", "surrogatepass")).digest()
     return int.from_bytes(digest[:8], "big") >> 2

@@ -59,7 +59,7 @@ def test_a_server_that_is_not_there_leaves_no_training(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing stands in the way of the same command with the right address."""
-    monkeypatch.setattr("rlaif.rl.remote_reward.TRIES", 1)
+    monkeypatch.setattr("rlaif.rl.weight_sync.TRIES", 1)
     out, nowhere = tmp_path / "out", {"base_url": "http://127.0.0.1:1/v1", "max_tokens": 8, "timeout": 1.0}
     for more in ({}, {"async_rollout": True}):
         with pytest.raises(ModelError, match=r"127\.0\.0\.1:1/v1: connection refused; start the server, or set"):

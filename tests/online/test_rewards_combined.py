@@ -69,8 +69,7 @@ def test_every_process_normalises_by_the_numbers_of_all() -> None:
     """One has 1 and 3, another 5 and 7: the mean is 4, the deviation the root of (9 + 1 + 1 + 9) / 4."""
     everyones = [1.0, 3.0, 5.0, 7.0]
     pair = [
-        WeightedReward([("a", Given(mine), 1.0)], everyones=lambda _: everyones)
-        for mine in (everyones[:2], everyones[2:])
+        WeightedReward([("a", Given(mine), 1.0)], gather=lambda _: everyones) for mine in (everyones[:2], everyones[2:])
     ]
     totals = [call(each, 2).total for each in pair]
     assert [*totals[0], *totals[1]] == pytest.approx([each / 5**0.5 for each in (-3, -1, 1, 3)])

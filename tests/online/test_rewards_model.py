@@ -94,7 +94,7 @@ def test_prompt_is_computed_once(folder: Path) -> None:
         lambda module, args, kwargs: seen.append((args or (kwargs["input_ids"],))[0].numel()), with_kwargs=True
     )
     prompt = asked("very long words " * 100)
-    length = len(scorer._limits.tokenizer("very long words " * 100)["input_ids"])
+    length = len(scorer._tokens.tokenizer("very long words " * 100)["input_ids"])
     assert length > 300
     for texts in (["No."], ["No.", "Yes.", "I am sorry.", "Mix flour."], ["Wait."]):
         scorer([prompt] * len(texts), texts)

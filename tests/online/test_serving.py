@@ -74,7 +74,7 @@ def saved(folder: Path) -> None:
 
 def served(fake: FakeServer, folder: Path, **options: Any) -> ServedSampler:
     settings = {"max_tokens": 8, "ends": frozenset({6}), "backoff": 0.001, "tokenizer": letters()} | options
-    transport, carrier = httpx.MockTransport(fake), Adapters(saved, folder, "policy", own="mine")
+    transport, carrier = httpx.MockTransport(fake), Adapters(saved, folder, "policy", folder_name="mine")
     return ServedSampler("http://policy.test/v1", carrier, transport=transport, **settings)
 
 
@@ -114,7 +114,7 @@ def test_the_key_of_a_server_comes_from_the_environment(tmp_path: Path, monkeypa
     nobody: Any = MagicMock()
     monkeypatch.setenv("POLICY_KEY", "secret")
     sampler = sampler_of(settings, nobody, letters(), find_start(settings.model), nobody)
-    assert isinstance(sampler, ServedSampler) and sampler._talk.hide("my secret") == "my ***"
+    assert isinstance(sampler, ServedSampler) and sampler._connection.hide("my secret") == "my ***"
     monkeypatch.delenv("POLICY_KEY")
     with pytest.raises(UserError, match="the environment variable `POLICY_KEY` is not set"):
         sampler_of(settings, nobody, letters(), find_start(settings.model), nobody)
@@ -386,7 +386,7 @@ def on(served: Served, policy: Policy, folder: Path, **options: Any) -> ServedSa
     settings: dict[str, Any] = {"max_tokens": 24, "ends": frozenset({END, 50, 60, 70}), "temperature": HEAT}
     settings |= options
     return ServedSampler(
-        served.base_url, Adapters(policy.save, folder, None, own="mine"), tokenizer=policy.tokenizer, **settings
+        served.base_url, Adapters(policy.save, folder, None, folder_name="mine"), tokenizer=policy.tokenizer, **settings
     )
 
 

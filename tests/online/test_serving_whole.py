@@ -14,11 +14,10 @@ import torch
 from rlaif.errors import ModelError, UserError
 from rlaif.rl.config import OnlineSettings
 from rlaif.rl.experience import check_in_step
-from rlaif.rl.networks import _own
-from rlaif.rl.remote_reward import RetryingClient
+from rlaif.rl.networks import weights_folder_name
 from rlaif.rl.responses import Response, TokenizedPrompt
 from rlaif.rl.vllm_rollout import ServedSampler
-from rlaif.rl.weight_sync import Adapters, WholeWeights
+from rlaif.rl.weight_sync import Adapters, RetryingClient, WholeWeights
 from tests.conftest import Served
 from tests.online.runs import given
 from tests.online.test_serving import apart, choice, refused, saved
@@ -55,7 +54,7 @@ class FakeServer:
 
 def served(fake: FakeServer, folder: Path) -> ServedSampler:
     return ServedSampler(
-        "http://policy.test/v1", WholeWeights(saved, folder / "shared", "policy", own="mine"),
+        "http://policy.test/v1", WholeWeights(saved, folder / "shared", "policy", folder_name="mine"),
         tokenizer=letters(), max_tokens=8, ends=frozenset({6}), backoff=0.001, transport=httpx.MockTransport(fake),
     )  # fmt: skip
 
@@ -141,7 +140,7 @@ async def one_after_another(*carriers: Any) -> list[list[Path]]:
 @pytest.mark.parametrize("own", [None, "mine"])
 def test_a_folder_of_the_users_keeps_all_that_is_theirs(kind: Any, own: str | None, tmp_path: Path) -> None:
     before = with_work_of_years(tmp_path)
-    (paths,) = asyncio.run(one_after_another(kind(saved, tmp_path, None, own=own)))
+    (paths,) = asyncio.run(one_after_another(kind(saved, tmp_path, None, folder_name=own)))
     assert all(tmp_path in path.parents and not path.exists() for path in paths)
     assert {str(path): path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
@@ -149,7 +148,7 @@ def test_a_folder_of_the_users_keeps_all_that_is_theirs(kind: Any, own: str | No
 @pytest.mark.sibling("two-trainings-one-weights-folder")
 @pytest.mark.parametrize("kind", [WholeWeights, Adapters])
 def test_two_trainings_in_one_folder_have_each_their_own(kind: Any, tmp_path: Path) -> None:
-    trainings = [kind(saved, tmp_path, None, own=own) for own in ("one", "two", None, None)]
+    trainings = [kind(saved, tmp_path, None, folder_name=own) for own in ("one", "two", None, None)]
     paths = asyncio.run(one_after_another(*trainings))
     each = [{path.parent if kind is Adapters else path for path in some} for some in paths]
     assert all(len(some) == 1 for some in each) and len(set.union(*each)) == 4
@@ -164,7 +163,7 @@ def test_a_link_in_place_of_its_folder_is_not_followed(kind: Any, tmp_path: Path
     (tmp_path / "shm").mkdir()
     (tmp_path / "shm" / "rlaif-mine").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(UserError, match="no weights can be laid there for the server: File exists"):
-        asyncio.run(one_after_another(kind(saved, tmp_path / "shm", None, own="mine")))
+        asyncio.run(one_after_another(kind(saved, tmp_path / "shm", None, folder_name="mine")))
     assert {str(path): path.read_bytes() for path in (tmp_path / "elsewhere").rglob("*") if path.is_file()} == before
 
 
@@ -179,7 +178,8 @@ def test_an_empty_folder_of_the_users_stays_and_a_new_one_goes(tmp_path: Path) -
 def test_each_output_has_a_name_of_its_own(tmp_path: Path) -> None:
     """What a killed training left is found by the one that goes on, wherever the command is given."""
     names = {
-        _own(OnlineSettings.model_validate(given(tmp_path, output=str(tmp_path / at)))) for at in ("a", "b", "a/../a")
+        weights_folder_name(OnlineSettings.model_validate(given(tmp_path, output=str(tmp_path / at))))
+        for at in ("a", "b", "a/../a")
     }
     assert len(names) == 2
 
