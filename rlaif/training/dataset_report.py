@@ -16,7 +16,7 @@ from rlaif.training.examples import Group
 
 _MOST_LINES = 5
 
-_WHY = {
+_REASONS = {
     "undesirable": "labelled as bad: nothing to imitate",
     "cut-off": "a response was cut off at `max_tokens`: to learn where it stops would be wrong",
     "repeated": "the same reply to the same prompt stood in a pair before",
@@ -33,7 +33,7 @@ _WHY = {
     "too-long": "a completion alone is longer than max_length",
 }
 """Reasons beside the rules of the doctor."""
-_MENDS = {
+_HINTS = {
     "too-long": "raise max_length",
     "lost-system": "put the system prompt into the first turn of the user, or change the chat template",
     "lost-turn": "change the chat template, or set `template: plain`",
@@ -94,14 +94,19 @@ class RowCounts:
 
     def nothing(self, path: str | Path) -> UserError:
         """The error for a file of which nothing is left."""
-        why = "; ".join([*map(_told, self.reasons()[:3]), *self.notes[:1]])
-        hint = next((hint for reason, hint in _MENDS.items() if reason in self.left_out), "")
+        why = "; ".join([*map(_describe, self.reasons()[:3]), *self.notes[:1]])
+        hint = next((hint for reason, hint in _HINTS.items() if reason in self.left_out), "")
         return UserError(f"no row of {self.rows:,} can be trained on: {why}", where=path, hint=hint)
 
     def reasons(self) -> tuple[LeftOut, ...]:
         """What was left out, most frequent reason first."""
         return tuple(
-            LeftOut(reason=reason, count=count, lines=tuple(self.lines[reason]), what=_what(reason))
+            LeftOut(
+                reason=reason,
+                count=count,
+                lines=tuple(self.lines[reason]),
+                what=_REASONS[reason] if reason in _REASONS else RULES[reason].what,
+            )
             for reason, count in self.left_out.most_common()
         )
 
@@ -168,28 +173,28 @@ class DatasetReport(Record):
         trained = f"{self.kept - self.held:,} to train on, {self.held:,} held out"
         lines = [f"{self.path}: {self.rows:,} rows, {trained}"]
         if self.left_out:
-            told = "; ".join(_told(each) for each in self.left_out[:4])
+            reasons = "; ".join(_describe(left) for left in self.left_out[:4])
             more = f"; {len(self.left_out) - 4} more reasons" if len(self.left_out) > 4 else ""
-            lines.append(f"left out: {told}{more}")
+            lines.append(f"left out: {reasons}{more}")
         prompt = f"prompts {self.prompt_median:,} (95%: up to {self.prompt_p95:,})"
         lines.append(f"tokens: {prompt}, completions {self.completion_median:,} ({self.completion_p95:,}), medians")
         if self.replies > self.conversations:
             last = "the last of each is learned (`turns: all` learns every one)"
             which = last if self.learned == "last" else "every one is learned"
             lines.append(f"{self.replies:,} replies in {self.conversations:,} conversations; {which}")
-        odd = self._odd()
-        lines += [", ".join(odd)] if odd else []
+        issues = self._issues()
+        lines += [", ".join(issues)] if issues else []
         lines += list(self.notes[:3])
         if self.evaluation is not None:
-            kept = f"{self.evaluation.rows:,} rows, {self.evaluation.kept:,} to evaluate on"
+            rows = f"{self.evaluation.rows:,} rows, {self.evaluation.kept:,} to evaluate on"
             also = f", of {self.shared:,} the prompt is trained on too" if self.shared else ""
-            lines.append(f"{self.evaluation.path}: {kept}{also}")
+            lines.append(f"{self.evaluation.path}: {rows}{also}")
         return lines
 
-    def _odd(self) -> list[str]:
-        """What is told only where there is some of it."""
+    def _issues(self) -> list[str]:
+        """The counts that a line names only where they are not 0."""
         cut = self.truncated / max(self.kept, 1)
-        told = {
+        counts = {
             f"{self.truncated:,} cut to {self.max_length} tokens ({cut:.1%})": self.truncated,
             f"{self.soft / max(self.kept, 1):.0%} soft labels": self.soft,
             f"{self.merged:,} where tokens merge across the end of the prompt": self.merged,
@@ -204,7 +209,7 @@ class DatasetReport(Record):
                 self.thoughts
             ),
         }
-        return [text for text, count in told.items() if count]
+        return [text for text, count in counts.items() if count]
 
 
 def dataset_report(
@@ -215,8 +220,8 @@ def dataset_report(
     learned: Literal["last", "all"] = "last",
 ) -> DatasetReport:
     """What was counted, as a record."""
-    prompt_median, prompt_p95 = _middle(row_counts.prompts)
-    completion_median, completion_p95 = _middle(row_counts.completions)
+    prompt_median, prompt_p95 = _median_and_p95(row_counts.prompts)
+    completion_median, completion_p95 = _median_and_p95(row_counts.completions)
     return DatasetReport(
         path=str(path),
         rows=row_counts.rows,
@@ -243,17 +248,13 @@ def dataset_report(
     )
 
 
-def _what(reason: str) -> str:
-    return _WHY[reason] if reason in _WHY else RULES[reason].what
-
-
-def _told(left: LeftOut) -> str:
+def _describe(left: LeftOut) -> str:
     word = "line" if left.count == 1 else "lines"
     more = ", ..." if left.count > len(left.lines) else ""
     return f"{left.count:,} where {left.what} ({word} {', '.join(map(str, left.lines))}{more})"
 
 
-def _middle(lengths: array[int]) -> tuple[int, int]:
+def _median_and_p95(lengths: array[int]) -> tuple[int, int]:
     """The median and the 95th percentile; both were really counted."""
     import numpy as np
 

@@ -23,6 +23,9 @@ Template = Literal["auto", "chat", "plain"]
 """`auto`: messages through the chat template, strings as raw text, unless a `system` stands beside them; `chat`: all
 through the template; `plain`: all as raw text."""
 
+LearnedTurns = Literal["last", "all"]
+"""Which replies of a conversation are learned."""
+
 Row = Mapping[str, Any]
 
 CERTAIN: Mapping[str, float] = {"probability": 1.0}
@@ -74,13 +77,13 @@ def decided(row: Row, shape: Shape, template: Template) -> Sides:
 
     Raises UnreadableValueError as `sides` does, and where the label says that neither is better.
     """
-    found = sides(row, shape, template)
+    both = sides(row, shape, template)
     probability = _number(usual(row, shape).get("probability"))
     if probability is None or shape.kind in ("rated", "unpaired") or not 0 <= probability <= 0.5:
-        return found
+        return both
     if probability == 0.5:
         raise UnreadableValueError("label-half")
-    return Sides(found.prompt, found.rejected, found.chosen, found.rejected_cut, found.chosen_cut)
+    return Sides(both.prompt, both.rejected, both.chosen, both.rejected_cut, both.chosen_cut)
 
 
 def sides(row: Row, shape: Shape, template: Template) -> Sides:
@@ -92,25 +95,23 @@ def sides(row: Row, shape: Shape, template: Template) -> Sides:
     values = {name: row[column] for name, column in shape.columns.items() if name != "label"}
     spoken = shape.kind == "rated" or not all(isinstance(value, str) for value in values.values()) or system_of(row)
     if template == "chat" or spoken or "messages-as-text" in reading.odd:
-        found = _spoken(reading, template)
+        texts = _as_conversation(reading, template)
     elif shape.kind == "dialogues":
-        found = _parted(values["chosen"], values["rejected"], reading)
+        texts = _split_dialogues(values["chosen"], values["rejected"], reading)
     else:
         prompt, either = values["prompt"], values.get("completion", "")
         chosen, rejected = values.get("chosen", either), values.get("rejected", either)
-        found = Sides(prompt, _after(prompt, chosen, reading.chosen), _after(prompt, rejected, reading.rejected))
+        texts = Sides(
+            prompt, _continuation(prompt, chosen, reading.chosen), _continuation(prompt, rejected, reading.rejected)
+        )
     if shape.kind == "unpaired":
-        return found._replace(chosen_cut=_cut_off(row), rejected_cut=_cut_off(row))
-    return found._replace(chosen_cut=_cut_off(row, "chosen_"), rejected_cut=_cut_off(row, "rejected_"))
+        return texts._replace(chosen_cut=_cut_off(row), rejected_cut=_cut_off(row))
+    return texts._replace(chosen_cut=_cut_off(row, "chosen_"), rejected_cut=_cut_off(row, "rejected_"))
 
 
 def _cut_off(row: Row, side: str = "") -> bool:
     """Whether a row says that its response, or that of one side of its pair, was cut off before its end."""
     return row.get(f"{side}truncated") is True or row.get(f"{side}finish_reason") == "length"
-
-
-LearnedTurns = Literal["last", "all"]
-"""Which replies of a conversation are learned."""
 
 
 def demonstrated(row: Row, form: Alone, template: Template, learned: LearnedTurns = "last") -> Sides:
@@ -129,23 +130,23 @@ def demonstrated(row: Row, form: Alone, template: Template, learned: LearnedTurn
     reading = Reading((), None, None)
     turns = turns_of(value, "assistant", reading.odd.add)
     if form.kind == "text" and (template != "chat" or len(turns) == 1):
-        return _text(value)._replace(chosen_cut=_cut_off(row))
+        return _raw_text(value)._replace(chosen_cut=_cut_off(row))
     if learned == "all" and turns[-1].role == "user":
         turns = turns[:-1]
     if not turns or turns[-1].role != "assistant":
         raise UnreadableValueError("role-order")
     reading.prompt, reading.chosen = turns[:-1], turns[-1].content
-    return _spoken(_checked(reading), template)._replace(chosen_cut=_cut_off(row))
+    return _as_conversation(_checked(reading), template)._replace(chosen_cut=_cut_off(row))
 
 
-def every_reply(found: Sides, template: Template) -> Iterator[Sides]:
-    """Each reply in a conversation with what stands before it, the last one, which `found` is about, at the end."""
-    if not isinstance(found.prompt, str):
-        for at, turn in enumerate(found.prompt):
+def every_reply(conversation: Sides, template: Template) -> Iterator[Sides]:
+    """Each response of a conversation with the turns before it; the last one, which the row is about, comes last."""
+    if not isinstance(conversation.prompt, str):
+        for at, turn in enumerate(conversation.prompt):
             if turn.role == "assistant" and turn.content.strip():
-                yield _spoken(Reading(found.prompt[:at], turn.content, None), template)
-        found = _spoken(Reading(found.prompt, found.chosen, None), template)
-    yield found
+                yield _as_conversation(Reading(conversation.prompt[:at], turn.content, None), template)
+        conversation = _as_conversation(Reading(conversation.prompt, conversation.chosen, None), template)
+    yield conversation
 
 
 def values(row: Row, shape: Shape, path: str | Path, line: int) -> Mapping[str, float]:
@@ -190,7 +191,7 @@ def _checked(reading: Reading) -> Reading:
     return reading
 
 
-def _spoken(reading: Reading, template: Template) -> Sides:
+def _as_conversation(reading: Reading, template: Template) -> Sides:
     """Turns for the chat template, or as the text of a dialogue."""
     if template != "plain":
         return Sides(reading.prompt, reading.chosen, reading.rejected)
@@ -198,7 +199,7 @@ def _spoken(reading: Reading, template: Template) -> Sides:
     return Sides(transcript(reading.prompt), chosen, rejected)
 
 
-def _parted(chosen: str, rejected: str, reading: Reading) -> Sides:
+def _split_dialogues(chosen: str, rejected: str, reading: Reading) -> Sides:
     """Two dialogues as the text that they share, up to the last cue for a reply, and the rest of each."""
     at = chosen.rfind(CUE)
     while at >= 0 and not rejected.startswith(chosen[: at + len(CUE)]):
@@ -211,7 +212,7 @@ def _parted(chosen: str, rejected: str, reading: Reading) -> Sides:
     return Sides(chosen[:cut], rests[0], rests[1])
 
 
-def _after(prompt: str, text: str, reply: str | None) -> str | None:
+def _continuation(prompt: str, text: str, reply: str | None) -> str | None:
     """What a text adds to the prompt, which it may repeat."""
     if reply is None or text == reply:
         return reply
@@ -220,7 +221,7 @@ def _after(prompt: str, text: str, reply: str | None) -> str | None:
     return text[len(prompt) :]
 
 
-def _text(value: object) -> Sides:
+def _raw_text(value: object) -> Sides:
     """A text that continues nothing."""
     if not isinstance(value, str):
         raise UnreadableValueError("missing" if value is None else "type")

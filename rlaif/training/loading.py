@@ -50,16 +50,16 @@ def type_of(folder: Path) -> torch.dtype:
     """The type that a saved model's config tells; float32 where it tells none, or one that nobody trains in."""
     config = loads((folder / "config.json").read_text(encoding="utf-8"))
     text = config.get("text_config") if isinstance(config.get("text_config"), dict) else {}
-    told = next((at[key] for at in (config, text) for key in ("dtype", "torch_dtype") if at.get(key)), "float32")
-    found = getattr(torch, str(told).removeprefix("torch."), None)
-    return found if found in (torch.bfloat16, torch.float16) else torch.float32
+    named = next((at[key] for at in (config, text) for key in ("dtype", "torch_dtype") if at.get(key)), "float32")
+    dtype = getattr(torch, str(named).removeprefix("torch."), None)
+    return dtype if dtype in (torch.bfloat16, torch.float16) else torch.float32
 
 
 def round_to(model: Any, dtype: torch.dtype) -> None:
     """Give every weight the value that it will be saved with, so that what is measured of the model holds."""
-    for name, each in model.named_parameters():
-        if each.is_floating_point() and not name.startswith(_HEAD):
-            each.data.copy_(each.data.to(dtype))
+    for name, weight in model.named_parameters():
+        if weight.is_floating_point() and not name.startswith(_HEAD):
+            weight.data.copy_(weight.data.to(dtype))
 
 
 def cast_files(folder: Path, dtype: torch.dtype) -> None:
@@ -70,12 +70,15 @@ def cast_files(folder: Path, dtype: torch.dtype) -> None:
         return
     size = 0
     for path in sorted(folder.glob("*.safetensors")):
-        narrow = {name: each.to(dtype) if _narrowed(name, each) else each for name, each in load_file(path).items()}
-        size += sum(each.nbytes for each in narrow.values())
+        weights = load_file(path)
+        for name, weight in weights.items():
+            if weight.dtype == torch.float32 and not name.startswith(_HEAD):
+                weights[name] = weight.to(dtype)
+        size += sum(weight.nbytes for weight in weights.values())
         with draft_of(path) as draft:
-            save_file(narrow, draft, metadata={"format": "pt"})
+            save_file(weights, draft, metadata={"format": "pt"})
     config = loads((folder / "config.json").read_text(encoding="utf-8"))
-    write_json(folder / "config.json", _named(config, str(dtype).removeprefix("torch.")))
+    write_json(folder / "config.json", _with_dtype(config, str(dtype).removeprefix("torch.")))
     index = folder / "model.safetensors.index.json"
     if index.exists():
         listed = loads(index.read_text(encoding="utf-8"))
@@ -83,16 +86,12 @@ def cast_files(folder: Path, dtype: torch.dtype) -> None:
         write_json(index, listed)
 
 
-def _narrowed(name: str, weight: torch.Tensor) -> bool:
-    return weight.dtype == torch.float32 and not name.startswith(_HEAD)
-
-
-def _named(config: Any, dtype: str) -> Any:
+def _with_dtype(config: Any, dtype: str) -> Any:
     """A config, with those inside of it, that tells another type."""
     if not isinstance(config, dict):
         return config
-    named = {name: _named(value, dtype) for name, value in config.items()}
-    return named | {name: dtype for name in ("dtype", "torch_dtype") if isinstance(named.get(name), str)}
+    renamed = {name: _with_dtype(value, dtype) for name, value in config.items()}
+    return renamed | {name: dtype for name in ("dtype", "torch_dtype") if isinstance(renamed.get(name), str)}
 
 
 class Start(NamedTuple):
@@ -161,30 +160,26 @@ def require_fit(model: Any, groups: Sequence[Group], name: str) -> str | None:
     longest = max(len(group.prompt) + max(map(len, group.completions)) for group in groups)
     if positions is None or longest <= positions:
         return None
-    told = f"the longest row has {longest:,} tokens, and the model was made for {positions:,}"
-    if _learned(model, positions):
-        raise UserError(told, where=name, hint=f"set `max_length: {positions}`")
-    return f"{told}: `max_length: {positions}` cuts what is longer"
+    message = f"the longest row has {longest:,} tokens, and the model was made for {positions:,}"
+    tables = (module for name, module in model.named_modules() if "pos" in name or name.endswith("wpe"))
+    # Of a table of learned positions, some models use a few rows for other ends.
+    if any(isinstance(module, nn.Embedding) and 0 <= module.num_embeddings - positions <= 2 for module in tables):
+        raise UserError(message, where=name, hint=f"set `max_length: {positions}`")
+    return f"{message}: `max_length: {positions}` cuts what is longer"
 
 
 def positions_of(config: Any) -> int | None:
     """Most tokens of a text that a model was made for, by its config; None where that does not say."""
-    found = getattr(config.get_text_config(), "max_position_embeddings", None)
-    return found if isinstance(found, int) else None
-
-
-def _learned(model: Any, positions: int) -> bool:
-    """Whether there is a table of positions; some keep a few rows of it for other ends."""
-    tables = (module for name, module in model.named_modules() if "pos" in name or name.endswith("wpe"))
-    return any(isinstance(each, nn.Embedding) and 0 <= each.num_embeddings - positions <= 2 for each in tables)
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return positions if isinstance(positions, int) else None
 
 
 def require_same_vocabulary(tokenizer: Any, other: Any, groups: Sequence[Group], name: str) -> None:
     """Raise UserError where a token of the data is another one to the reference; what is not used may differ."""
     used = sorted({token for group in groups for ids in (group.prompt, *group.completions) for token in ids})
-    known = len(other)
+    size = len(other)
     for at, here in zip(used, tokenizer.convert_ids_to_tokens(used), strict=True):
-        there = other.convert_ids_to_tokens(at) if at < known else here
+        there = other.convert_ids_to_tokens(at) if at < size else here
         if there not in (here, None):
             what = f"has another vocabulary than the model: token {at} is `{there}` there, and `{here}` here"
             raise UserError(what, where=name, hint="name a reference with the same tokenizer")
@@ -193,12 +188,12 @@ def require_same_vocabulary(tokenizer: Any, other: Any, groups: Sequence[Group],
 def load_policy(settings: CommonSettings) -> Any:
     """A causal language model, ready to be trained."""
     _require_trainable(settings)
-    return _ready(_causal(settings, weights_type(settings)), settings, "CAUSAL_LM")
+    return _prepared_for_training(_open_causal(settings, weights_type(settings)), settings, "CAUSAL_LM")
 
 
 def load_frozen(settings: CommonSettings, dtype: torch.dtype) -> Any:
     """A causal language model that is not trained."""
-    model = _causal(settings, dtype)
+    model = _open_causal(settings, dtype)
     without_dropout(model)
     return model.requires_grad_(False)
 
@@ -214,13 +209,13 @@ def weights_type(settings: CommonSettings) -> torch.dtype:
     return torch.float32 if whole else torch.bfloat16
 
 
-def _causal(settings: CommonSettings, dtype: torch.dtype) -> Any:
+def _open_causal(settings: CommonSettings, dtype: torch.dtype) -> Any:
     start = find_start(settings.model)
     model, _ = open_model(start.parts, "language", dtype, where=settings.model, options=_options(settings, start))
-    return _trainable(model, start)
+    return _unfrozen(model, start)
 
 
-def _trainable(model: Any, start: Start) -> Any:
+def _unfrozen(model: Any, start: Start) -> Any:
     """The model after PEFT, which froze all of it, has added an adapter to its weights."""
     return model.requires_grad_(True) if start.adapter is not None else model
 
@@ -234,7 +229,12 @@ def load_reward_model(settings: CommonSettings, pad: int) -> Any:
     """
     _require_trainable(settings)
     start, dtype = find_start(settings.model), weights_type(settings)
-    _require_one_output(start.weights)
+    about = read_json(start.weights / "config.json")
+    (kind, *_) = about.get("architectures") or [""]
+    labels = len(about.get("id2label") or ()) or about.get("num_labels", 2)
+    if kind.endswith("ForSequenceClassification") and labels != 1:
+        hint = "start from a language model, or from a reward model"
+        raise UserError(f"is a classifier with {labels} outputs, not one reward", where=start.weights, hint=hint)
     with _fixed_seed(settings.seed):
         model, fresh = open_model(
             start.parts, "reward", dtype, where=settings.model, new_head=True, options=_options(settings, start)
@@ -244,13 +244,13 @@ def load_reward_model(settings: CommonSettings, pad: int) -> Any:
             head.float()
             if fresh:  # whatever its class makes of one
                 nn.init.normal_(head.weight, std=1 / math.sqrt(head.in_features + 1))
-            elif start.adapter is None and (kept := _kept_head(start.weights)) is not None:
-                head.weight.data.copy_(kept)
+            elif start.adapter is None and (saved_weight := _saved_head(start.weights)) is not None:
+                head.weight.data.copy_(saved_weight)
     config = model.config
     config.get_text_config().pad_token_id = pad
     config.id2label, config.label2id = {0: "reward"}, {"reward": 0}
     config.update(figures_of(start.parts))
-    return _ready(_trainable(model, start), settings, "SEQ_CLS")
+    return _prepared_for_training(_unfrozen(model, start), settings, "SEQ_CLS")
 
 
 def _require_trainable(settings: CommonSettings) -> None:
@@ -258,16 +258,7 @@ def _require_trainable(settings: CommonSettings) -> None:
         raise UserError("4-bit weights cannot be trained themselves", hint="set `lora.rank`, for instance 16")
 
 
-def _require_one_output(folder: Path) -> None:
-    config = read_json(folder / "config.json")
-    (kind, *_) = config.get("architectures") or [""]
-    labels = len(config.get("id2label") or ()) or config.get("num_labels", 2)
-    if kind.endswith("ForSequenceClassification") and labels != 1:
-        hint = "start from a language model, or from a reward model"
-        raise UserError(f"is a classifier with {labels} outputs, not one reward", where=folder, hint=hint)
-
-
-def _kept_head(folder: Path) -> torch.Tensor | None:
+def _saved_head(folder: Path) -> torch.Tensor | None:
     """A reward head with all digits that its file has, whatever type the rest is loaded in."""
     from safetensors import safe_open
 
@@ -303,16 +294,16 @@ def _four_bit() -> Any:
     return kind(load_in_4bit=True, bnb_4bit_compute_dtype=torch.bfloat16, **options)
 
 
-def _ready(model: Any, settings: CommonSettings, task: str) -> Any:
+def _prepared_for_training(model: Any, settings: CommonSettings, task: str) -> Any:
     without_dropout(model)
     if settings.gradient_checkpointing:
         _recompute(model, settings)
     if settings.lora.rank is None:
         return model
     with _fixed_seed(settings.seed):
-        made = with_adapter(model, settings.lora, task)
-    made.peft_config["default"].base_model_name_or_path = lasting_name(settings.model)
-    return made
+        adapted = with_adapter(model, settings.lora, task)
+    adapted.peft_config["default"].base_model_name_or_path = lasting_name(settings.model)
+    return adapted
 
 
 def _recompute(model: Any, settings: CommonSettings) -> None:

@@ -48,12 +48,18 @@ FILES = ("samples.jsonl", *PAIR_FILES)
 
 _PROMPTS = ("prompt", "instruction", "question", "query")
 _REPLIES = ("response", "completion", "responses", "completions", "answer", "answers", "output", "outputs")
-_TALKS = ("messages", "conversations")
+_CONVERSATIONS = ("messages", "conversations")
 _TEXTS = ("response", "text", "content", "completion", "output", "generated_text")
 """Where a response stands in an object of a list of them."""
 _SAMPLE = frozenset({"prompt", "text", "policy", "index"})
 """Columns that tell a record of samples.jsonl."""
-_ALONE = Shape("unpaired", {"prompt": "prompt", "completion": "completion", "label": "label"})
+_SINGLE_RESPONSE = Shape("unpaired", {"prompt": "prompt", "completion": "completion", "label": "label"})
+
+
+_ROWS = 5_000
+"""Rows whose responses are sorted by length and scored together; their rewards are then written."""
+_MOST_COMPLETIONS = 8
+"""Responses that share one prompt in a row: attention costs the square of a row's length, so more of them cost more."""
 
 
 class Reply(NamedTuple):
@@ -114,34 +120,34 @@ def responses(
     if form.shape is not None:
         form = form._replace(shape=settled(form.shape, path))
     if form.kind == "sample":
-        rows, form = _joined(rows, path), _Form("replies", "prompt", "response")
+        rows, form = _with_prompts(rows, path), _Form("replies", "prompt", "response")
     for line, row in rows:
         row_counts.rows += 1
-        yield _answered(row, form, template, row_counts, f"{Path(path).name}:{line}", line)
+        yield _read_row(row, form, template, row_counts, f"{Path(path).name}:{line}", line)
 
 
 def _form(row: object, columns: Columns) -> _Form | None:
     if not isinstance(row, dict):
         return None
     if columns != USUAL:
-        return _replies(
+        return _response_form(
             row, (columns.prompt,) if columns.prompt else _PROMPTS, (columns.reply,) if columns.reply else _REPLIES
         )
     if row.keys() >= _SAMPLE:
         return _Form("sample")
     shape = recognise(row)
     sided = ("chosen" in row and "rejected" in row) or (shape is not None and shape.sided is not None)
-    if not sided and (found := _replies(row, _PROMPTS, _REPLIES)) is not None:
-        return found
-    connection = next((name for name in _TALKS if isinstance(row.get(name), (list, str))), None)
-    if not sided and connection is not None:
-        return _Form("messages", reply=connection)
+    if not sided and (form := _response_form(row, _PROMPTS, _REPLIES)) is not None:
+        return form
+    conversation = next((name for name in _CONVERSATIONS if isinstance(row.get(name), (list, str))), None)
+    if not sided and conversation is not None:
+        return _Form("messages", reply=conversation)
     if shape is not None and shape.kind in ("preference", "dialogues"):
         return _Form("pair", shape.columns.get("prompt", ""), shape=shape)
     return _Form("text", reply="text") if "text" in row else None
 
 
-def _replies(row: Row, prompts: Sequence[str], replies: Sequence[str]) -> _Form | None:
+def _response_form(row: Row, prompts: Sequence[str], replies: Sequence[str]) -> _Form | None:
     prompt = next((name for name in prompts if name in row), None)
     reply = next((name for name in replies if name in row and name != prompt), None)
     return (
@@ -162,7 +168,7 @@ def _unknown(path: str | Path, row: object, columns: Columns) -> UserError:
     return UserError(f"no responses that can be recognised ({held})", where=path, hint=hint)
 
 
-def _joined(rows: Rows, path: str | Path) -> Rows:
+def _with_prompts(rows: Rows, path: str | Path) -> Rows:
     """Samples as rows with the messages of their prompts."""
     beside = Path(path).expanduser().with_name("prompts.jsonl")
     if not beside.is_file():
@@ -180,28 +186,28 @@ def _joined(rows: Rows, path: str | Path) -> Rows:
         yield line, {"id": sample.id, "prompt": messages, "response": sample.text}
 
 
-def _answered(row: object, form: _Form, template: Template, row_counts: RowCounts, name: str, line: int) -> Answered:
+def _read_row(row: object, form: _Form, template: Template, row_counts: RowCounts, name: str, line: int) -> Answered:
     try:
         if not isinstance(row, dict):
             raise UnreadableValueError("type")
-        own = row.get("id")
-        name = str(own) if isinstance(own, (str, int)) and not isinstance(own, bool) and own != "" else name
+        row_id = row.get("id")
+        name = str(row_id) if isinstance(row_id, (str, int)) and not isinstance(row_id, bool) and row_id != "" else name
         if form.kind == "pair":
-            return _pair(row, form, template, name, line)
+            return _read_pair(row, form, template, name, line)
         if form.kind != "replies":
-            return _whole(row, form, template, name, line)
-        given = _items(row.get(form.reply))
-        prompt = _prompt(row, form)
-    except UnreadableValueError as odd:
-        row_counts.leave_out(str(odd), line)
+            return _read_whole(row, form, template, name, line)
+        raw = _response_list(row.get(form.reply))
+        prompt = _read_prompt(row, form)
+    except UnreadableValueError as error:
+        row_counts.leave_out(str(error), line)
         prompt = row.get(form.prompt) if isinstance(row, dict) else None
         blank = (Reply(None, None),) * (2 if form.kind == "pair" else 1)
         return Answered(name, line, prompt, blank, form.kind == "pair")
-    replies = tuple(_reply(prompt, each, template, row_counts, line) for each in given)
+    replies = tuple(_read_response(prompt, response, template, row_counts, line) for response in raw)
     return Answered(name, line, prompt, replies, paired=False)
 
 
-def _prompt(row: Row, form: _Form) -> Any:
+def _read_prompt(row: Row, form: _Form) -> Any:
     if form.prompt not in row:
         return None
     try:
@@ -210,24 +216,24 @@ def _prompt(row: Row, form: _Form) -> Any:
         raise UnreadableValueError("prompt-part") from None
 
 
-def _pair(row: Row, form: _Form, template: Template, name: str, line: int) -> Answered:
+def _read_pair(row: Row, form: _Form, template: Template, name: str, line: int) -> Answered:
     assert form.shape is not None
-    found, row = sides(row, form.shape, template), usual(row, form.shape)
+    both, row = sides(row, form.shape, template), usual(row, form.shape)
     given = [row[form.shape.columns[side]] for side in ("chosen", "rejected")]
-    texts = (found.chosen or "", found.rejected or "")
-    replies = (Reply(*each) for each in zip(given, (_example(found, text, line) for text in texts), strict=True))
-    prompt = row[form.prompt] if form.prompt else _plain(found)
+    texts = (both.chosen or "", both.rejected or "")
+    replies = (Reply(*each) for each in zip(given, (_example(both, text, line) for text in texts), strict=True))
+    prompt = row[form.prompt] if form.prompt else _plain_prompt(both)
     return Answered(name, line, prompt, tuple(replies), paired=True)
 
 
-def _whole(row: Row, form: _Form, template: Template, name: str, line: int) -> Answered:
+def _read_whole(row: Row, form: _Form, template: Template, name: str, line: int) -> Answered:
     """A conversation or a text that holds its response."""
-    found = demonstrated(row, Alone("messages" if form.kind == "messages" else "text", form.reply), template)
-    text = found.chosen or ""
-    return Answered(name, line, _plain(found), (Reply(text, _example(found, text, line)),), paired=False)
+    texts = demonstrated(row, Alone("messages" if form.kind == "messages" else "text", form.reply), template)
+    text = texts.chosen or ""
+    return Answered(name, line, _plain_prompt(texts), (Reply(text, _example(texts, text, line)),), paired=False)
 
 
-def _items(value: Any) -> list[Any]:
+def _response_list(value: Any) -> list[Any]:
     """The responses of a row: one, or those of a list. Messages in a list are one response."""
     if value is None:
         raise UnreadableValueError("missing")
@@ -238,26 +244,26 @@ def _items(value: Any) -> list[Any]:
     return value
 
 
-def _reply(prompt: Any, given: Any, template: Template, row_counts: RowCounts, line: int) -> Reply:
+def _read_response(prompt: Any, given: Any, template: Template, row_counts: RowCounts, line: int) -> Reply:
     text = given
     if isinstance(given, dict) and "role" not in given:
         text = next((given[name] for name in _TEXTS if isinstance(given.get(name), str)), None)
         # As for training: nothing in rated completions tells where the instruction ends, so they are messages.
         prompt = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
     try:
-        found = sides({"prompt": prompt, "completion": text, "label": True}, _ALONE, template)
-    except UnreadableValueError as odd:
-        row_counts.leave_out(str(odd), line)
+        texts = sides({"prompt": prompt, "completion": text, "label": True}, _SINGLE_RESPONSE, template)
+    except UnreadableValueError as error:
+        row_counts.leave_out(str(error), line)
         return Reply(given, None)
-    return Reply(given, _example(found, found.chosen or "", line))
+    return Reply(given, _example(texts, texts.chosen or "", line))
 
 
-def _example(found: Sides, text: str, line: int) -> Example:
-    return Example("", found.prompt, (text,), {}, line)
+def _example(texts: Sides, text: str, line: int) -> Example:
+    return Example("", texts.prompt, (text,), {}, line)
 
 
-def _plain(found: Sides) -> Any:
-    return found.prompt if isinstance(found.prompt, str) else [turn._asdict() for turn in found.prompt]
+def _plain_prompt(texts: Sides) -> Any:
+    return texts.prompt if isinstance(texts.prompt, str) else [turn._asdict() for turn in texts.prompt]
 
 
 class Scored(NamedTuple):
@@ -326,16 +332,20 @@ class ScoreStats:
 
     def add(self, row: Answered, scored: Sequence[Scored | None]) -> None:
         """Take in the responses of a row."""
-        for reply, each in zip(row.replies, scored, strict=True):
-            if each is not None and reply.example is not None:
-                self.rewards.append(each.reward)
-                self.lengths.append(each.length)
-                self._extremes.add(each.reward, row.id, reply.example)
+        for reply, result in zip(row.replies, scored, strict=True):
+            if result is not None and reply.example is not None:
+                self.rewards.append(result.reward)
+                self.lengths.append(result.length)
+                self._extremes.add(result.reward, row.id, reply.example)
         if row.paired and scored[0] is not None and scored[1] is not None:
             self.margins.append(scored[0].reward - scored[1].reward)
 
     def figures(self, model: str, data: str, row_counts: RowCounts, centered_by: float) -> Figures:
         """All of it as a record."""
+        accuracy = None
+        if self.margins:
+            share = wilson(sum(hits(self.margins)), len(self.margins))
+            accuracy = Estimate(value=share.value, low=share.low, high=share.high, pairs=len(self.margins))
         return Figures(
             model=model,
             data=data,
@@ -343,9 +353,9 @@ class ScoreStats:
             responses=len(self.rewards),
             left_out=row_counts.reasons(),
             truncated=row_counts.truncated,
-            rewards=_spread(self.rewards),
+            rewards=_spread_of(self.rewards),
             length_correlation=_correlation(self.rewards, self.lengths),
-            accuracy=_accuracy(self.margins),
+            accuracy=accuracy,
             margin=mean(self.margins) if self.margins else None,
             centered_by=centered_by,
             highest=self._extremes.highest(),
@@ -381,10 +391,10 @@ def _shown(reward: float, name: str, example: Example) -> Shown:
     return Shown(id=name, reward=reward, prompt=prompt, response=example.completions[0])
 
 
-def _spread(rewards: Sequence[float]) -> Spread:
+def _spread_of(rewards: Sequence[float]) -> Spread:
     import numpy as np
 
-    low, quartile, median, third, high = (float(each) for each in np.percentile(rewards, [0, 25, 50, 75, 100]))
+    low, quartile, median, third, high = (float(value) for value in np.percentile(rewards, [0, 25, 50, 75, 100]))
     return Spread(
         mean=mean(rewards),
         std=float(np.std(rewards)),
@@ -404,19 +414,6 @@ def _correlation(xs: Sequence[float], ys: Sequence[float]) -> float | None:
     return float(np.corrcoef(xs, ys)[0, 1])
 
 
-def _accuracy(margins: Sequence[float]) -> Estimate | None:
-    if not margins:
-        return None
-    share = wilson(sum(hits(margins)), len(margins))
-    return Estimate(value=share.value, low=share.low, high=share.high, pairs=len(margins))
-
-
-_ROWS = 5_000
-"""Rows whose responses are sorted by length and scored together; their rewards are then written."""
-_MOST = 8
-"""Responses that share one prompt in a row: attention costs the square of a row's length, so more of them cost more."""
-
-
 @torch.no_grad()
 def rewards_of(
     model: Any,
@@ -427,7 +424,7 @@ def rewards_of(
     centered: bool = True,
     narrow: bool = False,
 ) -> list[float]:
-    """The reward of every completion, in the order of the groups, which `way` (`forward.select_forward_path`) computes.
+    """The reward of every completion, in the order of the groups, which `forward_path` computes.
 
     `tokens` is what fits into memory at once. A model that was centred has its mean taken off, unless `centered` is
     false. `narrow` computes in bfloat16, and keeps weights and rewards in float32, as the training did.
@@ -439,7 +436,7 @@ def rewards_of(
         model, shared[:2], "rewards"
     )  # those of several responses show whether sharing works
     device = next(model.parameters()).device
-    found: dict[int, list[float]] = {}
+    by_group: dict[int, list[float]] = {}
     was_training = model.training
     model.eval()
     for part in split(groups, tokens, forward_path.layout):
@@ -449,14 +446,14 @@ def rewards_of(
                 compute(model, lay_out(some, forward_path.layout).to(device), forward_path, "rewards").tolist()
             )
         for at, group in zip(part, some, strict=True):
-            found[at] = list(itertools.islice(rewards, len(group.completions)))
+            by_group[at] = list(itertools.islice(rewards, len(group.completions)))
     model.train(was_training)
     mean = mean_of(model) if centered else 0.0
-    return [reward - mean for at in range(len(groups)) for reward in found[at]]
+    return [reward - mean for at in range(len(groups)) for reward in by_group[at]]
 
 
-def rewards_apart(model: Any, singles: Sequence[Group], *, tokens: int = 8192, **how: Any) -> list[float]:
-    """The rewards of groups of one completion each, in their order; `how` goes to `rewards_of`.
+def rewards_apart(model: Any, singles: Sequence[Group], *, tokens: int = 8192, **options: Any) -> list[float]:
+    """The rewards of groups of one completion each, in their order; `options` go to `rewards_of`.
 
     Equal ones are computed once, and those of one prompt share it.
     """
@@ -467,12 +464,15 @@ def rewards_apart(model: Any, singles: Sequence[Group], *, tokens: int = 8192, *
     of_prompt: dict[bytes, list[int]] = {}
     for (prompt, _), places in equal.items():
         of_prompt.setdefault(prompt, []).append(places[0])
-    parts = [part for firsts in of_prompt.values() for part in _filled(firsts, singles, tokens)]
-    groups = [_joined_scores([singles[at] for at in part]) for part in parts]
-    rewards = rewards_of(model, groups, tokens=tokens, **how)
+    parts = [part for firsts in of_prompt.values() for part in _pack_completions(firsts, singles, tokens)]
+    groups = [
+        Group(singles[part[0]].id, singles[part[0]].prompt, tuple(singles[at].completions[0] for at in part))
+        for part in parts
+    ]
+    rewards = rewards_of(model, groups, tokens=tokens, **options)
     by_first = dict(zip(itertools.chain.from_iterable(parts), rewards, strict=True))
-    found = {at: by_first[places[0]] for places in equal.values() for at in places}
-    return [found[at] for at in range(len(singles))]
+    by_place = {at: by_first[places[0]] for places in equal.values() for at in places}
+    return [by_place[at] for at in range(len(singles))]
 
 
 class Apart:
@@ -481,7 +481,7 @@ class Apart:
 
     def __init__(self, loaded: Loaded, tokens: int) -> None:
         self._model, self._tokens, self._narrow = loaded.model, tokens, loaded.narrow
-        self._ways: dict[bool, ForwardPath] = {}
+        self._forward_paths: dict[bool, ForwardPath] = {}
         """By whether replies that share a prompt were tried."""
 
     def __call__(self, singles: Sequence[Group]) -> list[float]:
@@ -489,12 +489,12 @@ class Apart:
         if not singles:
             return []
         return rewards_apart(
-            self._model, singles, tokens=self._tokens, forward_path=self._way(singles), narrow=self._narrow
+            self._model, singles, tokens=self._tokens, forward_path=self._forward_path(singles), narrow=self._narrow
         )
 
-    def _way(self, singles: Sequence[Group]) -> ForwardPath:
-        if True in self._ways:
-            return self._ways[True]
+    def _forward_path(self, singles: Sequence[Group]) -> ForwardPath:
+        if True in self._forward_paths:
+            return self._forward_paths[True]
         of_prompt: dict[tuple[int, ...], dict[tuple[int, ...], None]] = {}
         for single in singles:
             of_prompt.setdefault(tuple(single.prompt), {})[tuple(single.completions[0])] = None
@@ -503,32 +503,27 @@ class Apart:
             key=lambda group: -len(group.completions),
         )
         shares = len(groups[0].completions) > 1
-        if shares not in self._ways:
-            self._ways[shares] = select_forward_path(self._model, groups[:2], "rewards")
-        return self._ways[shares]
+        if shares not in self._forward_paths:
+            self._forward_paths[shares] = select_forward_path(self._model, groups[:2], "rewards")
+        return self._forward_paths[shares]
 
 
 def _bytes(ids: Sequence[int]) -> bytes:
     return array("i", ids).tobytes()
 
 
-def _filled(places: Sequence[int], singles: Sequence[Group], tokens: int) -> Iterator[list[int]]:
+def _pack_completions(places: Sequence[int], singles: Sequence[Group], tokens: int) -> Iterator[list[int]]:
     """Groups of one prompt in parts of similar length that are computed as one row each."""
     part: list[int] = []
     used = 0
     for at in sorted(places, key=lambda at: len(singles[at].completions[0])):
         size = len(singles[at].completions[0])
-        if part and (len(part) == _MOST or used + size > tokens):
+        if part and (len(part) == _MOST_COMPLETIONS or used + size > tokens):
             yield part
             part = []
         used = used + size if part else singles[at].tokens
         part.append(at)
     yield part
-
-
-def _joined_scores(singles: Sequence[Group]) -> Group:
-    first = singles[0]
-    return Group(first.id, first.prompt, tuple(single.completions[0] for single in singles))
 
 
 def score(
@@ -569,19 +564,15 @@ def score(
                 tally.add(row, scored)
                 if file is not None:
                     file.writelines(
-                        json.dumps(line, ensure_ascii=False, default=str) + "\n" for line in _lines(row, scored)
+                        json.dumps(line, ensure_ascii=False, default=str) + "\n" for line in _output_rows(row, scored)
                     )
             if told is not None:
                 told(row_counts.rows)
         if not tally.rewards:
-            raise _nothing(row_counts, data)
+            why = "; ".join(f"{left.count:,} where {left.what}" for left in row_counts.reasons()[:3])
+            hint = "raise --max-length" if "too-long" in row_counts.left_out else ""
+            raise UserError(f"no response in {row_counts.rows:,} rows can be scored: {why}", where=data, hint=hint)
     return tally.figures(name, str(data), row_counts, mean_of(loaded.model) if centered else 0.0)
-
-
-def _nothing(row_counts: RowCounts, data: str | Path) -> UserError:
-    why = "; ".join(f"{each.count:,} where {each.what}" for each in row_counts.reasons()[:3])
-    hint = "raise --max-length" if "too-long" in row_counts.left_out else ""
-    return UserError(f"no response in {row_counts.rows:,} rows can be scored: {why}", where=data, hint=hint)
 
 
 class _Scorer:
@@ -590,7 +581,7 @@ class _Scorer:
     def __init__(
         self, loaded: Loaded, limits: Tokens, learned: TextFormat, row_counts: RowCounts, tokens: int, centered: bool
     ) -> None:
-        self._model, self._limits, self._learned, self._intake = loaded.model, limits, learned, row_counts
+        self._model, self._limits, self._learned, self._row_counts = loaded.model, limits, learned, row_counts
         self._how: dict[str, Any] = {"tokens": tokens, "centered": centered, "narrow": loaded.narrow}
 
     def scored(self, rows: Sequence[Answered]) -> list[list[Scored | None]]:
@@ -599,9 +590,9 @@ class _Scorer:
         examples = (
             dataclasses.replace(example, id=f"{at} {number}")
             for at, number in places
-            if (example := self._as_learned(rows[at].replies[number].example)) is not None
+            if (example := self._as_trained(rows[at].replies[number].example)) is not None
         )
-        groups = {example.id: group for example, group in self._limits.with_examples(examples, self._intake)}
+        groups = {example.id: group for example, group in self._limits.with_examples(examples, self._row_counts)}
         rewards = self._rewards(rows, groups)
         scored = {
             key: Scored(reward, len(group.completions[0]))
@@ -609,15 +600,15 @@ class _Scorer:
         }
         return [[scored.get(f"{at} {number}") for number in range(len(row.replies))] for at, row in enumerate(rows)]
 
-    def _as_learned(self, example: Example | None) -> Example | None:
+    def _as_trained(self, example: Example | None) -> Example | None:
         """A conversation as text, for a model that learned prompts and responses as text."""
         if example is None or isinstance(example.prompt, str) or self._learned.template != "text":
             return example
-        found = self._learned.example(example.id, example.prompt, example.completions[0])
-        if found is None:
-            self._intake.leave_out("no-form", example.line)
+        converted = self._learned.example(example.id, example.prompt, example.completions[0])
+        if converted is None:
+            self._row_counts.leave_out("no-form", example.line)
             return None
-        return dataclasses.replace(found, line=example.line)
+        return dataclasses.replace(converted, line=example.line)
 
     def _rewards(self, rows: Sequence[Answered], groups: Mapping[str, Group]) -> list[float]:
         rewards = rewards_apart(self._model, list(groups.values()), **self._how)
@@ -628,9 +619,9 @@ class _Scorer:
         return rewards
 
 
-def _lines(row: Answered, scored: Sequence[Scored | None]) -> Iterator[dict[str, Any]]:
+def _output_rows(row: Answered, scored: Sequence[Scored | None]) -> Iterator[dict[str, Any]]:
     """What is written of a row: one line of a pair, else one of each response."""
-    rewards = [None if each is None else each.reward for each in scored]
+    rewards = [None if result is None else result.reward for result in scored]
     head = {"id": row.id, "prompt": row.prompt}
     if row.paired:
         chosen, rejected = (reply.given for reply in row.replies)

@@ -112,7 +112,7 @@ def check_center(tokenizer: Any, settings: RewardSettings) -> None:
     if any(os.environ.get(f"ACCELERATE_USE_{name}", "").lower() == "true" for name in ("FSDP", "DEEPSPEED")):
         what = "`center_dataset` needs the whole model in one process, and it is sharded over several"
         raise UserError(what, hint="leave `center_dataset` out")
-    _groups(tokenizer, settings, first=True)
+    _center_groups(tokenizer, settings, first=True)
 
 
 def complete(model: Any, tokenizer: Any, settings: RewardSettings) -> dict[str, float]:
@@ -124,17 +124,17 @@ def complete(model: Any, tokenizer: Any, settings: RewardSettings) -> dict[str, 
     config.problem_type = "regression"  # or pipelines and vLLM put the reward through a sigmoid
     for name in ("reward_mean", "reward_std"):  # perhaps left from the model that the training started from
         config.__dict__.pop(name, None)
-    found = {}
+    metrics = {}
     if settings.center_dataset is not None:
-        found = {"reward_mean": center(model, tokenizer, settings), "reward_std": config.reward_std}
+        metrics = {"reward_mean": center(model, tokenizer, settings), "reward_std": config.reward_std}
     settings.folder.mkdir(parents=True, exist_ok=True)
-    if found and bare(model) is not model:  # an adapter's folder has no config.json, or it is taken for a whole model
-        write_json(settings.folder / ADAPTER_FILE, dict(found))
+    if metrics and bare(model) is not model:  # an adapter's folder has no config.json, or it is taken for a whole model
+        write_json(settings.folder / ADAPTER_FILE, dict(metrics))
     with contextlib.suppress(FileNotFoundError):  # it names the ends of replies; a classifier is saved without it
         shutil.copyfile(
             find_start(settings.model).weights / "generation_config.json", settings.folder / "generation_config.json"
         )
-    return found
+    return metrics
 
 
 def center(model: Any, tokenizer: Any, settings: RewardSettings) -> float:
@@ -143,7 +143,7 @@ def center(model: Any, tokenizer: Any, settings: RewardSettings) -> float:
 
     Each demonstration counts once. Raises UserError where there are none.
     """
-    groups = _groups(tokenizer, settings)
+    groups = _center_groups(tokenizer, settings)
     rewards = rewards_apart(model, groups, tokens=settings.max_tokens_per_pass, centered=False, narrow=narrow(settings))
     values = torch.tensor(rewards, dtype=torch.float64)
     mean, std = float(values.mean()), float(values.std(correction=0))
@@ -156,7 +156,7 @@ def center(model: Any, tokenizer: Any, settings: RewardSettings) -> float:
     return mean
 
 
-def _groups(tokenizer: Any, settings: RewardSettings, first: bool = False) -> list[Group]:
+def _center_groups(tokenizer: Any, settings: RewardSettings, first: bool = False) -> list[Group]:
     """The demonstrations as tokens, or the first of them. Raises UserError where there are none."""
     assert settings.center_dataset is not None
     row_counts = RowCounts()
@@ -164,8 +164,8 @@ def _groups(tokenizer: Any, settings: RewardSettings, first: bool = False) -> li
         tokenizer, max_length=settings.max_length, ends=ends_of(find_start(settings.model).weights),
         template_options=settings.template_options,
     )  # fmt: skip
-    found = tokens.groups(demonstrations(settings.center_dataset, settings.template, row_counts), row_counts)
-    groups = [group for group in (next(found, None),) if group is not None] if first else list(found)
+    stream = tokens.groups(demonstrations(settings.center_dataset, settings.template, row_counts), row_counts)
+    groups = [group for group in (next(stream, None),) if group is not None] if first else list(stream)
     if not groups:
         raise row_counts.nothing(settings.center_dataset)
     return groups
@@ -197,30 +197,30 @@ class ReferencePass(Callback):
         trainer = self.trainer
         train, held = trainer.train_groups, trainer.held_groups
         groups = [*train, *held]
-        found = self._kept(groups)
-        if found is None:
+        logps = self._load_cached(groups)
+        if logps is None:
             if trainer.is_world_process_zero():
                 reference.require_writable(self.path)
-            found = self._compute(groups)
-        ready = reference.with_reference(groups, found, REFERENCE)
-        train[:] = ready[: len(train)]
-        held[:] = ready[len(train) :]
+            logps = self._compute(groups)
+        with_logps = reference.with_reference(groups, logps, REFERENCE)
+        train[:] = with_logps[: len(train)]
+        held[:] = with_logps[len(train) :]
         if self.settings.reference is None and not self.resumed:
-            self._check(found)
+            self._require_same_at_start(logps)
 
-    def _kept(self, groups: list[Group]) -> list[list[float]] | None:
+    def _load_cached(self, groups: list[Group]) -> list[list[float]] | None:
         """What the first process finds on its disk: all of them have to compute, or none."""
-        found = reference.load(self.path, groups) if self.trainer.is_world_process_zero() else None
+        cached = reference.load(self.path, groups) if self.trainer.is_world_process_zero() else None
         if self.trainer.accelerator.num_processes == 1:
-            return found
-        (shared,) = broadcast_object_list([found])
+            return cached
+        (shared,) = broadcast_object_list([cached])
         return shared  # type: ignore[no-any-return]
 
     def _compute(self, groups: list[Group]) -> list[list[float]]:
         """By the model itself where it is at its start; another one is loaded for this, and dropped again."""
         settings = self.settings
         if settings.reference is None and not self.resumed:
-            return self._computed_by(self.trainer.model_wrapped, groups, self.trainer.forward_path)
+            return self._compute_with(self.trainer.model_wrapped, groups, self.trainer.forward_path)
         if settings.reference is None:
             model = load_frozen(settings, weights_type(settings))  # as it was at the start
         else:
@@ -230,26 +230,26 @@ class ReferencePass(Callback):
         forward_path = select_forward_path(model, self.trainer.train_groups, "logps")
         model = model.to(self.trainer.accelerator.device)
         with answering(model, forward_path, "logps"), self.trainer.accelerator.autocast():
-            return self._computed_by(model, groups, forward_path)
+            return self._compute_with(model, groups, forward_path)
 
-    def _computed_by(self, model: Any, groups: list[Group], forward_path: ForwardPath) -> list[list[float]]:
+    def _compute_with(self, model: Any, groups: list[Group], forward_path: ForwardPath) -> list[list[float]]:
         trainer, done = self.trainer, 0
         self.progress.begin("reference", len(groups))
 
-        def counted(more: int) -> None:
+        def advance(more: int) -> None:
             nonlocal done
             done += more
             self.progress.advance("reference", done)
             if trainer.any_process(self.stop.asked) and done < len(groups):
                 raise StoppedError
 
-        found = reference.compute(model, groups, forward_path, trainer.tokens, trainer.accelerator, counted)
+        logps = reference.compute(model, groups, forward_path, trainer.tokens, trainer.accelerator, advance)
         self.progress.end("reference", f"{len(groups)} of {len(groups)}")
         if trainer.is_world_process_zero():
-            reference.keep(self.path, found)
-        return found
+            reference.keep(self.path, logps)
+        return logps
 
-    def _check(self, found: list[list[float]]) -> None:
+    def _require_same_at_start(self, reference_logps: list[list[float]]) -> None:
         """At its start the policy is the reference: margins are 0 and the loss of DPO is ln 2.
 
         The model is asked as it is trained: dropout that is still on would be seen.
@@ -259,9 +259,9 @@ class ReferencePass(Callback):
         trainer.model_wrapped.train()
         with torch.no_grad():
             values = trainer._values(trainer.model_wrapped, groups).cpu()
-        wanted = torch.tensor([each for logps in found[: len(groups)] for each in logps])
+        expected = torch.tensor([logp for sums in reference_logps[: len(groups)] for logp in sums])
         lengths = torch.tensor([len(completion) for group in groups for completion in group.completions])
-        off = (values - wanted).abs()
+        off = (values - expected).abs()
         if trainer.args.bf16 or trainer.starting_dtype != torch.float32:
             worst, limit, of = float(off.sum() / lengths.sum()), _START_TOLERANCE_NARROW, "a token"
         else:
@@ -275,7 +275,7 @@ class ReferencePass(Callback):
             )
 
 
-_LARGE = 2e9
+_LARGE_MODEL = 2e9
 """Bytes of weights that take a while to be hashed."""
 _EVERY = 10.0
 """Seconds between two words on how many rows are read."""
@@ -296,10 +296,10 @@ def train(method: Method, settings: TrainSettings, progress: Progress, *, resume
     """Train a model. Raises UserError for what the user can fix, ModelError where the training cannot go on."""
     with quiet(), warnings.catch_warnings(), enough_memory(settings.folder):
         warnings.simplefilter("ignore", FutureWarning)  # names that newer versions of transformers have others for
-        settings, found = resolved(settings, narrow(settings))
-        if found:
+        settings, defaults = resolved(settings, narrow(settings))
+        if defaults:
             progress.note(
-                f"{', '.join(f'{name} {value:g}' for name, value in found.items())}: the usual, as none is set"
+                f"{', '.join(f'{name} {value:g}' for name, value in defaults.items())}: the usual, as none is set"
             )
         settings, note = with_template_options(settings, settings.data)
         if note:
@@ -316,17 +316,17 @@ def _train(method: Method, settings: TrainSettings, progress: Progress, resume: 
     tokenizer = load_tokenizer(start.tokenizer)
     if isinstance(settings, RewardSettings):
         check_center(tokenizer, settings)
-    prepared = _prepared(method, settings, start, tokenizer, progress)
+    prepared = _prepare_data(method, settings, start, tokenizer, progress)
     groups = [*prepared.train, *prepared.held]
-    made = arguments(settings, len(prepared.train), len(prepared.held))
-    if start.size > _LARGE:
+    training_arguments = arguments(settings, len(prepared.train), len(prepared.held))
+    if start.size > _LARGE_MODEL:
         progress.note(f"hashing {start.size / 1e9:.0f} GB of weights")
     weights, source = start.hash(), _checked_reference(settings, tokenizer, groups)
-    begun = TrainState(
+    state = TrainState(
         method=method, settings=settings.plain(), data_hash=prepared.data_hash, model_hash=weights,
         learned=prepared.learned,
     )  # fmt: skip
-    checkpoint = resume_checkpoint(settings.folder, begun) if resume else None
+    checkpoint = resume_checkpoint(settings.folder, state) if resume else None
     kind: Kind = "rewards" if method == "reward" else "logps"
     model = load_reward_model(settings, pad_id(tokenizer)) if kind == "rewards" else load_policy(settings)
     if (note := require_fit(model, groups, settings.model)) is not None:
@@ -335,22 +335,32 @@ def _train(method: Method, settings: TrainSettings, progress: Progress, resume: 
     if not forward_path.fast:
         progress.note(f"{type(model).__name__} takes the plain way: its own forward pass, prompts not shared")
     stop, clock = StopCleanly(progress.note), Clock(settings.folder, checkpoint)
-    around = _around(settings, groups, source or weights, checkpoint is not None, stop, progress)
+    around = _optional_callbacks(settings, groups, source or weights, checkpoint is not None, stop, progress)
     callbacks = [stop, LogFile(settings.folder), clock, *around, ProgressCallback(progress)]
     with room_to_write(settings.folder):
-        with answering(model, forward_path, kind), _restored(stop):
-            trainer = _trainer(
-                model, settings, made, _objective(method, settings), forward_path, prepared, tokenizer, callbacks
+        with answering(model, forward_path, kind), contextlib.ExitStack() as on_exit:
+            on_exit.callback(stop.restore)
+            trainer = _make_trainer(
+                model,
+                settings,
+                training_arguments,
+                _objective(method, settings),
+                forward_path,
+                prepared,
+                tokenizer,
+                callbacks,
             )
             if not resume:
-                begin(settings.folder, begun)
+                begin(settings.folder, state)
             clock.start()
             with contextlib.suppress(StoppedError):
                 trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        return _saved(trainer, method, settings, prepared, clock.seconds(), stopped=stop.asked)
+        return _save(trainer, method, settings, prepared, clock.seconds(), stopped=stop.asked)
 
 
-def _prepared(method: Method, settings: TrainSettings, start: Start, tokenizer: Any, progress: Progress) -> Prepared:
+def _prepare_data(
+    method: Method, settings: TrainSettings, start: Start, tokenizer: Any, progress: Progress
+) -> Prepared:
     """The data, and what there is to say of them."""
     options, ends = settings.template_options, ends_of(start.weights)
     tokens = Tokens(tokenizer, max_length=settings.max_length, ends=ends, template_options=options)
@@ -366,7 +376,7 @@ def _prepared(method: Method, settings: TrainSettings, start: Start, tokenizer: 
         limit=settings.limit,
         seed=settings.seed,
         turns=settings.turns if isinstance(settings, SftSettings) else "last",
-        told=_now_and_then(progress),
+        told=_row_progress(progress),
     )
     for line in prepared.report.lines():
         progress.note(line)
@@ -379,7 +389,7 @@ def _prepared(method: Method, settings: TrainSettings, start: Start, tokenizer: 
     return prepared
 
 
-def _now_and_then(progress: Progress) -> Callable[[int], None]:
+def _row_progress(progress: Progress) -> Callable[[int], None]:
     """Tells how many rows are read, where that takes long."""
     last = time.monotonic()
 
@@ -411,7 +421,7 @@ def _objective(method: Method, settings: TrainSettings) -> Objective:
     return SftObjective()
 
 
-def _around(
+def _optional_callbacks(
     settings: TrainSettings, groups: Sequence[Group], source: str, resumed: bool, stop: StopCleanly, progress: Progress
 ) -> Iterator[Any]:
     """The callbacks that depend on the settings; `source` is the hash of the reference."""
@@ -428,10 +438,10 @@ def _around(
     yield ReferencePass(folder / f"{key}.safetensors", settings, resumed, stop, progress)
 
 
-def _trainer(
+def _make_trainer(
     model: Any,
     settings: TrainSettings,
-    made: Any,
+    training_arguments: Any,
     objective: Objective,
     forward_path: ForwardPath,
     prepared: Prepared,
@@ -440,7 +450,15 @@ def _trainer(
 ) -> GroupTrainer:
     train, held = list(prepared.train), list(prepared.held)
     trainer = GroupTrainer(
-        model, made, objective, forward_path, settings.max_tokens_per_pass, train, held, tokenizer, callbacks
+        model,
+        training_arguments,
+        objective,
+        forward_path,
+        settings.max_tokens_per_pass,
+        train,
+        held,
+        tokenizer,
+        callbacks,
     )
     for callback in callbacks:
         if isinstance(callback, Callback):
@@ -448,46 +466,38 @@ def _trainer(
     return trainer
 
 
-@contextlib.contextmanager
-def _restored(stop: StopCleanly) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        stop.restore()
-
-
-def _saved(
+def _save(
     trainer: GroupTrainer, method: Method, settings: TrainSettings, prepared: Prepared, seconds: float, stopped: bool
 ) -> Trained:
-    """Save the model with its card, curves and figures; of a training that was stopped, only the log."""
+    """Save the model with its card, curves and metrics; of a training that was stopped, only the log."""
     state, folder = trainer.state, settings.folder
-    figures = _figures(state, kept_best=settings.patience is not None) | {"seconds": round(seconds, 2)}
+    final_metrics = _final_metrics(state, kept_best=settings.patience is not None) | {"seconds": round(seconds, 2)}
     finished = not stopped or state.global_step >= state.max_steps
-    trained = Trained(folder, state.global_step, finished, figures)
+    trained = Trained(folder, state.global_step, finished, final_metrics)
     first = trainer.is_world_process_zero()
     if first:
         write_log(folder, state.log_history)
     if not finished:
         return trained
-    _save_weights(trainer, settings, figures)
+    _save_weights(trainer, settings, final_metrics)
     if first:
         draw_curves(state.log_history, folder / "curves.png")
-        metrics: dict[str, JsonValue] = {**figures, "steps": state.global_step}
+        metrics: dict[str, JsonValue] = {**final_metrics, "steps": state.global_step}
         write_card(method, settings, prepared, metrics)
         finish(folder, metrics)
         remove_checkpoints(folder)
     return trained
 
 
-def _save_weights(trainer: GroupTrainer, settings: TrainSettings, figures: dict[str, float]) -> None:
-    """Save the model in the type of the one that it started from; of a reward model, add its centre to the figures."""
+def _save_weights(trainer: GroupTrainer, settings: TrainSettings, metrics: dict[str, float]) -> None:
+    """Save the model in the type of the one that it started from; of a reward model, add its center to the metrics."""
     folder, dtype = settings.folder, type_of(find_start(settings.model).weights)
     if settings.lora.rank is not None and settings.lora.merge:
         trainer.model = merged(trainer.model)
     if isinstance(settings, RewardSettings) and trainer.is_world_process_zero():
         if settings.center_dataset is not None and not is_adapter(settings):
             round_to(trainer.model, dtype)
-        figures.update(complete(trainer.model, trainer.processing_class, settings))
+        metrics.update(complete(trainer.model, trainer.processing_class, settings))
     if trainer.is_fsdp_enabled:
         # Checkpoints may be in shards; of the finished model, transformers saves nothing then.
         trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
@@ -496,17 +506,17 @@ def _save_weights(trainer: GroupTrainer, settings: TrainSettings, figures: dict[
         cast_files(folder, dtype)
 
 
-def _figures(state: Any, kept_best: bool) -> dict[str, float]:
+def _final_metrics(state: Any, kept_best: bool) -> dict[str, float]:
     """The last value of everything that was logged; held-out ones of the weights that are kept."""
-    found: dict[str, float] = {}
+    metrics: dict[str, float] = {}
     for line in state.log_history:
-        found |= _numbers(line)
+        metrics |= _numbers(line)
     if kept_best and state.best_global_step is not None:
         for line in state.log_history:
             if line.get("step") == state.best_global_step and "eval_loss" in line:
-                found |= {name: value for name, value in _numbers(line).items() if name.startswith("eval_")}
-        found["best_step"] = float(state.best_global_step)
-    return {name: value for name, value in found.items() if name not in ("step", "total_flos")}
+                metrics |= {name: value for name, value in _numbers(line).items() if name.startswith("eval_")}
+        metrics["best_step"] = float(state.best_global_step)
+    return {name: value for name, value in metrics.items() if name not in ("step", "total_flos")}
 
 
 def _numbers(line: Mapping[str, Any]) -> dict[str, float]:

@@ -47,15 +47,15 @@ class Endings:
         """`formatted` is for texts that hold a chat format already, in which only the tokenizer's own ends, and its
         start, are special."""
         before, behind = ((), ()) if formatted else template.marks
-        own = {*template.end_texts, *behind}
-        self._ends = _longest_first(own if formatted else {*own, *_FOREIGN, *_LESS_SURE})
-        within = {*own, *before, *([bos] if bos else [])} | (set() if formatted else {*_FOREIGN})
+        special = {*template.end_texts, *behind}
+        self._ends = _longest_first(special if formatted else {*special, *_FOREIGN, *_LESS_SURE})
+        within = {*special, *before, *([bos] if bos else [])} | (set() if formatted else {*_FOREIGN})
         self._within = re.compile("|".join(map(re.escape, _longest_first(within))) or r"(?!)")
 
     def cut(self, text: str) -> str:
         """A response without the ends that it closes with, and without the blank text around those."""
         rest = text.rstrip()
-        while (end := next((each for each in self._ends if rest.endswith(each)), None)) is not None:
+        while (end := next((ending for ending in self._ends if rest.endswith(ending)), None)) is not None:
             if end == "</s>" and "<s>" in rest:  # struck out, in HTML
                 break
             text = rest = rest[: -len(end)].rstrip()
@@ -149,9 +149,9 @@ class Tokens:
                 yield from self._chunk(chunk, spoken, counts)
 
     def _chunk(self, chunk: Sequence[Example], spoken: bool, row_counts: RowCounts) -> Iterator[tuple[Example, Group]]:
-        written = [(example, self._written(example, row_counts)) for example in chunk]
+        written = [(example, self._texts(example, row_counts)) for example in chunk]
         rows = [(example, texts) for example, texts in written if texts is not None]
-        ids = self._encoded([text for _, texts in rows for text in texts.all], spoken)
+        ids = self._encode([text for _, texts in rows for text in texts.all], spoken)
         for example, texts in rows:
             prompt, *joint = itertools.islice(ids, 1 + len(texts.completions))
             group = self._group(example, texts, prompt, joint, row_counts)
@@ -160,7 +160,7 @@ class Tokens:
                 row_counts.completions.extend(map(len, group.completions))
                 yield example, group
 
-    def _written(self, example: Example, row_counts: RowCounts) -> _Texts | None:
+    def _texts(self, example: Example, row_counts: RowCounts) -> _Texts | None:
         """The prompt and its completions as texts; None where the row is of no use."""
         prompt = example.prompt
         if not isinstance(prompt, str) and not self.template.exists:
@@ -168,15 +168,15 @@ class Tokens:
             raise UserError(
                 "the tokenizer has no chat template, and the data are messages", where=self._name, hint=hint
             )
-        replies = self._without_ends(example, row_counts) if prompt else example.completions
+        replies = self._strip_ends(example, row_counts) if prompt else example.completions
         if replies is None:
             return None
         if isinstance(prompt, str):
             end = self.tokenizer.eos_token
             return _Texts(prompt, tuple(text if text.endswith(end) else text + end for text in replies))
-        return self._rendered(example, prompt, replies, row_counts)
+        return self._render(example, prompt, replies, row_counts)
 
-    def _without_ends(self, example: Example, row_counts: RowCounts) -> tuple[str, ...] | None:
+    def _strip_ends(self, example: Example, row_counts: RowCounts) -> tuple[str, ...] | None:
         """The replies without end tokens as text; None where one holds a special token, or nothing else."""
         formatted = isinstance(example.prompt, str) and self._endings[False].format(example.prompt)
         endings = self._endings[formatted]
@@ -192,32 +192,32 @@ class Tokens:
         row_counts.unended += len(changed)
         return cut
 
-    def _rendered(self, example: Example, turns: Turns, replies: Sequence[str], row_counts: RowCounts) -> _Texts | None:
+    def _render(self, example: Example, turns: Turns, replies: Sequence[str], row_counts: RowCounts) -> _Texts | None:
         try:
             prompt = self.template.prompt(turns)
-            found = [self.template.completion(turns, prompt, reply) for reply in replies]
+            rendered = [self.template.completion(turns, prompt, reply) for reply in replies]
         except UnwritableError as error:
             row_counts.leave_out(error.fault, example.line)
             if error.why:
                 row_counts.note(f"the chat template refuses a conversation: {error.why}")
             return None
-        row_counts.apart += any(each.written == "apart" for each in found)
-        row_counts.thoughtless += any(each.written == "thoughtless" for each in found)
-        row_counts.thoughts += any(each.written == "thought" for each in found)
-        return _Texts(prompt, tuple(each.text for each in found))
+        row_counts.apart += any(completion.written == "apart" for completion in rendered)
+        row_counts.thoughtless += any(completion.written == "thoughtless" for completion in rendered)
+        row_counts.thoughts += any(completion.written == "thought" for completion in rendered)
+        return _Texts(prompt, tuple(completion.text for completion in rendered))
 
-    def _encoded(self, texts: list[str], spoken: bool) -> Iterator[list[int]]:
+    def _encode(self, texts: list[str], spoken: bool) -> Iterator[list[int]]:
         """Token ids of texts. A chat template has written all special tokens; raw text gets the tokenizer's usual."""
         if not texts:
             return iter(())
-        each = list(dict.fromkeys(texts))  # pairs of one prompt repeat it, and their completions
-        ids = self.template.ids(each, raw=not spoken)
-        return map(dict(zip(each, ids, strict=True)).__getitem__, texts)
+        distinct = list(dict.fromkeys(texts))  # pairs of one prompt repeat it, and their completions
+        ids = self.template.ids(distinct, raw=not spoken)
+        return map(dict(zip(distinct, ids, strict=True)).__getitem__, texts)
 
     def _group(
         self, example: Example, texts: _Texts, prompt: Ids, joint: list[list[int]], row_counts: RowCounts
     ) -> Group | None:
-        shared = min(_common(prompt, ids) for ids in joint)
+        shared = min(_common_prefix(prompt, ids) for ids in joint)
         head, tails = prompt[:shared], [ids[shared:] for ids in joint]
         merged = shared < len(prompt)
         if merged and not isinstance(
@@ -239,7 +239,7 @@ class Tokens:
         if len(tails) > 1 and all(ids == tails[0] for ids in tails):
             row_counts.leave_out("same-tokens", example.line)
             return None
-        fitted = self._fitted(head, tails, row_counts)
+        fitted = self._truncate(head, tails, row_counts)
         if fitted is None:
             row_counts.leave_out("too-long", example.line)
             return None
@@ -260,7 +260,7 @@ class Tokens:
             self._blanks[ids] = not self.tokenizer.decode(list(ids)).strip()
         return self._blanks[ids]
 
-    def _fitted(self, head: Ids, tails: list[list[int]], row_counts: RowCounts) -> tuple[Ids, list[list[int]]] | None:
+    def _truncate(self, head: Ids, tails: list[list[int]], row_counts: RowCounts) -> tuple[Ids, list[list[int]]] | None:
         """The parts cut to the limit (see the class), or None where they cannot be."""
         limit, longest = self.max_length, max(map(len, tails))
         if limit is None or len(head) + longest <= limit:
@@ -273,7 +273,7 @@ class Tokens:
         return [*start, *head[len(head) - room + len(start) :]], tails
 
 
-def _common(one: Ids, other: Ids) -> int:
+def _common_prefix(one: Ids, other: Ids) -> int:
     """How many tokens two sequences begin alike with."""
     if one == other[: len(one)]:
         return len(one)
@@ -294,9 +294,9 @@ def pad_id(tokenizer: Any) -> int:
             return int(token)
     added = {name.lower(): token for name, token in tokenizer.get_added_vocab().items() if token not in taken}
     for word in _UNUSED:
-        found = min((token for name, token in added.items() if re.search(rf"(^|[^a-z]){word}", name)), default=None)
-        if found is not None:
-            return int(found)
+        token_id = min((token for name, token in added.items() if re.search(rf"(^|[^a-z]){word}", name)), default=None)
+        if token_id is not None:
+            return int(token_id)
     vocabulary = tokenizer.get_vocab()
     for name in ("[unused0]", "<unused0>", "[unused1]", "<unused1>"):
         if name in vocabulary and vocabulary[name] not in taken:
