@@ -325,28 +325,24 @@ def _policy_metrics(
     kinds = Kinds(tag_of(settings), settings.harmful)
     bounds = Bounds(settings.violation_below, settings.pair.min_label_mass)
     for each in facts.gathered:
-        answers = list(_graded_responses(each, facts, criteria, costs))
+        answers = []
+        for prompt in facts.prompts:
+            for sample in each.answers[prompt.id]:
+                if sample is not None:
+                    questions = {
+                        criterion.id: score_question(
+                            prompt, sample, criterion, facts.judge, max_chars=settings.compare.max_chars
+                        )
+                        for criterion in (criteria if settings.grades else ())
+                    }
+                    grades = {name: costs.grade(question.id) for name, question in questions.items()}
+                    answers.append(PolicyResponse(prompt, sample, grades))
         policy = metrics_of(
             each.name, each.identity, answers, each.missing, shared,
             criteria=criteria, kinds=kinds, bounds=bounds, values=values,
         )  # fmt: skip
         distance = facts.distances.get(each.name, Distance(None))
         yield policy.model_copy(update={"kl": distance.kl, "kl_note": distance.note})
-
-
-def _graded_responses(
-    gathered: Gathered, facts: Facts, criteria: Sequence[Criterion], costs: Costs
-) -> Iterator[PolicyResponse]:
-    for prompt in facts.prompts:
-        for sample in gathered.answers[prompt.id]:
-            if sample is None:
-                continue
-            grades: dict[str, Score | None] = {}
-            for criterion in criteria if facts.settings.grades else ():
-                max_chars = facts.settings.compare.max_chars
-                question = score_question(prompt, sample, criterion, facts.judge, max_chars=max_chars)
-                grades[criterion.id] = costs.grade(question.id)
-            yield PolicyResponse(prompt, sample, grades)
 
 
 class Costs:
