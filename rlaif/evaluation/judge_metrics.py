@@ -477,7 +477,14 @@ def error_correlation(one: Mapping[str, float], other: Mapping[str, float]) -> f
     if len(shared) < LEAST_SHARED:
         return None
     xs, ys = [one[key] for key in shared], [other[key] for key in shared]
-    return None if min(xs) == max(xs) or min(ys) == max(ys) else statistics.correlation(xs, ys)
+    return correlation(xs, ys)
+
+
+def correlation(xs: Sequence[float], ys: Sequence[float]) -> float | None:
+    """Pearson's; None of fewer than three points, and where one of the two does not vary."""
+    if len(xs) < 3 or min(xs) == max(xs) or min(ys) == max(ys):
+        return None
+    return statistics.correlation(xs, ys)
 
 
 def _logits(judged: Sequence[JudgedPair]) -> dict[str, float]:

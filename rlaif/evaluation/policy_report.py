@@ -57,7 +57,7 @@ from rlaif.stats import Estimate, share
 from rlaif.store import Table, lock_folder, write_json
 from rlaif.text import loads
 
-MOST_SILENT = 0.1
+MOST_MISSING = 0.1
 """Share of pairs without a label, or of responses cut off or missing, above which the rest does not represent them."""
 LEAST_PROMPTS = 30
 """With fewer, an interval of the win rate is wider than 30 points."""
@@ -179,7 +179,7 @@ def _label_warnings(facts: WarningFacts) -> Iterator[str]:
         unlabelled = {kind: count for kind, count in match.no_label.items() if kind != "missing"}
         count = sum(unlabelled.values())
         total = match.compared + count
-        if count > MOST_SILENT * total:
+        if count > MOST_MISSING * total:
             reasons = ", ".join(f"{number:,} {kind}" for kind, number in unlabelled.items())
             yield (
                 f"{count:,} of {total:,} pairs of `{match.policy}` and `{match.baseline}` have no label "
@@ -195,11 +195,11 @@ def _response_warnings(facts: WarningFacts) -> Iterator[str]:
         if match.length_controlled_note and match.compared:
             yield f"`{match.policy}` against `{match.baseline}` at equal length: {match.length_controlled_note}"
     for policy in facts.policies:
-        if policy.truncated is not None and policy.truncated > MOST_SILENT:
+        if policy.truncated is not None and policy.truncated > MOST_MISSING:
             yield f"{policy.truncated:.0%} of the answers of `{policy.name}` are cut off: raise `max_tokens`"
     for policy in facts.policies:
         wanted = policy.answers + policy.missing
-        if policy.missing > MOST_SILENT * wanted:
+        if policy.missing > MOST_MISSING * wanted:
             yield f"{policy.missing:,} of {wanted:,} answers of `{policy.name}` are missing"
     for policy in facts.policies:
         seen = len(facts.trained.get(policy.name, frozenset()) & set(facts.prompts))
