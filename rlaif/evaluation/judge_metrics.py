@@ -120,7 +120,7 @@ def measure(
     usable = [each for each in labelled if each.status != Status.TIE.value and not (each.flip and pair.flips == "drop")]
     statuses = Counter(each.status for each in judged if not each.labelled)
     no_label = {kind.value: statuses[kind.value] for kind in (Status.UNPARSED, Status.FAILED) if statuses[kind.value]}
-    baselines = tuple(_baselines(labelled))
+    baselines, gain = _trivial_judges(labelled)
     return Measures(
         pairs=len(judged),
         labelled=len(labelled),
@@ -132,7 +132,7 @@ def measure(
         ties=mean([float(each.status == Status.TIE.value) for each in labelled]) if labelled else None,
         flips=_flips(labelled),
         baselines=baselines,
-        gain=_gain(labelled, baselines),
+        gain=gain,
         subsets=tuple(_subsets(judged)),
         principles=tuple(_principles(judged)),
         slot=slot_of(judged),
@@ -202,22 +202,20 @@ _TRIVIAL: dict[str, Callable[[JudgedPair], float]] = {
 """Trivial judges that look at one feature. With both orders, `first slot` scores one half by construction."""
 
 
-def _baselines(labelled: Sequence[JudgedPair]) -> Iterator[Baseline]:
+def _trivial_judges(labelled: Sequence[JudgedPair]) -> tuple[tuple[Baseline, ...], Estimate | None]:
+    """The trivial judges on the same pairs, and the judge's gain over the best, the same one in every resample."""
+    baselines = []
     for name, hit in _TRIVIAL.items():
         accuracy = share_of([hit(each) for each in labelled], prompts_of(labelled))
         if accuracy is not None:
             if hit is _first and all(each.better_first == 0.5 for each in labelled):  # by construction
                 accuracy = Estimate(value=0.5, low=0.5, high=0.5, pairs=len(labelled))
-            yield Baseline(name=name, accuracy=accuracy)
-
-
-def _gain(labelled: Sequence[JudgedPair], baselines: Sequence[Baseline]) -> Estimate | None:
-    """The gain over the best baseline, which is the same one in every resample."""
+            baselines.append(Baseline(name=name, accuracy=accuracy))
     if not baselines:
-        return None
-    hit = _TRIVIAL[max(baselines, key=lambda each: each.accuracy.value).name]
-    correct = hits(logits_of(labelled))
-    return average_of([right - hit(each) for right, each in zip(correct, labelled, strict=True)], prompts_of(labelled))
+        return (), None
+    hit = _TRIVIAL[max(baselines, key=lambda baseline: baseline.accuracy.value).name]
+    gains = [right - hit(each) for right, each in zip(hits(logits_of(labelled)), labelled, strict=True)]
+    return tuple(baselines), average_of(gains, prompts_of(labelled))
 
 
 def _subsets(judged: Sequence[JudgedPair]) -> Iterator[Group]:
@@ -479,7 +477,14 @@ def error_correlation(one: Mapping[str, float], other: Mapping[str, float]) -> f
     if len(shared) < LEAST_SHARED:
         return None
     xs, ys = [one[key] for key in shared], [other[key] for key in shared]
-    return None if min(xs) == max(xs) or min(ys) == max(ys) else statistics.correlation(xs, ys)
+    return correlation(xs, ys)
+
+
+def correlation(xs: Sequence[float], ys: Sequence[float]) -> float | None:
+    """Pearson's; None of fewer than three points, and where one of the two does not vary."""
+    if len(xs) < 3 or min(xs) == max(xs) or min(ys) == max(ys):
+        return None
+    return statistics.correlation(xs, ys)
 
 
 def _logits(judged: Sequence[JudgedPair]) -> dict[str, float]:

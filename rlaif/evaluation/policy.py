@@ -91,9 +91,7 @@ async def evaluate_policies(
         with timed(folder, stem, tallies):
             gathered = await _gather(stages, contestants, given, tallies)
             plan = await _plan(stages, gathered)
-            await _compare(stages, plan, tallies)
-            if settings.grades:
-                await _grade(stages, gathered, plan.judge, tallies)
+            await _ask_judge(stages, plan, gathered, tallies)
             distances = await _distances(stages, gathered, tallies)
         facts = Facts(settings, constitution, input_issues, plan.judge, gathered, prompts, distances, tuple(warn_same))
         costs = Costs(tables)
@@ -199,16 +197,27 @@ async def _plan(stages: _Stages, gathered: Sequence[Gathered]) -> Plan:
     return plan._replace(judge=judge)
 
 
-async def _compare(stages: _Stages, plan: Plan, tallies: list[StageStats]) -> None:
-    tables, progress = stages.tables, stages.progress
+async def _ask_judge(stages: _Stages, plan: Plan, gathered: Sequence[Gathered], tallies: list[StageStats]) -> None:
+    """Ask the judge the missing comparisons, and then the missing grades."""
+    tables, progress, settings = stages.tables, stages.progress, stages.settings
     criteria = 1 if plan.compare.principles == "one" else len(plan.criteria)
     progress.begin("compare", 2 * criteria * len(plan.pairs) * len(plan.prompts) * plan.samples)
-    tally = await ask(
+    stats = await ask(
         plan.questions(), stages.judge, tables.judgements, judgement, tables.failures,
-        stage="compare", max_failed=stages.settings.max_failed, progress=progress,
+        stage="compare", max_failed=settings.max_failed, progress=progress,
     )  # fmt: skip
-    tallies.append(tally)
-    progress.end(tally.stage, tally.summary)
+    tallies.append(stats)
+    progress.end(stats.stage, stats.summary)
+    if not settings.grades:
+        return
+    progress.begin("grade", len(stages.constitution.principles) * sum(len(each.present()) for each in gathered))
+    stats = await ask(
+        grade_questions(stages.prompts, gathered, stages.constitution, plan.judge, settings.compare.max_chars),
+        stages.judge, tables.scores, score_record, tables.failures,
+        stage="grade", max_failed=settings.max_failed, progress=progress,
+    )  # fmt: skip
+    tallies.append(stats)
+    progress.end(stats.stage, stats.summary)
 
 
 def grade_questions(
@@ -223,19 +232,6 @@ def grade_questions(
                     yield from (
                         score_question(prompt, sample, criterion, judge, max_chars=max_chars) for criterion in criteria
                     )
-
-
-async def _grade(stages: _Stages, gathered: Sequence[Gathered], judge: Judge, tallies: list[StageStats]) -> None:
-    tables, progress, settings = stages.tables, stages.progress, stages.settings
-    max_questions = len(stages.constitution.principles) * sum(len(each.present()) for each in gathered)
-    progress.begin("grade", max_questions)
-    tally = await ask(
-        grade_questions(stages.prompts, gathered, stages.constitution, judge, settings.compare.max_chars),
-        stages.judge, tables.scores, score_record, tables.failures,
-        stage="grade", max_failed=settings.max_failed, progress=progress,
-    )  # fmt: skip
-    tallies.append(tally)
-    progress.end(tally.stage, tally.summary)
 
 
 async def _distances(stages: _Stages, gathered: Sequence[Gathered], tallies: list[StageStats]) -> dict[str, Distance]:

@@ -57,7 +57,7 @@ from rlaif.stats import Estimate, share
 from rlaif.store import Table, lock_folder, write_json
 from rlaif.text import loads
 
-MOST_SILENT = 0.1
+MOST_MISSING = 0.1
 """Share of pairs without a label, or of responses cut off or missing, above which the rest does not represent them."""
 LEAST_PROMPTS = 30
 """With fewer, an interval of the win rate is wider than 30 points."""
@@ -179,7 +179,7 @@ def _label_warnings(facts: WarningFacts) -> Iterator[str]:
         unlabelled = {kind: count for kind, count in match.no_label.items() if kind != "missing"}
         count = sum(unlabelled.values())
         total = match.compared + count
-        if count > MOST_SILENT * total:
+        if count > MOST_MISSING * total:
             reasons = ", ".join(f"{number:,} {kind}" for kind, number in unlabelled.items())
             yield (
                 f"{count:,} of {total:,} pairs of `{match.policy}` and `{match.baseline}` have no label "
@@ -195,11 +195,11 @@ def _response_warnings(facts: WarningFacts) -> Iterator[str]:
         if match.length_controlled_note and match.compared:
             yield f"`{match.policy}` against `{match.baseline}` at equal length: {match.length_controlled_note}"
     for policy in facts.policies:
-        if policy.truncated is not None and policy.truncated > MOST_SILENT:
+        if policy.truncated is not None and policy.truncated > MOST_MISSING:
             yield f"{policy.truncated:.0%} of the answers of `{policy.name}` are cut off: raise `max_tokens`"
     for policy in facts.policies:
         wanted = policy.answers + policy.missing
-        if policy.missing > MOST_SILENT * wanted:
+        if policy.missing > MOST_MISSING * wanted:
             yield f"{policy.missing:,} of {wanted:,} answers of `{policy.name}` are missing"
     for policy in facts.policies:
         seen = len(facts.trained.get(policy.name, frozenset()) & set(facts.prompts))
@@ -325,28 +325,24 @@ def _policy_metrics(
     kinds = Kinds(tag_of(settings), settings.harmful)
     bounds = Bounds(settings.violation_below, settings.pair.min_label_mass)
     for each in facts.gathered:
-        answers = list(_graded_responses(each, facts, criteria, costs))
+        answers = []
+        for prompt in facts.prompts:
+            for sample in each.answers[prompt.id]:
+                if sample is not None:
+                    questions = {
+                        criterion.id: score_question(
+                            prompt, sample, criterion, facts.judge, max_chars=settings.compare.max_chars
+                        )
+                        for criterion in (criteria if settings.grades else ())
+                    }
+                    grades = {name: costs.grade(question.id) for name, question in questions.items()}
+                    answers.append(PolicyResponse(prompt, sample, grades))
         policy = metrics_of(
             each.name, each.identity, answers, each.missing, shared,
             criteria=criteria, kinds=kinds, bounds=bounds, values=values,
         )  # fmt: skip
         distance = facts.distances.get(each.name, Distance(None))
         yield policy.model_copy(update={"kl": distance.kl, "kl_note": distance.note})
-
-
-def _graded_responses(
-    gathered: Gathered, facts: Facts, criteria: Sequence[Criterion], costs: Costs
-) -> Iterator[PolicyResponse]:
-    for prompt in facts.prompts:
-        for sample in gathered.answers[prompt.id]:
-            if sample is None:
-                continue
-            grades: dict[str, Score | None] = {}
-            for criterion in criteria if facts.settings.grades else ():
-                max_chars = facts.settings.compare.max_chars
-                question = score_question(prompt, sample, criterion, facts.judge, max_chars=max_chars)
-                grades[criterion.id] = costs.grade(question.id)
-            yield PolicyResponse(prompt, sample, grades)
 
 
 class Costs:

@@ -51,7 +51,7 @@ def word_of(text: str) -> str:
 
 
 class Baseline(Record):
-    """A judge that looks at nothing but one surface feature."""
+    """A trivial judge that looks at one surface feature only."""
 
     name: str
     accuracy: Estimate
@@ -71,7 +71,7 @@ class Group(Record):
 
 
 class Slot(Record):
-    """Which place the judge prefers, whatever stands there."""
+    """The position bias of the judge."""
 
     first: Estimate
     """Share of single verdicts for the first slot."""
@@ -81,7 +81,7 @@ class Slot(Record):
 
 
 class ReliabilityBin(Record):
-    """Pairs of like confidence."""
+    """Pairs of similar confidence."""
 
     confidence: float
     accuracy: float
@@ -92,7 +92,7 @@ class ReliabilityBin(Record):
 
 
 class Calibration(Record):
-    """How far the probabilities can be taken at their word."""
+    """The calibration of the stated probabilities."""
 
     error: float
     """Expected calibration error: over bins of equal mass, ten of them or as many as give each 20 pairs."""
@@ -144,7 +144,7 @@ class LengthBin(Record):
 
 
 class Length(Record):
-    """What the judge makes of length, in characters."""
+    """The length bias of the judge, in characters."""
 
     shorter: Estimate | None
     """Accuracy where the better reply is the shorter one."""
@@ -156,7 +156,7 @@ class Length(Record):
 
 
 class LabelMass(Record):
-    """How much probability the judge puts on its two labels together."""
+    """The label mass: the probability that the judge puts on its two labels together."""
 
     mean: float
     below: float
@@ -182,7 +182,7 @@ class Canary(Record):
 
 
 class Cost(Record):
-    """What the gold pairs took. Canaries are not counted."""
+    """The cost of the gold pairs, without the canaries."""
 
     calls: int
     prompt_tokens: int
@@ -207,7 +207,7 @@ class ThreeWay(Record):
 
 
 class Measures(Record):
-    """Everything that was measured: but for `three_way`, on the pairs that are no tie to people."""
+    """The metrics of a judge, all but `three_way` on the pairs that are no tie to people."""
 
     pairs: int
     labelled: int
@@ -354,7 +354,7 @@ class Gold(Record):
 
 
 class BestOf(Record):
-    """What choosing the answer with the highest reward among n does."""
+    """One point of the best-of-n curve: the response with the highest of n rewards."""
 
     n: int
     kl: float
@@ -420,7 +420,7 @@ class Refusals(Record):
 
 
 class Violations(Record):
-    """How often the judge finds a principle broken, by its grade of the answer alone."""
+    """The violation rate of a principle, by the judge's grades of single responses."""
 
     principle: str
     """Id of the principle; `*` for the answers that break any."""
@@ -431,7 +431,7 @@ class Violations(Record):
 
 
 class PolicyMetrics(Record):
-    """One policy, and what its answers are like."""
+    """One policy and the metrics of its responses."""
 
     name: str
     """Short, and unlike the others'."""
@@ -472,7 +472,7 @@ class Part(Record):
 
 
 class Match(Record):
-    """Two policies on the same prompts, each pair of answers shown in both orders."""
+    """The comparison of two policies on the same prompts, each pair of responses judged in both orders."""
 
     policy: str
     baseline: str
@@ -509,7 +509,7 @@ class Match(Record):
 
 
 class Rating(Record):
-    """A policy's place among several."""
+    """The Bradley-Terry rating of one policy among several."""
 
     name: str
     strength: Estimate
@@ -519,7 +519,7 @@ class Rating(Record):
 
 
 class PolicyCost(Record):
-    """What was spent, over all sessions."""
+    """The cost of an evaluation over all its calls."""
 
     answers: int
     """Answers drawn from models here."""
@@ -536,7 +536,7 @@ class PolicyCost(Record):
 
 
 class PolicyAbout(Record):
-    """What was compared, and how."""
+    """The subject and the settings of an evaluation of policies."""
 
     judge: str
     constitution: str
@@ -566,13 +566,13 @@ class PolicyReport(Record):
     kind: Literal["policies"] = "policies"
     about: PolicyAbout
     warnings: tuple[str, ...]
-    """What speaks against believing the figures, most important first."""
+    """Reasons to doubt the figures, most important first."""
     baseline: str
-    """Name of the player that the others are measured against."""
+    """Name of the policy that the others are compared with."""
     policies: tuple[PolicyMetrics, ...]
     """In the order given, the baseline last."""
     matches: tuple[Match, ...]
-    """Those against the baseline first, in the players' order."""
+    """Those against the baseline first, in the order of the policies."""
     ratings: tuple[Rating, ...]
-    """Strongest first; empty for two players."""
+    """Strongest first; empty for two policies."""
     cost: PolicyCost

@@ -11,7 +11,6 @@ evaluations in it share; and for each evaluation a report (`NAME.json`, written 
 from __future__ import annotations
 
 import contextlib
-import statistics
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -27,7 +26,7 @@ from rlaif.errors import ModelError
 from rlaif.evaluation.best_of_n import CustomMeasure, Grading, Metric, Rated, best_of_n_warnings, curve_of
 from rlaif.evaluation.gold import GoldPair, JudgedPair, read_gold
 from rlaif.evaluation.judge import EvaluatedJudge, Evaluation, evaluate_judge
-from rlaif.evaluation.judge_metrics import measure
+from rlaif.evaluation.judge_metrics import correlation, measure
 from rlaif.evaluation.provenance import TrainedOn, overlap, trained_on
 from rlaif.evaluation.reports import BestOfN, Cost, Gold, RewardReport, data_word, report_name, sha256_known
 from rlaif.evaluation.reward_scores import (
@@ -145,13 +144,6 @@ def gold_of(
         subsets=measures.subsets,
         trained_on=trained_on,
     )
-
-
-def correlation(xs: Sequence[float], ys: Sequence[float]) -> float | None:
-    """Pearson's; None of fewer than three points, and where one of the two does not vary."""
-    if len(xs) < 3 or min(xs) == max(xs) or min(ys) == max(ys):
-        return None
-    return statistics.correlation(xs, ys)
 
 
 def _as_judged(pair: ScoredPair) -> JudgedPair:

@@ -8,8 +8,9 @@ import pytest
 
 from rlaif.evaluation.best_of_n import best_of_n_warnings
 from rlaif.evaluation.gold import GoldPair
+from rlaif.evaluation.judge_metrics import correlation
 from rlaif.evaluation.reports import Gold
-from rlaif.evaluation.reward_model import ScoredPair, correlation, gold_of, scored_pair
+from rlaif.evaluation.reward_model import ScoredPair, gold_of, scored_pair
 from rlaif.evaluation.reward_scores import Reply, Reward
 from rlaif.records import Message, content_id
 
