@@ -55,10 +55,18 @@ from rlaif.training.tokenize import Tokens
 
 F = TypeVar("F")
 
+DataKind = Literal["pairs", "judged", "demonstrations"]
+RowCallback = Callable[[int], None]
+"""Takes the number of rows read so far, every thousand rows."""
+
+_STEP = 1000
+
 PAIR_FILES = ("pairs.jsonl", "pairs.parquet", "train.parquet", "train.jsonl")
 """What is read of a folder: of a run's, and of one that `rlaif data export` wrote."""
 DEMONSTRATION_FILES = ("sft.jsonl", *PAIR_FILES)
 
+_OTHER_COLUMNS: tuple[tuple[str, ...], tuple[str, ...]] = ((), ("output", "answer"))
+"""What stands beside an instruction or a question (Alpaca's form)."""
 _LABELS: Mapping[bool, Mapping[str, float]] = {True: {"label": 1.0}, False: {"label": 0.0}}
 
 
@@ -223,10 +231,6 @@ def _unused(row: Row, *read: str) -> tuple[str, ...]:
     return tuple(name for name in names if row[name] is not None and row[name] != "" and row[name] != [])
 
 
-_OTHER_COLUMNS: tuple[tuple[str, ...], tuple[str, ...]] = ((), ("output", "answer"))
-"""What stands beside an instruction or a question (Alpaca's form)."""
-
-
 def _unknown_pairs(columns: tuple[str, ...]) -> tuple[str, str]:
     (finding,) = name_findings(None, columns, 1)
     return finding.what, finding.hint
@@ -274,13 +278,6 @@ def _first_time(seen: set[int], *parts: object) -> bool:
     repeated = key in seen
     seen.add(key)
     return not repeated
-
-
-DataKind = Literal["pairs", "judged", "demonstrations"]
-Told = Callable[[int], None]
-"""Takes the number of rows read so far, every thousand rows."""
-
-_STEP = 1000
 
 
 class Prepared(NamedTuple):
@@ -333,7 +330,7 @@ def prepare(
     limit: int | None = None,
     seed: int = 0,
     turns: LearnedTurns = "last",
-    told: Told | None = None,
+    on_rows: RowCallback | None = None,
 ) -> Prepared:
     """Read a file, a run's folder or a `datasets` name, and tokenize it.
 
@@ -345,14 +342,14 @@ def prepare(
     import numpy as np
 
     options = _ReadOptions(kind, template, turns)
-    read = _read(data, tokens, options, limit, told)
+    read = _read(data, tokens, options, limit, on_rows)
     update: dict[str, Any]
     report = dataset_report(read.row_counts, read.path, read.groups, tokens.max_length, turns)
     if held_data is None:
         train, held = _split_holdout(read, holdout)
         data_hash, update = read.hash, {"held": len(held)}
     else:
-        other = _read(held_data, tokens, options, None, told)
+        other = _read(held_data, tokens, options, None, on_rows)
         train, held, data_hash = read.groups, other.groups, content_id(read.hash, other.hash)
         evaluation = dataset_report(other.row_counts, other.path, held, tokens.max_length, turns)
         shared = np.isin(np.frombuffer(other.prompts, np.uint64), np.frombuffer(read.prompts, np.uint64))
@@ -363,11 +360,15 @@ def prepare(
     return Prepared(train, held, data_hash, report.model_copy(update=update), read.learned)
 
 
-def _read(data: str | Path, tokens: Tokens, options: _ReadOptions, limit: int | None, told: Told | None) -> _Read:
+def _read(
+    data: str | Path, tokens: Tokens, options: _ReadOptions, limit: int | None, on_rows: RowCallback | None
+) -> _Read:
     path = file_of(data, DEMONSTRATION_FILES if options.kind == "demonstrations" else PAIR_FILES)
     file, row_counts = Path(path).expanduser(), RowCounts()
     digest = None if file.is_file() else hashlib.sha256()
-    examples = itertools.islice(_report_progress(options.examples(path, row_counts), digest, row_counts, told), limit)
+    examples = itertools.islice(
+        _report_progress(options.examples(path, row_counts), digest, row_counts, on_rows), limit
+    )
     groups: list[Group] = []
     prompts, forms = array("Q"), Forms(tokens.template.marks[0])
     for example, group in tokens.with_examples(examples, row_counts):
@@ -393,16 +394,16 @@ def _same_tokens(one: Group, other: Group, example: Example) -> bool:
 
 
 def _report_progress(
-    examples: Iterator[Example], digest: Any, row_counts: RowCounts, told: Told | None
+    examples: Iterator[Example], digest: Any, row_counts: RowCounts, on_rows: RowCallback | None
 ) -> Iterator[Example]:
-    """The examples; their texts go into the digest, if there is one, and the rows read so far are told."""
-    next_told = _STEP
+    """The examples; their texts go into the digest, if there is one, and `on_rows` hears how many rows are read."""
+    next_report = _STEP
     for example in examples:
         if digest is not None:
             digest.update(repr((example.prompt, example.completions, example.values)).encode())
-        if told is not None and row_counts.rows >= next_told:
-            told(row_counts.rows)
-            next_told = row_counts.rows - row_counts.rows % _STEP + _STEP
+        if on_rows is not None and row_counts.rows >= next_report:
+            on_rows(row_counts.rows)
+            next_report = row_counts.rows - row_counts.rows % _STEP + _STEP
         yield example
 
 

@@ -376,7 +376,7 @@ def _prepare_data(
         limit=settings.limit,
         seed=settings.seed,
         turns=settings.turns if isinstance(settings, SftSettings) else "last",
-        told=_row_progress(progress),
+        on_rows=_row_progress(progress),
     )
     for line in prepared.report.lines():
         progress.note(line)
