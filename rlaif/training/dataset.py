@@ -172,18 +172,18 @@ def file_of(path: str | Path, names: Sequence[str]) -> str | Path:
 
 def _open_rows(
     path: str | Path,
-    known: Callable[[object], F | None],
+    form_of: Callable[[object], F | None],
     unknown: Callable[[tuple[str, ...]], tuple[str, str]],
     row_counts: RowCounts,
 ) -> tuple[F, Rows]:
     """The form of a file's rows by one of the first, and all of them. Raises UserError where it has no known form."""
-    form, rows = first_known(path, known)
+    form, rows = first_known(path, form_of)
     if form is None:
         _, first = next(rows, (0, None))
         if first is None:
             raise UserError("holds no rows", where=path)
-        what, hint = unknown(tuple(map(str, first)) if isinstance(first, dict) else ())
-        raise UserError(what, where=path, hint=hint)
+        message, hint = unknown(tuple(map(str, first)) if isinstance(first, dict) else ())
+        raise UserError(message, where=path, hint=hint)
     if isinstance(form, Shape):
         for name, wanted in form.misnamed.items():
             row_counts.note(f"the column `{name}` is read as `{wanted}`")
@@ -440,20 +440,20 @@ def _split_holdout(read: _Read, share: float) -> tuple[list[Group], list[Group]]
 
 
 def _with_mismatched(
-    groups: list[Group], others: list[Group], seed: int, limit: int | None, path: str | Path
+    groups: list[Group], pool: list[Group], seed: int, limit: int | None, path: str | Path
 ) -> list[Group]:
     """Each group with the completion of another prompt as its second, from which KTO estimates a divergence.
 
-    It is that of the next one of `others`, in an order shuffled by the seed, that has another prompt. It may be cut to
+    It is that of the next one of `pool`, in an order shuffled by the seed, that has another prompt. It may be cut to
     the limit at its end: it is no example to learn from, only its likelihood counts.
     """
-    if all(group.prompt == others[0].prompt for group in others):
+    if all(group.prompt == pool[0].prompt for group in pool):
         raise UserError("KTO needs replies to two prompts at least", where=path, hint="give rows of several prompts")
-    order = list(range(len(others)))
+    order = list(range(len(pool)))
     random.Random(seed).shuffle(order)
 
     def with_other(at: int, group: Group) -> Group:
-        next_ones = (others[order[(at + step) % len(order)]] for step in range(len(order)))
+        next_ones = (pool[order[(at + step) % len(order)]] for step in range(len(order)))
         other = next(candidate for candidate in next_ones if candidate.prompt != group.prompt)
         room = None if limit is None else limit - len(group.prompt)
         return dataclasses.replace(group, completions=(*group.completions, other.completions[0][:room]))

@@ -380,10 +380,10 @@ class _Extremes:
                 heapq.heapreplace(heap, (key, -self._count, _shown(reward, name, example)))
 
     def highest(self) -> tuple[Shown, ...]:
-        return tuple(shown for _, _, shown in sorted(self._heaps[0], key=lambda each: each[:2], reverse=True))
+        return tuple(shown for _, _, shown in sorted(self._heaps[0], key=lambda entry: entry[:2], reverse=True))
 
     def lowest(self) -> tuple[Shown, ...]:
-        return tuple(shown for _, _, shown in sorted(self._heaps[1], key=lambda each: each[:2], reverse=True))
+        return tuple(shown for _, _, shown in sorted(self._heaps[1], key=lambda entry: entry[:2], reverse=True))
 
 
 def _shown(reward: float, name: str, example: Example) -> Shown:
