@@ -115,7 +115,7 @@ def score(
                 scored(
                     str(model), source, output=target, columns=Columns(column, prompt_column), template=template,
                     template_options=template_options,
-                    max_length=max_length, tokens=tokens, limit=limit, centered=center, device=device, told=progress,
+                    max_length=max_length, tokens=tokens, limit=limit, centered=center, device=device, on_rows=progress,
                 )  # fmt: skip
         except UserError as error:
             where = error.where if named or not str(error.where).startswith(folder) else "data"

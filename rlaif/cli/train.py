@@ -282,7 +282,7 @@ def score(
                 model, data, output=output, columns=Columns(column, prompt_column),
                 template=cast("Template | None", template),
                 template_options=template_options, max_length=max_length, tokens=tokens, limit=limit, top=top,
-                centered=center, device=device, told=progress,
+                centered=center, device=device, on_rows=progress,
             )  # fmt: skip
     except KeyboardInterrupt:
         echo("\nInterrupted; nothing was written.", err=True)

@@ -352,8 +352,8 @@ def refuse_all(problems: Sequence[UserError]) -> None:
     """Raise the mistakes, if there are any: no command lists them, so that one line names all of them."""
     if not problems:
         return
-    first, *others = problems
-    hint = "; ".join([*([first.hint] if first.hint else []), *(f"also {problem}" for problem in others)])
+    first, *rest = problems
+    hint = "; ".join([*([first.hint] if first.hint else []), *(f"also {problem}" for problem in rest)])
     raise UserError(first.what, where=first.where, line=first.line, hint=hint)
 
 

@@ -23,10 +23,10 @@ from array import array
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 from rlaif.data.checks import name_findings, notes_of, quoted
-from rlaif.data.conversations import CUE, Turns, UnreadableValueError
+from rlaif.data.conversations import CUE, UnreadableValueError
 from rlaif.data.duplicates import hashed
 from rlaif.data.export import first_known
 from rlaif.data.files import Rows
@@ -53,15 +53,20 @@ from rlaif.training.examples import (
 from rlaif.training.text_format import Forms, TextFormat
 from rlaif.training.tokenize import Tokens
 
-if TYPE_CHECKING:
-    import numpy as np
-
 F = TypeVar("F")
+
+DataKind = Literal["pairs", "judged", "demonstrations"]
+RowCallback = Callable[[int], None]
+"""Takes the number of rows read so far, every thousand rows."""
+
+_STEP = 1000
 
 PAIR_FILES = ("pairs.jsonl", "pairs.parquet", "train.parquet", "train.jsonl")
 """What is read of a folder: of a run's, and of one that `rlaif data export` wrote."""
 DEMONSTRATION_FILES = ("sft.jsonl", *PAIR_FILES)
 
+_OTHER_COLUMNS: tuple[tuple[str, ...], tuple[str, ...]] = ((), ("output", "answer"))
+"""What stands beside an instruction or a question (Alpaca's form)."""
 _LABELS: Mapping[bool, Mapping[str, float]] = {True: {"label": 1.0}, False: {"label": 0.0}}
 
 
@@ -71,17 +76,17 @@ def pairs(path: str | Path, template: Template = "auto", row_counts: RowCounts |
     Raises UserError for a file that holds none, and where a `probability` is not one.
     """
     row_counts, path = row_counts or RowCounts(), file_of(path, PAIR_FILES)
-    shape, rows = _shaped(path, recognise, _unknown_pairs, row_counts)
+    shape, rows = _open_rows(path, recognise, _unknown_pairs, row_counts)
     if shape.kind == "unpaired":
         hint = "train on them with KTO, or give pairs"
         raise UserError("the rows are single replies, not pairs", where=path, hint=hint)
-    for line, row, found in _sound(rows, partial(sides, shape=shape, template=template), row_counts, path):
-        assert found.chosen is not None and found.rejected is not None  # every shape of pairs has both
-        if found.chosen_cut or found.rejected_cut:
+    for line, row, texts in _usable_rows(rows, partial(sides, shape=shape, template=template), row_counts, path):
+        assert texts.chosen is not None and texts.rejected is not None  # every shape of pairs has both
+        if texts.chosen_cut or texts.rejected_cut:
             row_counts.leave_out("cut-off", line)
             continue
-        replies = (found.chosen, found.rejected)
-        yield Example(_name(row, path, line), found.prompt, replies, values(row, shape, path, line), line)
+        replies = (texts.chosen, texts.rejected)
+        yield Example(_row_name(row, path, line), texts.prompt, replies, values(row, shape, path, line), line)
 
 
 def judged(path: str | Path, template: Template = "auto", row_counts: RowCounts | None = None) -> Iterator[Example]:
@@ -90,24 +95,24 @@ def judged(path: str | Path, template: Template = "auto", row_counts: RowCounts 
     A reply that stands on the same side in several pairs is one example. Raises UserError for a file without any.
     """
     row_counts, path, seen = row_counts or RowCounts(), file_of(path, PAIR_FILES), set[int]()
-    shape, rows = _shaped(path, recognise, _unknown_pairs, row_counts)
+    shape, rows = _open_rows(path, recognise, _unknown_pairs, row_counts)
     paired = shape.kind != "unpaired"
-    for line, row, found in _sound(rows, partial(decided, shape=shape, template=template), row_counts, path):
-        name = _name(row, path, line)
+    for line, row, texts in _usable_rows(rows, partial(decided, shape=shape, template=template), row_counts, path):
+        name = _row_name(row, path, line)
         for text, good, cut in (
-            (found.chosen, True, found.chosen_cut),
-            (found.rejected, False, found.rejected_cut),
+            (texts.chosen, True, texts.chosen_cut),
+            (texts.rejected, False, texts.rejected_cut),
         ):
             if text is None:
                 continue
             if cut:
                 row_counts.leave_out("cut-off", line)
                 continue
-            if paired and not _new(seen, found.prompt, text, good):
+            if paired and not _first_time(seen, texts.prompt, text, good):
                 row_counts.leave_out("repeated", line)
                 continue
-            whose = f"{name}:{'chosen' if good else 'rejected'}" if paired else name
-            yield Example(whose, found.prompt, (text,), _LABELS[good], line)
+            example_id = f"{name}:{'chosen' if good else 'rejected'}" if paired else name
+            yield Example(example_id, texts.prompt, (text,), _LABELS[good], line)
 
 
 def demonstrations(
@@ -121,38 +126,36 @@ def demonstrations(
     """
     row_counts, path, seen = row_counts or RowCounts(), file_of(path, DEMONSTRATION_FILES), set[int]()
     form: Shape | Alone
-    form, rows = _shaped(path, _demonstration, _unknown_demonstration, row_counts)
+    form, rows = _open_rows(path, _demonstration, _unknown_demonstration, row_counts)
     turned: Template = "auto" if template == "plain" and learned == "all" else template
     if isinstance(form, Shape):
-        shown = partial(decided, shape=form, template=turned)
+        read_texts = partial(decided, shape=form, template=turned)
     else:
-        shown = partial(demonstrated, form=form, template=turned, learned=learned)
-    for line, row, found in _sound(rows, shown, row_counts, path):
-        name = _name(row, path, line)
-        if found.chosen is None:
+        read_texts = partial(demonstrated, form=form, template=turned, learned=learned)
+    for line, row, texts in _usable_rows(rows, read_texts, row_counts, path):
+        name = _row_name(row, path, line)
+        if texts.chosen is None:
             row_counts.leave_out("undesirable", line)
             continue
-        if found.chosen_cut:
+        if texts.chosen_cut:
             row_counts.leave_out("cut-off", line)
             continue
         row_counts.conversations += 1
-        row_counts.replies += 1 + (0 if isinstance(found.prompt, str) else _replies(found.prompt))
-        *earlier, last = every_reply(found, template) if learned == "all" else (found,)
-        for at, each in enumerate(earlier, start=1):
+        row_counts.replies += 1
+        if not isinstance(texts.prompt, str):
+            row_counts.replies += sum(turn.role == "assistant" for turn in texts.prompt)
+        *earlier, last = every_reply(texts, template) if learned == "all" else (texts,)
+        for at, turn in enumerate(earlier, start=1):
             # Logs hold a conversation again and again as it grows: what stood before is learned once.
-            if _new(seen, each.prompt, each.chosen):
-                yield Example(f"{name}:{at}", each.prompt, (each.chosen or "",), {}, line)
+            if _first_time(seen, turn.prompt, turn.chosen):
+                yield Example(f"{name}:{at}", turn.prompt, (turn.chosen or "",), {}, line)
             else:
                 row_counts.leave_out("repeated", line)
-        new = _new(seen, last.prompt, last.chosen)
+        new = _first_time(seen, last.prompt, last.chosen)
         if new or (not isinstance(form, Shape) and learned == "last"):
             yield Example(name, last.prompt, (last.chosen or "",), {}, line)
         else:
             row_counts.leave_out("repeated", line)
-
-
-def _replies(prompt: Turns) -> int:
-    return sum(turn.role == "assistant" for turn in prompt)
 
 
 def file_of(path: str | Path, names: Sequence[str]) -> str | Path:
@@ -162,25 +165,25 @@ def file_of(path: str | Path, names: Sequence[str]) -> str | Path:
         return path
     file = next((folder / name for name in names if (folder / name).is_file()), None)
     if file is None:
-        told = f"the folder holds no {', '.join(names[:-1])} or {names[-1]}"
-        raise UserError(told, where=path, hint="give a file, or the folder of a finished run")
+        message = f"the folder holds no {', '.join(names[:-1])} or {names[-1]}"
+        raise UserError(message, where=path, hint="give a file, or the folder of a finished run")
     return file
 
 
-def _shaped(
+def _open_rows(
     path: str | Path,
-    known: Callable[[object], F | None],
+    form_of: Callable[[object], F | None],
     unknown: Callable[[tuple[str, ...]], tuple[str, str]],
     row_counts: RowCounts,
 ) -> tuple[F, Rows]:
     """The form of a file's rows by one of the first, and all of them. Raises UserError where it has no known form."""
-    form, rows = first_known(path, known)
+    form, rows = first_known(path, form_of)
     if form is None:
         _, first = next(rows, (0, None))
         if first is None:
             raise UserError("holds no rows", where=path)
-        what, hint = unknown(tuple(map(str, first)) if isinstance(first, dict) else ())
-        raise UserError(what, where=path, hint=hint)
+        message, hint = unknown(tuple(map(str, first)) if isinstance(first, dict) else ())
+        raise UserError(message, where=path, hint=hint)
     if isinstance(form, Shape):
         for name, wanted in form.misnamed.items():
             row_counts.note(f"the column `{name}` is read as `{wanted}`")
@@ -201,18 +204,20 @@ def _demonstration(row: object) -> Shape | Alone | None:
     shape, names = recognise(row), list(map(str, row))
     if shape is not None and (shape.sided is not None or shape.kind == "unpaired"):
         return shape
-    if "chosen" not in row and (form := _alone(row)) is not None:
+    if "chosen" not in row and (form := _single_form(row)) is not None:
         return form
     if shape is not None or "text" not in row or "role" in row:  # a role: the text is one message of a conversation
         return shape
     return Alone("text", "text", label=column_of("label", names), unused=_unused(row, "text"))
 
 
-def _alone(row: Row) -> Alone | None:
+def _single_form(row: Row) -> Alone | None:
     names = list(map(str, row))
     main = next((name for name in ("prompt", "instruction", "question", "query") if name in row), None)
     if main is not None:
-        reply = next((name for name in ("completion", "response", *_LESS_USUAL[main != "prompt"]) if name in row), None)
+        reply = next(
+            (name for name in ("completion", "response", *_OTHER_COLUMNS[main != "prompt"]) if name in row), None
+        )
         if reply is not None:
             prompt = PromptColumns(main, parts_of(names, main, (reply,)))
             return Alone("reply", reply, prompt, unused=_unused(row, reply, main, *prompt.parts))
@@ -222,15 +227,8 @@ def _alone(row: Row) -> Alone | None:
 
 def _unused(row: Row, *read: str) -> tuple[str, ...]:
     """Columns that may carry meaning, as a rating does, and are not read."""
-    return tuple(name for name in map(str, row) if name not in read and not is_known(name) and _says(row[name]))
-
-
-def _says(value: object) -> bool:
-    return value is not None and value != "" and value != []
-
-
-_LESS_USUAL: tuple[tuple[str, ...], tuple[str, ...]] = ((), ("output", "answer"))
-"""What stands beside an instruction or a question (Alpaca's form)."""
+    names = (name for name in map(str, row) if name not in read and not is_known(name))
+    return tuple(name for name in names if row[name] is not None and row[name] != "" and row[name] != [])
 
 
 def _unknown_pairs(columns: tuple[str, ...]) -> tuple[str, str]:
@@ -241,55 +239,45 @@ def _unknown_pairs(columns: tuple[str, ...]) -> tuple[str, str]:
 def _unknown_demonstration(columns: tuple[str, ...]) -> tuple[str, str]:
     wanted = ("messages", "prompt", "completion", "response", "text", "chosen", "rejected")
     hints = {name: close for name in columns if (close := nearest(name, wanted)).startswith("did")}
-    told = "".join(f"`{name}`: {hint} " for name, hint in hints.items() if name not in wanted)
+    suggestions = "".join(f"`{name}`: {hint} " for name, hint in hints.items() if name not in wanted)
     held = f"columns: {', '.join(columns)}" if columns else "the rows are not objects"
     needed = "needed: messages; or prompt, completion; or prompt, response; or text; or preference data"
-    return f"these are no demonstrations that are known ({held})", told + needed
+    return f"these are no demonstrations that are known ({held})", suggestions + needed
 
 
-def _sound(
-    rows: Rows, shown: Callable[[Row], Sides], row_counts: RowCounts, path: str | Path
+def _usable_rows(
+    rows: Rows, read_texts: Callable[[Row], Sides], row_counts: RowCounts, path: str | Path
 ) -> Iterator[tuple[int, Row, Sides]]:
     """The rows that a trainer can use, with their texts; the others are counted. UserError where none is left."""
-    kept = 0
+    usable = 0
     for line, row in rows:
         row_counts.rows += 1
         try:
             if not isinstance(row, dict):
                 raise UnreadableValueError("type")
-            found = shown(row)
-        except UnreadableValueError as odd:
-            row_counts.leave_out(str(odd), line)
+            texts = read_texts(row)
+        except UnreadableValueError as error:
+            row_counts.leave_out(str(error), line)
             continue
-        kept += 1
-        yield line, row, found
-    if not kept:
+        usable += 1
+        yield line, row, texts
+    if not usable:
         raise row_counts.nothing(path)
 
 
-def _name(row: Row, path: str | Path, line: int) -> str:
+def _row_name(row: Row, path: str | Path, line: int) -> str:
     """The row's own id, else file and line."""
-    own = row.get("id")
-    named = (isinstance(own, str) and own) or (isinstance(own, int) and not isinstance(own, bool))
-    return str(own) if named else f"{Path(path).name}:{line}"
+    row_id = row.get("id")
+    usable = (isinstance(row_id, str) and row_id) or (isinstance(row_id, int) and not isinstance(row_id, bool))
+    return str(row_id) if usable else f"{Path(path).name}:{line}"
 
 
-def _new(seen: set[int], *parts: object) -> bool:
+def _first_time(seen: set[int], *parts: object) -> bool:
     """Whether these were not seen before."""
     key = hashed(repr(parts))
-    found = key in seen
+    repeated = key in seen
     seen.add(key)
-    return not found
-
-
-if TYPE_CHECKING:
-    Numbers = np.ndarray[Any, np.dtype[Any]]
-
-DataKind = Literal["pairs", "judged", "demonstrations"]
-Told = Callable[[int], None]
-"""Takes the number of rows read so far, every thousand rows."""
-
-_STEP = 1000
+    return not repeated
 
 
 class Prepared(NamedTuple):
@@ -305,7 +293,7 @@ class Prepared(NamedTuple):
     """The form of the texts."""
 
 
-class _Wanted(NamedTuple):
+class _ReadOptions(NamedTuple):
     """How the rows of a file are read."""
 
     kind: DataKind
@@ -342,7 +330,7 @@ def prepare(
     limit: int | None = None,
     seed: int = 0,
     turns: LearnedTurns = "last",
-    told: Told | None = None,
+    on_rows: RowCallback | None = None,
 ) -> Prepared:
     """Read a file, a run's folder or a `datasets` name, and tokenize it.
 
@@ -351,39 +339,46 @@ def prepare(
     decides which mismatched completion each group of `judged` data gets. Raises UserError where nothing is left to
     train on.
     """
-    wanted = _Wanted(kind, template, turns)
-    read = _read(data, tokens, wanted, limit, told)
-    more: dict[str, Any]
-    told_of = dataset_report(read.row_counts, read.path, read.groups, tokens.max_length, turns)
+    import numpy as np
+
+    options = _ReadOptions(kind, template, turns)
+    read = _read(data, tokens, options, limit, on_rows)
+    update: dict[str, Any]
+    report = dataset_report(read.row_counts, read.path, read.groups, tokens.max_length, turns)
     if held_data is None:
-        train, held = _parted(read, holdout)
-        data_hash, more = read.hash, {"held": len(held)}
+        train, held = _split_holdout(read, holdout)
+        data_hash, update = read.hash, {"held": len(held)}
     else:
-        other = _read(held_data, tokens, wanted, None, told)
+        other = _read(held_data, tokens, options, None, on_rows)
         train, held, data_hash = read.groups, other.groups, content_id(read.hash, other.hash)
         evaluation = dataset_report(other.row_counts, other.path, held, tokens.max_length, turns)
-        more = {"evaluation": evaluation, "shared": int(_member(other.prompts, read.prompts).sum())}
+        shared = np.isin(np.frombuffer(other.prompts, np.uint64), np.frombuffer(read.prompts, np.uint64))
+        update = {"evaluation": evaluation, "shared": int(shared.sum())}
     if kind == "judged":
         # Those of the held-out groups come from the training data too, for one prompt alone may be held out.
-        train, held = (_mismatched(groups, train, seed, tokens.max_length, read.path) for groups in (train, held))
-    return Prepared(train, held, data_hash, told_of.model_copy(update=more), read.learned)
+        train, held = (_with_mismatched(groups, train, seed, tokens.max_length, read.path) for groups in (train, held))
+    return Prepared(train, held, data_hash, report.model_copy(update=update), read.learned)
 
 
-def _read(data: str | Path, tokens: Tokens, wanted: _Wanted, limit: int | None, told: Told | None) -> _Read:
-    path = file_of(data, DEMONSTRATION_FILES if wanted.kind == "demonstrations" else PAIR_FILES)
+def _read(
+    data: str | Path, tokens: Tokens, options: _ReadOptions, limit: int | None, on_rows: RowCallback | None
+) -> _Read:
+    path = file_of(data, DEMONSTRATION_FILES if options.kind == "demonstrations" else PAIR_FILES)
     file, row_counts = Path(path).expanduser(), RowCounts()
     digest = None if file.is_file() else hashlib.sha256()
-    examples = itertools.islice(_seen(wanted.examples(path, row_counts), digest, row_counts, told), limit)
+    examples = itertools.islice(
+        _report_progress(options.examples(path, row_counts), digest, row_counts, on_rows), limit
+    )
     groups: list[Group] = []
     prompts, forms = array("Q"), Forms(tokens.template.marks[0])
     for example, group in tokens.with_examples(examples, row_counts):
-        if wanted.kind == "judged" and groups and _twins(groups[-1], group, example):
+        if options.kind == "judged" and groups and _same_tokens(groups[-1], group, example):
             groups.pop()
             prompts.pop()
             row_counts.leave_out("same-tokens", example.line)
             continue
         groups.append(group)
-        prompts.append(_key(example, wanted.turns))
+        prompts.append(_prompt_hash(example, options.turns))
         forms.add(example)
     if not groups:
         raise row_counts.nothing(path)
@@ -391,43 +386,41 @@ def _read(data: str | Path, tokens: Tokens, wanted: _Wanted, limit: int | None, 
     return _Read(path, groups, prompts, data_hash, row_counts, forms.learned(tokens.template_options))
 
 
-def _twins(one: Group, other: Group, example: Example) -> bool:
+def _same_tokens(one: Group, other: Group, example: Example) -> bool:
     """Whether the two replies of a pair, the good one and the bad one, are the same tokens."""
     pair, _, side = example.id.rpartition(":")
     same = one.prompt == other.prompt and one.completions == other.completions
     return side == "rejected" and one.id == f"{pair}:chosen" and same
 
 
-def _seen(examples: Iterator[Example], digest: Any, row_counts: RowCounts, told: Told | None) -> Iterator[Example]:
-    """The examples; their texts go into the digest, if there is one, and the rows read so far are told."""
-    next_told = _STEP
+def _report_progress(
+    examples: Iterator[Example], digest: Any, row_counts: RowCounts, on_rows: RowCallback | None
+) -> Iterator[Example]:
+    """The examples; their texts go into the digest, if there is one, and `on_rows` hears how many rows are read."""
+    next_report = _STEP
     for example in examples:
         if digest is not None:
             digest.update(repr((example.prompt, example.completions, example.values)).encode())
-        if told is not None and row_counts.rows >= next_told:
-            told(row_counts.rows)
-            next_told = row_counts.rows - row_counts.rows % _STEP + _STEP
+        if on_rows is not None and row_counts.rows >= next_report:
+            on_rows(row_counts.rows)
+            next_report = row_counts.rows - row_counts.rows % _STEP + _STEP
         yield example
 
 
-def _key(example: Example, turns: LearnedTurns) -> int:
+def _prompt_hash(example: Example, turns: LearnedTurns) -> int:
     """64 bits of a prompt; of a text that continues nothing, of the text itself. Where all replies of a conversation
     are learned, of what stands before the first one: they stay on one side."""
     prompt = example.prompt or example.completions[0]
     if turns == "all":
-        prompt = _beginning(prompt)
+        if isinstance(prompt, str):
+            prompt = prompt.partition(CUE)[0]
+        else:
+            prompt = tuple(itertools.takewhile(lambda turn: turn.role != "assistant", prompt))
     parts = [prompt] if isinstance(prompt, str) else [part for turn in prompt for part in turn]
     return hashed("\0".join(("held out", *parts)))
 
 
-def _beginning(prompt: str | Turns) -> str | Turns:
-    """A conversation up to its first reply."""
-    if isinstance(prompt, str):
-        return prompt.partition(CUE)[0]
-    return tuple(itertools.takewhile(lambda turn: turn.role != "assistant", prompt))
-
-
-def _parted(read: _Read, share: float) -> tuple[list[Group], list[Group]]:
+def _split_holdout(read: _Read, share: float) -> tuple[list[Group], list[Group]]:
     """The groups to train on and those of the prompts with the smallest hashes, at least one if any are asked for."""
     import numpy as np
 
@@ -441,33 +434,27 @@ def _parted(read: _Read, share: float) -> tuple[list[Group], list[Group]]:
         hint = "set `holdout: 0`, or name other data to evaluate on with `held_data`"
         raise UserError("all rows have the same prompt, so that none can be held out", where=read.path, hint=hint)
     last = distinct[min(max(round(share * len(distinct)), 1), len(distinct) - 1) - 1]
-    away = (prompts <= last).tolist()
-    train = [group for group, out in zip(read.groups, away, strict=True) if not out]
-    return train, [group for group, out in zip(read.groups, away, strict=True) if out]
+    held = (prompts <= last).tolist()
+    train = [group for group, out in zip(read.groups, held, strict=True) if not out]
+    return train, [group for group, out in zip(read.groups, held, strict=True) if out]
 
 
-def _member(prompts: array[int], others: array[int]) -> Numbers:
-    import numpy as np
-
-    return np.isin(np.frombuffer(prompts, dtype=np.uint64), np.frombuffer(others, dtype=np.uint64))
-
-
-def _mismatched(
-    groups: list[Group], others: list[Group], seed: int, limit: int | None, path: str | Path
+def _with_mismatched(
+    groups: list[Group], pool: list[Group], seed: int, limit: int | None, path: str | Path
 ) -> list[Group]:
     """Each group with the completion of another prompt as its second, from which KTO estimates a divergence.
 
-    It is that of the next one of `others`, in an order shuffled by the seed, that has another prompt. It may be cut to
+    It is that of the next one of `pool`, in an order shuffled by the seed, that has another prompt. It may be cut to
     the limit at its end: it is no example to learn from, only its likelihood counts.
     """
-    if all(group.prompt == others[0].prompt for group in others):
+    if all(group.prompt == pool[0].prompt for group in pool):
         raise UserError("KTO needs replies to two prompts at least", where=path, hint="give rows of several prompts")
-    order = list(range(len(others)))
+    order = list(range(len(pool)))
     random.Random(seed).shuffle(order)
 
     def with_other(at: int, group: Group) -> Group:
-        next_ones = (others[order[(at + step) % len(order)]] for step in range(len(order)))
-        other = next(each for each in next_ones if each.prompt != group.prompt)
+        next_ones = (pool[order[(at + step) % len(order)]] for step in range(len(order)))
+        other = next(candidate for candidate in next_ones if candidate.prompt != group.prompt)
         room = None if limit is None else limit - len(group.prompt)
         return dataclasses.replace(group, completions=(*group.completions, other.completions[0][:room]))
 

@@ -159,14 +159,14 @@ def values(row: Row, shape: Shape, path: str | Path, line: int) -> Mapping[str, 
     probability, margin = row.get("probability"), row.get("margin")
     soft = 1.0 if probability in (None, "") else _number(probability)
     if soft is None or not 0 <= soft <= 1:
-        what = f"`probability` is {str(probability)[:40]!r}, not a number between 0 and 1"
-        raise UserError(what, where=path, line=line, hint="it is P(chosen is better)")
+        message = f"`probability` is {str(probability)[:40]!r}, not a number between 0 and 1"
+        raise UserError(message, where=path, line=line, hint="it is P(chosen is better)")
     if margin in (None, "") or "raw_probability" in row:
         return CERTAIN if soft == 1 else {"probability": soft}
     number = _number(margin)
     if number is None:
-        what = f"`margin` is {str(margin)[:40]!r}, not a number"
-        raise UserError(what, where=path, line=line, hint="rename the column if it means something else")
+        message = f"`margin` is {str(margin)[:40]!r}, not a number"
+        raise UserError(message, where=path, line=line, hint="rename the column if it means something else")
     return {"probability": soft, "margin": number}
 
 

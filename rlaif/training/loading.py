@@ -154,8 +154,8 @@ def require_fit(model: Any, groups: Sequence[Group], name: str) -> str | None:
     table = model.get_input_embeddings()
     highest = max(max(ids) for group in groups for ids in (group.prompt, *group.completions))
     if isinstance(table, nn.Embedding) and highest >= table.num_embeddings:
-        what = f"has {table.num_embeddings:,} embeddings, and the tokenizer gives ids up to {highest:,}"
-        raise UserError(what, where=name, hint="take the tokenizer that belongs to it, or resize its embeddings")
+        problem = f"has {table.num_embeddings:,} embeddings, and the tokenizer gives ids up to {highest:,}"
+        raise UserError(problem, where=name, hint="take the tokenizer that belongs to it, or resize its embeddings")
     positions = positions_of(model.config)
     longest = max(len(group.prompt) + max(map(len, group.completions)) for group in groups)
     if positions is None or longest <= positions:
@@ -181,8 +181,8 @@ def require_same_vocabulary(tokenizer: Any, other: Any, groups: Sequence[Group],
     for at, here in zip(used, tokenizer.convert_ids_to_tokens(used), strict=True):
         there = other.convert_ids_to_tokens(at) if at < size else here
         if there not in (here, None):
-            what = f"has another vocabulary than the model: token {at} is `{there}` there, and `{here}` here"
-            raise UserError(what, where=name, hint="name a reference with the same tokenizer")
+            message = f"has another vocabulary than the model: token {at} is `{there}` there, and `{here}` here"
+            raise UserError(message, where=name, hint="name a reference with the same tokenizer")
 
 
 def load_policy(settings: CommonSettings) -> Any:
@@ -311,8 +311,8 @@ def _recompute(model: Any, settings: CommonSettings) -> None:
     try:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     except ValueError as error:
-        what = f"{type(model).__name__} knows no `gradient_checkpointing`"
-        raise UserError(what, where=settings.model, hint="leave it out, and lower `max_tokens_per_pass`") from error
+        message = f"{type(model).__name__} knows no `gradient_checkpointing`"
+        raise UserError(message, where=settings.model, hint="leave it out, and lower `max_tokens_per_pass`") from error
     model.enable_input_require_grads()  # gives a frozen embedding's output a gradient to be checkpointed with
 
 
@@ -345,14 +345,14 @@ def with_adapter(model: Any, lora: LoraSettings, task: str) -> Any:
     try:
         return get_peft_model(model, config)
     except ValueError as error:
-        what = str(error).partition(". ")[0]
-        raise UserError(f"no adapter fits: {what}", where="lora.targets", hint="name layers of the model") from error
+        message = str(error).partition(". ")[0]
+        raise UserError(f"no adapter fits: {message}", where="lora.targets", hint="name layers of the model") from error
 
 
 def _is_target(model: Any, table: str, targets: Sequence[str]) -> bool:
     """Whether a model's embeddings, or its head, are among the layers that get an adapter."""
     wanted = getattr(model, f"get_{table}_embeddings")()
-    name = next((name for name, each in model.named_modules() if each is wanted), "")
+    name = next((name for name, module in model.named_modules() if module is wanted), "")
     return any(name == target or name.endswith(f".{target}") for target in targets)
 
 

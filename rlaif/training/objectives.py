@@ -108,8 +108,8 @@ class KtoObjective:
 
     def before(self, groups: Sequence[Group], step: Step) -> Sequence[Group]:
         """The answers alone, with the baseline of `losses.kto`, which takes all answers of the step."""
-        others = [dataclasses.replace(group, completions=group.completions[1:]) for group in groups]
-        logps = step.compute(others)
+        mismatched = [dataclasses.replace(group, completions=group.completions[1:]) for group in groups]
+        logps = step.compute(mismatched)
         value = max(0.0, step.mean(logps - column(groups, REFERENCE.format(1), 0.0).to(logps)))
         return [
             dataclasses.replace(group, completions=group.completions[:1], values={**group.values, "baseline": value})

@@ -105,8 +105,8 @@ def _require_reward(parts: Parts) -> None:
         raise _no_reward_model(parts.weights, f"has {labels} outputs, not one reward")
 
 
-def _no_reward_model(folder: Path, what: str) -> UserError:
-    return UserError(f"no reward model: {what}", where=folder, hint="`rlaif train reward` trains one")
+def _no_reward_model(folder: Path, reason: str) -> UserError:
+    return UserError(f"no reward model: {reason}", where=folder, hint="`rlaif train reward` trains one")
 
 
 def ends_of(folder: Path) -> frozenset[int]:

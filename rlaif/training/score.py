@@ -380,10 +380,10 @@ class _Extremes:
                 heapq.heapreplace(heap, (key, -self._count, _shown(reward, name, example)))
 
     def highest(self) -> tuple[Shown, ...]:
-        return tuple(shown for _, _, shown in sorted(self._heaps[0], key=lambda each: each[:2], reverse=True))
+        return tuple(shown for _, _, shown in sorted(self._heaps[0], key=lambda entry: entry[:2], reverse=True))
 
     def lowest(self) -> tuple[Shown, ...]:
-        return tuple(shown for _, _, shown in sorted(self._heaps[1], key=lambda each: each[:2], reverse=True))
+        return tuple(shown for _, _, shown in sorted(self._heaps[1], key=lambda entry: entry[:2], reverse=True))
 
 
 def _shown(reward: float, name: str, example: Example) -> Shown:
@@ -540,7 +540,7 @@ def score(
     top: int = 5,
     centered: bool = True,
     device: str = "auto",
-    told: Callable[[int], None] | None = None,
+    on_rows: Callable[[int], None] | None = None,
 ) -> Figures:
     """Score the responses of a file by the reward model `name`, write a row for each to `output`, and sum them up.
 
@@ -566,8 +566,8 @@ def score(
                     file.writelines(
                         json.dumps(line, ensure_ascii=False, default=str) + "\n" for line in _output_rows(row, scored)
                     )
-            if told is not None:
-                told(row_counts.rows)
+            if on_rows is not None:
+                on_rows(row_counts.rows)
         if not tally.rewards:
             why = "; ".join(f"{left.count:,} where {left.what}" for left in row_counts.reasons()[:3])
             hint = "raise --max-length" if "too-long" in row_counts.left_out else ""
@@ -582,7 +582,7 @@ class _Scorer:
         self, loaded: Loaded, limits: Tokens, learned: TextFormat, row_counts: RowCounts, tokens: int, centered: bool
     ) -> None:
         self._model, self._limits, self._learned, self._row_counts = loaded.model, limits, learned, row_counts
-        self._how: dict[str, Any] = {"tokens": tokens, "centered": centered, "narrow": loaded.narrow}
+        self._options: dict[str, Any] = {"tokens": tokens, "centered": centered, "narrow": loaded.narrow}
 
     def scored(self, rows: Sequence[Answered]) -> list[list[Scored | None]]:
         """The rewards of each row's responses; None for one that cannot be scored."""
@@ -593,7 +593,11 @@ class _Scorer:
             if (example := self._as_trained(rows[at].replies[number].example)) is not None
         )
         groups = {example.id: group for example, group in self._limits.with_examples(examples, self._row_counts)}
-        rewards = self._rewards(rows, groups)
+        rewards = rewards_apart(self._model, list(groups.values()), **self._options)
+        for key, reward in zip(groups, rewards, strict=True):
+            if not math.isfinite(reward):
+                row = rows[int(key.partition(" ")[0])]
+                raise ModelError(f"the reward of `{row.id}` (line {row.line}) is {reward}: the model is broken")
         scored = {
             key: Scored(reward, len(group.completions[0]))
             for (key, group), reward in zip(groups.items(), rewards, strict=True)
@@ -609,14 +613,6 @@ class _Scorer:
             self._row_counts.leave_out("no-form", example.line)
             return None
         return dataclasses.replace(converted, line=example.line)
-
-    def _rewards(self, rows: Sequence[Answered], groups: Mapping[str, Group]) -> list[float]:
-        rewards = rewards_apart(self._model, list(groups.values()), **self._how)
-        for key, reward in zip(groups, rewards, strict=True):
-            if not math.isfinite(reward):
-                row = rows[int(key.partition(" ")[0])]
-                raise ModelError(f"the reward of `{row.id}` (line {row.line}) is {reward}: the model is broken")
-        return rewards
 
 
 def _output_rows(row: Answered, scored: Sequence[Scored | None]) -> Iterator[dict[str, Any]]:

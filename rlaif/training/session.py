@@ -68,8 +68,8 @@ _NOT_WRITTEN = ("PytorchStreamWriter", "No space left", "StorageFull", "inline_c
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory ran out, on a GPU or beside it."""
-    known = isinstance(error, (MemoryError, torch.OutOfMemoryError))
-    return known or (isinstance(error, RuntimeError) and any(sign in str(error) for sign in _NO_MEMORY))
+    is_memory_error = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+    return is_memory_error or (isinstance(error, RuntimeError) and any(sign in str(error) for sign in _NO_MEMORY))
 
 
 def first_line(error: BaseException) -> str:
@@ -110,8 +110,8 @@ def check_center(tokenizer: Any, settings: RewardSettings) -> None:
     if settings.center_dataset is None:
         return
     if any(os.environ.get(f"ACCELERATE_USE_{name}", "").lower() == "true" for name in ("FSDP", "DEEPSPEED")):
-        what = "`center_dataset` needs the whole model in one process, and it is sharded over several"
-        raise UserError(what, hint="leave `center_dataset` out")
+        message = "`center_dataset` needs the whole model in one process, and it is sharded over several"
+        raise UserError(message, hint="leave `center_dataset` out")
     _center_groups(tokenizer, settings, first=True)
 
 
@@ -311,8 +311,8 @@ def train(method: Method, settings: TrainSettings, progress: Progress, *, resume
 def _train(method: Method, settings: TrainSettings, progress: Progress, resume: bool) -> Trained:
     start = find_start(settings.model)
     if start.adapter is not None and is_adapter(settings):
-        what = "is an adapter, and another one on top of it would have no model to lie on"
-        raise UserError(what, where=settings.model, hint="set `lora.merge: true`, or train all weights")
+        message = "is an adapter, and another one on top of it would have no model to lie on"
+        raise UserError(message, where=settings.model, hint="set `lora.merge: true`, or train all weights")
     tokenizer = load_tokenizer(start.tokenizer)
     if isinstance(settings, RewardSettings):
         check_center(tokenizer, settings)
@@ -376,7 +376,7 @@ def _prepare_data(
         limit=settings.limit,
         seed=settings.seed,
         turns=settings.turns if isinstance(settings, SftSettings) else "last",
-        told=_row_progress(progress),
+        on_rows=_row_progress(progress),
     )
     for line in prepared.report.lines():
         progress.note(line)

@@ -136,14 +136,14 @@ def with_template_options(settings: Settings, data: str) -> tuple[Settings, str]
     those that the model was trained with; and what there is to say of that, if anything."""
     given, theirs = "template_options" in settings.model_fields_set, run_options(data)
     if given and theirs and theirs != settings.template_options:
-        told = f"the policy of the data was asked with template_options {json.dumps(theirs)}"
-        return settings, f"{told}, and is trained with {json.dumps(settings.template_options)}"
+        message = f"the policy of the data was asked with template_options {json.dumps(theirs)}"
+        return settings, f"{message}, and is trained with {json.dumps(settings.template_options)}"
     if given:
         return settings, ""
-    found, whose = (
+    options, whose = (
         (theirs, "of the run") if theirs else (text_format_of(settings.model).template_options, "of the model")
     )
-    if not found:
+    if not options:
         return settings, ""
-    note = f"template_options {json.dumps(found)}: those {whose}, as none are set"
-    return settings.model_copy(update={"template_options": found}), note
+    note = f"template_options {json.dumps(options)}: those {whose}, as none are set"
+    return settings.model_copy(update={"template_options": options}), note

@@ -129,7 +129,7 @@ class Tokens:
         self._endings = {
             formatted: Endings(self.template, tokenizer.bos_token, formatted=formatted) for formatted in (False, True)
         }
-        self._blanks: dict[tuple[int, ...], bool] = {}
+        self._blanks: dict[tuple[int, ...], bool] = {(): True}
 
     @property
     def _name(self) -> str:
@@ -252,13 +252,11 @@ class Tokens:
         """Whether an end token stands at the end, or nothing but blank text after it."""
         for after in range(min(_TAIL, len(ids))):
             if ids[-1 - after] in self._ends:
-                return after == 0 or self._blank(tuple(ids[-after:]))
+                rest = tuple(ids[-after:]) if after else ()
+                if rest not in self._blanks:
+                    self._blanks[rest] = not self.tokenizer.decode(list(rest)).strip()
+                return self._blanks[rest]
         return False
-
-    def _blank(self, ids: tuple[int, ...]) -> bool:
-        if ids not in self._blanks:
-            self._blanks[ids] = not self.tokenizer.decode(list(ids)).strip()
-        return self._blanks[ids]
 
     def _truncate(self, head: Ids, tails: list[list[int]], row_counts: RowCounts) -> tuple[Ids, list[list[int]]] | None:
         """The parts cut to the limit (see the class), or None where they cannot be."""

@@ -103,8 +103,8 @@ def _checked_optimizer(name: str) -> str:
         raise UserError(f"no optimizer `{name}`", where="optimizer", hint=nearest(name, names))
     if name.startswith("schedule_free"):
         # They keep two sets of weights, of which a model and its checkpoints would have to be saved with the right one.
-        what = f"`{name}` trains other weights than those to be used, which no training here tells apart"
-        raise UserError(what, where="optimizer", hint="take adamw_torch with `schedule: constant`")
+        message = f"`{name}` trains other weights than those to be used, which no training here tells apart"
+        raise UserError(message, where="optimizer", hint="take adamw_torch with `schedule: constant`")
     return name
 
 
@@ -115,8 +115,8 @@ def _require_optimizer(training_arguments: Any) -> None:
     try:
         Trainer.get_optimizer_cls_and_kwargs(training_arguments)
     except (ValueError, ImportError, RuntimeError) as error:
-        what = f"`{training_arguments.optim.value}` cannot be used: {str(error).strip().partition(chr(10))[0]}"
-        raise UserError(what, where="optimizer", hint="take adamw_torch") from error
+        message = f"`{training_arguments.optim.value}` cannot be used: {str(error).strip().partition(chr(10))[0]}"
+        raise UserError(message, where="optimizer", hint="take adamw_torch") from error
 
 
 def require_reporters(settings: CommonSettings) -> None:

@@ -150,7 +150,7 @@ def test_a_limit_takes_the_first_rows(tmp_path: Path) -> None:
 
 def test_progress_is_told(tmp_path: Path) -> None:
     told: list[int] = []
-    prepare(write_jsonl(tmp_path / "rows.jsonl", rows_of(2500, 1)), TOKENS, told=told.append)
+    prepare(write_jsonl(tmp_path / "rows.jsonl", rows_of(2500, 1)), TOKENS, on_rows=told.append)
     assert told == [1000, 2000]
 
 
