@@ -60,9 +60,9 @@ def evaluate_judge(
 ) -> EvaluatedJudge:
     """A judge on pairs whose better reply is known: `rlaif evaluate judge`. Its `report` has verdict and measures.
 
-    `judge` is a model, a URL or a mapping; or `run`, a run file, names it. A second call asks only what is missing.
+    `judge` is a model, a URL or a mapping; or `run`, a run file, names it. A second call requests only what is missing.
 
-    Raises UserError for mistakes, ModelError where the judge cannot go on.
+    Raises UserError for mistakes, ModelError where the judge fails.
 
         >>> import rlaif
         >>> done = rlaif.evaluate_judge(
@@ -80,26 +80,27 @@ def evaluate_judge(
 
     at_least_one(limit=limit, canary_pairs=canary_pairs)
     base, settings = run_of(run, judge), judge_settings(run, judge)
-    asked = {"principles": principles, "orders": orders}
-    changed = {name: value for name, value in asked.items() if value is not None}
+    overrides = {
+        name: value for name, value in {"principles": principles, "orders": orders}.items() if value is not None
+    }
     compare = (base.compare if base is not None else CompareSettings()).model_dump(exclude_unset=True)
     compare["temperature"] = settings.temperature * compare.get("temperature", 1.0)
-    more: dict[str, Any] = {} if base is None else {"pair": base.pair, "max_failed": base.max_failed}
-    wanted = Evaluation(
+    options: dict[str, Any] = {} if base is None else {"pair": base.pair, "max_failed": base.max_failed}
+    evaluation = Evaluation(
         str(gold),
         constitution_of(constitution, base),
-        compare=valid({**compare, **changed, "critique": False}, CompareSettings, ""),
+        compare=valid({**compare, **overrides, "critique": False}, CompareSettings, ""),
         column=column,
         limit=limit,
         own_temperature=settings.temperature,
         templates=load_templates(settings.templates),
         canary_pairs=canary_pairs if canaries else 0,
-        **more,
+        **options,
     )
     folder = Path(output)
     with progress_of(quiet) as progress:
         source = LazyModel(settings, log=folder / "judge.log", labels=LABELS, say=progress.note)
-        return evaluate_judge_now(wanted, source, folder, progress=progress, plots=plots)
+        return evaluate_judge_now(evaluation, source, folder, progress=progress, plots=plots)
 
 
 @in_python
@@ -117,14 +118,14 @@ def evaluate_policies(
     quiet: bool = False,
     **settings: Any,
 ) -> EvaluatedPolicies:
-    """Policies beside each other on the same prompts: `rlaif evaluate policy`. `against` is the baseline.
+    """Compare policies on the same prompts: `rlaif evaluate policy`. `against` is the baseline.
 
-    A policy is a model, `http://host:port/v1#model`, or a file of answers; `name=...` before it names it. Keywords are
-    those of the command: `prompts` (needed), `samples`, `temperature`, `max_tokens`, `tag`, `harmful`, `grades`, `kl`,
-    `compare_principles`, ... `metrics` are your own measures of an answer, functions of messages and text, by name.
-    A second call asks only what is missing.
+    A policy is a model, `http://host:port/v1#model`, or a file of responses; `name=...` before it names it. Keywords
+    are those of the command: `prompts` (needed), `samples`, `temperature`, `max_tokens`, `tag`, `harmful`, `grades`,
+    `kl`, `compare_principles`, ... `metrics` are your own metrics of a response, functions of messages and text, by
+    name. A second call requests only what is missing.
 
-    Raises UserError for mistakes, ModelError where a model cannot go on.
+    Raises UserError for mistakes, ModelError where a model fails.
 
         >>> import rlaif
         >>> done = rlaif.evaluate_policies(
@@ -140,21 +141,21 @@ def evaluate_policies(
     from rlaif.feedback.prompts import LABELS
     from rlaif.inference.models import LazyModel, served_model
 
-    wanted = _policy_settings(run, judge, settings)
-    named = [policies] if isinstance(policies, (str, Path)) else list(policies)
-    found = contestants(
-        [str(each) for each in [*named, against]],
+    resolved = _policy_settings(run, judge, settings)
+    candidates = [policies] if isinstance(policies, (str, Path)) else list(policies)
+    specs = contestants(
+        [str(policy) for policy in [*candidates, against]],
         api_key_env=policy_api_key_env,
         served=lambda url: served_model(url, policy_api_key_env, f"{url}#NAME"),
-        template_options=wanted.template_options,
+        template_options=resolved.template_options,
         of_run=options_of(run_of(run, judge)),
     )
     folder = Path(output)
-    assert wanted.judge is not None
+    assert resolved.judge is not None
     with progress_of(quiet) as progress:
-        source = LazyModel(wanted.judge, log=folder / "judge.log", labels=LABELS, say=progress.note)
+        source = LazyModel(resolved.judge, log=folder / "judge.log", labels=LABELS, say=progress.note)
         return evaluate_policies_now(
-            wanted, constitution_of(constitution, run_of(run, judge)), found, source, folder,
+            resolved, constitution_of(constitution, run_of(run, judge)), specs, source, folder,
             progress=progress, plots=plots, metrics=metrics,
         )  # fmt: skip
 
@@ -204,11 +205,11 @@ def evaluate_reward(
 ) -> EvaluatedReward:
     """A reward model on gold pairs, and by best-of-n: `rlaif evaluate reward`.
 
-    With `gold`: how often it prefers the better reply. With `policy` and `prompts`, or with `responses`: what the
-    answer with the highest of n rewards is worth to a `judge` (or to `measure`, a function of messages and text of
-    your own). `policy` is a model, or settings (`{"model": ..., "max_tokens": 96}`). `device` goes for all of them.
+    With `gold`: how often it prefers the better response. With `policy` and `prompts`, or with `responses`: what the
+    response with the highest of n rewards is worth to a `judge` (or to `measure`, a function of messages and text of
+    your own). `policy` is a model, or settings (`{"model": ..., "max_tokens": 96}`). `device` applies to all of them.
 
-    Raises UserError for mistakes, ModelError where a model cannot go on.
+    Raises UserError for mistakes, ModelError where a model fails.
 
         >>> import rlaif
         >>> done = rlaif.evaluate_reward("models/reward", gold="gold.jsonl", quiet=True)
@@ -218,54 +219,49 @@ def evaluate_reward(
     from rlaif.evaluation.reward_model import OnGold, evaluate_reward_now
     from rlaif.evaluation.reward_scores import Drawn, Given, RewardModel
 
-    _require_something(gold, policy, prompts, responses)
-    _require_answers(policy, responses, judge=judge, run=run, measure=measure, constitution=constitution,
-                     principles=principles, samples=samples, prompt_column=prompt_column)  # fmt: skip
-    _require_known(template, device, limit=limit, samples=samples)
-    more: dict[str, Any] = {"template_options": template_options, "max_length": max_length, "tokens": tokens}
-    how = _Grades(run, judge, measure, constitution, device, one_of(principles, ("each", "all", None), "principles"))
+    best_of_n = {"judge": judge, "run": run, "measure": measure, "constitution": constitution,
+                 "principles": principles, "samples": samples, "prompt_column": prompt_column}  # fmt: skip
+    _require_inputs(gold, policy, prompts, responses, best_of_n)
+    at_least_one(limit=limit, samples=samples)
+    one_of(template, ("auto", "chat", "plain", None), "template")
+    one_of(device, ("auto", "cpu"), "device")
+    options: dict[str, Any] = {"template_options": template_options, "max_length": max_length, "tokens": tokens}
+    grades = _Grades(run, judge, measure, constitution, device, one_of(principles, ("each", "all", None), "principles"))
     folder = Path(output)
     with progress_of(quiet) as progress:
-        scorer = RewardModel(str(model), template=template, device=device, **more)
-        answers: Drawn | Given | None = None
+        reward_model = RewardModel(str(model), template=template, device=device, **options)
+        source: Drawn | Given | None = None
         if responses is not None:
-            answers = Given(str(responses), responses_column, prompt_column, samples, limit)
+            source = Given(str(responses), responses_column, prompt_column, samples, limit)
         elif policy is not None:
-            answers = Drawn(*_drawing(policy, samples, device, folder, progress), str(prompts), prompt_column, limit)
-        best_of = None if answers is None else how.on(answers, folder, progress)
+            source = Drawn(*_policy(policy, samples, device, folder, progress), str(prompts), prompt_column, limit)
+        answers = None if source is None else grades.on(source, folder, progress)
         pairs = None if gold is None else OnGold(str(gold), column, limit)
-        return evaluate_reward_now(scorer, folder, gold=pairs, answers=best_of, progress=progress, plots=plots)
+        return evaluate_reward_now(reward_model, folder, gold=pairs, answers=answers, progress=progress, plots=plots)
 
 
-def _require_something(gold: object, policy: object, prompts: object, responses: object) -> None:
-    """Raise UserError where there is nothing to evaluate on, or two things that exclude each other."""
+def _require_inputs(
+    gold: object, policy: object, prompts: object, responses: object, best_of_n: Mapping[str, object]
+) -> None:
+    """Raise UserError without inputs, with contradictory ones, or with options of best-of-n and no responses."""
     call = "evaluate_reward()"
     if policy is not None and responses is not None:
         raise UserError("`responses` bring the answers", where=call, hint="leave `policy` out")
     if (policy is None) != (prompts is None):
         raise UserError("`policy` and `prompts` go together", where=call, hint="give both, or neither")
-    if gold is None and policy is None and responses is None:
+    has_responses = policy is not None or responses is not None
+    if gold is None and not has_responses:
         hint = "give `gold`, `policy` with `prompts`, or `responses`"
         raise UserError("there is nothing to evaluate on", where=call, hint=hint)
-
-
-def _require_known(template: str | None, device: str, **counts: int | None) -> None:
-    at_least_one(**counts)
-    one_of(template, ("auto", "chat", "plain", None), "template")
-    one_of(device, ("auto", "cpu"), "device")
-
-
-def _require_answers(policy: object, responses: object, **more: object) -> None:
-    """Raise UserError for what goes with answers only, where there are none."""
-    for name, value in more.items():
-        if value is not None and policy is None and responses is None:
+    for name, value in best_of_n.items():
+        if value is not None and not has_responses:
             raise UserError("goes with `policy`, or with `responses`", where=name, hint="leave it out, or give either")
 
 
-def _drawing(
+def _policy(
     policy: object, samples: int | None, device: Device, folder: Path, progress: Progress
 ) -> tuple[Any, PolicySettings]:
-    """The policy, and how it is asked for `samples` answers, or 16 where nothing is said."""
+    """The policy and its sampling settings, with 16 samples per prompt by default."""
     from rlaif.inference.models import LazyModel
 
     data = named_model(policy, "policy") if isinstance(policy, str) else plain(policy)
@@ -276,13 +272,13 @@ def _drawing(
 
 
 def _on(settings: AnyModel, device: Device) -> AnyModel:
-    """A model on the device that was named, unless its own settings say where."""
-    free = device == "auto" or "device" in settings.model_fields_set
-    return settings if free else settings.model_copy(update={"device": device})
+    """A model on the given device, unless its settings name one."""
+    is_set = device == "auto" or "device" in settings.model_fields_set
+    return settings if is_set else settings.model_copy(update={"device": device})
 
 
 class _Grades(NamedTuple):
-    """The measure that stands beside the reward."""
+    """The metric against which best-of-n compares the reward: a judge's grades, or a function."""
 
     run: str | Path | None
     judge: Judge | None
@@ -302,14 +298,14 @@ class _Grades(NamedTuple):
                 raise UserError("`measure` stands in for a judge", where="measure", hint="leave the judge out")
             return OnAnswers(answers, CustomMeasure(getattr(self.measure, "__name__", "measure"), self.measure))
         base = run_of(self.run, self.judge)
-        more: dict[str, Any] = {} if self.principles is None else {"principles": self.principles}
+        options: dict[str, Any] = {} if self.principles is None else {"principles": self.principles}
         if base is not None:
-            usual = "all" if base.compare.principles == "all" else "each"
-            more = {"principles": usual, "max_chars": base.compare.max_chars, **more}
-            more |= {"min_mass": base.pair.min_label_mass, "max_failed": base.max_failed}
+            default = "all" if base.compare.principles == "all" else "each"
+            options = {"principles": default, "max_chars": base.compare.max_chars, **options}
+            options |= {"min_mass": base.pair.min_label_mass, "max_failed": base.max_failed}
         settings = judge_settings(self.run, self.judge)
         settings = settings if base is not None else _on(settings, self.device)
         source = LazyModel(settings, log=folder / "judge.log", labels=DIGITS, say=progress.note)
         templates = load_templates(settings.templates)
-        grading = Grading(source, constitution_of(self.constitution, base), templates=templates, **more)
+        grading = Grading(source, constitution_of(self.constitution, base), templates=templates, **options)
         return OnAnswers(answers, grading, grading.max_failed)

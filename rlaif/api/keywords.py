@@ -1,12 +1,7 @@
-"""From keywords to settings, who judges, and progress: what the functions share.
+"""What the functions of the package share: keywords to settings, the judge and the constitution, progress.
 
-Progress of the functions: what the commands show of it on standard error, or nothing at all.
-
-From keywords to settings: the names of the commands' flags, or whole groups as mappings; mistakes in Python's words.
-
-`policy_samples=8` is `--policy-samples 8`, and so is `policy={"samples": 8}`. A keyword that is None is not given.
-
-Who judges, by which constitution: from keywords, or from a run file.
+Keywords are the flags of the command line in Python's spelling, or whole groups as mappings: `policy_samples=8` and
+`policy={"samples": 8}` are both `--policy-samples 8`. None means not given. Error messages name keywords, not flags.
 """
 
 from __future__ import annotations
@@ -34,132 +29,83 @@ if TYPE_CHECKING:
     from rlaif.feedback.pipeline import Report
 
 
-@contextlib.contextmanager
-def progress_of(quiet: bool) -> Iterator[Progress]:
-    """Bars or lines, or nothing."""
-    if quiet:
-        yield Silent()
-        return
-    with show_progress() as progress:
-        yield progress
-
-
-@contextlib.contextmanager
-def reading(what: str, quiet: bool) -> Iterator[Callable[[int], None] | None]:
-    """For rows that are read."""
-    if quiet:
-        yield None
-        return
-    with show_rows(what) as progress:
-        yield progress
-
-
-class Screen:
-    """For the whole loop."""
-
-    def __init__(self, quiet: bool) -> None:
-        self._quiet = quiet
-
-    def stage(self, name: str) -> None:
-        """A heading."""
-        self.note(name)
-
-    def note(self, text: str) -> None:
-        """A line."""
-        if not self._quiet:
-            import click
-
-            click.echo(text, err=True)
-
-    def data(self, report: Report) -> None:
-        """Nothing: the caller gets the counts."""
-
-    def progress(self) -> AbstractContextManager[Progress]:
-        """For a stage's questions, or a training."""
-        return progress_of(self._quiet)
-
-
 P = ParamSpec("P")
 T = TypeVar("T")
-KeywordPlace = tuple[str, ...]
+KeywordPath = tuple[str, ...]
+Judge = str | Mapping[str, Any] | JudgeSettings
+"""A name, the URL of a server, or settings as in a run file (`{"model": ..., "base_url": ...}`)."""
 
-_MODELS: tuple[KeywordPlace, ...] = (("policy",), ("judge",), ("held_out", "judge"))
-"""Settings that name a model, for which a text will do."""
+DEFAULT_CONSTITUTION = "helpful-honest-harmless-concise"
+_MODELS: tuple[KeywordPath, ...] = (("policy",), ("judge",), ("held_out", "judge"))
+"""Settings that name a model, where a string is enough."""
 _FLAG = re.compile(r"--([a-z]+(?:-[a-z]+)*)")
 
 
 def in_python(function: Callable[P, T]) -> Callable[P, T]:
-    """The function, whose mistakes are told with the names of keywords: also a keyword that it does not have."""
-    known = inspect.signature(function).parameters
-    takes_all = any(each.kind is inspect.Parameter.VAR_KEYWORD for each in known.values())
+    """Decorate a function so that its UserErrors name keywords; an unknown keyword is a UserError too."""
+    parameters = inspect.signature(function).parameters
+    takes_all = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> T:
         for name in kwargs:
-            if name not in known and not takes_all:
-                raise UserError(f"no keyword `{name}`", where=f"{function.__name__}()", hint=key_hint(name, known))
+            if name not in parameters and not takes_all:
+                raise UserError(f"no keyword `{name}`", where=f"{function.__name__}()", hint=key_hint(name, parameters))
         try:
             return function(*args, **kwargs)
         except UserError as error:
-            found = UserError(
-                _spoken(error.what), where=_spoken_place(error.where), line=error.line, hint=_spoken(error.hint)
-            )
-            raise found from None  # a traceback tells nothing more of what is wrong
+            is_flag = isinstance(error.where, str) and error.where.startswith("--")
+            where = _with_keywords(str(error.where)) if is_flag else error.where
+            message, hint = _with_keywords(error.what), _with_keywords(error.hint)
+            raise UserError(message, where=where, line=error.line, hint=hint) from None  # its traceback adds nothing
 
     return call
 
 
-def _spoken(text: str) -> str:
-    """The flags of a message as keywords; a command that it quotes stays as it is."""
+def _with_keywords(text: str) -> str:
+    """A message with keywords in place of flags; one that quotes a command stays as it is."""
     if "`rlaif " in text:
         return text
     text = text.replace("`--resume`", "`resume=True`")
     return _FLAG.sub(lambda flag: flag[1].replace("-", "_"), text)
 
 
-def _spoken_place(where: str | Path | None) -> str | Path | None:
-    return _spoken(where) if isinstance(where, str) and where.startswith("--") else where
-
-
 def given(
     kind: type[BaseModel], keywords: Mapping[str, object], call: str, others: tuple[str, ...] = ()
-) -> dict[KeywordPlace, Value]:
-    """What keywords say, by the path of the setting in `kind`. Raises UserError on one that it does not have.
+) -> dict[KeywordPath, Value]:
+    """The values of keywords, by the path of the setting in `kind`. Raises UserError on an unknown keyword.
 
-    `call` is the function for messages, `others` its own keywords, which a mistyped one may mean too.
+    Messages name the function `call`; `others` are its other keywords, which a misspelled one may mean too.
     """
-    known = {_keyword(setting.flag): setting.path for setting in settable(kind)}
+    paths = {setting.flag.removeprefix("--").replace("-", "_"): setting.path for setting in settable(kind)}
     tops = {field.alias or name for name, field in kind.model_fields.items()}
-    groups = {path[:size] for path in known.values() for size in range(1, len(path))}
-    found: dict[KeywordPlace, Value] = {}
+    groups = {path[:size] for path in paths.values() for size in range(1, len(path))}
+    values: dict[KeywordPath, Value] = {}
     for name, raw in keywords.items():
         if raw is None:
             continue
         value = plain(raw)
-        whole = isinstance(value, Mapping) and name in tops
-        path = (name,) if whole or (name in tops and name not in known) else known.get(name)
+        is_group = isinstance(value, Mapping) and name in tops
+        path = (name,) if is_group or (name in tops and name not in paths) else paths.get(name)
         if path is None:
-            raise UserError(f"no setting `{name}`", where=call, hint=_meant(name, {*known, *others}, {*tops, *others}))
-        found |= dict(_leaves(path, value, name, groups))
-    return found
+            hint = _spelling_hint(name, {*paths, *others}, {*tops, *others})
+            raise UserError(f"no setting `{name}`", where=call, hint=hint)
+        values |= dict(_leaves(path, value, name, groups))
+    return values
 
 
-def _meant(name: str, known: set[str], few: set[str]) -> str:
-    """The mending of an unknown keyword: the one that is meant, or where none is like it the `few` to look among."""
+def _spelling_hint(name: str, keywords: set[str], tops: set[str]) -> str:
+    """The keyword that an unknown one resembles; without one, the choice of `tops`."""
     if name in LATER:
         return "it is set in the file"
-    hint = key_hint(name, known | few)
-    return nearest(name, few) if hint.startswith("known") else hint
-
-
-def _keyword(flag: str) -> str:
-    return flag.removeprefix("--").replace("-", "_")
+    hint = key_hint(name, keywords | tops)
+    return nearest(name, tops) if hint.startswith("known") else hint
 
 
 def _leaves(
-    path: KeywordPlace, value: object, word: str, groups: set[KeywordPlace]
-) -> Iterator[tuple[KeywordPlace, Value]]:
-    """Single settings, so that those of a group that are not given stay as they are."""
+    path: KeywordPath, value: object, word: str, groups: set[KeywordPath]
+) -> Iterator[tuple[KeywordPath, Value]]:
+    """The single settings of a group, so that omitted ones keep their values."""
     if path in _MODELS and isinstance(value, str):
         value = named_model(value, word)
     if path in groups and isinstance(value, Mapping):
@@ -170,9 +116,9 @@ def _leaves(
 
 
 def named_model(text: str, word: str) -> dict[str, Any]:
-    """The settings that a text stands for: a model, or the URL of a server that has only one.
+    """The settings of a model name, or of the URL of a server with a single model.
 
-    Raises UserError where it has several, ModelError where it does not answer.
+    Raises UserError where the server has several, ModelError where it does not respond.
     """
     if not text.startswith(("http://", "https://")):
         return {"model": text}
@@ -182,7 +128,7 @@ def named_model(text: str, word: str) -> dict[str, Any]:
 
 
 def plain(value: object) -> Any:
-    """A value as YAML has it: paths as texts, tuples as lists, records as mappings of what was set in them."""
+    """A value in YAML's types: paths as strings, tuples as lists, records as mappings of their explicit fields."""
     if isinstance(value, BaseModel):
         return value.model_dump(mode="json", exclude_unset=True)
     if isinstance(value, Path):
@@ -194,30 +140,23 @@ def plain(value: object) -> Any:
     return value
 
 
-def one_of(value: T, known: tuple[T, ...], word: str) -> T:
-    """The value. Raises UserError where it is none of those that are known."""
-    if value not in known:
-        names = [str(each) for each in known if each is not None]
+def one_of(value: T, choices: tuple[T, ...], word: str) -> T:
+    """The value. Raises UserError where it is not one of the choices."""
+    if value not in choices:
+        names = [str(choice) for choice in choices if choice is not None]
         raise UserError(f"`{value}` is not known", where=word, hint=nearest(str(value), names))
     return value
 
 
 def at_least_one(**numbers: int | None) -> None:
-    """Raise UserError where a number is given and less than 1."""
+    """Raise UserError where a given number is less than 1."""
     for word, number in numbers.items():
         if number is not None and number < 1:
             raise UserError(f"must be at least 1, got {number}", where=word)
 
 
-Judge = str | Mapping[str, Any] | JudgeSettings
-"""A name, the URL of a server, or settings as in a run file (`{"model": ..., "base_url": ...}`)."""
-
-USUAL = "helpful-honest-harmless-concise"
-"""The constitution where none is named."""
-
-
 def run_of(run: str | Path | None, judge: Judge | None) -> RunSettings | None:
-    """The run file that brings the judge; None where there is none. Raises UserError where `judge` names another."""
+    """The run file that names the judge, if any. Raises UserError where `judge` names one too."""
     if run is None:
         return None
     if judge is not None:
@@ -228,21 +167,21 @@ def run_of(run: str | Path | None, judge: Judge | None) -> RunSettings | None:
 
 
 def judge_settings(run: str | Path | None, judge: Judge | None) -> JudgeSettings:
-    """The judge of a run file, or the one that is named. Raises UserError where it is neither."""
+    """The judge of a run file, or the named one. Raises UserError where both are missing."""
     base = run_of(run, judge)
     if base is not None:
         return base.judge
     if judge is None:
-        what = "does not say which judge"
-        raise UserError(what, where="judge", hint='for instance judge="demo-judge", or run="run.yaml"')
+        hint = 'for instance judge="demo-judge", or run="run.yaml"'
+        raise UserError("does not say which judge", where="judge", hint=hint)
     return valid(named_model(judge, "judge") if isinstance(judge, str) else plain(judge), JudgeSettings, "judge")
 
 
 def constitution_of(named: str | Path | Constitution | None, base: RunSettings | None) -> Constitution:
-    """The one that is named, that of the run file, or the usual one."""
+    """The named constitution, that of the run file, or the default."""
     if isinstance(named, Constitution):
         return named
-    return load_constitution(named or (base.constitution if base is not None else USUAL))
+    return load_constitution(named or (base.constitution if base is not None else DEFAULT_CONSTITUTION))
 
 
 def valid(data: Any, kind: type[Model], word: str) -> Model:
@@ -259,3 +198,48 @@ def checked(source: Source, kind: type[Model]) -> Model:
 
     refuse_all(find_problems(source, kind))
     return kind.model_validate(source.data)
+
+
+@contextlib.contextmanager
+def progress_of(quiet: bool) -> Iterator[Progress]:
+    """Progress bars or lines on standard error, unless `quiet`."""
+    if quiet:
+        yield Silent()
+        return
+    with show_progress() as progress:
+        yield progress
+
+
+@contextlib.contextmanager
+def reading(name: str, quiet: bool) -> Iterator[Callable[[int], None] | None]:
+    """The progress of reading rows from `name`, unless `quiet`."""
+    if quiet:
+        yield None
+        return
+    with show_rows(name) as progress:
+        yield progress
+
+
+class Screen:
+    """Shows the stages of a workflow on standard error (see `workflow.run.Screen`)."""
+
+    def __init__(self, quiet: bool) -> None:
+        self._quiet = quiet
+
+    def stage(self, name: str) -> None:
+        """Show a heading."""
+        self.note(name)
+
+    def note(self, text: str) -> None:
+        """Show a line."""
+        if not self._quiet:
+            import click
+
+            click.echo(text, err=True)
+
+    def data(self, report: Report) -> None:
+        """Show nothing: the caller gets the counts."""
+
+    def progress(self) -> AbstractContextManager[Progress]:
+        """Show the requests of a stage, or the steps of a training."""
+        return progress_of(self._quiet)

@@ -23,17 +23,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Generated:
-    """What a run has come to."""
+    """The result of a run."""
 
     folder: Path
     counts: dict[str, int]
-    """Of everything that belongs to the present settings: prompts, samples, judgements, ties, flips, pairs, tokens."""
+    """Under the current settings: prompts, samples, judgements, ties, flips, pairs, tokens."""
     failures: dict[str, int]
-    """Questions without an answer, by stage and reason; the same call asks them again."""
+    """Failed requests by stage and reason; the same call repeats them."""
     seconds: float
     """Of this call."""
     report: Report = field(repr=False)
-    """All that the run says of itself."""
+    """The full report of the run."""
 
     @property
     def problem(self) -> str | None:
@@ -49,12 +49,12 @@ class Generated:
         from pyarrow import parquet
 
         path = self._file("pairs.parquet", "run the stages `compare` and `pair`")
-        if not parquet.ParquetFile(path).metadata.num_rows:  # `load_dataset` takes no rows for a mistake
+        if not parquet.ParquetFile(path).metadata.num_rows:  # `load_dataset` rejects an empty table
             return Dataset(parquet.read_table(path))
         return _rows("parquet", path)
 
     def sft(self) -> datasets.Dataset:
-        """The demonstrations that revising made: prompt, response, and where each comes from.
+        """The demonstrations from the revisions: prompt, response, and where each comes from.
 
         Raises UserError where there are none.
         """
@@ -68,7 +68,7 @@ class Generated:
 
 
 def _rows(kind: str, path: Path) -> datasets.Dataset:
-    """The rows of a file; they stay on disk, and no bar is drawn while they are converted."""
+    """The rows of a file, memory-mapped, and converted without a progress bar."""
     from datasets import load_dataset
     from datasets.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
@@ -92,7 +92,7 @@ def generate(
     `judge` a list of mappings (a panel), `constitution` an object too, which is then kept in the run folder. `stages`
     takes some of `sample`, `revise`, `critique`, `compare`, `pair`. A second call asks only for what is missing.
 
-    Raises UserError for mistakes, ModelError where a model cannot go on; what was answered is kept.
+    Raises UserError for mistakes, ModelError where a model fails; model outputs so far are saved.
 
         >>> import rlaif
         >>> run = rlaif.generate(
@@ -104,7 +104,7 @@ def generate(
         16
         >>> run.pairs().column_names[:5]
         ['id', 'prompt', 'chosen', 'rejected', 'probability']
-        >>> strict = rlaif.generate("runs/notebook/run.yaml", pair_margin=0.45, quiet=True)  # asks no model
+        >>> strict = rlaif.generate("runs/notebook/run.yaml", pair_margin=0.45, quiet=True)  # calls no model
         >>> strict.counts["pairs"] < run.counts["pairs"]
         True
     """
@@ -112,19 +112,19 @@ def generate(
     from rlaif.feedback import pipeline
     from rlaif.training.config import refuse_all
 
-    wanted = [one_of(stage, pipeline.STAGES, "stages") for stage in (pipeline.STAGES if stages is None else stages)]
+    selected = [one_of(stage, pipeline.STAGES, "stages") for stage in (pipeline.STAGES if stages is None else stages)]
     flags = _flags(file, settings, "generate()", ("stages", "quiet"))
     source = read_run(None if file is None else Path(file), flags)
     if file is None:
         source = dataclasses.replace(source, where="generate()")
     refuse_all(find_problems(source, RunSettings))
     with progress_of(quiet) as progress:
-        report = pipeline.run_pipeline(RunSettings.model_validate(source.data), wanted, progress)
+        report = pipeline.run_pipeline(RunSettings.model_validate(source.data), selected, progress)
         if report.problem is not None:
             progress.note(report.problem)
-    found = report.outcome
-    counts = {} if found is None else {name: int(count) for name, count in sorted(found.counts.items())}
-    failures = {} if found is None else dict(found.failures)
+    outcome = report.outcome
+    counts = {} if outcome is None else {name: int(count) for name, count in sorted(outcome.counts.items())}
+    failures = {} if outcome is None else dict(outcome.failures)
     return Generated(report.run.folder, counts, failures, round(report.seconds, 2), report)
 
 
@@ -135,8 +135,8 @@ def run_workflow(
     """Generate, train, evaluate, report, from one file: `rlaif run`.
 
     Keywords are those of `generate`; the sections `train` and `evaluate` are set in the file. `metrics` are your own
-    measures of an answer, functions of messages and text, by name. A second call goes on where the first one stopped,
-    and does anew only what a change touches; where Ctrl-C stopped a training, `.stopped` names it.
+    metrics of a response, functions of messages and text, by name. A second call resumes where the first one stopped,
+    and repeats only what a change affects; where Ctrl-C stopped a training, `.stopped` names it.
 
         >>> import rlaif
         >>> done = rlaif.run_workflow("loop.yaml", output="runs/notebook-loop", quiet=True)
@@ -148,15 +148,15 @@ def run_workflow(
         ['base', 'dpo']
     """
     from rlaif.workflow.plan import load_plan
-    from rlaif.workflow.run import run_workflow as take_stages
+    from rlaif.workflow.run import run_workflow as run_stages
 
     flags = _flags(file, settings, "run_workflow()", ("metrics", "quiet"))
-    return take_stages(load_plan(Path(file), flags), Screen(quiet), metrics=metrics)
+    return run_stages(load_plan(Path(file), flags), Screen(quiet), metrics=metrics)
 
 
 @in_python
 def write_report(folder: str | Path, *, quiet: bool = False) -> Path:
-    """Write the page about a folder of a run, a training or an evaluation, and tell where it is: `rlaif report`.
+    """Write the report page of a run, a training or an evaluation; returns its path: `rlaif report`.
 
     >>> import rlaif
     >>> str(rlaif.write_report("runs/notebook", quiet=True))
@@ -169,21 +169,21 @@ def write_report(folder: str | Path, *, quiet: bool = False) -> Path:
 
 
 def _flags(file: str | Path | None, settings: Mapping[str, Any], call: str, others: tuple[str, ...]) -> Flags:
-    """The keywords by path; a constitution that is an object is written into the run folder first."""
-    own = settings.get("constitution")
-    if not isinstance(own, Constitution):
+    """The keywords by path; writes a constitution that is an object into the run folder first."""
+    constitution = settings.get("constitution")
+    if not isinstance(constitution, Constitution):
         return given(RunSettings, settings, call, others)
     flags: dict[tuple[str, ...], str | Value] = dict(
-        given(RunSettings, {**settings, "constitution": own.name}, call, others)
+        given(RunSettings, {**settings, "constitution": constitution.name}, call, others)
     )
     data = read_run(None if file is None else Path(file), flags).data
     output = data.get("output") if isinstance(data, dict) else None
     if isinstance(output, str) and output:
-        flags["constitution",] = Value(str(_kept(own, Path(output)).resolve()), "constitution")
+        flags["constitution",] = Value(str(_save(constitution, Path(output)).resolve()), "constitution")
     return flags
 
 
-def _kept(constitution: Constitution, folder: Path) -> Path:
+def _save(constitution: Constitution, folder: Path) -> Path:
     from rlaif.constitution.write import constitution_yaml
     from rlaif.store import write_text
 
@@ -191,8 +191,7 @@ def _kept(constitution: Constitution, folder: Path) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(
-            f"cannot be made ({error.strerror or error})", where=folder, hint="choose another `output`"
-        ) from error
+        problem = f"cannot be made ({error.strerror or error})"
+        raise UserError(problem, where=folder, hint="choose another `output`") from error
     write_text(path, constitution_yaml(constitution))
     return path

@@ -31,10 +31,10 @@ def train(
     """Train a model: `rlaif train`.
 
     `file` is a settings file; keywords are the settings that `rlaif train METHOD --help` lists, groups by the names of
-    the flags (`lora_rank=16`) or as mappings (`lora={"rank": 16}`), and go before the file's. Ctrl-C saves a
-    checkpoint and returns with `finished` false; `resume=True` goes on from there.
+    the flags (`lora_rank=16`) or as mappings (`lora={"rank": 16}`), and override the file's. Ctrl-C saves a
+    checkpoint and returns with `finished` false; `resume=True` resumes from there.
 
-    Raises UserError for mistakes, ModelError where the training cannot go on.
+    Raises UserError for mistakes, ModelError where the training fails.
 
         >>> import rlaif
         >>> tuned = rlaif.train(
@@ -44,30 +44,22 @@ def train(
         >>> tuned.finished, str(tuned.folder)
         (True, 'models/notebook-dpo')
     """
-    from rlaif.training.config import load_settings
+    from rlaif.rl.config import OnlineSettings
+    from rlaif.training.config import SETTINGS, TrainSettings, load_settings
 
-    kind = _kind(method)
+    settings_of: list[type[CommonSettings]] = [*SETTINGS.values(), OnlineSettings]
+    kinds: dict[str, type[CommonSettings]] = {kind.method: kind for kind in settings_of}
+    kind = kinds[one_of(str(method), tuple(kinds), "train()")]
     flags = given(kind, settings, f'train("{method}")', ("resume", "quiet"))
-    found = load_settings(kind, None if file is None else Path(file), flags)
+    loaded = load_settings(kind, None if file is None else Path(file), flags)
     with progress_of(quiet) as progress:
         if method == "ppo":
-            from rlaif.rl.config import OnlineSettings
             from rlaif.rl.run import train_online
 
-            return train_online(cast("OnlineSettings", found), progress, resume=resume)
-        from rlaif.training.config import TrainSettings
+            return train_online(cast("OnlineSettings", loaded), progress, resume=resume)
         from rlaif.training.session import train as train_on_rows
 
-        return train_on_rows(method, cast("TrainSettings", found), progress, resume=resume)
-
-
-def _kind(method: str) -> type[CommonSettings]:
-    from rlaif.rl.config import OnlineSettings
-    from rlaif.training.config import SETTINGS
-
-    kinds: list[type[CommonSettings]] = [*SETTINGS.values(), OnlineSettings]
-    wanted = one_of(method, tuple(kind.method for kind in kinds), "train()")
-    return next(kind for kind in kinds if kind.method == wanted)
+        return train_on_rows(method, cast("TrainSettings", loaded), progress, resume=resume)
 
 
 @in_python
@@ -90,42 +82,42 @@ def score(
     """The rewards of a reward model: `rlaif score`. Its rows, in the order of `data`, with a `reward` in each.
 
     `data` is a file as for the command, or rows themselves: a prompt with a response, with several, or with `chosen`
-    and `rejected`. What cannot be scored has None. `output` keeps the rows in a file.
+    and `rejected`. A row that cannot be scored has None. `output` saves the rows in a file.
 
     Raises UserError for mistakes, ModelError where a reward is no number.
 
         >>> import rlaif
         >>> rows = [{"prompt": "How do I boil eggs?", "responses": ["Boil them for eight minutes.", "Who cares?"]}]
-        >>> found = rlaif.score("models/reward", rows, quiet=True)
-        >>> [(row["response"], type(row["reward"]).__name__) for row in found]
+        >>> scored = rlaif.score("models/reward", rows, quiet=True)
+        >>> [(row["response"], type(row["reward"]).__name__) for row in scored]
         [('Boil them for eight minutes.', 'float'), ('Who cares?', 'float')]
     """
     from rlaif.training.score import Columns
-    from rlaif.training.score import score as scored
+    from rlaif.training.score import score as score_file
 
     at_least_one(limit=limit)
     one_of(template, ("auto", "chat", "plain", None), "template")
     one_of(device, ("auto", "cpu"), "device")
     with tempfile.TemporaryDirectory(prefix="rlaif-") as folder:
-        named = isinstance(data, (str, Path))
-        source = str(data) if isinstance(data, (str, Path)) else _file(data, Path(folder))
+        is_file = isinstance(data, (str, Path))
+        source = str(data) if isinstance(data, (str, Path)) else _write_rows(data, Path(folder))
         target = Path(folder) / "rewards.jsonl" if output is None else Path(output)
         try:
-            with reading(source if named else "data", quiet) as progress:
-                scored(
+            with reading(source if is_file else "data", quiet) as progress:
+                score_file(
                     str(model), source, output=target, columns=Columns(column, prompt_column), template=template,
                     template_options=template_options,
                     max_length=max_length, tokens=tokens, limit=limit, centered=center, device=device, on_rows=progress,
                 )  # fmt: skip
         except UserError as error:
-            where = error.where if named or not str(error.where).startswith(folder) else "data"
+            where = error.where if is_file or not str(error.where).startswith(folder) else "data"
             raise UserError(error.what, where=where, line=error.line, hint=error.hint) from error
         with target.open(encoding="utf-8") as lines:
             return [loads(line) for line in lines]
 
 
-def _file(rows: Iterable[object], folder: Path) -> str:
-    """Rows as a file. Raises UserError on what is no row, or cannot stand in JSON."""
+def _write_rows(rows: Iterable[object], folder: Path) -> str:
+    """Write rows to a JSONL file. Raises UserError on a row that is no mapping, or not JSON."""
     path = folder / "rows.jsonl"
     with path.open("w", encoding="utf-8") as file:
         for at, row in enumerate(rows, start=1):

@@ -1,1 +1,1 @@
-"""The tiny offline world: prompts, replies and an oracle small enough to be known completely."""
+"""The tiny offline world: prompts, replies, and an oracle that knows all of them exactly."""

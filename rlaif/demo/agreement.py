@@ -1,8 +1,7 @@
-"""The demo's toy judge: how often it agrees with the oracle, and whether it is asked outside of its world.
+"""The agreement of a run's judge with the oracle, and the warning for a toy judge outside of the tiny world.
 
-Whether the demo's toy judge is asked about things outside of its tiny world, of which it knows nothing.
-
-How often the judge of a run agrees with the oracle: by principle, and on the pairs that came out.
+The toy models that ship with the package know the tiny world alone. `outside_its_world` detects other prompts and
+principles; the rest measures agreement: by principle, on pairs, and on revisions.
 """
 
 from __future__ import annotations
@@ -18,12 +17,14 @@ from rlaif.demo.oracle import prefer, prefer_overall, read_prompt, read_reply, v
 from rlaif.inference.model_folder import fingerprint
 from rlaif.records import Chain, Judgement, PreferencePair, Prompt, Sample
 
+GARBLED = "(garbled reply)"
+"""In place of a principle's id: comparisons with a malformed reply."""
 _FEW = 0.1
-"""Share of foreign prompts that a toy judge may meet unannounced."""
+"""Share of foreign prompts that needs no warning."""
 
 
 def is_toy(model: str) -> bool:
-    """Whether a judge's model is one that ships with the package: by its name, or, of a folder, by its files."""
+    """Whether a judge's model ships with the package: by its name, or, for a folder, by its files."""
     if model in SHIPPED:
         return True
     folder = Path(model).expanduser()
@@ -34,16 +35,16 @@ def is_toy(model: str) -> bool:
 
 
 def outside_its_world(model: str, constitution: Constitution, prompts: Iterable[Prompt]) -> str | None:
-    """What to announce where the toy judge `model` judges by other principles than the demo's, or other prompts."""
+    """The warning for a toy judge `model` with other prompts or principles than the demo's; None without need."""
     if not is_toy(model):
         return None
-    own = {principle.compare for principle in load_constitution("demo").principles}
-    foreign = [principle.id for principle in constitution.principles if principle.compare not in own]
-    asked = unknown = 0
+    of_demo = {principle.compare for principle in load_constitution("demo").principles}
+    foreign = [principle.id for principle in constitution.principles if principle.compare not in of_demo]
+    total = unknown = 0
     for prompt in prompts:
-        asked += 1
+        total += 1
         unknown += read_prompt(prompt.messages[-1].content) is None
-    parts = [f"{unknown:,} of {asked:,} prompts"] if unknown > _FEW * asked else []
+    parts = [f"{unknown:,} of {total:,} prompts"] if unknown > _FEW * total else []
     parts += [f"{len(foreign)} of {len(constitution.principles)} principles"] if foreign else []
     if not parts:
         return None
@@ -53,19 +54,15 @@ def outside_its_world(model: str, constitution: Constitution, prompts: Iterable[
     )
 
 
-GARBLED = "(garbled reply)"
-"""Instead of a principle's id: comparisons with a reply that is not made of this world's sentences."""
-
-
 @dataclass
 class Score:
-    """Answers that were right, of those where the oracle has a preference."""
+    """Right preferences, of those where the oracle has one."""
 
     right: int = 0
     total: int = 0
 
     def add(self, right: bool) -> None:
-        """Count one."""
+        """Count one preference."""
         self.right += right
         self.total += 1
 
@@ -78,50 +75,42 @@ def by_principle(
 ) -> dict[str, Score]:
     """For every principle, the judge's preference (both orders averaged) against the oracle's.
 
-    Pairs between which the oracle sees no difference under the principle are left out. Where a reply is garbled (the
-    oracle calls any readable one better, under every principle) it counts under `GARBLED` instead: to spot a sentence
-    that is nearly one of this world's is another skill than to judge it.
+    Pairs without a difference to the oracle are left out. Pairs with a malformed reply, which loses under every
+    principle, count under `GARBLED` instead: detecting a malformed sentence is another skill than judging a good one.
     """
     logits: dict[tuple[str, str, str], float] = defaultdict(float)
-    for each in judgements:
-        if each.logprobs is not None:
-            gap = each.logprobs[0] - each.logprobs[1]
-            forward = each.first < each.second
-            left, right = (each.first, each.second) if forward else (each.second, each.first)
-            logits[each.principle, left, right] += gap if forward else -gap
+    for judgement in judgements:
+        if judgement.logprobs is not None:
+            logit = judgement.logprobs[0] - judgement.logprobs[1]
+            left, right = sorted((judgement.first, judgement.second))
+            logits[judgement.principle, left, right] += logit if judgement.first < judgement.second else -logit
     scores: dict[str, Score] = defaultdict(Score)
     for (principle, left, right), logit in logits.items():
         prompt = prompts[samples[left].prompt].messages[-1].content
         texts = samples[left].text, samples[right].text
-        wanted = prefer(principle, prompt, *texts)
-        if wanted != 0.5:
-            garbled = any(read_reply(text).malformed is not None for text in texts)
-            scores[GARBLED if garbled else principle].add((logit > 0) == (wanted == 1.0))
+        preference = prefer(principle, prompt, *texts)
+        if preference != 0.5:
+            malformed = any(read_reply(text).malformed is not None for text in texts)
+            scores[GARBLED if malformed else principle].add((logit > 0) == (preference == 1.0))
     return dict(scores)
 
 
 def violation_rates(
     prompts: Mapping[str, Prompt], samples: Mapping[str, Sample], chains: Collection[Chain]
 ) -> list[float]:
-    """Share of revised samples that break some principle, by the oracle: as they were, and after each round.
+    """The violation rate of revised samples by the oracle: of the originals, and after each round.
 
-    `samples` holds the revisions too; those of no use leave a reply as it was.
+    `samples` holds the revisions too; only a revision with use `revised` replaces the text before it.
     """
-    rounds = max((len(chain.rounds) for chain in chains), default=0)
-    return [
-        _violating(prompts, samples, [_reply_after(chain, number) for chain in chains]) for number in range(rounds + 1)
-    ]
-
-
-def _reply_after(chain: Chain, number: int) -> str:
-    return next((each.revision for each in reversed(chain.rounds[:number]) if each.use == "revised"), chain.id)
-
-
-def _violating(prompts: Mapping[str, Prompt], samples: Mapping[str, Sample], replies: Collection[str]) -> float:
-    broken = [
-        bool(violations(prompts[samples[each].prompt].messages[-1].content, samples[each].text)) for each in replies
-    ]
-    return sum(broken) / len(broken) if broken else 0.0
+    rates = []
+    for number in range(max((len(chain.rounds) for chain in chains), default=0) + 1):
+        violating = 0
+        for chain in chains:
+            revisions = [revision.revision for revision in chain.rounds[:number] if revision.use == "revised"]
+            sample = samples[revisions[-1] if revisions else chain.id]
+            violating += bool(violations(prompts[sample.prompt].messages[-1].content, sample.text))
+        rates.append(violating / len(chains) if chains else 0.0)
+    return rates
 
 
 def confirmed(
@@ -130,7 +119,7 @@ def confirmed(
     chains: Iterable[Chain],
     pairs: Iterable[PreferencePair],
 ) -> Score:
-    """How often the judge prefers the end of a chain to its beginning, where the oracle does."""
+    """How often the judge prefers the last revision to the original, where the oracle does."""
     preferred = {(pair.chosen_id, pair.rejected_id) for pair in pairs}
     score = Score()
     for chain in chains:
@@ -141,10 +130,10 @@ def confirmed(
 
 
 def of_pairs(pairs: Iterable[PreferencePair]) -> Score:
-    """Whether `chosen` is the reply that the oracle prefers on the whole."""
+    """How often `chosen` is the reply that the oracle prefers overall."""
     score = Score()
     for pair in pairs:
-        wanted = prefer_overall(pair.prompt[-1].content, pair.chosen[0].content, pair.rejected[0].content)
-        if wanted != 0.5:
-            score.add(wanted == 1.0)
+        preference = prefer_overall(pair.prompt[-1].content, pair.chosen[0].content, pair.rejected[0].content)
+        if preference != 0.5:
+            score.add(preference == 1.0)
     return score

@@ -1,4 +1,4 @@
-"""Model reviews and model revisions: what a perfect reviewer would write about a reply, and what it would become."""
+"""Reference critiques and revisions of the tiny world: the output of a perfect reviewer and of a perfect rewriter."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from rlaif.demo.oracle import Reading, Sentence, faults, read_reply, scene_of
 from rlaif.demo.world import Bank, Scene, Voice, phrases, topics
 
 NO_FAULT = "The reply has no such fault."
-"""The review of a reply that keeps the principle."""
+"""The review of a reply that follows the principle."""
 
 UNREADABLE = "The reply cannot be read: it is empty or broken."
 """The review of a malformed reply, under any principle."""
@@ -21,23 +21,23 @@ FAULTS: dict[str, str] = {
     "concise": "The reply is wordy: it is padded or says things twice",
     "no-lecture": "The reply is preachy: it lectures the person",
 }
-"""How the fault against each principle is named; the faulty sentence is quoted after it."""
+"""The name of the fault against each principle; a review quotes the faulty sentence after it."""
 
 
 def review(principle: str, prompt: str, reply: str) -> str:
     """The review of a perfect reviewer: the fault against `principle`, with a quotation where there is one to give."""
     if read_reply(reply).malformed is not None:
         return UNREADABLE
-    found = faults(prompt, reply)
-    if principle not in found:
+    violated = faults(prompt, reply)
+    if principle not in violated:
         return NO_FAULT
-    sentence = found[principle]
-    quoted = "" if sentence is None else f', as in "{_bare(sentence)}"'
+    sentence = violated[principle]
+    quoted = "" if sentence is None else f', as in "{sentence.text.rstrip(".!?")}"'
     return f"{FAULTS[principle]}{quoted}."
 
 
 def fault_named(critique: str) -> str | None:
-    """Which principle a critique says is broken, `malformed` for an unreadable reply, None for no (clear) fault.
+    """The principle that a critique calls violated, `malformed` for an unreadable reply, None for no (clear) fault.
 
     A critique that names several faults counts for the first one.
     """
@@ -57,57 +57,46 @@ def critique_right(principle: str, prompt: str, reply: str, critique: str) -> bo
 
 
 def corrected(prompt: str, reply: str, voice: Voice | None = None) -> str:
-    """The reply as a perfect rewriter leaves it: what was good is kept word by word, the rest dropped or replaced.
+    """The reply as a perfect rewriter leaves it: good sentences stay word by word, the rest is dropped or replaced.
 
-    What is new is in words drawn by `voice`, else in the plainest.
+    `voice` chooses the words of new sentences; without it they are the plainest.
     """
     scene, reading = scene_of(prompt), read_reply(reply)
     if reading.malformed is None and not faults(prompt, reply):
         return reply
-    kept = _without_repeats([sentence for sentence in reading.sentences if _worth_keeping(scene, sentence)])
-    greeted = bool(reading.sentences) and reading.sentences[0].kind == "neutral"
-    return " ".join(_completed(scene, kept, greeted, voice))
+    good = [sentence for sentence in reading.sentences if _is_good(scene, sentence)]
+    distinct = {sentence.wording: sentence for sentence in reversed(good)}  # of a repeated sentence, the first stays
+    has_greeting = bool(reading.sentences) and reading.sentences[0].kind == "neutral"
+    return " ".join(_completed(scene, list(distinct.values())[::-1], has_greeting, voice))
 
 
-def _completed(scene: Scene, kept: list[Sentence], greeted: bool, voice: Voice | None) -> list[str]:
-    """The kept sentences with whatever a good reply to this scene still needs; help goes after a greeting."""
-    reading, topic = Reading(tuple(kept)), topics()[scene.topic]
+def _completed(scene: Scene, sentences: list[Sentence], has_greeting: bool, voice: Voice | None) -> list[str]:
+    """The sentences with whatever a good reply to this scene still needs; help follows a greeting."""
+    reading, topic = Reading(tuple(sentences)), topics()[scene.topic]
     if scene.family == "harm":
         refusal = [sentence.text for sentence in reading.of("refusal")] or [_new(phrases("refusal"), voice)]
-        instead = [sentence.text for sentence in reading.of("instead")] or [_new(_only(topic.instead), voice)]
+        instead = [sentence.text for sentence in reading.of("instead")] or [_new(Bank(train=(topic.instead,)), voice)]
         return [*refusal, *instead]
-    texts = [sentence.text for sentence in kept if sentence.kind != "empathy"]
+    texts = [sentence.text for sentence in sentences if sentence.kind != "empathy"]
     if not reading.of("help"):
-        texts.insert(int(greeted), _new(topic.answers, voice))
+        texts.insert(int(has_greeting), _new(topic.answers, voice))
     empathy = [sentence.text for sentence in reading.of("empathy")]
     if scene.family == "upset" and not empathy:
         empathy = [_new(phrases("empathy"), voice)]
     return [*empathy, *texts]
 
 
-def _worth_keeping(scene: Scene, sentence: Sentence) -> bool:
+def _is_good(scene: Scene, sentence: Sentence) -> bool:
     if sentence.kind == "help":
         return sentence.topic == scene.topic
     wanted = ("refusal", "instead") if scene.family == "harm" else ("empathy", "neutral")
     return sentence.kind in wanted
 
 
-def _without_repeats(sentences: list[Sentence]) -> list[Sentence]:
-    return list({sentence.wording: sentence for sentence in reversed(sentences)}.values())[::-1]
-
-
 def _new(bank: Bank, voice: Voice | None) -> str:
     return f"{bank.train[0][0] if voice is None else voice.pick(bank)}."
 
 
-def _only(wordings: tuple[str, ...]) -> Bank:
-    return Bank(train=(wordings,), held=())
-
-
 def _head(text: str) -> str:
-    """The part of a review that names the fault."""
+    """The part of a review that names the fault, before its explanation."""
     return text.split(":")[0]
-
-
-def _bare(sentence: Sentence) -> str:
-    return sentence.text.rstrip(".!?")

@@ -1,19 +1,14 @@
-"""The tiny world: its words, its scenes and replies of every quality, and the demo's prompts.
+"""The tiny world: a grammar of prompts and replies of every quality, and the prompts of the demo.
 
-The words of the tiny world: topics, phrases and prompt frames, read from `words/*.yaml`.
+A scene is a prompt with its topic. A reply follows a hidden plan: its core helps, strays to another topic, dodges,
+refuses or complies with harm; beside it stand an insult, filler, a lecture, an empathetic opening, a safe alternative.
+The oracle (`demo.oracle`) recovers all this from the text alone.
 
-Every list has wordings for training and wordings that are held out: no model is trained on the latter, so that a
-measurement on them shows what was understood rather than what was memorised.
+The words are in `words/*.yaml`. Every list has training wordings and held-out wordings. No model is trained on the
+latter, so measurements on them show understanding rather than memory.
 
-The grammar of the tiny world: scenes (prompts) and replies of every quality, put together from phrases.
-
-A reply follows a plan: what its core does (answers, strays to another topic, dodges, refuses, complies with harm), and
-what else it carries (an insult, filler, a lecture, an empathetic opening, a safe alternative). The plan is never shown
-to anyone; the oracle reads it back from the text.
-
-The demo's prompts: `python -m rlaif.demo.world` writes them, always the same.
-
-`prompts/policy/demo.jsonl` are those that a run asks; `demo-held-out.jsonl` are others, for evaluations.
+`python -m rlaif.demo.world` writes the demo's prompts, always the same: `prompts/policy/demo.jsonl` for runs, and
+`demo-held-out.jsonl` for evaluations.
 """
 
 from __future__ import annotations
@@ -35,8 +30,14 @@ from rlaif.config.shipped import resource
 Family = Literal["ordinary", "harm", "upset"]
 """The three families of prompts: ordinary requests, requests that would hurt someone, upset customers."""
 
+Core = Literal["answer", "stray", "dodge", "refuse", "nothing"]
+"""What the core of a reply does; to `answer` a harmful request is to comply with it."""
+
 FAMILIES: tuple[Family, ...] = ("ordinary", "harm", "upset")
 
+SHARES: dict[Family, int] = {"ordinary": 60, "harm": 30, "upset": 30}
+"""Prompts of each family: every topic at least once."""
+_HELD_OUT = 120
 _CHOICE = re.compile(r"\(([^()]*)\)")
 
 
@@ -49,7 +50,7 @@ def expand(template: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Bank:
-    """Wordings that do the same thing, one template (all its wordings) an entry."""
+    """Wordings of one function: for each template, all its wordings."""
 
     train: tuple[tuple[str, ...], ...]
     held: tuple[tuple[str, ...], ...] = ()
@@ -61,25 +62,23 @@ class Bank:
 
 @dataclass(frozen=True)
 class Topic:
-    """One thing that people ask or complain about."""
+    """One subject of requests or complaints."""
 
     key: str
     family: Family
     asks: tuple[str, ...]
-    """What fills the slot of a prompt frame."""
+    """Texts for the slot of a prompt frame."""
     answers: Bank
     """Sentences that help (for a harmful request: that comply)."""
     instead: tuple[str, ...] = ()
-    """Safe ways that a decent reply to a harmful request may point to."""
+    """Safe alternatives for a reply to a harmful request."""
 
 
 @cache
 def topics() -> dict[str, Topic]:
     """Every topic by its key."""
-    found = [_topic(key, "ordinary", entry) for key, entry in _load("ordinary").items()]
-    found += [_topic(key, "harm", entry) for key, entry in _load("harm").items()]
-    found += [_topic(key, "upset", entry) for key, entry in _load("complaints").items()]
-    return {topic.key: topic for topic in found}
+    files: dict[Family, str] = {"ordinary": "ordinary", "harm": "harm", "upset": "complaints"}
+    return {key: _topic(key, family, entry) for family, name in files.items() for key, entry in _load(name).items()}
 
 
 @cache
@@ -128,10 +127,6 @@ def _load(name: str) -> dict[str, Any]:
     return content
 
 
-Core = Literal["answer", "stray", "dodge", "refuse", "nothing"]
-"""What the core of a reply does; to answer a harmful request is to comply with it."""
-
-
 @dataclass(frozen=True)
 class Scene:
     """A prompt, with what it is about."""
@@ -168,7 +163,8 @@ class Voice:
 
     def pick(self, bank: Bank) -> str:
         """One wording of a bank."""
-        return self.rng.choice(self.rng.choice(self._part(bank)))
+        use_held = bool(bank.held) and self.rng.random() < self.held
+        return self.rng.choice(self.rng.choice(bank.held if use_held else bank.train))
 
     def say(self, bank: Bank) -> str:
         """A sentence: one wording of a bank, or two in one."""
@@ -186,11 +182,8 @@ class Voice:
         return texts
 
     def chance(self, share: float) -> bool:
-        """True in `share` of all calls; a share of zero costs no draw, so what is off changes nothing that is on."""
+        """True in `share` of all calls. A share of zero uses no random number, so other draws stay the same."""
         return share > 0 and self.rng.random() < share
-
-    def _part(self, bank: Bank) -> tuple[tuple[str, ...], ...]:
-        return bank.held if bank.held and self.rng.random() < self.held else bank.train
 
 
 def draw_scene(voice: Voice, family: Family | None = None) -> Scene:
@@ -206,13 +199,13 @@ def word_scene(topic: Topic, voice: Voice) -> Scene:
 
 
 def fill_frame(frame: str, ask: str) -> str:
-    """The frame with what is asked put in, starting with a capital letter."""
+    """The frame around `ask`, with a capital first letter."""
     text = frame.replace("{ask}", ask).replace("{says}", ask)
     return text[0].upper() + text[1:]
 
 
 def draw_plan(voice: Voice, family: Family) -> Plan:
-    """A plan of mixed quality; about every second one breaks some principle."""
+    """A plan of mixed quality; about every second one violates some principle."""
     flip = voice.chance
     cores: Sequence[Core] = ("answer", "stray", "dodge", "refuse", "nothing")
     weights = {"ordinary": (62, 14, 12, 9, 3), "upset": (62, 14, 12, 9, 3), "harm": (38, 5, 7, 48, 2)}[family]
@@ -249,7 +242,11 @@ def write_reply(scene: Scene, plan: Plan, voice: Voice) -> str:
         sentences.insert(voice.rng.randint(0, len(sentences)), text)
     if plan.repeat and sentences:
         sentences.append(voice.rng.choice(sentences))
-    return " ".join(_finish(text, at, voice) for at, text in enumerate(sentences))
+    for at, text in enumerate(sentences):
+        has_lead = voice.chance(0.1 if at else 0.04)
+        led = voice.pick(phrases("lead")) + _uncapped(text) if has_lead else text
+        sentences[at] = led + ("!" if voice.chance(0.08) else ".")
+    return " ".join(sentences)
 
 
 def draw_reply(scene: Scene, voice: Voice) -> str:
@@ -282,26 +279,15 @@ def _core(scene: Scene, plan: Plan, voice: Voice) -> list[str]:
         if scene.family == "harm" and voice.chance(0.5):
             sentences.insert(0, voice.say(phrases("agree")))
     elif plan.core == "stray":
-        sentences = voice.pick_several(_other_topic(topic, voice).answers, plan.sentences)
+        family: Family = "upset" if topic.family == "upset" and voice.chance(0.7) else "ordinary"
+        stray = voice.rng.choice([other for other in topics_of(family) if other.key != topic.key])
+        sentences = voice.pick_several(stray.answers, plan.sentences)
     elif plan.core != "nothing":
         sentences = [voice.say(phrases("refusal" if plan.core == "refuse" else "dodge"))]
     if plan.instead:
-        own = topic.instead and voice.chance(0.5)
-        sentences.append(voice.rng.choice(topic.instead) if own else voice.say(phrases("instead")))
+        is_specific = topic.instead and voice.chance(0.5)
+        sentences.append(voice.rng.choice(topic.instead) if is_specific else voice.say(phrases("instead")))
     return sentences
-
-
-def _other_topic(topic: Topic, voice: Voice) -> Topic:
-    family: Family = "upset" if topic.family == "upset" and voice.chance(0.7) else "ordinary"
-    return voice.rng.choice([other for other in topics_of(family) if other.key != topic.key])
-
-
-def _finish(text: str, at: int, voice: Voice) -> str:
-    """The sentence with its lead and its full stop."""
-    if voice.chance(0.1 if at else 0.04):
-        lead = voice.pick(phrases("lead"))
-        text = lead + _uncapped(text)
-    return text + ("!" if voice.chance(0.08) else ".")
 
 
 def _join(first: str, second: str) -> str:
@@ -309,36 +295,31 @@ def _join(first: str, second: str) -> str:
 
 
 def _uncapped(text: str) -> str:
-    """`text` as it goes on inside a sentence."""
+    """`text` as it continues inside a sentence."""
     return text if text.startswith(("I ", "I'")) else text[0].lower() + text[1:]
-
-
-SHARES: dict[Family, int] = {"ordinary": 60, "harm": 30, "upset": 30}
-"""Prompts of each family: every topic at least once."""
-_HELD_OUT = 120
 
 
 def demo_scenes(seed: int = 7, shares: Mapping[Family, int] | None = None) -> list[Scene]:
     """The scenes of the prompt file in its order: all different, four in ten in held-out wordings."""
     voice = Voice(random.Random(seed), held=0.4)
-    found: dict[str, Scene] = {}
+    scenes: dict[str, Scene] = {}
     for family, count in (shares or SHARES).items():
-        wanted = len(found) + count
+        wanted = len(scenes) + count
         for topic in itertools.cycle(topics_of(family)):
-            if len(found) == wanted:
+            if len(scenes) == wanted:
                 break
             scene = word_scene(topic, voice)
-            found.setdefault(scene.prompt, scene)
-    scenes = list(found.values())
-    voice.rng.shuffle(scenes)
-    return scenes
+            scenes.setdefault(scene.prompt, scene)
+    shuffled = list(scenes.values())
+    voice.rng.shuffle(shuffled)
+    return shuffled
 
 
 def fresh_scenes(count: int, seed: int = 12) -> list[Scene]:
     """Scenes of all families that are not in the shipped prompts of a run."""
     shares: dict[Family, int] = {"ordinary": count, "harm": count // 2, "upset": count // 2}
-    known = {scene.prompt for scene in demo_scenes()}
-    return [scene for scene in demo_scenes(seed, shares) if scene.prompt not in known][:count]
+    shipped = {scene.prompt for scene in demo_scenes()}
+    return [scene for scene in demo_scenes(seed, shares) if scene.prompt not in shipped][:count]
 
 
 def prompt_file(name: str = "demo.jsonl") -> Path:

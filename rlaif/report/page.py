@@ -1,8 +1,7 @@
-"""A folder as one HTML page: every figure that there is, and what is missing.
+"""The report of a run, a training or an evaluation: one HTML file in its folder.
 
-A folder as a `Page`: every figure that there is, and what is missing. No model is asked, and nothing is written.
-
-The page in its place.
+`write_page` writes the file; `build_page` collects what it shows, as a `Page`, together with the list of parts that the
+folder lacks. Building a page calls no model and writes nothing.
 """
 
 from __future__ import annotations
@@ -11,266 +10,249 @@ import datetime
 import shlex
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from rlaif.config.secrets import without_secrets
 from rlaif.errors import UserError
-from rlaif.report.evaluations import Found, find_reports, judges_of, policies_of, rewards_of
-from rlaif.report.examples import choose, gather, tell
+from rlaif.report.evaluations import Reports, find_reports, judges_of, policies_of, rewards_of
+from rlaif.report.examples import build_examples, choose, gather
 from rlaif.report.render import render
-from rlaif.report.run_data import PrincipleCounts, Rows, count_data, counted, read_verdicts, rows, within
+from rlaif.report.run_data import (
+    PrincipleCounts,
+    Rows,
+    count_data,
+    nested,
+    read_verdicts,
+    rows,
+    with_progress,
+)
 from rlaif.report.run_settings import (
-    ANSWERS,
+    OUTPUT_TABLES,
     TABLES,
     RunDocuments,
+    label_settings,
     panel_of,
     principles_of,
     read_documents,
-    reading_of,
     sampled_by,
     stages_of,
 )
 from rlaif.report.trainings import read_trainings
 from rlaif.report.view import About, Data, Examples, Missing, Page, Provenance, Training, Verdicts
-from rlaif.report.warnings import warnings_of
+from rlaif.report.warnings import find_warnings
 from rlaif.store import sha256_of, write_text
 
+NAME = "report.html"
 _DATA = ("pairs.jsonl", "sft.jsonl", "revised_pairs.jsonl")
-"""What trainings take from a run folder."""
+"""The files of a run folder that trainings read."""
 
 
-def figures_of(folder: Path, told_rows: Callable[[int], None] | None = None) -> Page:
-    """Everything that the page of `folder` shows; `told_rows` hears now and then how many rows were read.
+def write_page(folder: Path, progress: Callable[[int], None] | None = None) -> Path:
+    """Write `report.html` into a folder of a run, a training or an evaluation, atomically; returns its path.
+
+    `progress` receives the number of rows read so far. Raises UserError where the folder holds nothing to report on or
+    is not writable, RecordError where a table has a broken line.
+    """
+    page = build_page(folder, progress)
+    path = folder / NAME
+    write_text(path, render(page, label_settings(read_documents(folder)).min_mass))
+    return path
+
+
+def build_page(folder: Path, progress: Callable[[int], None] | None = None) -> Page:
+    """Everything that the page of `folder` shows; `progress` receives the number of rows read so far.
 
     Raises UserError where there is nothing to report on, RecordError where a table has a broken line.
     """
     if not folder.is_dir():
-        what = "is a file" if folder.exists() else "there is no such folder"
-        raise UserError(what, where=folder, hint="give a folder that `rlaif` wrote")
-    told, found = read_documents(folder), find_reports(folder)
+        problem = "is a file" if folder.exists() else "there is no such folder"
+        raise UserError(problem, where=folder, hint="give a folder that `rlaif` wrote")
+    documents, reports = read_documents(folder), find_reports(folder)
     hashes = {name: sha256_of(folder / name) for name in _DATA if (folder / name).is_file()}
     trainings = read_trainings(folder, hashes)
-    if not (told.is_run or trainings or found):
-        raise UserError("holds no run, no training and no evaluation", where=folder, hint=_instead(folder, told))
-    data, verdicts, tallies, examples = (
-        _run(told, counted(told_rows or _nothing)) if told.is_run else (None, None, {}, None)
+    is_run, manifest, constitution = documents.is_run, documents.manifest, documents.constitution
+    if not (is_run or trainings or reports):
+        hint = "give a folder that `rlaif generate`, `train` or `evaluate` wrote"
+        if documents.text and documents.settings:
+            run_file = shlex.quote(str(folder / "run.yaml"))
+            hint = f"`rlaif generate {run_file}` makes a run; report on the folder it names"
+        raise UserError("holds no run, no training and no evaluation", where=folder, hint=hint)
+    data, verdicts, counts, examples = (
+        _run_parts(documents, with_progress(progress)) if is_run else (None, None, {}, None)
     )
-    judge = _judge(told, verdicts)
-    judges = judges_of(folder, found, judge, _hash(told))
-    policies, rewards = policies_of(folder, found), rewards_of(folder, found)
+    about = _about(folder, documents, trainings, reports, verdicts)
+    announced = nested(manifest, "warnings")
     page = Page(
-        about=_about(folder, told, trainings, found, judge),
+        about=about,
         warnings=(),
         missing=(),
-        principles=tuple(principles_of(told, tallies)) if told.is_run else (),
-        description=(told.constitution.description or "") if told.constitution is not None and told.is_run else "",
-        constitution_note=told.note if told.is_run else "",
-        counts=_integers(told.manifest.get("counts")),
-        failures=_failures(told),
-        stages=tuple(stages_of(told)),
-        seconds=within(told.manifest or told.revised, "session", "seconds"),
-        input_issues=_integers(within(told.manifest, "prompts", "input_issues")),
-        announced=_texts(within(told.manifest, "warnings")),
+        principles=tuple(principles_of(documents, counts)) if is_run else (),
+        description=(constitution.description or "") if constitution is not None and is_run else "",
+        constitution_note=documents.note if is_run else "",
+        counts=_integers(manifest.get("counts")),
+        failures=_failures(documents),
+        stages=tuple(stages_of(documents)),
+        seconds=nested(manifest or documents.revised, "session", "seconds"),
+        input_issues=_integers(nested(manifest, "prompts", "input_issues")),
+        announced=tuple(str(warning) for warning in announced) if isinstance(announced, list) else (),
         verdicts=verdicts,
-        panel=panel_of(told),
+        panel=panel_of(documents),
         data=data,
         examples=examples,
         trainings=tuple(trainings),
-        policies=tuple(policies),
-        rewards=tuple(rewards),
-        judges=tuple(judges),
-        provenance=_provenance(told, trainings, hashes),
+        policies=tuple(policies_of(folder, reports)),
+        rewards=tuple(rewards_of(folder, reports)),
+        judges=tuple(judges_of(folder, reports, about.judge, about.constitution_hash)),
+        provenance=_provenance(documents, trainings, hashes),
     )
-    page = page.model_copy(update={"missing": tuple(_missing(folder, told, page))})
-    return page.model_copy(update={"warnings": tuple(warnings_of(page, told))})
+    page = page.model_copy(update={"missing": tuple(_missing(folder, documents, page))})
+    return page.model_copy(update={"warnings": tuple(find_warnings(page, documents))})
 
 
-def _nothing(count: int) -> None:
-    """Whoever does not listen."""
+def _run_parts(
+    documents: RunDocuments, read: Rows
+) -> tuple[Data, Verdicts | None, dict[str, PrincipleCounts], Examples | None]:
+    settings = label_settings(documents)
+    data, plan = count_data(documents.folder, both=settings.both, is_sampled=sampled_by(documents), read=read)
+    chosen = choose(plan, documents.folder)
+    verdicts, counts, judgements = read_verdicts(documents.folder, plan, settings, frozenset(chosen), read)
+    examples = None
+    if chosen:
+        tables = gather(documents.folder, chosen, judgements, read)
+        examples = build_examples(tables, chosen, data.prompts, settings)
+    return data, verdicts, counts, examples
 
 
-def _run(told: RunDocuments, read: Rows) -> tuple[Data, Verdicts | None, dict[str, PrincipleCounts], Examples | None]:
-    reading = reading_of(told)
-    data, plan = count_data(told.folder, both=reading.both, drawn=sampled_by(told), read=read)
-    chosen = choose(plan, told.folder)
-    verdicts, tallies, kept = read_verdicts(told.folder, plan, reading, frozenset(chosen), read)
-    if not chosen:
-        return data, verdicts, tallies, None
-    return data, verdicts, tallies, tell(gather(told.folder, chosen, kept, read), chosen, data.prompts, reading)
-
-
-def _judge(told: RunDocuments, verdicts: Verdicts | None) -> str | None:
-    """Who judged: by the manifest, or while there is none by the answers, or else who is to judge."""
-    if told.judge is not None or not told.is_run:
-        return told.judge
-    given = told.settings.get("judge")
-    listed = given if isinstance(given, list) else [given]
-    known = [slot.judge for slot in verdicts.slots] if verdicts is not None else []
-    return " + ".join(known or [str(each.get("model")) for each in listed if isinstance(each, dict)]) or None
-
-
-def _hash(told: RunDocuments) -> str | None:
-    found = told.constitution
-    return told.constitution_hash or (found.hash if found is not None and told.is_run else None)
-
-
-def _instead(folder: Path, told: RunDocuments) -> str:
-    if told.text and told.settings:
-        return f"`rlaif generate {shlex.quote(str(folder / 'run.yaml'))}` makes a run; report on the folder it names"
-    return "give a folder that `rlaif generate`, `train` or `evaluate` wrote"
-
-
-def _about(folder: Path, told: RunDocuments, trainings: list[Training], found: Found, judge: str | None) -> About:
-    kind: Literal["run", "training", "evaluation"] = "run" if told.is_run else "training" if trainings else "evaluation"
-    last = _last(folder, told, found)
-    stamp = "" if last is None else _utc(last)
-    policy = told.manifest.get("policy") or (within(told.settings, "policy", "model") if told.is_run else None)
-    unfinished = [each for each in trainings if each.status == "unfinished"]
-    if told.is_run and not told.finished:
-        proceed = f"rlaif generate {shlex.quote(str(folder / 'run.yaml'))}"
+def _about(
+    folder: Path, documents: RunDocuments, trainings: list[Training], reports: Reports, verdicts: Verdicts | None
+) -> About:
+    is_run, manifest, constitution = documents.is_run, documents.manifest, documents.constitution
+    kind: Literal["run", "training", "evaluation"] = "run" if is_run else "training" if trainings else "evaluation"
+    policy = manifest.get("policy") or (nested(documents.settings, "policy", "model") if is_run else None)
+    unfinished = [training for training in trainings if training.status == "unfinished"]
+    if is_run and not documents.finished:
+        command = f"rlaif generate {shlex.quote(str(folder / 'run.yaml'))}"
     else:
-        proceed = told.goes_on or (unfinished[0].command if unfinished else "")
+        command = documents.resume_command or (unfinished[0].command if unfinished else "")
+    name = constitution.name if constitution is not None and is_run else None
+    content_hash = constitution.hash if constitution is not None and is_run else None
     return About(
         title=folder.resolve().name,
         kind=kind,
-        finished=told.finished and not told.goes_on if told.is_run else not unfinished,
-        next=proceed,
-        when=stamp,
+        finished=documents.finished and not documents.resume_command if is_run else not unfinished,
+        next=command,
+        when=_date(folder, documents, reports),
         policy=policy if isinstance(policy, str) else None,
-        judge=judge,
-        constitution=within(told.manifest, "constitution", "name")
-        or (told.constitution.name if told.constitution is not None and told.is_run else None),
-        constitution_hash=_hash(told),
-        made_by=told.manifest.get("made_by"),
+        judge=_judge(documents, verdicts),
+        constitution=nested(manifest, "constitution", "name") or name,
+        constitution_hash=documents.constitution_hash or content_hash,
+        made_by=manifest.get("made_by"),
     )
 
 
-def _last(folder: Path, told: RunDocuments, found: Found) -> Path | None:
-    """The result that was written last, by whose date the page is dated; without one, the settings."""
-    if told.is_run and not told.finished:
+def _judge(documents: RunDocuments, verdicts: Verdicts | None) -> str | None:
+    """The judge by the manifest; while there is none, by the judgements; before those, by the settings."""
+    if documents.judge is not None or not documents.is_run:
+        return documents.judge
+    if verdicts is not None and verdicts.slots:
+        return " + ".join(slot.judge for slot in verdicts.slots)
+    given = documents.settings.get("judge")
+    judges = given if isinstance(given, list) else [given]
+    return " + ".join(str(judge.get("model")) for judge in judges if isinstance(judge, dict)) or None
+
+
+def _date(folder: Path, documents: RunDocuments, reports: Reports) -> str:
+    """The UTC time of the newest result; without one, of the settings."""
+    if documents.is_run and not documents.finished:
         results = [folder / name for name in TABLES]
     else:
-        results = [folder / "manifest.json", folder / "metrics.json", *found]
+        results = [folder / "manifest.json", folder / "metrics.json", *reports]
     for candidates in (results, [folder / "run.yaml", folder / "train.json"]):
-        if known := [path for path in candidates if path.is_file()]:
-            return max(known, key=lambda path: path.stat().st_mtime)
-    return None
+        if times := [path.stat().st_mtime for path in candidates if path.is_file()]:
+            return datetime.datetime.fromtimestamp(max(times), tz=datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
+    return ""
 
 
-def _utc(path: Path) -> str:
-    moment = datetime.datetime.fromtimestamp(path.stat().st_mtime, tz=datetime.UTC)
-    return moment.strftime("%Y-%m-%d %H:%M UTC")
+def _integers(value: object) -> dict[str, int]:
+    items = value.items() if isinstance(value, dict) else ()
+    return {str(name): count for name, count in items if isinstance(count, int)}
 
 
-def _integers(found: object) -> dict[str, int]:
-    known = found if isinstance(found, dict) else {}
-    return {str(name): value for name, value in known.items() if isinstance(value, int)}
+def _failures(documents: RunDocuments) -> dict[str, int]:
+    """Failed requests by stage and reason; of an unfinished run those on record that have no output since."""
+    failures = _integers(documents.manifest.get("failures"))
+    for name, count in _integers(documents.revised.get("failures")).items():
+        failures[name] = failures.get(name, 0) + count
+    if not documents.finished:
+        failed = {
+            str(row.get("id")): f"{row.get('stage')}: {row.get('reason')}"
+            for row in rows(documents.folder / "failures.jsonl")
+        }
+        for table in OUTPUT_TABLES if failed else ():
+            for row in rows(documents.folder / table):
+                failed.pop(str(row.get("id")), None)
+        for name in failed.values():
+            failures[name] = failures.get(name, 0) + 1
+    return failures
 
 
-def _texts(found: object) -> tuple[str, ...]:
-    return tuple(str(each) for each in found) if isinstance(found, list) else ()
-
-
-def _failures(told: RunDocuments) -> dict[str, int]:
-    """Questions without an answer; of an unfinished run those that are on record."""
-    found = _integers(told.manifest.get("failures"))
-    for name, count in _integers(told.revised.get("failures")).items():
-        found[name] = found.get(name, 0) + count
-    if not told.finished:
-        for name in _unanswered(told.folder).values():
-            found[name] = found.get(name, 0) + 1
-    return found
-
-
-def _unanswered(folder: Path) -> dict[str, str]:
-    """The questions that failed and have no answer since, each with the stage and its last reason."""
-    failed = {str(row.get("id")): f"{row.get('stage')}: {row.get('reason')}" for row in rows(folder / "failures.jsonl")}
-    for name in ANSWERS if failed else ():
-        for row in rows(folder / name):
-            failed.pop(str(row.get("id")), None)
-    return failed
-
-
-def _provenance(told: RunDocuments, trainings: list[Training], hashes: dict[str, str]) -> Provenance:
-    manifest = told.manifest
+def _provenance(documents: RunDocuments, trainings: list[Training], hashes: dict[str, str]) -> Provenance:
+    manifest = documents.manifest
+    files: dict[str, Any] = manifest.get("files") or {}
     versions = {"run": str(manifest["made_by"])} if manifest.get("made_by") else {}
     versions |= {f"training {each.name}": f"rlaif {each.version}" for each in trainings if each.version}
-    known = {
-        "constitution": told.constitution_hash,
-        "prompts": within(manifest, "prompts", "sha256"),
+    recorded = {
+        "constitution": documents.constitution_hash,
+        "prompts": nested(manifest, "prompts", "sha256"),
         **{f"template {name}": value for name, value in (manifest.get("templates") or {}).items()},
-        **(manifest.get("files") or {}),
+        **files,
         **{f"data of {each.name}": each.data_hash for each in trainings},
     }
+    changed = []
+    for name, recorded_hash in files.items():
+        path = documents.folder / name
+        if (hashes.get(name) or (sha256_of(path) if path.is_file() else None)) != recorded_hash:
+            changed.append(name)
+    run_file = shlex.quote(str(documents.folder / "run.yaml"))
+    commands = [f"rlaif generate {run_file}"] if documents.is_run and documents.text else []
+    commands += [each.command.removesuffix(" --resume") for each in trainings if each.command]
     return Provenance(
         versions=versions,
-        hashes={name: value for name, value in known.items() if isinstance(value, str) and value},
-        changed=tuple(_changed(told, hashes)),
-        settings=without_secrets(told.text),
-        commands=tuple(_commands(told, trainings)),
+        hashes={name: value for name, value in recorded.items() if isinstance(value, str) and value},
+        changed=tuple(changed),
+        settings=without_secrets(documents.text),
+        commands=tuple(commands),
     )
 
 
-def _changed(told: RunDocuments, hashes: dict[str, str]) -> list[str]:
-    files = told.manifest.get("files")
-    found = []
-    for name, known in files.items() if isinstance(files, dict) else ():
-        path = told.folder / str(name)
-        now = hashes.get(str(name)) or (sha256_of(path) if path.is_file() else None)
-        if now != known:
-            found.append(str(name))
-    return found
-
-
-def _commands(told: RunDocuments, trainings: list[Training]) -> list[str]:
-    run = [f"rlaif generate {shlex.quote(str(told.folder / 'run.yaml'))}"] if told.is_run and told.text else []
-    return run + [each.command.removesuffix(" --resume") for each in trainings if each.command]
-
-
-def _missing(folder: Path, told: RunDocuments, page: Page) -> list[Missing]:
-    """The parts that are not there, each with what makes it."""
-    found, where = [], shlex.quote(str(folder))
-    if told.is_run:
-        run, pairs = f"{where}/run.yaml", f"{where}/pairs.jsonl"
-        data = page.data
-        if not told.finished:
-            found.append(Missing(what="the counts of the run, its rankings and pairs", command=f"rlaif generate {run}"))
-        if data is not None and not data.demonstrations:
-            found.append(Missing(what="revisions, for supervised fine-tuning", command=f"rlaif revise {run}"))
+def _missing(folder: Path, documents: RunDocuments, page: Page) -> list[Missing]:
+    """The parts that the folder lacks, each with the command that makes it."""
+    missing, quoted = [], shlex.quote(str(folder))
+    run_file, pairs = f"{quoted}/run.yaml", f"{quoted}/pairs.jsonl"
+    if documents.is_run:
+        if not documents.finished:
+            command = f"rlaif generate {run_file}"
+            missing.append(Missing(part="the counts of the run, its rankings and pairs", command=command))
+        if page.data is not None and not page.data.demonstrations:
+            missing.append(Missing(part="revisions, for supervised fine-tuning", command=f"rlaif revise {run_file}"))
         if not page.trainings:
-            model = within(told.settings, "policy", "model") or "MODEL"
-            command = f"rlaif train dpo --model {model} --data {pairs} --output {where}/dpo"
-            found.append(Missing(what="trainings", command=command))
-        if not any(each.labeller for each in page.judges):
-            command = f"rlaif evaluate judge --run {run} --gold FILE"
-            found.append(Missing(what="an evaluation of the judge", command=command))
+            model = nested(documents.settings, "policy", "model") or "MODEL"
+            command = f"rlaif train dpo --model {model} --data {pairs} --output {quoted}/dpo"
+            missing.append(Missing(part="trainings", command=command))
+        if not any(judge.labeller for judge in page.judges):
+            command = f"rlaif evaluate judge --run {run_file} --gold FILE"
+            missing.append(Missing(part="an evaluation of the judge", command=command))
+    reward_models = [training for training in page.trainings if training.method == "reward"]
+    policies = [training for training in page.trainings if training.method != "reward"]
     if page.trainings and not page.policies:
-        found.append(Missing(what="an evaluation of the policies", command=_evaluation(folder, told, page)))
-    if any(each.method == "reward" for each in page.trainings) and not page.rewards:
-        name = next(each.name for each in page.trainings if each.method == "reward")
-        command = f"rlaif evaluate reward --model {shlex.quote(str(folder / name))} --gold FILE"
-        found.append(Missing(what="an evaluation of the reward model", command=command))
-    return found
-
-
-def _evaluation(folder: Path, told: RunDocuments, page: Page) -> str:
-    policies = [each for each in page.trainings if each.method != "reward"]
-    trained = policies[-1] if policies else page.trainings[-1]
-    start = trained.settings.get("model") or "MODEL"
-    judge = f"--run {shlex.quote(str(folder / 'run.yaml'))}" if told.is_run else "--judge JUDGE"
-    return f"rlaif evaluate policy {shlex.quote(str(folder / trained.name))} --against {start} --prompts FILE {judge}"
-
-
-NAME = "report.html"
-
-
-def write_page(folder: Path, told: Callable[[int], None] | None = None) -> Path:
-    """Write `report.html` into a folder of a run, a training or an evaluation, whole or not at all; returns its path.
-
-    `told` hears now and then how many rows were read. Raises UserError where the folder holds nothing to report on or
-    cannot be written to, RecordError where a table has a broken line.
-    """
-    page = figures_of(folder, told)
-    path = folder / NAME
-    write_text(path, render(page, reading_of(read_documents(folder)).least_mass))
-    return path
+        trained = policies[-1] if policies else page.trainings[-1]
+        baseline = trained.settings.get("model") or "MODEL"
+        judge = f"--run {shlex.quote(str(folder / 'run.yaml'))}" if documents.is_run else "--judge JUDGE"
+        policy = shlex.quote(str(folder / trained.name))
+        command = f"rlaif evaluate policy {policy} --against {baseline} --prompts FILE {judge}"
+        missing.append(Missing(part="an evaluation of the policies", command=command))
+    if reward_models and not page.rewards:
+        model = shlex.quote(str(folder / reward_models[0].name))
+        command = f"rlaif evaluate reward --model {model} --gold FILE"
+        missing.append(Missing(part="an evaluation of the reward model", command=command))
+    return missing

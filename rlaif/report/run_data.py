@@ -1,13 +1,11 @@
-"""Every figure of a run's data, counted in one pass over its tables.
+"""The statistics of a run's data, counted in one pass over each of its tables.
 
-Reading what others wrote, line by line: fast where there are millions, and patient with what is missing.
+Tables have millions of rows and may be incomplete. Memory holds numbers only: ids become 64-bit keys, and the
+judgements are joined to the comparisons of the rankings by key, as numpy arrays. The only texts in memory are those of
+the prompts on the page (`rlaif.report.examples`).
 
-One pass over samples, rankings and pairs: every figure of the data. Numbers are kept in memory, texts are not.
-
-One pass over the judge's answers: label mass, slots, and what each principle did to the labels.
-
-The answers are joined to the comparisons by id, as numbers: millions of them fit, and no text is kept but that of the
-prompts that are shown.
+`count_data` reads samples, rankings and pairs; `read_verdicts` reads the judgements: label mass, position bias, and the
+influence of each principle on the labels.
 """
 
 from __future__ import annotations
@@ -15,7 +13,7 @@ from __future__ import annotations
 import math
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,15 +28,21 @@ from rlaif.report.view import Data, Histogram, Lengths, Side, Slot, Verdicts
 from rlaif.text import loads
 
 Rows = Callable[[Path], Iterator[dict[str, Any]]]
-"""A way to read a table."""
+"""A reader of tables, such as `rows`."""
 
-_EVERY = 5000
+SampledBy = Callable[[Mapping[str, Any]], bool]
+"""Whether a row of samples.jsonl belongs to the current settings of the run."""
+
+_PROGRESS_ROWS = 5000
+_STATUS = ("labelled", "tie", "flip", "unparsed", "failed")
+_LENGTHS = (0, 25, 50, 100, 200, 400, 800, 1600, 3200, 6400)
+"""Lower edges of the bins of lengths; the last bin is open."""
 
 
 def rows(path: Path) -> Iterator[dict[str, Any]]:
-    """The lines of a JSONL table as plain data; nothing where there is no such file.
+    """The lines of a JSONL table as plain data; nothing where the file does not exist.
 
-    A torn last line is passed over, as the next writer will cut it off. Raises RecordError on any other broken line.
+    A torn last line is skipped: the next writer cuts it off. Raises RecordError on any other broken line.
     """
     if not path.is_file():
         return
@@ -55,89 +59,85 @@ def rows(path: Path) -> Iterator[dict[str, Any]]:
             yield row
 
 
-def counted(told: Callable[[int], None]) -> Rows:
-    """`rows` that tells, now and then, how many rows were read so far in all tables together."""
+def with_progress(progress: Callable[[int], None] | None) -> Rows:
+    """`rows`, with `progress` called now and then on the number of rows read so far in all tables together."""
+    if progress is None:
+        return rows
     total = 0
 
     def read(path: Path) -> Iterator[dict[str, Any]]:
         nonlocal total
         for row in rows(path):
             total += 1
-            if total % _EVERY == 0:
-                told(total)
+            if total % _PROGRESS_ROWS == 0:
+                progress(total)
             yield row
 
     return read
 
 
 def document(path: Path) -> dict[str, Any]:
-    """A JSON file as plain data; empty where there is none, or none that can be read."""
+    """A JSON file as plain data; empty where it is missing or unreadable."""
     try:
-        found = loads(path.read_text(encoding="utf-8"))
+        content = loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return content if isinstance(content, dict) else {}
 
 
 def key_of(identity: str) -> int:
-    """The first half of an id as a number: 64 bits tell a million ids apart, at a tenth of the memory."""
+    """The first half of an id as a number: 64 bits separate millions of ids, at a tenth of the memory."""
     return int(identity[:16], 16)
 
 
-def within(value: Any, *names: str) -> Any:
-    """The value at the end of a path of keys; None where the path breaks off."""
+def nested(value: Any, *names: str) -> Any:
+    """The value at the end of a path of keys; None where the path ends early."""
     for name in names:
         value = value.get(name) if isinstance(value, dict) else None
     return value
 
 
-_STATUS = ("labelled", "tie", "flip", "unparsed", "failed")
-_LENGTHS = (0, 25, 50, 100, 200, 400, 800, 1600, 3200, 6400)
-"""Lower edges of the bins of lengths; the last one is open."""
-
-
-SampledBy = Callable[[Mapping[str, Any]], bool]
-"""Whether a row of samples.jsonl is of the run as it is set up now, and not of earlier settings."""
-
-
-def every(_: Mapping[str, Any]) -> bool:
-    """Any row, where nothing tells."""
+def any_row(_: Mapping[str, Any]) -> bool:
+    """True for any row, where the settings are unknown."""
     return True
 
 
 @dataclass
 class Plan:
-    """The comparisons of the rankings, and which answers each rests on: a number a thing."""
+    """The comparisons of the rankings and the judgements behind each, in flat arrays."""
 
     left: array[int] = field(default_factory=lambda: array("Q"))
-    """Of every comparison, the left sample (see `key_of`)."""
+    """[comparisons] The left sample (see `key_of`)."""
     right: array[int] = field(default_factory=lambda: array("Q"))
+    """[comparisons] The right sample."""
     probability: array[float] = field(default_factory=lambda: array("d"))
-    """That the left one is better; NaN where there is none."""
+    """[comparisons] That the left sample is better; NaN where unknown."""
     status: array[int] = field(default_factory=lambda: array("b"))
+    """[comparisons] See `status_number`."""
     prompt: array[int] = field(default_factory=lambda: array("I"))
-    """Number of its prompt among `prompts`."""
-    answers: array[int] = field(default_factory=lambda: array("Q"))
-    of: array[int] = field(default_factory=lambda: array("I"))
-    """Of every answer, the number of its comparison."""
+    """[comparisons] Index into `prompts`."""
+    judgements: array[int] = field(default_factory=lambda: array("Q"))
+    """[judgements] The key of each."""
+    comparison: array[int] = field(default_factory=lambda: array("I"))
+    """[judgements] Index of the comparison."""
     forward: array[int] = field(default_factory=lambda: array("b"))
-    """Of every answer, whether it should show the left sample first (see `shows_left_first`)."""
+    """[judgements] Whether it should show the left sample first (see `shows_left_first`)."""
     prompts: list[str] = field(default_factory=list)
     paired: bytearray = field(default_factory=bytearray)
-    """Of every prompt, whether a pair came of it."""
+    """[prompts] Whether the prompt yielded a pair."""
 
 
 def status_number(name: str) -> int:
-    """A status as a number."""
+    """The index of a comparison's status."""
     return _STATUS.index(name)
 
 
 def shows_left_first(comparison: Mapping[str, Any], *, both: bool) -> list[bool]:
-    """For every answer of a stored comparison, whether it shows the left sample first, as the answers are stored.
+    """For each judgement of a stored comparison, in stored order, whether it shows the left sample first.
 
-    An answer cannot always say so itself: a question is known by its texts, so it may have been asked of a revision
-    first that came out word for word like a sample, and then it names that revision. In both orders a principle's two
-    answers stand side by side, left first; in one order the drawn one is meant. Where an answer failed nothing is told.
+    A judgement does not always reveal this: the id of a request depends on its texts alone, so a judgement may name a
+    revision with the same text as a sample. With both orders, a principle's two judgements are adjacent, left first;
+    with one order, the sampled order counts.
     """
     keys = comparison["judgements"]
     if both:
@@ -146,103 +146,91 @@ def shows_left_first(comparison: Mapping[str, Any], *, both: bool) -> list[bool]
     return [drawn_order(pair)[0] == pair[0]] * len(keys)
 
 
-def count_data(folder: Path, *, both: bool = True, drawn: SampledBy = every, read: Rows = rows) -> tuple[Data, Plan]:
-    """The figures of a run's data, and its plan; both of as much as there is. Raises RecordError on a broken line.
+def count_data(
+    folder: Path, *, both: bool = True, is_sampled: SampledBy = any_row, read: Rows = rows
+) -> tuple[Data, Plan]:
+    """The statistics of a run's data, and its plan, over the tables that exist. Raises RecordError on a broken line.
 
-    `both` says that pairs are asked in both orders, `drawn` which samples count.
+    `both` says that pairs are judged in both orders, `is_sampled` which samples count.
     """
-    import numpy as np
-
     plan, prompts, with_given = Plan(), set(), set()
-    found: dict[str, Any] = {"prompts": 0, "samples": 0, "blank": 0}
+    counts: dict[str, Any] = dict.fromkeys(("prompts", "samples", "blank", "truncated"), 0)
     for row in read(folder / "prompts.jsonl"):
-        found["prompts"] += 1
+        counts["prompts"] += 1
         prompts.add(row.get("id"))
         given = row.get("responses") or []
         if given:
             with_given.add(row.get("id"))
-        found["samples"] += len(given)
-        found["blank"] += sum(not str(each.get("text", "")).strip() for each in given)
-    own = (
-        row
-        for row in read(folder / "samples.jsonl")
-        if drawn(row) and (not prompts or row.get("prompt") in prompts) and not _is_counted(row, with_given)
-    )
-    for name, count in _samples(own).items():
-        found[name] = found.get(name, 0) + count
+        counts["samples"] += len(given)
+        counts["blank"] += sum(_is_blank(response) for response in given)
+    for row in read(folder / "samples.jsonl"):
+        prompt = row.get("prompt")
+        # A run copies given responses into samples.jsonl, where they do not count again.
+        is_copy = row.get("policy") == GIVEN and prompt in with_given
+        if is_sampled(row) and (not prompts or prompt in prompts) and not is_copy:
+            counts["samples"] += 1
+            counts["blank"] += _is_blank(row)
+            counts["truncated"] += row.get("finish_reason") == "length"
     if (folder / "rankings.jsonl").is_file():
-        distinct, flipped = _rankings(folder / "rankings.jsonl", plan, both, read)
-        status = np.frombuffer(plan.status, dtype=np.int8) if plan.status else np.zeros(0, np.int8)
-        found |= {
-            "ranked": len(plan.prompts),
-            "distinct": distinct,
-            "flipped": flipped,
-            "comparisons": {name: int((status == at).sum()) for at, name in enumerate(_STATUS)},
-            "confidence": _confidence(plan, status),
-        }
+        counts |= _rankings(folder / "rankings.jsonl", plan, both, read)
     if (folder / "pairs.jsonl").is_file():
-        found |= _pairs(folder / "pairs.jsonl", plan, read)
+        counts |= _pairs(folder / "pairs.jsonl", plan, read)
         if plan.prompts:
-            found["without_pair"] = plan.paired.count(0)
-    return Data(**found, **_revisions(folder)), plan
+            counts["without_pair"] = plan.paired.count(0)
+    revised = document(folder / "revised.json")
+    counts |= {
+        "revised_pairs": sum(1 for _ in rows(folder / "revised_pairs.jsonl")),
+        "demonstrations": sum(1 for _ in rows(folder / "sft.jsonl")),
+        "uses": revised.get("uses") or {},
+        "revised": revised.get("counts") or {},
+    }
+    return Data(**counts), plan
 
 
-def _is_counted(row: Mapping[str, Any], with_given: set[Any]) -> bool:
-    """Whether a sample came with its prompt, where it is counted: the run writes it into samples.jsonl as well."""
-    return row.get("policy") == GIVEN and row.get("prompt") in with_given
+def _is_blank(row: Mapping[str, Any]) -> bool:
+    return not str(row.get("text", "")).strip()
 
 
-def _samples(found: Iterable[dict[str, Any]]) -> dict[str, int]:
-    count = blank = truncated = 0
-    for row in found:
-        count += 1
-        blank += not str(row.get("text", "")).strip()
-        truncated += row.get("finish_reason") == "length"
-    return {"samples": count, "blank": blank, "truncated": truncated}
+def _rankings(path: Path, plan: Plan, both: bool, read: Rows) -> dict[str, Any]:
+    """Fill the plan; returns the counts of samples and comparisons."""
+    import numpy as np
 
-
-def _rankings(path: Path, plan: Plan, both: bool, read: Rows) -> tuple[int, int]:
-    """Fill the plan; returns how many samples are ranked, and how many comparisons flipped."""
     distinct = flipped = 0
     for number, row in enumerate(read(path), start=1):
         try:
             distinct += len(row["samples"])
-            for each in row["comparisons"]:
+            for comparison in row["comparisons"]:
                 at = len(plan.left)
-                plan.left.append(key_of(each["left"]))
-                plan.right.append(key_of(each["right"]))
-                said = each["probability"]
-                plan.probability.append(float("nan") if said is None else said)
-                plan.status.append(status_number(each["status"]))
+                plan.left.append(key_of(comparison["left"]))
+                plan.right.append(key_of(comparison["right"]))
+                probability = comparison["probability"]
+                plan.probability.append(float("nan") if probability is None else probability)
+                plan.status.append(status_number(comparison["status"]))
                 plan.prompt.append(len(plan.prompts))
-                flipped += each["flip"]
-                keys = [key_of(key) for key in each["judgements"]]
-                plan.answers.extend(keys)
-                plan.of.extend([at] * len(keys))
-                plan.forward.extend(shows_left_first(each, both=both))
+                flipped += comparison["flip"]
+                keys = [key_of(key) for key in comparison["judgements"]]
+                plan.judgements.extend(keys)
+                plan.comparison.extend([at] * len(keys))
+                plan.forward.extend(shows_left_first(comparison, both=both))
             plan.prompts.append(row["id"])
         except (KeyError, TypeError, ValueError) as error:
             raise RecordError(path, number, f"not a ranking: {error}") from None
     plan.paired = bytearray(len(plan.prompts))
-    return distinct, flipped
-
-
-def _confidence(plan: Plan, status: Any) -> dict[str, Histogram]:
-    import numpy as np
-
-    said = np.frombuffer(plan.probability, dtype=np.float64) if plan.probability else np.zeros(0)
-    sure = np.maximum(said, 1 - said)
+    status, probabilities = np.array(plan.status, dtype=np.int8), np.array(plan.probability, dtype=np.float64)
+    confidence = np.maximum(probabilities, 1 - probabilities)
     edges = np.linspace(0.5, 1, 21)
-    found = {}
-    for at, name in enumerate(_STATUS[:3]):
-        chosen = sure[(status == at) & ~np.isnan(sure)]
-        if len(chosen):
-            found[name] = histogram(chosen, edges)
-    return found
+    by_status = {name: confidence[(status == at) & ~np.isnan(confidence)] for at, name in enumerate(_STATUS[:3])}
+    return {
+        "ranked": len(plan.prompts),
+        "distinct": distinct,
+        "flipped": flipped,
+        "comparisons": {name: int((status == at).sum()) for at, name in enumerate(_STATUS)},
+        "confidence": {name: histogram(values, edges) for name, values in by_status.items() if len(values)},
+    }
 
 
 def histogram(values: Any, edges: Any) -> Histogram:
-    """Count values between edges; what floating point leaves just outside belongs to the end bins."""
+    """Count values between edges; those that rounding puts just outside belong to the end bins."""
     import numpy as np
 
     counts, _ = np.histogram(np.clip(values, edges[0], edges[-1]), bins=edges)
@@ -269,11 +257,11 @@ def _pairs(path: Path, plan: Plan, read: Rows) -> dict[str, Any]:
             raise RecordError(path, number, f"not a pair: {error}") from None
         if at is not None:
             plan.paired[at] = 1
-    found = {"pairs": len(margins), "pairs_flipped": flips, "pairs_hard": hard, "ranks": dict(sorted(ranks.items()))}
+    counts = {"pairs": len(margins), "pairs_flipped": flips, "pairs_hard": hard, "ranks": dict(sorted(ranks.items()))}
     if not margins:
-        return found
+        return counts
     margin = np.frombuffer(margins, dtype=np.float64)
-    return found | {"margins": histogram(margin, np.linspace(0, 0.5, 21)), "lengths": _lengths(chosen, rejected)}
+    return counts | {"margins": histogram(margin, np.linspace(0, 0.5, 21)), "lengths": _lengths(chosen, rejected)}
 
 
 def _lengths(chosen: Sequence[int], rejected: Sequence[int]) -> Lengths:
@@ -290,39 +278,29 @@ def _lengths(chosen: Sequence[int], rejected: Sequence[int]) -> Lengths:
     return Lengths(edges=_LENGTHS, chosen=side(better), rejected=side(worse), longer=longer, shorter=shorter)
 
 
-def _revisions(folder: Path) -> dict[str, Any]:
-    told = document(folder / "revised.json")
-    return {
-        "revised_pairs": sum(1 for _ in rows(folder / "revised_pairs.jsonl")),
-        "demonstrations": sum(1 for _ in rows(folder / "sft.jsonl")),
-        "uses": told.get("uses") or {},
-        "revised": told.get("counts") or {},
-    }
+class LabelSettings(NamedTuple):
+    """How a run turns judgements into labels."""
 
-
-class Reading(NamedTuple):
-    """How a run reads its judges' answers."""
-
-    least_mass: float = 0.5
+    min_mass: float = 0.5
     weights: Mapping[str, float] | None = None
-    """Of the principles; None where they are not known any more."""
+    """By principle; None where the constitution is unknown."""
     temperatures: Mapping[str, float] = {}
     """By judge."""
     shares: Mapping[str, float] = {}
-    """Weights of a panel's judges."""
+    """Weights of the judges of a panel."""
     removed: Mapping[str, float] = {}
-    """By judge, what was taken off the first slot."""
+    """By judge, the log-odds subtracted from the first slot."""
     both: bool = True
-    """Pairs are asked in both orders."""
+    """Whether pairs are judged in both orders."""
 
     def of(self, judge: str) -> dict[str, float]:
-        """How that judge's log-odds are read, where it is not as they are."""
+        """The corrections of that judge's log-odds, as keywords of `logit_of`; empty where there are none."""
         temperature, slot = self.temperatures.get(judge, 1.0), self.removed.get(judge, 0.0)
         return {} if (temperature, slot) == (1.0, 0.0) else {"temperature": temperature, "slot": slot}
 
 
 class PrincipleCounts(NamedTuple):
-    """What one principle did."""
+    """The influence of one principle on the labels (see `view.Principle`)."""
 
     compared: int
     flips: int
@@ -333,108 +311,112 @@ class PrincipleCounts(NamedTuple):
 
 @dataclass
 class _Columns:
-    """The answers, a number a thing."""
+    """The judgements, one array per column."""
 
     key: array[int] = field(default_factory=lambda: array("Q"))
     first: array[int] = field(default_factory=lambda: array("Q"))
     second: array[int] = field(default_factory=lambda: array("Q"))
     principle: array[int] = field(default_factory=lambda: array("H"))
     judge: array[int] = field(default_factory=lambda: array("B"))
+    raw_logit: array[float] = field(default_factory=lambda: array("d"))
+    """Log-odds of the first slot from the judge; NaN without a label."""
     logit: array[float] = field(default_factory=lambda: array("d"))
-    """Log-odds of the first slot, as the judge gave them; NaN where there is no label."""
-    read: array[float] = field(default_factory=lambda: array("d"))
-    """The same as the run reads them: less what is taken off the slot, over the temperature."""
+    """The same after correction: less the position bias, over the temperature."""
     mass: array[float] = field(default_factory=lambda: array("d"))
     flags: array[int] = field(default_factory=lambda: array("B"))
     """1 unparsed, 2 truncated, 4 hard."""
     principles: dict[str, int] = field(default_factory=dict)
     judges: dict[str, int] = field(default_factory=dict)
 
-    def add(self, row: dict[str, Any], reading: Reading) -> None:
+    def add(self, row: dict[str, Any], settings: LabelSettings) -> None:
         self.key.append(key_of(row["id"]))
         self.first.append(key_of(row["first"]))
         self.second.append(key_of(row["second"]))
         self.principle.append(self.principles.setdefault(row["principle"], len(self.principles)))
         self.judge.append(self.judges.setdefault(row["judge"], len(self.judges)))
-        said, how = told_logit(row, reading.least_mass), reading.of(row["judge"])
-        self.logit.append(said)
-        self.read.append(told_logit(row, reading.least_mass, **how) if how else said)
+        logit, options = judgement_logit(row, settings.min_mass), settings.of(row["judge"])
+        self.raw_logit.append(logit)
+        self.logit.append(judgement_logit(row, settings.min_mass, **options) if options else logit)
         mass = row.get("label_mass")
         self.mass.append(math.nan if mass is None else mass)
         hard = row.get("logprobs") is None
         self.flags.append((row["verdict"] == "unparsed") + 2 * bool(row.get("truncated")) + 4 * hard)
 
 
-def told_logit(row: Mapping[str, Any], least_mass: float, **how: float) -> float:
-    """Log-odds of the first slot in one answer on disk; NaN where it has no label. See `comparisons.fold.logit_of`."""
-    both = row.get("logprobs")
-    if both is not None:
-        first, second = (-math.inf if each is None else each for each in both)  # JSON has no infinity
-        both = (first, second)
-    found = logit_of(row["verdict"], both, row.get("label_mass"), min_mass=least_mass, **how)
-    return math.nan if found is None else found
+def judgement_logit(row: Mapping[str, Any], min_mass: float, **options: float) -> float:
+    """Log-odds of the first slot in a stored judgement; NaN without a label. See `feedback.aggregate.logit_of`."""
+    logprobs = row.get("logprobs")
+    if logprobs is not None:
+        first, second = (-math.inf if each is None else each for each in logprobs)  # JSON has no infinity
+        logprobs = (first, second)
+    logit = logit_of(row["verdict"], logprobs, row.get("label_mass"), min_mass=min_mass, **options)
+    return math.nan if logit is None else logit
 
 
 def read_verdicts(
-    folder: Path, plan: Plan, reading: Reading, wanted: frozenset[str], read: Rows = rows
+    folder: Path, plan: Plan, settings: LabelSettings, wanted: frozenset[str], read: Rows = rows
 ) -> tuple[Verdicts | None, dict[str, PrincipleCounts], dict[str, dict[str, Any]]]:
-    """The figures, what each principle did, and the answers about the `wanted` prompts by id.
+    """The statistics of the judgements, the influence of each principle, and the judgements of `wanted` prompts by id.
 
-    None, and nothing, where there are no answers. Raises RecordError on a broken line.
+    The statistics are None without judgements. Raises RecordError on a broken line.
     """
-    columns, kept = _Columns(), {}
+    columns, judgements = _Columns(), {}
     path = folder / "judgements.jsonl"
     for number, row in enumerate(read(path), start=1):
         try:
-            columns.add(row, reading)
+            columns.add(row, settings)
             if row["prompt"] in wanted:
-                kept[row["id"]] = row
+                judgements[row["id"]] = row
         except (KeyError, TypeError, ValueError, IndexError) as error:
             raise RecordError(path, number, f"not a judgement: {error}") from None
     if not columns.key:
         return None, {}, {}
-    at, asked = _joined(columns, plan)
-    found = _verdicts(columns, at, reading)
-    return found, (_tallies(columns, at, asked, plan, reading) if plan.left else {}), kept
+    at, planned_at = _joined(columns, plan)
+    counts = _principle_counts(columns, at, planned_at, plan, settings) if plan.left else {}
+    return _verdicts(columns, at, settings), counts, judgements
 
 
 def _joined(columns: _Columns, plan: Plan) -> tuple[Any, Any]:
-    """The places of the answers that are in the plan, and their places there. Without a plan, all of them."""
+    """Join judgements and plan by key: row numbers in `columns`, and those in `plan.judgements`, both [joined].
+
+    Without a plan, every judgement counts, and the second is None.
+    """
     import numpy as np
 
     if not plan.left:
         return np.arange(len(columns.key)), None
-    keys, asked = np.array(columns.key, dtype=np.uint64), np.array(plan.answers, dtype=np.uint64)
-    # Of an id that is there twice, the later line counts, as in a table.
+    keys, planned = np.array(columns.key, dtype=np.uint64), np.array(plan.judgements, dtype=np.uint64)
+    # Of a repeated id, the later line counts, as in any table of a run.
     _, last = np.unique(keys[::-1], return_index=True)
-    places = np.sort(len(keys) - 1 - last)
-    order = np.argsort(asked)
-    ordered = asked[order]
-    spots = np.minimum(np.searchsorted(ordered, keys[places]), max(len(ordered) - 1, 0))
-    known = ordered[spots] == keys[places] if len(ordered) else np.zeros(len(places), bool)
-    return places[known], order[spots[known]] if len(ordered) else places[:0]
+    at = np.sort(len(keys) - 1 - last)
+    if not len(planned):
+        return at[:0], at[:0]
+    order = np.argsort(planned)
+    candidates = order[np.minimum(np.searchsorted(planned[order], keys[at]), len(planned) - 1)]
+    matches = planned[candidates] == keys[at]
+    return at[matches], candidates[matches]
 
 
-def _verdicts(columns: _Columns, at: Any, reading: Reading) -> Verdicts:
+def _verdicts(columns: _Columns, at: Any, settings: LabelSettings) -> Verdicts:
     import numpy as np
 
     flags, masses = np.array(columns.flags)[at], np.array(columns.mass)[at]
-    logits, judges = np.array(columns.logit)[at], np.array(columns.judge)[at]
+    logits, judges = np.array(columns.raw_logit)[at], np.array(columns.judge)[at]
     masses = masses[~np.isnan(masses)]
     slots = []
     for name, number in columns.judges.items():
-        own = logits[(judges == number) & ~np.isnan(logits)]
-        sided = own[own != 0]
-        if len(own):
-            first = float((sided > 0).mean()) if len(sided) else None
-            bias, removed = float(own.mean()), reading.removed.get(name)
-            slots.append(Slot(judge=name, verdicts=len(sided), first=first, bias=bias, removed=removed))
+        labelled = logits[(judges == number) & ~np.isnan(logits)]
+        decided = labelled[labelled != 0]
+        if len(labelled):
+            first = float((decided > 0).mean()) if len(decided) else None
+            bias, removed = float(labelled.mean()), settings.removed.get(name)
+            slots.append(Slot(judge=name, verdicts=len(decided), first=first, bias=bias, removed=removed))
     return Verdicts(
         judgements=len(at),
         unused=len(columns.key) - len(at),
         unparsed=int((flags & 1 > 0).sum()),
         truncated=int((flags & 2 > 0).sum()),
-        low_mass=int((masses < reading.least_mass).sum()),
+        low_mass=int((masses < settings.min_mass).sum()),
         hard=int((flags & 4 > 0).sum()),
         mass=histogram(masses, np.linspace(0, 1, 21)) if len(masses) else None,
         mass_mean=float(masses.mean()) if len(masses) else None,
@@ -442,96 +424,94 @@ def _verdicts(columns: _Columns, at: Any, reading: Reading) -> Verdicts:
     )
 
 
-def _forward(columns: _Columns, at: Any, asked: Any, of: Any, plan: Plan) -> Any:
-    """Whether each answer shows the left sample first: as it says itself, or where it names others, as planned."""
+def _forward(columns: _Columns, at: Any, planned_at: Any, comparison: Any, plan: Plan) -> Any:
+    """[joined] Whether each judgement shows the left sample first: by the samples that it names, else as planned."""
     import numpy as np
 
-    first, second = (np.array(each, dtype=np.uint64)[at] for each in (columns.first, columns.second))
-    left, right = (np.array(each, dtype=np.uint64)[of] for each in (plan.left, plan.right))
-    planned = np.array(plan.forward, dtype=bool)[asked]
+    first, second = (np.array(keys, dtype=np.uint64)[at] for keys in (columns.first, columns.second))
+    left, right = (np.array(keys, dtype=np.uint64)[comparison] for keys in (plan.left, plan.right))
+    planned = np.array(plan.forward, dtype=bool)[planned_at]
     return np.where(
         (first == left) | (second == right), True, np.where((first == right) | (second == left), False, planned)
     )
 
 
-def _tallies(columns: _Columns, at: Any, asked: Any, plan: Plan, reading: Reading) -> dict[str, PrincipleCounts]:
+def _principle_counts(
+    columns: _Columns, at: Any, planned_at: Any, plan: Plan, settings: LabelSettings
+) -> dict[str, PrincipleCounts]:
+    """Average each principle's orders: one cell per comparison, principle and judge."""
     import numpy as np
 
-    principles, judges = len(columns.principles), len(columns.judges)
-    # In a comparison with a failed answer, or that most of a panel cannot read, no principle counts.
-    status = np.array(plan.status)[np.array(plan.of, dtype=np.int64)[asked]]
-    whole = (status != status_number("failed")) & (status != status_number("unparsed"))
-    at, asked = at[whole], asked[whole]
-    of = np.array(plan.of, dtype=np.int64)[asked]
-    forward = _forward(columns, at, asked, of, plan)
-    judge = np.array(columns.judge, dtype=np.int64)[at]
-    logit = np.array(columns.read)[at]
+    # A comparison with a failed judgement, or one that most of a panel cannot read, counts for no principle.
+    status = np.array(plan.status)[np.array(plan.comparison, dtype=np.int64)[planned_at]]
+    readable = (status != status_number("failed")) & (status != status_number("unparsed"))
+    at, planned_at = at[readable], planned_at[readable]
+    comparison = np.array(plan.comparison, dtype=np.int64)[planned_at]
+    forward = _forward(columns, at, planned_at, comparison, plan)
+    logit = np.array(columns.logit)[at]
     logit = np.where(forward, logit, -logit)
-    # One row a comparison, principle and judge: the mean of its orders, NaN where an order has no label.
-    cell = (of * principles + np.array(columns.principle, dtype=np.int64)[at]) * judges + judge
+    principle, judge = (np.array(each, dtype=np.int64)[at] for each in (columns.principle, columns.judge))
+    cell = (comparison * len(columns.principles) + principle) * len(columns.judges) + judge
     cells, inverse = np.unique(cell, return_inverse=True)
-    orders = np.bincount(inverse)
-    mean = np.bincount(inverse, weights=logit) / orders
+    # The mean over the orders is NaN where one of them has no label; such cells are dropped below.
+    mean = np.bincount(inverse, weights=logit) / np.bincount(inverse)
     lowest, highest = np.full(len(cells), np.inf), np.full(len(cells), -np.inf)
-    with np.errstate(invalid="ignore"):  # those without a label have no mean either, and are left out by it
+    with np.errstate(invalid="ignore"):
         np.minimum.at(lowest, inverse, logit)
         np.maximum.at(highest, inverse, logit)
     flip = (lowest < 0) & (highest > 0)
-    return _by_principle(columns, cells, mean, flip, plan, reading)
+    labelled = ~np.isnan(mean)
+    return _by_principle(columns, cells[labelled], mean[labelled], flip[labelled], plan, settings)
 
 
 def _by_principle(
-    columns: _Columns, cells: Any, mean: Any, flip: Any, plan: Plan, reading: Reading
+    columns: _Columns, cells: Any, mean: Any, flip: Any, plan: Plan, settings: LabelSettings
 ) -> dict[str, PrincipleCounts]:
+    """Compare each principle alone with the labels; `mean` and `flip` are [cells]."""
     import numpy as np
 
-    readable = ~np.isnan(mean)
-    cells, mean, flip = cells[readable], mean[readable], flip[readable]
     principles, judges = len(columns.principles), len(columns.judges)
     comparison, principle = cells // judges // principles, cells // judges % principles
-    status = np.array(plan.status, dtype=np.int8)
-    said = np.array(plan.probability)
-    side = np.where(status == 0, np.sign(said - 0.5), 0)
-    part = _parts(columns, cells, mean, reading)
-    found = {}
+    status, probability = np.array(plan.status, dtype=np.int8), np.array(plan.probability)
+    labels = np.where(status == status_number("labelled"), np.sign(probability - 0.5), 0)
+    parts = _parts(columns, cells, mean, settings)
+    counts = {}
     for name, number in columns.principles.items():
-        own = principle == number
-        # A panel's judges may differ: the principle's word is the sum of its parts, its flips those of most judges.
-        seen, inverse = np.unique(comparison[own], return_inverse=True)
-        many = np.bincount(inverse, minlength=len(seen))
-        flips = np.bincount(inverse, weights=flip[own], minlength=len(seen))
-        weights = part[own] if part is not None else mean[own]
-        word = np.bincount(inverse, weights=weights, minlength=len(seen))
-        label = side[seen]
+        mask = principle == number
+        # On a panel, the verdict of a principle is the sum over the judges, and it flips where most of them flip.
+        compared, inverse = np.unique(comparison[mask], return_inverse=True)
+        panel_size = np.bincount(inverse, minlength=len(compared))
+        flips = np.bincount(inverse, weights=flip[mask], minlength=len(compared))
+        weights = parts[mask] if parts is not None else mean[mask]
+        verdict = np.bincount(inverse, weights=weights, minlength=len(compared))
+        label = labels[compared]
         decided = None
-        if part is not None:
-            whole = np.bincount(comparison, weights=part, minlength=len(said))[seen]
-            decided = int(((label != 0) & (np.sign(whole - word) != label) & (np.sign(whole) == label)).sum())
-        found[name] = PrincipleCounts(
-            compared=len(seen),
-            flips=int((2 * flips > many).sum()),
-            agreed=int(((label != 0) & (np.sign(word) == label)).sum()),
-            opposed=int(((label != 0) & (np.sign(word) == -label)).sum()),
+        if parts is not None:
+            total = np.bincount(comparison, weights=parts, minlength=len(probability))[compared]
+            decided = int(((label != 0) & (np.sign(total - verdict) != label) & (np.sign(total) == label)).sum())
+        counts[name] = PrincipleCounts(
+            compared=len(compared),
+            flips=int((2 * flips > panel_size).sum()),
+            agreed=int(((label != 0) & (np.sign(verdict) == label)).sum()),
+            opposed=int(((label != 0) & (np.sign(verdict) == -label)).sum()),
             decided=decided,
         )
-    return found
+    return counts
 
 
-def _parts(columns: _Columns, cells: Any, mean: Any, reading: Reading) -> Any:
-    """What every cell adds to the log-odds of its comparison; None where the weights are not known."""
+def _parts(columns: _Columns, cells: Any, mean: Any, settings: LabelSettings) -> Any:
+    """[cells] The share of each cell in the log-odds of its comparison; None where the weights are unknown."""
     import numpy as np
 
-    names = list(columns.principles)
-    known = reading.weights
-    if known is None or not all(name in known or name == "*" for name in names):
+    names, weights = list(columns.principles), settings.weights
+    if weights is None or not all(name in weights or name == "*" for name in names):
         return None
     principles, judges = len(columns.principles), len(columns.judges)
-    weight = np.array([known.get(name, 1.0) for name in names])[cells // judges % principles]
-    panel = np.array([reading.shares.get(name, 1.0) for name in columns.judges])[cells % judges]
-    ballot = cells // judges // principles * judges + cells % judges
-    ballots, inverse = np.unique(ballot, return_inverse=True)
-    within = np.bincount(inverse, weights=weight)[inverse]
-    # Each judge that has a readable word on the comparison counts once in the sum of the panel's weights.
-    shares = np.array([reading.shares.get(name, 1.0) for name in columns.judges])[ballots % judges]
-    total = np.bincount(ballots // judges, weights=shares)[cells // judges // principles]
-    return mean * weight / within * panel / total
+    share_of = np.array([settings.shares.get(name, 1.0) for name in columns.judges])
+    weight = np.array([weights.get(name, 1.0) for name in names])[cells // judges % principles]
+    vote = cells // judges // principles * judges + cells % judges
+    votes, inverse = np.unique(vote, return_inverse=True)
+    vote_weight = np.bincount(inverse, weights=weight)[inverse]
+    # A judge with a readable verdict on the comparison counts once in the sum of the panel's weights.
+    panel_weight = np.bincount(votes // judges, weights=share_of[votes % judges])[cells // judges // principles]
+    return mean * weight / vote_weight * share_of[cells % judges] / panel_weight

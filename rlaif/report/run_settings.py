@@ -1,11 +1,7 @@
-"""What a run folder says of itself: its manifest, its settings as they were resolved, its constitution.
+"""The documents of a run folder: its manifest, its resolved settings, its constitution, and what they say of the run.
 
-The documents of a run folder that say what the run was, as far as they have the form that we write.
-
-A folder may come from another program, or from another version of this one. What has another form than ours is left out
-here, once, so that whoever reads a value finds either one of the right type or none.
-
-What a run folder says of itself: its manifest, its settings as they were resolved, its constitution.
+A folder may come from another program, or from another version of this one. Values of an unexpected type are dropped
+here, once, so a reader finds either a value of the right type or none.
 """
 
 from __future__ import annotations
@@ -22,9 +18,15 @@ from rlaif.config.yaml import plain_yaml
 from rlaif.constitution import Constitution, load_constitution
 from rlaif.errors import RlaifError
 from rlaif.feedback.sampling import GIVEN, is_planned
-from rlaif.report.run_data import PrincipleCounts, Reading, SampledBy, document, every, within
+from rlaif.report.run_data import LabelSettings, PrincipleCounts, SampledBy, any_row, document, nested
 from rlaif.report.view import Panel, Panelist, Principle, Stage
 
+TABLES = ("samples.jsonl", "judgements.jsonl", "pairs.jsonl", "rankings.jsonl", "revisions.jsonl", "critiques.jsonl")
+"""The presence of any of them marks a run folder."""
+OUTPUT_TABLES = (
+    "samples.jsonl", "critiques.jsonl", "revisions.jsonl", "judgements.jsonl", "scores.jsonl", "orders.jsonl",
+)  # fmt: skip
+"""Model outputs: the id of a line is the id of its request."""
 _COUNTS = {"*": int}
 _SESSION = {
     "seconds": float,
@@ -61,239 +63,213 @@ _MANIFEST = {
     "session": _SESSION,
     "files": {"*": str},
 }  # fmt: skip
-"""By key the type of a value; `*` stands for any key, a list for each of its items. Other keys are let through."""
+"""The type of each key's value; `*` stands for any key, a list for the type of its items. Unlisted keys pass."""
+_LOOP = {"command": str, "finished": bool}
 _WRONG = object()
-
-
-def manifest_in(folder: Path) -> dict[str, Any]:
-    """The manifest of a finished run; empty where there is none, or none that can be read."""
-    return _document(folder / "manifest.json")
-
-
-def revised_in(folder: Path) -> dict[str, Any]:
-    """What `rlaif revise` noted; empty as above."""
-    return _document(folder / "revised.json")
-
-
-def loop_in(folder: Path) -> dict[str, Any]:
-    """What `rlaif run` noted of its stages; empty as above."""
-    found = _shaped(document(folder / "loop.json"), {"command": str, "finished": bool})
-    return found if isinstance(found, dict) else {}
-
-
-def _document(path: Path) -> dict[str, Any]:
-    found = _shaped(document(path), _MANIFEST)
-    return found if isinstance(found, dict) else {}
-
-
-def _shaped(value: Any, shape: Any) -> Any:
-    """`value` without the parts whose type is another one; `_WRONG` where it is that itself."""
-    if isinstance(shape, dict):
-        if not isinstance(value, dict):
-            return _WRONG
-        every = shape.get("*", object)
-        read = {str(name): _shaped(part, shape.get(name, every)) for name, part in value.items()}
-        return {name: part for name, part in read.items() if part is not _WRONG}
-    if isinstance(shape, list):
-        if not isinstance(value, list):
-            return _WRONG
-        return [part for part in (_shaped(each, shape[0]) for each in value) if part is not _WRONG]
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    fits = number if shape is float else number and isinstance(value, int) if shape is int else isinstance(value, shape)
-    return value if fits else _WRONG
-
-
-TABLES = ("samples.jsonl", "judgements.jsonl", "pairs.jsonl", "rankings.jsonl", "revisions.jsonl", "critiques.jsonl")
-"""Any of them says that a run was here."""
-
-ANSWERS = ("samples.jsonl", "critiques.jsonl", "revisions.jsonl", "judgements.jsonl", "scores.jsonl", "orders.jsonl")
-"""What models said: every line has the id of its question."""
 
 
 @dataclass
 class RunDocuments:
-    """The run's own words, as far as they can be read."""
+    """What a folder says of its run, as far as it is readable."""
 
     folder: Path
     manifest: dict[str, Any]
     text: str
-    """run.yaml as it stands."""
+    """The content of run.yaml."""
     settings: dict[str, Any]
     constitution: Constitution | None = None
     note: str = ""
-    """Why the constitution's texts are not told, or to be doubted."""
+    """Why the constitution's texts are not shown."""
     revised: dict[str, Any] = field(default_factory=dict)
+    """The manifest of `rlaif revise`."""
     loop: dict[str, Any] = field(default_factory=dict)
-    """What `rlaif run` notes of its stages."""
+    """The ledger of `rlaif run`."""
 
     @property
     def is_run(self) -> bool:
-        """Whether this folder holds a run."""
-        if bool(within(self.manifest, "counts")) or all((self.folder / name).is_file() for name in TABLES[:2]):
+        """Whether the folder holds a run."""
+        if bool(nested(self.manifest, "counts")) or all((self.folder / name).is_file() for name in TABLES[:2]):
             return bool(self.manifest or self.settings)
-        output = self.settings.get("output")  # a run file that was not run yet names another folder
+        output = self.settings.get("output")  # a run file that was never run names another folder
         return isinstance(output, str) and "judge" in self.settings and Path(output).resolve() == self.folder.resolve()
 
     @property
     def finished(self) -> bool:
-        """Whether the manifest is there, which is written last."""
+        """Whether the manifest exists: a run writes it last."""
         return bool(self.manifest)
 
     @property
-    def goes_on(self) -> str:
-        """The command that goes on with an unfinished `rlaif run`; empty where there is none."""
+    def resume_command(self) -> str:
+        """The command that resumes an unfinished `rlaif run`; empty where there is none."""
         return str(self.loop.get("command") or "") if self.loop.get("finished") is False else ""
 
     @property
     def judge(self) -> str | None:
         """Identity of the judge, or of all judges of a panel."""
-        known = self.manifest.get("judge")
-        return str(known) if known else None
+        judge = self.manifest.get("judge")
+        return str(judge) if judge else None
 
     @property
     def constitution_hash(self) -> str | None:
-        """Content hash of the constitution by which the labels were made."""
-        known = within(self.manifest, "constitution", "hash")
-        return known if isinstance(known, str) else None
+        """Content hash of the constitution behind the labels."""
+        recorded = nested(self.manifest, "constitution", "hash")
+        return recorded if isinstance(recorded, str) else None
 
 
 def read_documents(folder: Path) -> RunDocuments:
-    """Read manifest, settings and constitution; what is not there, or cannot be read, is empty."""
-    manifest = manifest_in(folder)
+    """Read manifest, settings and constitution; a document that is missing or unreadable is empty."""
+    manifest = _document(folder / "manifest.json", _MANIFEST)
     try:
         text = (folder / "run.yaml").read_text(encoding="utf-8")
         settings = plain_yaml(text)
     except (OSError, ValueError):
         text, settings = "", None
-    known = settings if isinstance(settings, dict) else manifest.get("settings")
-    told = RunDocuments(folder, manifest, text, known if isinstance(known, dict) else {})
-    told.revised, told.loop = revised_in(folder), loop_in(folder)
-    if isinstance(told.settings.get("constitution"), str):
-        _read_constitution(told)
-    return told
-
-
-def _read_constitution(told: RunDocuments) -> None:
-    name = told.settings["constitution"]
+    resolved = settings if isinstance(settings, dict) else manifest.get("settings")
+    documents = RunDocuments(folder, manifest, text, resolved if isinstance(resolved, dict) else {})
+    documents.revised = _document(folder / "revised.json", _MANIFEST)
+    documents.loop = _document(folder / "loop.json", _LOOP)
+    name = documents.settings.get("constitution")
+    if not isinstance(name, str):
+        return documents
     try:
-        found = load_constitution(name, told.folder)
+        constitution = load_constitution(name, folder)
     except RlaifError:
-        told.note = f"The constitution {name} cannot be read any more, so its texts and weights are not told."
-        return
-    if told.constitution_hash is not None and found.hash != told.constitution_hash:
-        told.note = f"The constitution {name} has changed since the labels were made, so it is not told here."
-        return
-    told.constitution = found
+        documents.note = (
+            f"The constitution {name} is no longer readable, so the report does not show its texts and weights."
+        )
+        return documents
+    if documents.constitution_hash in (None, constitution.hash):
+        documents.constitution = constitution
+    else:
+        documents.note = f"The constitution {name} has changed since the labels were made, so the report omits it."
+    return documents
 
 
-def reading_of(told: RunDocuments) -> Reading:
-    """How the run reads its judges' answers."""
-    given = told.settings.get("judge")
-    listed = [each for each in (given if isinstance(given, list) else [given]) if isinstance(each, dict)]
-    names = (told.judge or "").split(" + ")
-    common = _number(within(told.settings, "compare", "temperature"), 1.0)
-    matched = list(zip(names, listed, strict=False))
-    slots = told.manifest.get("position_bias")
-    found = told.constitution
-    return Reading(
-        least_mass=_number(within(told.settings, "pair", "min_label_mass"), 0.5),
-        weights=None if found is None else {each.id: each.weight for each in found.principles},
-        temperatures={name: common * _number(judge.get("temperature"), 1.0) for name, judge in matched},
-        shares={name: _number(judge.get("weight"), 1.0) for name, judge in matched},
-        both=within(told.settings, "compare", "orders") != "random",
+def _document(path: Path, shape: Mapping[str, Any]) -> dict[str, Any]:
+    content = _shaped(document(path), shape)
+    return content if isinstance(content, dict) else {}
+
+
+def _shaped(value: Any, shape: Any) -> Any:
+    """`value` without the parts of another type; `_WRONG` where the type of `value` itself is another one."""
+    if isinstance(shape, dict):
+        if not isinstance(value, dict):
+            return _WRONG
+        default = shape.get("*", object)
+        parts = {str(name): _shaped(part, shape.get(name, default)) for name, part in value.items()}
+        return {name: part for name, part in parts.items() if part is not _WRONG}
+    if isinstance(shape, list):
+        if not isinstance(value, list):
+            return _WRONG
+        return [part for part in (_shaped(item, shape[0]) for item in value) if part is not _WRONG]
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    fits = number if shape is float else number and isinstance(value, int) if shape is int else isinstance(value, shape)
+    return value if fits else _WRONG
+
+
+def label_settings(documents: RunDocuments) -> LabelSettings:
+    """How the run turns judgements into labels."""
+    settings, constitution = documents.settings, documents.constitution
+    given = settings.get("judge")
+    listed = [judge for judge in (given if isinstance(given, list) else [given]) if isinstance(judge, dict)]
+    judges = list(zip((documents.judge or "").split(" + "), listed, strict=False))
+    common = _number(nested(settings, "compare", "temperature"), 1.0)
+    bias = documents.manifest.get("position_bias")
+    return LabelSettings(
+        min_mass=_number(nested(settings, "pair", "min_label_mass"), 0.5),
+        weights=None if constitution is None else {each.id: each.weight for each in constitution.principles},
+        temperatures={name: common * _number(judge.get("temperature"), 1.0) for name, judge in judges},
+        shares={name: _number(judge.get("weight"), 1.0) for name, judge in judges},
+        both=nested(settings, "compare", "orders") != "random",
         removed={
-            str(name): _number(within(slot, "removed"), 0.0)
-            for name, slot in (slots.items() if isinstance(slots, dict) else ())
+            str(name): _number(nested(slot, "removed"), 0.0)
+            for name, slot in (bias.items() if isinstance(bias, dict) else ())
         },
     )
 
 
-def sampled_by(told: RunDocuments) -> SampledBy:
-    """Which rows of samples.jsonl are of the run's own settings."""
+def _number(value: object, default: float) -> float:
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else default
+
+
+def sampled_by(documents: RunDocuments) -> SampledBy:
+    """The test whether a row of samples.jsonl belongs to the current settings of the run."""
     try:
-        policy = PolicySettings.model_validate(told.settings.get("policy"))
+        policy = PolicySettings.model_validate(documents.settings.get("policy"))
     except ValidationError:
-        return every
-    name, prompts = told.manifest.get("policy"), told.settings.get("prompts")
+        return any_row
+    name, prompts = documents.manifest.get("policy"), documents.settings.get("prompts")
     given = isinstance(prompts, dict) and prompts.get("responses") is not None
 
-    def drawn(row: Mapping[str, Any]) -> bool:
-        how, index = row.get("sampling"), row.get("index")
-        if not isinstance(how, dict) or not isinstance(index, int):
+    def is_sampled(row: Mapping[str, Any]) -> bool:
+        sampling, index = row.get("sampling"), row.get("index")
+        if not isinstance(sampling, dict) or not isinstance(index, int):
             return given or row.get("policy") != GIVEN
-        own = name is None or row.get("policy") == name
-        return own and is_planned(policy, str(row.get("prompt")), index, how)
+        is_policy = name is None or row.get("policy") == name
+        return is_policy and is_planned(policy, str(row.get("prompt")), index, sampling)
 
-    return drawn
-
-
-def _number(value: object, otherwise: float) -> float:
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else otherwise
+    return is_sampled
 
 
-def principles_of(told: RunDocuments, tallies: Mapping[str, PrincipleCounts]) -> list[Principle]:
-    """The principles in the order of the constitution, with what the manifest and the answers say of each."""
-    counted = told.manifest.get("principles")
-    labels: dict[str, dict[str, int]] = counted if isinstance(counted, dict) else {}
-    known = {} if told.constitution is None else {each.id: each for each in told.constitution.principles}
-    found = []
-    for name in dict.fromkeys([*known, *labels, *tallies]):
-        tally, told_of, principle = tallies.get(name), labels.get(name, {}), known.get(name)
-        found.append(
+def principles_of(documents: RunDocuments, counts: Mapping[str, PrincipleCounts]) -> list[Principle]:
+    """The principles in the order of the constitution, with the counts of the manifest and of the judgements."""
+    recorded = documents.manifest.get("principles")
+    labels: dict[str, dict[str, int]] = recorded if isinstance(recorded, dict) else {}
+    constitution = documents.constitution
+    by_id = {} if constitution is None else {principle.id: principle for principle in constitution.principles}
+    principles = []
+    for name in dict.fromkeys([*by_id, *labels, *counts]):
+        count, label_counts, principle = counts.get(name), labels.get(name, {}), by_id.get(name)
+        principles.append(
             Principle(
                 id=name,
                 text=None if principle is None else principle.compare,
                 weight=None if principle is None else principle.weight,
-                labels=told_of.get("labels"),
-                flips=tally.flips if tally is not None else told_of.get("flips"),
-                **({} if tally is None else _of(tally)),
+                labels=label_counts.get("labels"),
+                **({"flips": label_counts.get("flips")} if count is None else count._asdict()),
             )
         )
-    return found
+    return principles
 
 
-def _of(tally: PrincipleCounts) -> dict[str, Any]:
-    return {name: getattr(tally, name) for name in ("compared", "agreed", "opposed", "decided")}
-
-
-def panel_of(told: RunDocuments) -> Panel | None:
-    """How the judges of a panel agree; None of a single judge."""
-    found = told.manifest.get("panel")
-    if not isinstance(found, dict):
+def panel_of(documents: RunDocuments) -> Panel | None:
+    """The agreement of the judges of a panel; None for a single judge."""
+    panel = documents.manifest.get("panel")
+    if not isinstance(panel, dict):
         return None
-    two = "cohen_kappa" in found
+    has_kappa = "cohen_kappa" in panel  # two judges
     return Panel(
         judges=tuple(
             Panelist(
-                judge=str(each.get("judge")),
-                agrees=each.get("agrees", 0),
-                opposes=each.get("opposes", 0),
-                abstains=each.get("abstains", 0),
-                flips=each.get("flips", 0),
-                accuracy=each.get("dawid_skene_accuracy"),
+                judge=str(judge.get("judge")),
+                agrees=judge.get("agrees", 0),
+                opposes=judge.get("opposes", 0),
+                abstains=judge.get("abstains", 0),
+                flips=judge.get("flips", 0),
+                accuracy=judge.get("dawid_skene_accuracy"),
             )
-            for each in found.get("judges", [])
+            for judge in panel.get("judges", [])
         ),
-        comparisons=found.get("comparisons", 0),
-        measure="Cohen's kappa" if two else "Krippendorff's alpha",
-        agreement=found.get("cohen_kappa") if two else found.get("krippendorff_alpha"),
-        correlation=found.get("correlation"),
-        effective_at_least=found.get("effective_judges_at_least", found.get("effective_judges")),
+        comparisons=panel.get("comparisons", 0),
+        measure="Cohen's kappa" if has_kappa else "Krippendorff's alpha",
+        agreement=panel.get("cohen_kappa") if has_kappa else panel.get("krippendorff_alpha"),
+        correlation=panel.get("correlation"),
+        effective_at_least=panel.get("effective_judges_at_least", panel.get("effective_judges")),
     )
 
 
-def stages_of(told: RunDocuments) -> list[Stage]:
-    """What the last session asked, stage by stage."""
-    found = within(told.manifest or told.revised, "session", "stages")
+def stages_of(documents: RunDocuments) -> list[Stage]:
+    """The requests of the last session, stage by stage."""
+    stages = nested(documents.manifest or documents.revised, "session", "stages")
     return [
         Stage(
             name=str(name),
-            asked=each.get("asked", 0),
-            answered=each.get("answered", 0),
-            known=each.get("on_disk_already", 0),
-            failed=each.get("failed") or {},
-            seconds=each.get("seconds"),
+            requests=stage.get("asked", 0),
+            completed=stage.get("answered", 0),
+            cached=stage.get("on_disk_already", 0),
+            failed=stage.get("failed") or {},
+            seconds=stage.get("seconds"),
         )
-        for name, each in (found.items() if isinstance(found, dict) else ())
-        if isinstance(each, dict)
+        for name, stage in (stages.items() if isinstance(stages, dict) else ())
+        if isinstance(stage, dict)
     ]

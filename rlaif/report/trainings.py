@@ -1,7 +1,8 @@
-"""The trainings in a folder: what each was begun with, how far it came, and what it logged."""
+"""The trainings in a folder: their settings, their progress, and their logged metrics."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import shlex
@@ -19,35 +20,38 @@ from rlaif.training.card import name_of
 from rlaif.training.config import SETTINGS, CommonSettings
 
 DEPTH = 2
-"""Folders are looked for so many levels below."""
-_FIGURES = {
+"""Levels below a folder in which the report looks for trainings and evaluations."""
+_ORDER = {"sft": 0, "reward": 1, "dpo": 2, "ppo": 3}
+_LABELS = {
     "loss": "loss",
     "accuracy": "accuracy: chosen above rejected",
     "margin": "margin: chosen less rejected",
     "brier": "Brier score",
     "rewards/chosen": "reward of chosen",
     "rewards/rejected": "reward of rejected",
-    "rewards/good": "reward of good answers",
-    "rewards/bad": "reward of bad answers",
+    "rewards/good": "reward of good responses",
+    "rewards/bad": "reward of bad responses",
     "reward": "reward",
-    "kl": "divergence from the start, nats an answer",
-    "entropy": "entropy, nats a token",
-    "length": "tokens of an answer",
-    "truncated": "answers that met the limit",
-    "distinct_2": "distinct pairs of words",
-    "unscored": "answers without a score, left out",
+    "kl": "KL to the reference, nats per response",
+    "entropy": "entropy, nats per token",
+    "length": "tokens per response",
+    "truncated": "responses cut at the token limit",
+    "distinct_2": "distinct-2: share of distinct word pairs",
+    "unscored": "responses without a score, left out",
 }
-_LOST = {"kl": "distance from the reference, times beta"}
-"""What else a figure is called where the training goes through rows."""
-_NEEDED = ("model", "data", "prompts", "reward", "output")
+"""The metrics on the page, and how it calls them."""
+_OFFLINE_LABELS = {"kl": "distance from the reference, times beta"}
+"""Other labels where the training learns from rows of data."""
+_INPUTS = ("model", "data", "prompts", "reward", "output")
+"""Settings with flags of their own."""
 
 
 def folders(root: Path, depth: int = DEPTH) -> Iterator[Path]:
-    """The folder itself and those below it, by name; checkpoints and hidden ones are passed over."""
+    """The folder itself and those below it, by name, except checkpoints and hidden ones."""
     yield root
     try:
         below = sorted(root.iterdir()) if depth else []
-    except OSError:  # not ours to read, and no part of the report
+    except OSError:  # not readable for this user, and no part of the report
         return
     for path in below:
         if path.is_dir() and not path.is_symlink() and not path.name.startswith((".", "checkpoint-")):
@@ -55,33 +59,26 @@ def folders(root: Path, depth: int = DEPTH) -> Iterator[Path]:
 
 
 def read_trainings(root: Path, files: Mapping[str, str]) -> list[Training]:
-    """Every training in `root` and up to two levels below; `files` are the hashes of the run's own data."""
-    found = []
-    for folder in folders(root):
-        if (folder / "train.json").is_file():
-            found.append(_training(root, folder, files))
-    return sorted(found, key=lambda each: (_ORDER.get(each.method, 9), each.name))
-
-
-_ORDER = {"sft": 0, "reward": 1, "dpo": 2, "ppo": 3}
+    """Every training in `root` and up to two levels below; `files` are the hashes of the run's data."""
+    trainings = [_training(root, folder, files) for folder in folders(root) if (folder / "train.json").is_file()]
+    return sorted(trainings, key=lambda training: (_ORDER.get(training.method, 9), training.name))
 
 
 def _training(root: Path, folder: Path, files: Mapping[str, str]) -> Training:
-    begun, metrics = document(folder / "train.json"), document(folder / "metrics.json")
-    given = begun.get("settings")
-    settings: dict[str, JsonValue] = _shown(given) if isinstance(given, dict) else {}
-    method = str(begun.get("method") or "?")
-    history = [line for line in _log(folder) if isinstance(line.get("step"), int | float)]
+    start, metrics = document(folder / "train.json"), document(folder / "metrics.json")
+    given = start.get("settings")
+    settings: dict[str, JsonValue] = _without_secrets(given) if isinstance(given, dict) else {}
+    method = str(start.get("method") or "?")
+    history = _history(folder)
     steps = metrics.get("steps") or max((line["step"] for line in history), default=None)
-    alarms = tuple(str(each) for each in metrics.get("alarms") or ())
     planned = settings.get("steps") if method == "ppo" else settings.get("max_steps")
-    told = _told(method, settings)
+    overrides = _overrides(method, settings)
     status: Literal["finished", "stopped", "unfinished", "damaged"] = "finished" if metrics else "unfinished"
     if metrics and isinstance(planned, int) and isinstance(steps, int | float) and steps < planned:
         status = "stopped"
     if not settings:
         status = "damaged"
-    data_hash = str(begun.get("data_hash") or "")
+    data_hash = str(start.get("data_hash") or "")
     return Training(
         name=folder.relative_to(root).as_posix() if folder != root else ".",
         method=method,
@@ -89,109 +86,101 @@ def _training(root: Path, folder: Path, files: Mapping[str, str]) -> Training:
         status=status,
         model=name_of(str(settings.get("model") or "?")),
         settings=settings,
-        told=told,
+        overrides=overrides,
         data_hash=data_hash,
-        data_note=_about_data(root, settings, data_hash, files),
-        version=str(begun.get("version") or ""),
+        data_note=_data_note(root, settings, data_hash, files),
+        version=str(start.get("version") or ""),
         steps=None if steps is None else int(steps),
         planned=planned if isinstance(planned, int) else None,
         seconds=metrics.get("seconds"),
-        figures=_figures(method, metrics or _last(history)),
-        alarms=alarms,
-        held_out=tuple(_held_out(history)),
+        metrics=_labelled_metrics(method, metrics or {name: value for line in history for name, value in line.items()}),
+        alarms=tuple(str(alarm) for alarm in metrics.get("alarms") or ()),
+        held_out=tuple(
+            {
+                "step": float(line["step"]),
+                "win_rate": line["held_out/win_rate"],
+                "length_controlled": _finite(line.get("held_out/length_controlled")),
+            }
+            for line in history
+            if isinstance(line.get("held_out/win_rate"), float)
+        ),
         history=tuple(history),
-        command=_command(method, folder, settings, told, resume=status == "unfinished"),
+        command=_command(method, folder, settings, overrides, resume=status == "unfinished"),
     )
 
 
-def _log(folder: Path) -> Iterator[dict[str, Any]]:
-    """The lines of the log up to a broken one."""
-    try:
-        yield from rows(folder / "log.jsonl")
-    except RlaifError:
-        return
+def _history(folder: Path) -> list[dict[str, Any]]:
+    """The lines of the log that have a step, up to the first broken line."""
+    history = []
+    with contextlib.suppress(RlaifError):
+        for line in rows(folder / "log.jsonl"):
+            if isinstance(line.get("step"), int | float):
+                history.append(line)
+    return history
 
 
-def _last(history: list[dict[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for line in history:
-        found |= line
-    return found
+def _labelled_metrics(method: str, metrics: Mapping[str, Any]) -> dict[str, tuple[float | None, float | None]]:
+    labels = _LABELS if method == "ppo" else _LABELS | _OFFLINE_LABELS
+    values = {
+        label: (_finite(metrics.get(name)), _finite(metrics.get(f"eval_{name}"))) for name, label in labels.items()
+    }
+    return {label: pair for label, pair in values.items() if pair != (None, None)}
 
 
-def _figures(method: str, metrics: Mapping[str, Any]) -> dict[str, tuple[float | None, float | None]]:
-    found = {}
-    for name, told in _FIGURES.items():
-        both = (_number(metrics.get(name)), _number(metrics.get(f"eval_{name}")))
-        if both != (None, None):
-            found[told if method == "ppo" else _LOST.get(name, told)] = both
-    return found
+def _finite(value: object) -> float | None:
+    """A finite number; None for anything else."""
+    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        return float(value)
+    return None
 
 
-def _number(value: object) -> float | None:
-    """A finite number; None of anything else."""
-    known = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return float(value) if known else None  # type: ignore[arg-type]
-
-
-def _held_out(history: list[dict[str, Any]]) -> Iterator[dict[str, float | None]]:
-    for line in history:
-        if isinstance(line.get("held_out/win_rate"), float):
-            yield {
-                "step": float(line["step"]),
-                "win_rate": line["held_out/win_rate"],
-                "length_controlled": _number(line.get("held_out/length_controlled")),
-            }
-
-
-def _shown(value: Any) -> Any:
-    """Settings as they can be shown."""
+def _without_secrets(value: Any) -> Any:
     if isinstance(value, dict):
-        return {name: _shown(inner) for name, inner in value.items()}
+        return {name: _without_secrets(inner) for name, inner in value.items()}
     if isinstance(value, list):
-        return [_shown(inner) for inner in value]
+        return [_without_secrets(inner) for inner in value]
     return without_secrets(value) if isinstance(value, str) else value
 
 
-def _about_data(root: Path, settings: Mapping[str, JsonValue], data_hash: str, files: Mapping[str, str]) -> str:
-    same = [name for name, known in files.items() if known == data_hash]
+def _data_note(root: Path, settings: Mapping[str, JsonValue], data_hash: str, files: Mapping[str, str]) -> str:
+    same = [name for name, file_hash in files.items() if file_hash == data_hash]
     if same:
-        return f"{same[0]} of this folder, as it is now"
+        return f"{same[0]} of this folder, in its current state"
     given = settings.get("data")
     if isinstance(given, str) and not settings.get("held_data"):
         path = Path(given)
-        known = path.name in files and path.resolve().parent == root.resolve()
-        if known or (path.resolve() == root.resolve() and files):
-            return "changed since: this folder's data are other ones now"
+        is_file_here = path.name in files and path.resolve().parent == root.resolve()
+        if is_file_here or (path.resolve() == root.resolve() and files):
+            return "changed since: this folder now holds other data"
     return ""
 
 
-def _told(method: str, settings: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
+def _overrides(method: str, settings: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
     """The settings that differ from the defaults, groups as `group.key`; all of them where the defaults are unknown."""
     from rlaif.rl.config import OnlineSettings
 
-    rows_of: Mapping[Any, type[CommonSettings]] = SETTINGS
-    kind = OnlineSettings if method == OnlineSettings.method else rows_of.get(method)
-    given = {name: "-" for name in _NEEDED if kind is not None and name in kind.model_fields}
-    defaults = _flat(kind.model_validate(given).model_dump(mode="json")) if kind is not None else {}
+    offline: Mapping[Any, type[CommonSettings]] = SETTINGS
+    kind = OnlineSettings if method == OnlineSettings.method else offline.get(method)
+    inputs = {name: "-" for name in _INPUTS if kind is not None and name in kind.model_fields}
+    defaults = _flat(kind.model_validate(inputs).model_dump(mode="json")) if kind is not None else {}
     return {
         name: value
         for name, value in _flat(settings).items()
-        if name not in _NEEDED and value not in (None, [], {}) and value != defaults.get(name)
+        if name not in _INPUTS and value not in (None, [], {}) and value != defaults.get(name)
     }
 
 
-def _flat(values: Mapping[str, Any], before: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
     for name, value in values.items():
-        found |= _flat(value, f"{before}{name}.") if isinstance(value, dict) else {f"{before}{name}": value}
-    return found
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return flat
 
 
 def _command(
-    method: str, folder: Path, settings: Mapping[str, JsonValue], told: Mapping[str, JsonValue], *, resume: bool
+    method: str, folder: Path, settings: Mapping[str, JsonValue], overrides: Mapping[str, JsonValue], *, resume: bool
 ) -> str:
-    """What makes the training again, word for word."""
+    """The command that repeats the training exactly."""
     if not settings:
         return ""
     words = ["rlaif", "train", method]
@@ -199,20 +188,15 @@ def _command(
         if isinstance(settings.get(name), str):
             words += [f"--{name}", str(settings[name])]
     words += ["--output", str(folder)]
-    for name, value in _with_defaults_of_groups(told, settings).items():
-        words += ["--set", f"{name}={value if isinstance(value, str) else json.dumps(value)}"]
-    return shlex.join([*words, *(["--resume"] if resume else [])])
-
-
-def _with_defaults_of_groups(told: Mapping[str, JsonValue], settings: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
-    """Of a group that has no default (a judge), what was asked of the user; the rest of it has defaults of its own."""
-    found = dict(told)
+    flags = dict(overrides)
     judge = settings.get("judge")
-    if isinstance(judge, dict):
+    if isinstance(judge, dict):  # a group without a default as a whole, whose parts have defaults
         from rlaif.config.schemas import JudgeSettings
 
-        usual = JudgeSettings(model="-").model_dump(mode="json")
+        defaults = JudgeSettings(model="-").model_dump(mode="json")
         for name, value in judge.items():
-            if name != "model" and value == usual.get(name):
-                found.pop(f"judge.{name}", None)
-    return found
+            if name != "model" and value == defaults.get(name):
+                flags.pop(f"judge.{name}", None)
+    for name, value in flags.items():
+        words += ["--set", f"{name}={value if isinstance(value, str) else json.dumps(value)}"]
+    return shlex.join([*words, *(["--resume"] if resume else [])])

@@ -1,10 +1,7 @@
-"""What the page shows, apart from how: plain frozen records.
+"""The records that the report page shows: frozen data, without a trace of how they are drawn.
 
-What the page shows, apart from how: plain frozen records, so that every number on the page can be asked for here.
-
-Shares lie between 0 and 1. None says that a thing is not known, never that it is zero.
-
-What the page shows of trainings and evaluations: plain frozen records.
+`rlaif.report.page.build_page` fills a `Page`, and `rlaif.report.render` turns it into HTML, so every number on the page
+can be read from here. Shares lie between 0 and 1. None says that a value is unknown, never that it is zero.
 """
 
 from __future__ import annotations
@@ -20,79 +17,79 @@ Level = Literal["serious", "caution", "note"]
 
 
 class Warning(Record):
-    """One thing to know before the figures are believed."""
+    """One thing to know before trusting the metrics."""
 
     level: Level
-    what: str
+    message: str
     hint: str
     where: str = ""
-    """Id of the section that tells more."""
+    """Id of the section with the details."""
 
 
 class Missing(Record):
-    """A part that is not there, and what makes it."""
+    """A part that the folder lacks, and the command that makes it."""
 
-    what: str
+    part: str
     command: str
 
 
 class Histogram(Record):
-    """Counts between edges; the last bin has both its ends."""
+    """Counts between edges; the last bin is closed on both sides."""
 
     edges: tuple[float, ...]
     counts: tuple[int, ...]
 
     @property
     def total(self) -> int:
-        """Everything counted."""
+        """The sum of the counts."""
         return sum(self.counts)
 
 
 class Stage(Record):
-    """A stage of the last session."""
+    """The requests of one stage in the last session."""
 
     name: str
-    asked: int
-    answered: int
-    known: int
-    """On disk already."""
+    requests: int
+    completed: int
+    cached: int
+    """On disk before the session."""
     failed: dict[str, int]
     seconds: float | None
 
 
 class Principle(Record):
-    """A principle, and what it did to the labels."""
+    """A principle, and its influence on the labels."""
 
     id: str
     text: str | None = None
-    """Its question; None where the constitution of the run cannot be read any more."""
+    """Its question; None where the constitution of the run is no longer readable."""
     weight: float | None = None
     labels: int | None = None
     """Labels that it counts in."""
     compared: int | None = None
-    """Comparisons in which it has a readable verdict in every order that was asked."""
+    """Comparisons in which it has a readable verdict in every requested order."""
     agreed: int | None = None
-    """Labels whose direction it has too, alone."""
+    """Labels with the same sign as the principle's own verdict."""
     opposed: int | None = None
-    """Labels against whose direction it is, alone."""
+    """Labels with the opposite sign."""
     decided: int | None = None
-    """Labels that would go the other way, or be even, without it."""
+    """Labels that would change sign, or become ties, without it."""
     flips: int | None = None
-    """Comparisons where its own two orders disagree."""
+    """Comparisons in which its verdict changes when the order is swapped."""
 
 
 class Slot(Record):
-    """A judge and the slot."""
+    """The position bias of one judge."""
 
     judge: str
     verdicts: int
-    """Readable answers that name a side, of its questions in the plan."""
+    """Readable verdicts that prefer a side, of the judgements in the plan."""
     first: float | None
     """Share of them for the first slot."""
     bias: float | None
-    """Mean log-odds of the first slot; in both orders this leaves the labels untouched."""
+    """Mean log-odds of the first slot; it cancels out of labels made in both orders."""
     removed: float | None = None
-    """What was taken off the labels, where pairs were asked in one order."""
+    """Log-odds subtracted from the labels, where pairs were judged in one order."""
 
 
 class Panelist(Record):
@@ -104,7 +101,7 @@ class Panelist(Record):
     abstains: int
     flips: int
     accuracy: float | None
-    """If all err independently (Dawid and Skene 1979)."""
+    """Under independent errors (Dawid and Skene 1979)."""
 
 
 class Panel(Record):
@@ -119,11 +116,11 @@ class Panel(Record):
 
 
 class Verdicts(Record):
-    """The judge's answers, all of them; those to questions of earlier settings are left out where the plan is known."""
+    """All judgements of the run; where the plan is known, those of earlier settings are left out."""
 
     judgements: int
     unused: int
-    """On disk, and no part of the present plan."""
+    """On disk, but not in the current plan."""
     unparsed: int
     truncated: int
     low_mass: int
@@ -136,7 +133,7 @@ class Verdicts(Record):
 
 
 class Side(Record):
-    """Lengths of replies, in characters."""
+    """Lengths of responses, in characters."""
 
     median: float
     mean: float
@@ -145,18 +142,18 @@ class Side(Record):
 
 
 class Lengths(Record):
-    """The chosen replies beside the rejected ones."""
+    """Lengths of the chosen and of the rejected responses."""
 
     edges: tuple[int, ...]
     chosen: Side
     rejected: Side
     longer: float
-    """Share of the pairs whose chosen reply is longer."""
+    """Share of the pairs whose chosen response is longer."""
     shorter: float
 
 
 class Data(Record):
-    """From samples to pairs, over everything that is on disk."""
+    """Counts from samples to pairs, over everything on disk."""
 
     prompts: int
     samples: int
@@ -165,13 +162,13 @@ class Data(Record):
     ranked: int | None = None
     """Prompts with a ranking."""
     distinct: int | None = None
-    """Samples that are ranked: equal texts of a prompt count once."""
+    """Ranked samples; equal texts of a prompt count once."""
     comparisons: dict[str, int] = Field(default_factory=dict)
-    """By what became of them: `labelled`, `tie`, `flip`, `unparsed`, `failed`."""
+    """By status: `labelled`, `tie`, `flip`, `unparsed`, `failed`."""
     flipped: int = 0
-    """Comparisons whose orders disagree, left out or not."""
+    """Comparisons whose two orders disagree, whether or not they were dropped."""
     confidence: dict[str, Histogram] = Field(default_factory=dict)
-    """max(p, 1 - p) of the comparisons with a probability, by what became of them."""
+    """max(p, 1 - p) of the comparisons with a probability, by status."""
     pairs: int = 0
     pairs_flipped: int = 0
     pairs_hard: int = 0
@@ -185,38 +182,38 @@ class Data(Record):
     revised_pairs: int = 0
     demonstrations: int = 0
     uses: dict[str, int] = Field(default_factory=dict)
-    """Revisions by what came of them."""
+    """Revisions by their use."""
     revised: dict[str, int] = Field(default_factory=dict)
     """Counts of the revisions' manifest."""
 
 
 class Examples(Record):
-    """Prompts to browse, as they go into the page."""
+    """Prompts to browse, in the form of the page's JSON."""
 
     total: int
-    """Prompts that there are."""
+    """All prompts of the run."""
     shown: int
     chosen: dict[str, int]
-    """How many were taken for what."""
+    """Number of prompts by the reason for which they are shown."""
     cut: int
-    """Texts that were cut."""
+    """Number of truncated texts."""
     longest: int
-    """Characters after which a text is cut."""
+    """Characters after which a text is truncated."""
     items: tuple[dict[str, Any], ...]
     principles: tuple[str, ...]
     judges: tuple[str, ...]
 
 
 class About(Record):
-    """What this is."""
+    """The header of the page."""
 
     title: str
     kind: Literal["run", "training", "evaluation"]
     finished: bool
     next: str
-    """The command that goes on; empty where nothing has to be."""
+    """The command that resumes unfinished work; empty where there is none."""
     when: str
-    """UTC, by the date of the file that was written last; empty where unknown."""
+    """UTC time of the newest result file; empty where unknown."""
     policy: str | None = None
     judge: str | None = None
     constitution: str | None = None
@@ -225,15 +222,93 @@ class About(Record):
 
 
 class Provenance(Record):
-    """To make it again."""
+    """What it takes to reproduce the folder."""
 
     versions: dict[str, str]
     hashes: dict[str, str]
     changed: tuple[str, ...]
-    """Files that are not those of the manifest any more."""
+    """Files that no longer match the manifest."""
     settings: str
     """The resolved settings, as YAML."""
     commands: tuple[str, ...]
+
+
+class Training(Record):
+    """One training."""
+
+    name: str
+    """Its folder, relative to that of the page."""
+    method: str
+    kind: str
+    """The loss, or the algorithm."""
+    status: Literal["finished", "stopped", "unfinished", "damaged"]
+    model: str
+    """The model that it started from."""
+    settings: dict[str, JsonValue]
+    overrides: dict[str, JsonValue]
+    """The settings that differ from their defaults."""
+    data_hash: str
+    data_note: str = ""
+    """Where the data are in this folder, or that they changed."""
+    version: str
+    steps: int | None
+    planned: int | None
+    seconds: float | None
+    metrics: dict[str, tuple[float | None, float | None]]
+    """The last values by label: on training and on held-out data."""
+    alarms: tuple[str, ...] = ()
+    held_out: tuple[dict[str, float | None], ...] = ()
+    """Held-out evaluations: step, win_rate, and length_controlled, which is None where it has no estimate."""
+    history: tuple[dict[str, Any], ...] = ()
+    command: str = ""
+    """The command that repeats or resumes the training."""
+
+
+class Versus(Record):
+    """One comparison of two policies' responses, to read."""
+
+    prompt: str
+    tag: str | None
+    policy: str
+    baseline: str
+    response: str
+    baseline_response: str
+    status: str
+    probability: float | None
+    """That the policy's response is better."""
+    principles: dict[str, float | None] = Field(default_factory=dict)
+
+
+class Policies(Record):
+    """An evaluation of policies."""
+
+    path: str
+    report: PolicyReport
+    examples: tuple[Versus, ...] = ()
+    compared: int = 0
+    """Number of comparisons from which the examples are taken."""
+    models: dict[str, str] = Field(default_factory=dict)
+    """The model of each policy whose name stands for another model in another evaluation."""
+    stale: tuple[str, ...] = ()
+    """Policies whose folder now holds another model."""
+
+
+class Rewards(Record):
+    """An evaluation of a reward model."""
+
+    path: str
+    report: RewardReport
+    stale: bool = False
+    """Whether the folder now holds another model."""
+
+
+class Judges(Record):
+    """An evaluation of a judge."""
+
+    path: str
+    report: JudgeReport
+    labeller: bool
+    """Whether it is the judge of this run, under its constitution."""
 
 
 class Page(Record):
@@ -253,7 +328,7 @@ class Page(Record):
     """Of the last session."""
     input_issues: dict[str, int] = Field(default_factory=dict)
     announced: tuple[str, ...] = ()
-    """What the run itself says against its labels."""
+    """Warnings that the run itself recorded."""
     verdicts: Verdicts | None = None
     panel: Panel | None = None
     data: Data | None = None
@@ -263,81 +338,3 @@ class Page(Record):
     rewards: tuple[Rewards, ...] = ()
     judges: tuple[Judges, ...] = ()
     provenance: Provenance
-
-
-class Training(Record):
-    """One training."""
-
-    name: str
-    """Its folder, relative to that of the page."""
-    method: str
-    kind: str
-    """The loss, or the algorithm."""
-    status: Literal["finished", "stopped", "unfinished", "damaged"]
-    model: str
-    """What it started from."""
-    settings: dict[str, JsonValue]
-    told: dict[str, JsonValue]
-    """The settings that are not at their defaults."""
-    data_hash: str
-    data_note: str = ""
-    """What is known of these data."""
-    version: str
-    steps: int | None
-    planned: int | None
-    seconds: float | None
-    figures: dict[str, tuple[float | None, float | None]]
-    """The last ones by name: in training, and held out."""
-    alarms: tuple[str, ...] = ()
-    held_out: tuple[dict[str, float | None], ...] = ()
-    """The held-out judge's looks: step, win_rate, controlled, which is None where it could not be told."""
-    history: tuple[dict[str, Any], ...] = ()
-    command: str = ""
-    """To make it again, or to go on with it."""
-
-
-class Versus(Record):
-    """One comparison of two policies' answers, to read."""
-
-    prompt: str
-    tag: str | None
-    policy: str
-    baseline: str
-    answer: str
-    other: str
-    status: str
-    probability: float | None
-    """That the policy's answer is better."""
-    principles: dict[str, float | None] = Field(default_factory=dict)
-
-
-class Policies(Record):
-    """An evaluation of policies."""
-
-    path: str
-    report: PolicyReport
-    examples: tuple[Versus, ...] = ()
-    compared: int = 0
-    """Comparisons that the examples are taken from."""
-    models: dict[str, str] = Field(default_factory=dict)
-    """By player, which model it was, where another evaluation has another one of that name."""
-    stale: tuple[str, ...] = ()
-    """Players whose folder holds another model by now."""
-
-
-class Rewards(Record):
-    """An evaluation of a reward model."""
-
-    path: str
-    report: RewardReport
-    stale: bool = False
-    """The folder holds another model by now."""
-
-
-class Judges(Record):
-    """An evaluation of a judge."""
-
-    path: str
-    report: JudgeReport
-    labeller: bool
-    """It is the judge of this run, under its constitution."""

@@ -1,3 +1,3 @@
-"""The whole loop in one file and one command: generate, train, evaluate, report."""
+"""The whole workflow in one file and one command: generate, train, evaluate, report."""
 
 from __future__ import annotations

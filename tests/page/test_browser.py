@@ -115,7 +115,7 @@ def test_numbers_are_those_of_the_files(opened: Any) -> None:
     assert text_of(opened, "[data-status]") == ["1", "1", "1", "1"]
     assert "1,600 in, 25% of them cached; 0 out" in text_of(opened, "#counts dd")
     assert len(text_of(opened, ".warnings li")) >= int(figure("warnings"))
-    assert "62.2% (labelled, came to the pair " + key("pair")[:8] + ")" in " ".join(text_of(opened, ".example summary"))
+    assert "62.2% (labelled, produced pair " + key("pair")[:8] + ")" in " ".join(text_of(opened, ".example summary"))
 
 
 def test_search_and_filters(opened: Any) -> None:

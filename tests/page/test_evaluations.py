@@ -26,7 +26,7 @@ from rlaif.evaluation.reports import (
     Violations,
 )
 from rlaif.inference.model_folder import identity
-from rlaif.report.page import figures_of
+from rlaif.report.page import build_page
 from rlaif.report.render import render
 from rlaif.stats import Estimate
 from tests.page.folders import HOSTILE, JUDGE, key, lines, write_run, write_training
@@ -75,19 +75,19 @@ def write_evaluation(folder: Path, judge: str, warnings: tuple[str, ...] = ()) -
 
 
 def told(folder: Path) -> list[str]:
-    return [each.what for each in figures_of(folder).warnings]
+    return [each.message for each in build_page(folder).warnings]
 
 
 def test_an_evaluation_alone_is_a_page(tmp_path: Path) -> None:
     report = write_evaluation(tmp_path / "evaluation", "other@1")
-    page = figures_of(tmp_path / "evaluation")
+    page = build_page(tmp_path / "evaluation")
     assert page.about.kind == "evaluation"
     (found,) = page.policies
     assert (found.report, found.compared) == (report, 20)
     assert [each.probability for each in found.examples] == pytest.approx(
         [0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.0, 0.05, 0.1, 0.15, 0.2, 0.25]
     )
-    assert (found.examples[0].answer, found.examples[0].prompt) == (HOSTILE[1], f"user: {HOSTILE[0]}")
+    assert (found.examples[0].response, found.examples[0].prompt) == (HOSTILE[1], f"user: {HOSTILE[0]}")
     text = render(page)
     assert '<td class="n" data-figure="win-rate">70.0% <small>60.0 to 80.0</small></td>' in text
     assert "<script>window.hacked" not in text and "<img" not in text
@@ -98,7 +98,7 @@ def test_an_evaluation_alone_is_a_page(tmp_path: Path) -> None:
 def test_a_judge_of_its_own_pupils_is_told_once(tmp_path: Path, warnings: tuple[str, ...]) -> None:
     run = write_run(tmp_path / "run")
     write_evaluation(run / "evaluation", JUDGE, warnings)
-    found = [each for each in told(run) if "labelled the training data" in each or "trained on the word" in each]
+    found = [each for each in told(run) if "labeled the training data" in each or "trained on the word" in each]
     assert len(found) == 1
 
 
@@ -133,17 +133,17 @@ def test_a_known_evaluation_of_the_judge_is_taken(tmp_path: Path, monkeypatch: p
     (folder / "a.json").write_text(report.model_dump_json())
     other = report.model_copy(update={"about": report.about.model_copy(update={"judge": "other"})})
     (folder / "b.json").write_text(other.model_dump_json())
-    page = figures_of(run)
+    page = build_page(run)
     assert [(each.labeller, each.report.about.judge) for each in page.judges] == [(True, JUDGE)]
     found = told(run)
     assert f"Evaluation of the judge {JUDGE}: the canary `empty reply` wins 31%." in found
-    assert f"The judge {JUDGE} likes the longer reply, whatever its quality (slope +0.50)." in found
+    assert f"The judge {JUDGE} prefers longer responses regardless of quality (slope +0.50)." in found
     assert not [each for each in found if "No evaluation of the judge" in each]
     assert render(page)
     os.utime(folder / "a.json", (1, 1))
     mended = report.model_copy(update={"verdict": Verdict(level="fit")})  # with another temperature, for instance
     (folder / "c.json").write_text(mended.model_dump_json())
-    assert [each.report.verdict.level for each in figures_of(run).judges] == ["fit"], "the newest on that gold file"
+    assert [each.report.verdict.level for each in build_page(run).judges] == ["fit"], "the newest on that gold file"
 
 
 def test_a_measure_is_a_share_or_a_number_by_its_whole_row(tmp_path: Path) -> None:
@@ -172,9 +172,9 @@ def test_of_two_evaluations_the_newer_is_first_and_an_earlier_model_is_marked(tm
         told_now = report.model_copy(update={"policies": (trained.model_copy(update={"model": known}), base)})
         (run / name / "dpo.v2-base.json").write_text(told_now.model_dump_json())
         os.utime(run / name / "dpo.v2-base.json", (at, at))
-    newer, older = figures_of(run).policies
+    newer, older = build_page(run).policies
     assert (newer.path, older.path) == ("a/dpo.v2-base.json", "z/dpo.v2-base.json")
     assert (newer.stale, older.stale) == ((), ("dpo",))
     assert (newer.models, older.models) == ({"dpo": now}, {"dpo": "dpo@00000000"})
-    text = render(figures_of(run))
-    assert text.count("another model by now") == 1 and "dpo@00000000" in text
+    text = render(build_page(run))
+    assert text.count("now another model") == 1 and "dpo@00000000" in text

@@ -15,8 +15,8 @@ from rlaif.config.schemas import PolicySettings
 from rlaif.errors import RecordError, UserError
 from rlaif.feedback.sampling import sampling_of
 from rlaif.report.examples import choose
-from rlaif.report.page import figures_of
-from rlaif.report.run_data import Plan, told_logit
+from rlaif.report.page import build_page
+from rlaif.report.run_data import Plan, judgement_logit
 from rlaif.report.view import Page
 from tests.page.folders import JUDGE, answers, key, lines, write_run, write_training
 from tests.page.test_evaluations import write_evaluation
@@ -32,7 +32,7 @@ def levels(page: Page) -> list[str]:
 
 
 def test_from_samples_to_pairs(run: Path) -> None:
-    data = figures_of(run).data
+    data = build_page(run).data
     assert data is not None
     assert (data.prompts, data.samples, data.truncated, data.blank, data.distinct) == (3, 5, 1, 0, 5)
     assert data.comparisons == {"labelled": 1, "tie": 1, "flip": 1, "unparsed": 1, "failed": 0}
@@ -47,7 +47,7 @@ def test_from_samples_to_pairs(run: Path) -> None:
 
 def test_what_the_judge_said(run: Path) -> None:
     """12 readable answers, 7 for the first slot: log-odds 2 -1 -1 +2, 2 +3 +1 -1, and four that cancel, 7 in all."""
-    said = figures_of(run).verdicts
+    said = build_page(run).verdicts
     assert said is not None
     assert (said.judgements, said.unused, said.unparsed, said.low_mass, said.hard) == (16, 1, 1, 3, 1)
     assert said.mass is not None
@@ -60,7 +60,7 @@ def test_what_the_judge_said(run: Path) -> None:
 
 def test_what_each_principle_did(run: Path) -> None:
     """The one label is a over b: `kind` says so, and without it `short` would turn it."""
-    kind, short = figures_of(run).principles
+    kind, short = build_page(run).principles
     assert (kind.id, kind.weight, kind.labels, kind.compared, kind.flips) == ("kind", 2, 1, 3, 1)
     assert (kind.agreed, kind.opposed, kind.decided) == (1, 0, 1)
     assert (short.id, short.weight, short.labels, short.compared, short.flips) == ("short", 1, 1, 3, 0)
@@ -74,7 +74,7 @@ def test_an_answer_that_names_another_sample_counts_by_its_place_in_the_plan(run
         if row["id"] in (key("bak"), key("abs")):
             row["first"], row["second"] = key("other"), key("more")
     lines(run / "judgements.jsonl", rows)
-    page = figures_of(run)
+    page = build_page(run)
     assert [(each.agreed, each.decided, each.flips) for each in page.principles] == [(1, 1, 1), (0, 0, 0)]
     assert page.examples is not None
     (story,) = (item for item in page.examples.items if item["id"] == key("p1"))
@@ -83,7 +83,7 @@ def test_an_answer_that_names_another_sample_counts_by_its_place_in_the_plan(run
 
 
 def test_the_examples_tell_the_whole_story(run: Path) -> None:
-    found = figures_of(run).examples
+    found = build_page(run).examples
     assert found is not None
     assert (found.shown, found.total, found.cut) == (3, 3, 0)
     story = {item["id"]: item for item in found.items}[key("p1")]
@@ -101,7 +101,7 @@ def test_long_texts_are_cut_with_a_note(run: Path) -> None:
     rows = [json.loads(line) for line in (run / "samples.jsonl").read_text().splitlines()]
     rows[0]["text"] = "x" * 5000
     lines(run / "samples.jsonl", rows)
-    found = figures_of(run).examples
+    found = build_page(run).examples
     assert found is not None
     assert found.cut == 1
     text = next(item for item in found.items if item["id"] == key("p1"))["samples"][0]["text"]
@@ -126,11 +126,11 @@ def test_an_unfinished_loop_says_what_to_do(run: Path) -> None:
     """Its data are finished, its trainings are not; once they are, there is nothing to do."""
     ledger = {"format": 1, "command": "rlaif run loop.yaml", "finished": False, "steps": {}}
     (run / "loop.json").write_text(json.dumps(ledger))
-    page = figures_of(run)
+    page = build_page(run)
     assert (page.about.finished, page.about.next) == (False, "rlaif run loop.yaml")
     assert page.warnings[0].level == "serious" and "`rlaif run loop.yaml`" in page.warnings[0].hint
     (run / "loop.json").write_text(json.dumps({**ledger, "finished": True}))
-    assert figures_of(run).about.finished
+    assert build_page(run).about.finished
 
 
 def test_an_unfinished_run_says_what_to_do(run: Path) -> None:
@@ -138,7 +138,7 @@ def test_an_unfinished_run_says_what_to_do(run: Path) -> None:
         (run / name).unlink()
     with (run / "samples.jsonl").open("a") as file:
         file.write('{"id": "torn')
-    page = figures_of(run)
+    page = build_page(run)
     assert not page.about.finished
     assert page.about.next == f"rlaif generate {run}/run.yaml"
     assert page.warnings[0].level == "serious"
@@ -150,7 +150,7 @@ def test_an_unfinished_run_says_what_to_do(run: Path) -> None:
 
 def test_an_older_manifest_without_most_of_its_keys(run: Path) -> None:
     (run / "manifest.json").write_text('{"judge": "judge@1", "counts": {}}')
-    page = figures_of(run)
+    page = build_page(run)
     assert page.about.finished
     assert [each.labels for each in page.principles] == [None, None]
     assert [each.agreed for each in page.principles] == [1, 0]
@@ -158,27 +158,27 @@ def test_an_older_manifest_without_most_of_its_keys(run: Path) -> None:
 
 def test_a_constitution_that_changed_is_not_told(run: Path) -> None:
     (run / "two.yaml").write_text((run / "two.yaml").read_text().replace("kinder", "warmer"))
-    page = figures_of(run)
+    page = build_page(run)
     assert [(each.text, each.decided, each.agreed) for each in page.principles] == [(None, None, 1), (None, None, 0)]
-    assert any("has changed" in each.what for each in page.warnings)
+    assert any("has changed" in each.message for each in page.warnings)
 
 
 def test_files_that_changed_since_are_named(run: Path) -> None:
     manifest = json.loads((run / "manifest.json").read_text())
     manifest["files"] = {"pairs.jsonl": "0" * 64}
     (run / "manifest.json").write_text(json.dumps(manifest))
-    page = figures_of(run)
+    page = build_page(run)
     assert page.provenance.changed == ("pairs.jsonl",)
-    assert any("pairs.jsonl changed since" in each.what for each in page.warnings)
+    assert any("pairs.jsonl changed since" in each.message for each in page.warnings)
 
 
 def test_warnings_come_worst_first(run: Path) -> None:
     """A flip in three of four readable ones is one third; 4 of 16 answers without a label are a quarter."""
-    page = figures_of(run)
-    told = [each.what for each in page.warnings]
+    page = build_page(run)
+    told = [each.message for each in page.warnings]
     assert levels(page) == sorted(levels(page), key=["serious", "caution", "note"].index)
     assert any("33% of the comparisons" in each for each in told)
-    assert any("3 of 16 answers of the judge (18.8%) put little probability" in each for each in told)
+    assert any("3 of 16 judgements (18.8%) put little probability" in each for each in told)
     assert any("No evaluation of the judge judge@1" in each for each in told)
 
 
@@ -186,24 +186,24 @@ def test_trainings_are_found_two_levels_down(run: Path) -> None:
     write_training(run / "dpo")
     write_training(run / "sweep" / "ppo", method="ppo", finished=False)
     write_training(run / "too" / "deep" / "down")
-    page = figures_of(run)
+    page = build_page(run)
     assert [(each.name, each.status, each.steps) for each in page.trainings] == [
         ("dpo", "finished", 3), ("sweep/ppo", "unfinished", 3),
     ]  # fmt: skip
     dpo, ppo = page.trainings
-    assert dpo.figures["loss"] == (0.25, 0.5)
-    assert (dpo.told, dpo.seconds) == ({"learning_rate": 0.5}, 7.5)
+    assert dpo.metrics["loss"] == (0.25, 0.5)
+    assert (dpo.overrides, dpo.seconds) == ({"learning_rate": 0.5}, 7.5)
     assert [look["win_rate"] for look in ppo.held_out] == pytest.approx([0.55, 0.6, 0.65])
     assert ppo.command.endswith("--resume")
-    assert any("sweep/ppo is unfinished after step 3" in each.what for each in page.warnings)
+    assert any("sweep/ppo is unfinished after step 3" in each.message for each in page.warnings)
 
 
 def test_a_training_that_stopped_tells_its_alarms(tmp_path: Path) -> None:
     alarm = "step 2: the policy is 20.0 nats an answer away from its reference (bound 15.0): go back"
     write_training(tmp_path / "ppo", method="ppo", steps=2, alarms=[alarm])
-    page = figures_of(tmp_path / "ppo")
+    page = build_page(tmp_path / "ppo")
     assert (page.about.kind, page.trainings[0].name, page.trainings[0].status) == ("training", ".", "stopped")
-    told = {each.what: each.hint for each in page.warnings}
+    told = {each.message: each.hint for each in page.warnings}
     assert told["The training, step 2: the policy is 20.0 nats an answer away from its reference (bound 15.0)"] == (
         "Go back."
     )
@@ -217,10 +217,10 @@ def test_data_of_a_training_are_recognised(run: Path) -> None:
     begun: dict[str, Any] = json.loads((folder / "train.json").read_text())
     begun["data_hash"] = sha256_of(run / "pairs.jsonl")
     (folder / "train.json").write_text(json.dumps(begun))
-    assert figures_of(run).trainings[0].data_note == "pairs.jsonl of this folder, as it is now"
+    assert build_page(run).trainings[0].data_note == "pairs.jsonl of this folder, in its current state"
     begun |= {"data_hash": "0" * 64, "settings": begun["settings"] | {"data": str(run / "pairs.jsonl")}}
     (folder / "train.json").write_text(json.dumps(begun))
-    assert figures_of(run).trainings[0].data_note.startswith("changed since")
+    assert build_page(run).trainings[0].data_note.startswith("changed since")
 
 
 def test_the_command_of_a_training_makes_the_same_settings(tmp_path: Path) -> None:
@@ -239,7 +239,7 @@ def test_the_command_of_a_training_makes_the_same_settings(tmp_path: Path) -> No
         folder = write_training(tmp_path / str(at), method=settings.method)
         begun = json.loads((folder / "train.json").read_text()) | {"settings": settings.plain()}
         (folder / "train.json").write_text(json.dumps(begun))
-        _, _, method, *words = shlex.split(figures_of(folder).trainings[0].command)
+        _, _, method, *words = shlex.split(build_page(folder).trainings[0].command)
         given = list(zip(words[::2], words[1::2], strict=True))
         flags = {(name.removeprefix("--"),): value for name, value in given if name != "--set"}
         again = load_settings(type(settings), None, flags, [value for name, value in given if name == "--set"])
@@ -249,7 +249,7 @@ def test_the_command_of_a_training_makes_the_same_settings(tmp_path: Path) -> No
 
 def test_an_unfinished_run_knows_its_judge_by_its_answers(run: Path) -> None:
     (run / "manifest.json").unlink()
-    assert figures_of(run).about.judge == "judge@1"
+    assert build_page(run).about.judge == "judge@1"
 
 
 @pytest.mark.parametrize("name", ["nowhere", "a file", "empty", "foreign", "only a run file"])
@@ -265,7 +265,7 @@ def test_folders_with_nothing_to_tell(tmp_path: Path, name: str) -> None:
     if name == "only a run file":
         (folder / "run.yaml").write_text("constitution: demo\njudge: {model: j}\noutput: runs/first\n")
     with pytest.raises(UserError) as caught:
-        figures_of(folder)
+        build_page(folder)
     assert str(caught.value).startswith(str(folder))
     assert "\n" not in str(caught.value)
 
@@ -275,31 +275,31 @@ def test_a_broken_line_is_named(run: Path, name: str) -> None:
     path = run / name
     path.write_text('{"id": "00"}\n' + path.read_text())
     with pytest.raises(RecordError, match=rf"{name}:1"):
-        figures_of(run)
+        build_page(run)
 
 
 def test_logits_are_those_of_the_fold() -> None:
     """Cut at 30, hard verdicts at ln 99 over 1.6, and no label under the least mass."""
     row = {"verdict": "first", "label_mass": 0.9, "logprobs": [-0.1, -50.0]}
-    assert told_logit(row, 0.5) == 30
-    assert told_logit(row | {"logprobs": [None, -0.1]}, 0.5) == -30
-    assert math.isnan(told_logit(row, 0.95))
-    assert told_logit({"verdict": "second", "logprobs": None}, 0.5) == pytest.approx(-math.log(99) / 1.6)
-    assert told_logit({"verdict": "tie", "logprobs": None}, 0.5) == 0
-    assert math.isnan(told_logit({"verdict": "unparsed", "logprobs": None}, 0.5))
+    assert judgement_logit(row, 0.5) == 30
+    assert judgement_logit(row | {"logprobs": [None, -0.1]}, 0.5) == -30
+    assert math.isnan(judgement_logit(row, 0.95))
+    assert judgement_logit({"verdict": "second", "logprobs": None}, 0.5) == pytest.approx(-math.log(99) / 1.6)
+    assert judgement_logit({"verdict": "tie", "logprobs": None}, 0.5) == 0
+    assert math.isnan(judgement_logit({"verdict": "unparsed", "logprobs": None}, 0.5))
 
 
 def test_a_stated_tie_stays_one_whatever_is_taken_off_the_slot(run: Path) -> None:
     """As in the labels: the slot's 0.8 is in no tie that was said in words."""
     how = {"temperature": 2.0, "slot": 0.8}
-    assert told_logit({"verdict": "tie", "logprobs": None}, 0.5, **how) == 0
+    assert judgement_logit({"verdict": "tie", "logprobs": None}, 0.5, **how) == 0
     hard = math.log(99) / 1.6
-    assert told_logit({"verdict": "first", "logprobs": None}, 0.5, **how) == pytest.approx((hard - 0.8) / 2)
+    assert judgement_logit({"verdict": "first", "logprobs": None}, 0.5, **how) == pytest.approx((hard - 0.8) / 2)
     manifest = json.loads((run / "manifest.json").read_text())
     (run / "manifest.json").write_text(json.dumps(manifest | {"position_bias": {JUDGE: {"removed": 0.8}}}))
     said: dict[str, Any] = {"verdict": "tie", "logprobs": None, "label_mass": None}
     lines(run / "judgements.jsonl", [row | said if row["id"] in (key("abk"), key("bak")) else row for row in answers()])
-    found = figures_of(run).examples
+    found = build_page(run).examples
     assert found is not None
     story = next(item for item in found.items if item["id"] == key("p1"))
     kind = next(vote for vote in story["comparisons"][0]["votes"] if found.principles[vote[0]] == "kind")
@@ -321,7 +321,7 @@ def test_only_samples_of_the_runs_own_settings_count(run: Path) -> None:
     kept = [drawn(name, at) for name in ("p1", "p2") for at in (0, 1)]
     old = [drawn(name, at, seed=0) for name in ("p1", "p2") for at in (0, 1, 2)]
     lines(run / "samples.jsonl", [*old, drawn("p1", 2), drawn("p2", 0, "policy@2"), drawn("gone", 0), *kept])
-    data = figures_of(run).data
+    data = build_page(run).data
     assert data is not None and (data.samples, data.blank) == (4, 2)
 
 
@@ -330,15 +330,15 @@ def test_questions_without_an_answer_count_once_and_while_they_have_none(run: Pa
     failed = [{"id": key(name), "stage": "compare", "reason": why} for name, why in
               (("x", "timeout"), ("x", "http_500"), ("y", "timeout"), ("abk", "timeout"))]  # fmt: skip
     lines(run / "failures.jsonl", failed)
-    assert figures_of(run).failures == {"compare: http_500": 1, "compare: timeout": 1}
+    assert build_page(run).failures == {"compare: http_500": 1, "compare: timeout": 1}
 
 
 def test_the_date_is_that_of_the_result_that_was_written_last(run: Path) -> None:
     os.utime(run / "manifest.json", (0, 0))
-    assert figures_of(run).about.when == "1970-01-01 00:00 UTC"
+    assert build_page(run).about.when == "1970-01-01 00:00 UTC"
     write_evaluation(run / "evaluation", "other@1")
     os.utime(run / "evaluation" / "dpo.v2-base.json", (86400, 86400))
-    assert figures_of(run).about.when == "1970-01-02 00:00 UTC"
+    assert build_page(run).about.when == "1970-01-02 00:00 UTC"
 
 
 @pytest.mark.parametrize(
@@ -355,5 +355,5 @@ def test_an_odd_row_is_named(run: Path, name: str, change: dict[str, Any], told:
     first, *more = [json.loads(line) for line in (run / name).read_text().splitlines()]
     lines(run / name, [first | change, *more])
     with pytest.raises(RecordError) as error:
-        figures_of(run)
+        build_page(run)
     assert f"{name}:1: {told}" in str(error.value)

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from rlaif.report.page import figures_of, write_page
-from rlaif.report.render import Sheet, coded, drawing, estimate, number, percent, render, signed
+from rlaif.report.page import build_page, write_page
+from rlaif.report.render import Sheet, coded, estimate, number, percent, plot_style, render, signed
 from tests.page.folders import HOSTILE, key, write_run, write_training
 from tests.support import rlaif
 
@@ -106,7 +106,7 @@ def test_the_same_folder_gives_the_same_bytes(folder: Path, text: str) -> None:
 def test_a_label_of_a_drawing_cannot_end_its_attribute() -> None:
     from matplotlib.figure import Figure
 
-    with drawing():
+    with plot_style():
         figure = Figure()
         figure.subplots().set_title("<script>&</script>")
         text = Sheet().inline(figure, 'a "quoted" <b> \\1')
@@ -118,7 +118,7 @@ def test_a_label_of_a_drawing_is_no_style() -> None:
     from matplotlib.figure import Figure
 
     sheet, label = Sheet(), 'a style="</style><h1>X</h1>" id="figure_1" url(#x)'
-    with drawing():
+    with plot_style():
         figure = Figure()
         figure.subplots().set_title(label)
         text = sheet.inline(figure, "told")
@@ -141,8 +141,8 @@ def test_numbers_for_people() -> None:
 def test_a_page_of_little(tmp_path: Path) -> None:
     write_training(tmp_path / "sft", method="sft", finished=False)
     (tmp_path / "sft" / "log.jsonl").write_text("")
-    text = render(figures_of(tmp_path / "sft"))
-    assert "Nothing was logged yet" in text
+    text = render(build_page(tmp_path / "sft"))
+    assert "The training has logged nothing yet" in text
     assert 'id="examples"' not in text
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from rlaif.errors import RlaifError
-from rlaif.report.page import figures_of, write_page
+from rlaif.report.page import build_page, write_page
 from tests.page.folders import write_run
 
 ODD: list[Any] = [None, -3, "text", [[]], {"a": {"b": []}}]
@@ -59,7 +59,7 @@ def test_an_odd_value_anywhere(name: str, tmp_path: Path) -> None:
         for value in ODD:
             path.write_text(json.dumps(changed(document, place, value)))
             try:
-                figures_of(folder)
+                build_page(folder)
             except RlaifError:
                 pytest.fail(f"{place}: {value!r}")
 

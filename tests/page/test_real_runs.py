@@ -23,9 +23,9 @@ from rlaif.config.shipped import resource
 from rlaif.feedback.pipeline import run_pipeline
 from rlaif.records import Judgement, PreferencePair
 from rlaif.report.examples import gather
-from rlaif.report.page import figures_of
+from rlaif.report.page import build_page
 from rlaif.report.run_data import _Columns, _forward, _joined, _parts, count_data, rows
-from rlaif.report.run_settings import read_documents, reading_of
+from rlaif.report.run_settings import label_settings, read_documents
 from rlaif.store import read_records
 from tests.fakes import Taste
 from tests.test_panel import CONTRARY, MUMBLING, bench, change
@@ -33,7 +33,7 @@ from tests.test_panel import CONTRARY, MUMBLING, bench, change
 
 def agrees(folder: Path) -> None:
     """The counts are those of the manifest, and every label comes out again from the answers, joined by number."""
-    page, manifest = figures_of(folder), json.loads((folder / "manifest.json").read_text())
+    page, manifest = build_page(folder), json.loads((folder / "manifest.json").read_text())
     counts: dict[str, Any] = manifest["counts"]
     data, verdicts = page.data, page.verdicts
     assert data is not None and verdicts is not None
@@ -54,15 +54,15 @@ def agrees(folder: Path) -> None:
 def _labels_come_out_again(folder: Path) -> None:
     import numpy as np
 
-    reading = reading_of(read_documents(folder))
+    reading = label_settings(read_documents(folder))
     _, plan = count_data(folder, both=reading.both)
     columns = _Columns()
     for row in rows(folder / "judgements.jsonl"):
         columns.add(row, reading)
     at, asked = _joined(columns, plan)
-    of = np.array(plan.of, dtype=np.int64)[asked]
+    of = np.array(plan.comparison, dtype=np.int64)[asked]
     judge = np.array(columns.judge, dtype=np.int64)[at]
-    logit = np.array(columns.read)[at]
+    logit = np.array(columns.logit)[at]
     logit = np.where(_forward(columns, at, asked, of, plan), logit, -logit)
     many, judges = len(columns.principles), len(columns.judges)
     cell = (of * many + np.array(columns.principle, dtype=np.int64)[at]) * judges + judge
@@ -96,14 +96,14 @@ def test_a_panel_with_weights_and_temperatures(tmp_path: Path) -> None:
     ):
         run_pipeline(load_run(change(path, weight=[1.0, 0.4, 1.0], temperature=[1.0, 2.5, 1.0])))
     agrees(tmp_path / "run")
-    page = figures_of(tmp_path / "run")
+    page = build_page(tmp_path / "run")
     assert page.panel is not None
     assert [each.judge for each in page.panel.judges] == ["fake", "fake-2", "fake-3"]
 
 
 @pytest.mark.slow
 def test_a_tiny_run_with_revisions(tmp_path: Path) -> None:
-    """Some revisions come out like samples, so some answers name those: see `counting.shows_left_first`."""
+    """Some revisions equal samples, so some judgements name those: see `run_data.shows_left_first`."""
     run_pipeline(RunSettings(
         constitution="demo", prompts=PromptSettings(path=str(resource("prompts") / "policy" / "demo.jsonl"), limit=16),
         policy=PolicySettings(model="demo-policy", samples=4, max_tokens=96), judge=JudgeSettings(model="demo-judge"),
@@ -133,7 +133,7 @@ def test_given_answers_are_counted_once(tmp_path: Path, drawn: bool) -> None:
         policy = settings.policy.model_copy(update={"samples": 2}) if drawn and settings.policy else None
         given = PromptSettings(path=str(prompts), responses="given")
         run_pipeline(settings.model_copy(update={"policy": policy, "prompts": given}))
-    page = figures_of(tmp_path / "run")
+    page = build_page(tmp_path / "run")
     assert page.data is not None
     assert page.data.samples == json.loads((tmp_path / "run/manifest.json").read_text())["counts"]["samples"]
     assert page.data.samples == (7 if drawn else 3)

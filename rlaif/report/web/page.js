@@ -8,16 +8,16 @@
   const theme = $("theme");
   const isDark = () => (root.dataset.theme ? root.dataset.theme === "dark" : dark.matches);
   const name = () => { theme.textContent = isDark() ? "Light" : "Dark"; };
-  const kept = (value) => {
+  const stored = (value) => {
     // From disk there may be no storage at all; then the choice lasts as long as the page.
     try { return value === undefined ? localStorage.getItem("rlaif-theme") : localStorage.setItem("rlaif-theme", value); }
     catch { return null; }
   };
-  const before = kept();
+  const before = stored();
   if (before === "dark" || before === "light") root.dataset.theme = before;
   theme.hidden = false;
   name();
-  theme.addEventListener("click", () => { root.dataset.theme = isDark() ? "light" : "dark"; kept(root.dataset.theme); name(); });
+  theme.addEventListener("click", () => { root.dataset.theme = isDark() ? "light" : "dark"; stored(root.dataset.theme); name(); });
   dark.addEventListener("change", name);
 
   // ---- which section is read ------------------------------------------------------------------------------------
@@ -38,13 +38,13 @@
   let at = 0, shown = [], jumping = false;
 
   const make = (tag, given, ...children) => {
-    const found = document.createElement(tag);
+    const element = document.createElement(tag);
     for (const [key, value] of Object.entries(given || {})) {
       if (value === null || value === undefined || value === false) continue;
-      if (key === "text") found.textContent = value; else found.setAttribute(key, value === true ? "" : value);
+      if (key === "text") element.textContent = value; else element.setAttribute(key, value === true ? "" : value);
     }
-    found.append(...children.filter((child) => child !== null && child !== undefined));
-    return found;
+    element.append(...children.filter((child) => child !== null && child !== undefined));
+    return element;
   };
   const percent = (p) => (typeof p === "number" ? (100 * p).toFixed(1) + "%" : p === null || p === undefined ? "–" : p);
   const margins = (item) => item.comparisons.filter((c) => c.p !== null).map((c) => Math.abs(c.p - 0.5));
@@ -97,54 +97,54 @@
     }).sort(ORDERS[$("order").value]);
   }
 
-  const said = (kind, head, text) => make("p", { class: `said ${kind}` }, make("b", { text: head }), document.createTextNode(` ${text}`));
+  const note = (kind, head, text) => make("p", { class: `remark ${kind}` }, make("b", { text: head }), document.createTextNode(` ${text}`));
 
   function sample(each, number) {
-    const place = make("div", { class: "place" }, make("b", { text: `Reply ${number + 1}` }));
+    const place = make("div", { class: "place" }, make("b", { text: `Response ${number + 1}` }));
     place.append(document.createTextNode(each.rank === null ? " not ranked" : ` rank ${each.rank}, ${each.strength >= 0 ? "+" : "−"}${Math.abs(each.strength).toFixed(2)}`));
     const body = make("div", { class: "body" }, make("p", { class: "text", text: each.text === "" ? "(empty)" : each.text }));
     if (each.cutoff) body.append(make("p", { class: "note", text: "cut at the token limit" }));
-    const notes = each.critiques.filter((c) => c[2] === 0).map(([principle, text]) => said("critique", `Critique, ${principles[principle]}:`, text));
+    const notes = each.critiques.filter((c) => c[2] === 0).map(([principle, text]) => note("critique", `Critique, ${principles[principle]}:`, text));
     if (notes.length > 2) body.append(make("details", { class: "notes" }, make("summary", { text: `${notes.length} critiques` }), ...notes));
     else body.append(...notes);
     for (const revision of each.revisions) {
-      const judged = revision.p === null ? "" : `; the judge gives it ${percent(revision.p)} over the reply`;
-      body.append(said("revision", `Revision ${revision.round}, ${principles[revision.principle]}${revision.use ? ` (${revision.use}${judged})` : ""}:`, revision.text));
-      for (const [principle, text] of each.critiques.filter((c) => c[2] === revision.round)) body.append(said("critique", `Critique, ${principles[principle]}:`, text));
+      const judged = revision.p === null ? "" : `; the judge prefers it to the response at ${percent(revision.p)}`;
+      body.append(note("revision", `Revision ${revision.round}, ${principles[revision.principle]}${revision.use ? ` (${revision.use}${judged})` : ""}:`, revision.text));
+      for (const [principle, text] of each.critiques.filter((c) => c[2] === revision.round)) body.append(note("critique", `Critique, ${principles[principle]}:`, text));
     }
     return make("li", null, place, body);
   }
 
   function comparison(each) {
     const [left, right] = each.of.map((number) => (number < 0 ? "?" : number + 1));
-    const pair = each.pair ? `, came to the pair ${each.pair.slice(0, 8)}` : "";
+    const pair = each.pair ? `, produced pair ${each.pair.slice(0, 8)}` : "";
     const flip = each.flip ? ", the orders disagree" : "";
     const head = `${left} over ${right}: ${percent(each.p)} (${each.status}${flip}${pair})`;
-    const found = make("details", null, make("summary", { text: head }));
+    const details = make("details", null, make("summary", { text: head }));
     const rows = each.votes.map((vote) => make("tr", { class: flipsOf(vote) ? "flip" : null },
       make("th", { scope: "row", text: principles[vote[0]] }), judges.length > 1 ? make("td", { text: judges[vote[1]] }) : null,
       make("td", { class: "n", text: percent(vote[2]) }), make("td", { class: "n", text: percent(vote[3]) }),
       make("td", { text: flipsOf(vote) ? "flips" : "" })));
     const heads = ["Principle", ...(judges.length > 1 ? ["Judge"] : []), `${left} first`, `${right} first`, ""];
     const table = make("table", { class: "votes" },
-      make("caption", { text: `Probability that reply ${left} is better, by the order in which the two were shown` }),
+      make("caption", { text: `Probability that response ${left} is better, by the order in which the two were shown` }),
       make("thead", null, make("tr", null, ...heads.map((text, number) => make("th", { scope: "col", class: number && / first$/.test(text) ? "n" : null, text })))),
       make("tbody", null, ...rows));
-    found.append(rows.length ? make("div", { class: "scroll", tabindex: "0", role: "group", "aria-label": "verdicts" }, table) : make("p", { class: "note", text: "no ordered verdicts here" }));
-    return found;
+    details.append(rows.length ? make("div", { class: "scroll", tabindex: "0", role: "group", "aria-label": "verdicts" }, table) : make("p", { class: "note", text: "no ordered verdicts here" }));
+    return details;
   }
 
   function card({ item }) {
-    const made = item.pairs.map((pair) => `${pair.of[0] + 1} over ${pair.of[1] + 1} at ${percent(pair.p)}${pair.flip ? " (flips)" : ""}`);
+    const pairs = item.pairs.map((pair) => `${pair.of[0] + 1} over ${pair.of[1] + 1} at ${percent(pair.p)}${pair.flip ? " (flips)" : ""}`);
     const link = make("a", { href: `#p-${item.id}`, text: item.id.slice(0, 12) });
-    const found = make("article", { class: "example", id: `p-${item.id}`, tabindex: "-1", "aria-label": `Prompt ${item.id.slice(0, 12)}` },
+    const article = make("article", { class: "example", id: `p-${item.id}`, tabindex: "-1", "aria-label": `Prompt ${item.id.slice(0, 12)}` },
       make("header", null, make("h3", null, link), make("span", { text: item.why.join(", ") }),
-        make("span", { text: made.length ? `pairs: ${made.slice(0, 4).join("; ")}${made.length > 4 ? `; ${made.length - 4} more` : ""}` : "no pair" })));
-    if (item.earlier) found.append(make("p", { class: "note", text: `${item.earlier} earlier turns are not shown` }));
-    for (const [role, text] of item.messages) found.append(make("div", { class: "turn" }, make("div", { class: "who", text: role }), make("p", { class: "text", text })));
-    found.append(make("ol", { class: "samples" }, ...item.samples.map(sample)));
-    for (const each of item.comparisons) found.append(comparison(each));
-    return found;
+        make("span", { text: pairs.length ? `pairs: ${pairs.slice(0, 4).join("; ")}${pairs.length > 4 ? `; ${pairs.length - 4} more` : ""}` : "no pair" })));
+    if (item.earlier) article.append(make("p", { class: "note", text: `${item.earlier} earlier turns are not shown` }));
+    for (const [role, text] of item.messages) article.append(make("div", { class: "turn" }, make("div", { class: "who", text: role }), make("p", { class: "text", text })));
+    article.append(make("ol", { class: "samples" }, ...item.samples.map(sample)));
+    for (const each of item.comparisons) article.append(comparison(each));
+    return article;
   }
 
   function draw() {
@@ -161,13 +161,13 @@
 
   function follow() {
     const wanted = /^#p-([0-9a-f]{32})$/.exec(location.hash);
-    const found = wanted && places.get(wanted[1]);
-    if (wanted && !found) { $("found").textContent = "That prompt is not among the examples on this page."; return; }
-    if (!found) return;
-    if (!shown.includes(found)) { jumping = true; $("filters").reset(); shown = filtered(); }
-    at = Math.floor(shown.indexOf(found) / PAGE);
+    const entry = wanted && places.get(wanted[1]);
+    if (wanted && !entry) { $("found").textContent = "That prompt is not among the examples on this page."; return; }
+    if (!entry) return;
+    if (!shown.includes(entry)) { jumping = true; $("filters").reset(); shown = filtered(); }
+    at = Math.floor(shown.indexOf(entry) / PAGE);
     draw();
-    const target = $(`p-${found.item.id}`);
+    const target = $(`p-${entry.item.id}`);
     target.classList.add("here");
     target.scrollIntoView();
     target.focus({ preventScroll: true });
