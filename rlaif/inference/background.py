@@ -1,5 +1,8 @@
-"""Event loops for callers that have none: one in a thread of its own, in which models are asked and live as long as it
-does; and one for a single piece of work, also where a loop is running already.
+"""Event loops for synchronous callers: a long-lived one in its own thread, and one for a single coroutine.
+
+Connections do not outlive the event loop that opened them, so every object that keeps a model open between calls owns
+one `Background` and runs all calls on it. `blocking` serves callers that need a loop once, and also works where a loop
+is running already, as in a notebook. `in_thread` goes the other way: it awaits blocking work without blocking the loop.
 """
 
 from __future__ import annotations
@@ -14,33 +17,37 @@ from typing import Any, ParamSpec, TypeVar, cast
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_LONGEST_CLOSE = 60.0
+_CLOSE_TIMEOUT = 60.0
 """Seconds that closing may take; a launched server needs some."""
 
 
 class Background:
-    """Connections do not outlive the loop that opened them, so that one loop serves all calls."""
+    """An event loop in a daemon thread."""
 
     def __init__(self, name: str) -> None:
-        """`name` is the thread's. It is a daemon: a program that ends without `close` does not wait for it."""
+        """`name` is the thread's. A program that ends without `close` does not wait for the thread."""
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name=name, daemon=True)
         self._thread.start()
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """What some work comes to; where the caller is interrupted while waiting, it is called off."""
+        """Run a coroutine on the loop and return its result. An interrupt while waiting cancels the coroutine."""
         future = asyncio.run_coroutine_threadsafe(work, self._loop)
         try:
             return future.result()
         finally:
-            future.cancel()  # does nothing to what is done
+            future.cancel()  # no effect on a future that is done
 
     def close(self, last: Coroutine[Any, Any, None] | None = None) -> None:
-        """Call off what runs, wait until that has closed what it opened, do the last work, end loop and thread."""
+        """Cancel the running tasks, wait for their cleanup, run `last`, then end the loop and its thread."""
 
-        async def ending() -> None:
+        async def shut_down() -> None:
             try:
-                await _called_off()
+                tasks = asyncio.all_tasks() - {asyncio.current_task()}
+                for task in tasks:
+                    if not task.cancelling():  # a second cancellation would cut the cleanup short
+                        task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
                 if last is not None:
                     await last
             finally:
@@ -48,54 +55,19 @@ class Background:
                 await self._loop.shutdown_default_executor()
 
         try:
-            asyncio.run_coroutine_threadsafe(ending(), self._loop).result(_LONGEST_CLOSE)
+            asyncio.run_coroutine_threadsafe(shut_down(), self._loop).result(_CLOSE_TIMEOUT)
         finally:
             self._loop.call_soon_threadsafe(self._loop.stop)
-            self._thread.join(_LONGEST_CLOSE)
+            self._thread.join(_CLOSE_TIMEOUT)
             if not self._thread.is_alive():
                 self._loop.close()
 
 
-async def _called_off() -> None:
-    others = asyncio.all_tasks() - {asyncio.current_task()}
-    for task in others:
-        if not task.cancelling():  # once: a second time would cut its closing short
-            task.cancel()
-    await asyncio.gather(*others, return_exceptions=True)
-
-
-async def in_thread(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """What some work in a thread comes to. Where the caller is called off, nobody waits for the thread: weights that
-    are being loaded, or a pass through a model, cannot be stopped halfway, and nothing of them is kept."""
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[T] = loop.create_future()
-
-    def settle(found: T | None, error: BaseException | None) -> None:
-        if future.cancelled():
-            return
-        if error is not None:
-            future.set_exception(error)
-        else:
-            future.set_result(cast(T, found))
-
-    def run() -> None:
-        found, error = None, None
-        try:
-            found = work(*args, **kwargs)
-        except BaseException as raised:  # noqa: BLE001 - it is the caller's
-            error = raised
-        with contextlib.suppress(RuntimeError):  # the loop has gone meanwhile
-            loop.call_soon_threadsafe(settle, found, error)
-
-    threading.Thread(target=contextvars.copy_context().run, args=(run,), daemon=True).start()
-    return await future
-
-
 def blocking(work: Coroutine[Any, Any, T]) -> T:
-    """What some work comes to: `asyncio.run`, also where an event loop is running, as in a notebook.
+    """`asyncio.run`, also where an event loop is running already, as in a notebook.
 
-    There the work gets a loop in a thread of its own. A caller that is interrupted while waiting calls it off, and goes
-    on when it has closed what it opened.
+    There the coroutine gets a loop in a thread of its own. An interrupt cancels it, and the caller continues when its
+    cleanup is done.
     """
     try:
         asyncio.get_running_loop()
@@ -103,13 +75,40 @@ def blocking(work: Coroutine[Any, Any, T]) -> T:
         running = False
     else:
         running = True
-    return _apart(work) if running else asyncio.run(work)
-
-
-def _apart(work: Coroutine[Any, Any, T]) -> T:
-    """An interrupt may come between any two steps, also before `run` waits: `close` ends whatever has begun."""
+    if not running:
+        return asyncio.run(work)
     background = Background("rlaif")
-    try:
+    try:  # an interrupt may arrive before `run` waits: `close` cancels whatever has started
         return background.run(work)
     finally:
         background.close()
+
+
+async def in_thread(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Run a function in a daemon thread and return its result.
+
+    A cancelled caller does not wait for the thread: loading weights, or a forward pass, cannot be stopped halfway. The
+    result is then dropped.
+    """
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[T] = loop.create_future()
+
+    def settle(result: T | None, error: BaseException | None) -> None:
+        if future.cancelled():
+            return
+        if error is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(cast(T, result))
+
+    def run() -> None:
+        result, error = None, None
+        try:
+            result = work(*args, **kwargs)
+        except BaseException as raised:  # noqa: BLE001 - the caller gets it
+            error = raised
+        with contextlib.suppress(RuntimeError):  # the loop has closed meanwhile
+            loop.call_soon_threadsafe(settle, result, error)
+
+    threading.Thread(target=contextvars.copy_context().run, args=(run,), daemon=True).start()
+    return await future

@@ -1,22 +1,19 @@
-"""How fast a server may be asked, and when it counts as down.
+"""When a server counts as down, how long to pause between attempts, and how many questions may be in flight.
 
-How long to wait for a server: pauses between attempts, and the moment to stop hoping.
+`ServerHealth` decides about time. Pauses grow exponentially with full jitter, so that requests which failed together do
+not come back together. A server counts as down when, for `give_up_after` seconds, no exchange succeeded and every
+failure was one that a dead or restarting server gives; attempts that fail meanwhile do not count against their
+questions, so a restart costs no outputs. If the last of those failures is a timeout, the questions may be too slow
+rather than the server gone: the caller can then send it something small before giving up.
 
-Pauses grow exponentially with full jitter, so that the requests that failed together do not come back together. A
-server counts as down when, for `give_up_after` seconds, nothing succeeded and every failure was one that a dead or
-restarting server gives. Attempts that fail meanwhile are not held against their questions: a restart costs no answers.
-Where the last of those failures is a timeout it may be the questions that take too long, and not the server that is
-gone: whoever catches the error can ask it something small first.
+A 429 ("too many requests") postpones a question and does not fail it. A question fails of a rate limit only after
+`LONGEST_LIMITED` seconds (and a timeout) in which the server sent nothing but 429 to any request, or when that long and
+all its attempts went into this question alone, as for a request that is larger than the whole limit.
 
-"Too many requests" (429) says later, not no: no question fails of a limit of so many requests a minute. One fails of it
-after `LONGEST_LIMITED` seconds (and a timeout) in which the server said nothing else to anybody; or when that long and
-all its attempts went into it alone, as into a request that is larger than the whole limit.
-
-How many questions may be under way: additive increase, multiplicative decrease (as TCP does, RFC 5681).
-
-The limit starts at what the user set and never exceeds it. A sign of overload (429, 503, a timeout) halves it, once for
-all the requests that were sent before the cut, however many of them fail; one full window of successes raises it by
-one. A `Retry-After`, or the pause after a 429 without one, holds everybody back: the questions wait here.
+`Throttle` decides about concurrency: additive increase, multiplicative decrease, as TCP does (RFC 5681). The limit
+starts at the user's setting and never exceeds it. A sign of overload (429, 503, a timeout) halves it, once for all
+requests that were sent before the cut; one full window of successes raises it by one. A `Retry-After`, or the pause
+after a 429 without one, holds back all questions at this gate.
 """
 
 from __future__ import annotations
@@ -32,12 +29,12 @@ from rlaif.errors import ModelError
 from rlaif.inference.faults import Fault
 
 LONGEST_LIMITED = 300.0
-"""Seconds that a rate limit is waited for."""
+"""Seconds to wait for a rate limit to end."""
 _LONGEST_PAUSE = 8.0
 
 
 class ServerHealth:
-    """Watches all exchanges with one server."""
+    """Follows all exchanges with one server."""
 
     def __init__(self, url: str, *, give_up_after: float, timeout: float, backoff: float) -> None:
         self._url, self._give_up_after, self._timeout, self._backoff = url, give_up_after, timeout, backoff
@@ -51,7 +48,7 @@ class ServerHealth:
         return random.uniform(0, min(_LONGEST_PAUSE, self._backoff * 2 ** min(attempt, 10)))
 
     def heard(self, *, limited: bool = False) -> None:
-        """The server is alive: it answered, or said clearly why not; `limited` where that was a 429."""
+        """Record that the server is alive: it replied, or refused for a clear reason; `limited` means a 429."""
         self.replies += 1
         self._silent_since = None
         if not limited:
@@ -60,14 +57,14 @@ class ServerHealth:
             self._limited_since = time.monotonic()
 
     def limit_stays(self, since: float, attempts: int, most: int) -> bool:
-        """Whether a question that was asked from `since` on, `attempts` times of at most `most`, fails of its 429."""
+        """Whether a question, first sent at `since` and sent `attempts` times of at most `most`, fails of its 429."""
         now = time.monotonic()
         first = now if self._limited_since is None else self._limited_since
         for_all = now - first >= LONGEST_LIMITED + self._timeout
         return for_all or (attempts >= most and now - since >= LONGEST_LIMITED)
 
     def failed(self, fault: Fault) -> None:
-        """Note a failed exchange. Raises ModelError when the server has been down for too long."""
+        """Record a failed exchange. Raises ModelError when the server has been down for too long."""
         if not fault.down:
             self.heard(limited=fault.limited)
             return
@@ -75,7 +72,7 @@ class ServerHealth:
         if self._silent_since is None:
             self._silent_since = now
         silent = now - self._silent_since
-        # A timeout takes long to show: only after a second wave of them is it the server, not its load.
+        # A timeout takes long to appear: only a second wave of them points to the server rather than to its load.
         if silent >= self._give_up_after + (self._timeout if fault.kind == "timeout" else 0.0):
             raise ModelError(
                 f"no answer from {self._url} for {silent:.0f} s ({fault.detail}); "
@@ -84,7 +81,7 @@ class ServerHealth:
 
 
 class Throttle:
-    """A gate for requests of different sizes; the unit is the question. Belongs to one event loop."""
+    """A gate for requests of different sizes, counted in questions. Belongs to one event loop."""
 
     def __init__(self, limit: int) -> None:
         self.most = limit
@@ -99,7 +96,7 @@ class Throttle:
 
     @asynccontextmanager
     async def slot(self, size: int = 1) -> AsyncIterator[int]:
-        """Hold room for `size` questions. Yields the number of cuts so far, to be handed back to `overloaded`.
+        """Hold room for `size` questions. Yields the number of cuts so far, which the caller returns to `overloaded`.
 
         A request that is larger than the limit goes alone.
         """
@@ -137,11 +134,9 @@ class Throttle:
             self._ring_at_opening()
 
     def _fits(self, size: int) -> bool:
-        roomy = self._busy == 0 or self._busy + size <= self.limit
-        return roomy and (self._open_at == 0.0 or self._is_open())
-
-    def _is_open(self) -> bool:
-        if time.monotonic() < self._open_at:
+        if self._busy and self._busy + size > self.limit:
+            return False
+        if self._open_at and time.monotonic() < self._open_at:
             return False
         self._open_at = 0.0
         return True
@@ -157,13 +152,13 @@ class Throttle:
             if turn.done() and not turn.cancelled():  # admitted and cancelled at once: give the room back
                 self._busy -= size
             else:
-                with suppress(ValueError):  # `_admit` may have passed over it already
+                with suppress(ValueError):  # `_admit` may have removed it already
                     self._waiting.remove((size, turn))
             self._admit()
             raise
 
     def _admit(self) -> None:
-        """Let in those who wait, first come first served, as far as there is room."""
+        """Admit waiting requests, first come first served, as far as there is room."""
         while self._waiting and self._fits(self._waiting[0][0]):
             size, turn = self._waiting.popleft()
             if not turn.done():

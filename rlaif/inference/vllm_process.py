@@ -1,7 +1,7 @@
-"""Starts vLLM as a subprocess, waits until it is healthy, and never leaves it behind.
+"""Starts a vLLM server as a subprocess, waits until it is healthy, and never leaves it behind.
 
-vLLM is never imported: its environment may be another one than ours. It runs under `vllm_watch.py`, in a process group
-of its own, so that it ends with us even if we are killed, and Ctrl-C reaches us first.
+vLLM is never imported: it may live in another Python environment. The server runs under `vllm_watch.py` in a process
+group of its own, so it ends with this process even if this process is killed, and Ctrl-C arrives here first.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO
 
 from rlaif.config.schemas import placing
 from rlaif.config.shipped import shipped_model
@@ -29,22 +28,22 @@ from rlaif.inference import vllm_watch
 PYTHON_VARIABLE = "RLAIF_VLLM_PYTHON"
 """Environment variable with the path of a Python whose environment holds vLLM."""
 
-_LOOK_EVERY = 0.5
+_POLL_SECONDS = 0.5
 _STOP_SECONDS = 20.0
 _LOG_LINES = 20
 
 Progress = Callable[[float, str], None]
-"""Told, while the server starts, the seconds so far and the latest line of its log."""
+"""Called while the server starts with the seconds so far and the latest line of its log."""
 
 
 def find_vllm() -> list[str]:
-    """The start of the command that serves a model; the model comes next. Raises UserError where there is no vLLM."""
+    """The command that serves a model, up to the model's name. Raises UserError where vLLM is not installed."""
     python = os.environ.get(PYTHON_VARIABLE)
     if python:
         if shutil.which(python) is None:
             raise UserError(f"no Python at {python}", where=PYTHON_VARIABLE, hint="name one that has vLLM installed")
         return [python, "-m", "vllm.entrypoints.openai.api_server", "--model"]
-    beside = Path(sys.executable).with_name("vllm")  # our own environment, which need not be activated
+    beside = Path(sys.executable).with_name("vllm")  # this Python's environment, which need not be activated
     command = str(beside) if beside.is_file() else shutil.which("vllm")
     if command is None:
         hint = f"install it (`pip install vllm`), or set {PYTHON_VARIABLE} to the Python of an environment that has it"
@@ -61,11 +60,11 @@ def serve_command(
     max_model_len: int | None = None,
     extra: Sequence[str] = (),
 ) -> list[str]:
-    """The whole command. Later arguments win, so `extra` can change everything but where the server is asked, and its
-    name there: UserError.
+    """The whole command. Later arguments win, so `extra` can change everything but the server's host, port and served
+    name (UserError).
 
-    Prefix caching on and reported; no sampling defaults of the model's own, which would act where our settings are
-    silent. A shipped model is small: it runs in fp32, starts without compilation, and leaves most of a GPU free.
+    Prefix caching is on and reported. The model's own sampling defaults are off: they would apply wherever a request
+    sets no value. A shipped model is small: it runs in fp32, starts without compilation and leaves most of a GPU free.
     """
     if (flag := placing(extra)) is not None:
         hint = "remove it; `rlaif judge serve` has --host, --port and --name of its own"
@@ -84,7 +83,7 @@ def serve_command(
 
 
 class VllmServer:
-    """A vLLM server of our own: start and stop it, or use it as a context manager (plain or async)."""
+    """A vLLM server: start and stop it, or use it as a context manager (plain or async)."""
 
     def __init__(
         self,
@@ -100,9 +99,13 @@ class VllmServer:
         progress: Progress | None = None,
         api_key: str | None = None,
     ) -> None:
-        """A free port is taken unless one is named. Without a `log` file, the server writes where we do. With an
-        `api_key`, it answers only those who know it."""
-        self.port = _free_port() if port is None else port
+        """`port` None takes a free one. Without a `log` file, the server writes to this process's output. With an
+        `api_key`, it accepts only requests that carry the key."""
+        if port is None:
+            with socket.socket() as listener:
+                listener.bind(("127.0.0.1", 0))
+                port = int(listener.getsockname()[1])
+        self.port = port
         self.served_name = served_name or model
         self._host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
         self.base_url = f"http://{f'[{self._host}]' if ':' in self._host else self._host}:{self.port}/v1"
@@ -110,7 +113,7 @@ class VllmServer:
         self._command = serve_command(
             model,
             host=host,
-            port=self.port,
+            port=port,
             served_name=served_name,
             max_model_len=max_model_len,
             extra=extra,
@@ -138,7 +141,7 @@ class VllmServer:
         if process is None:
             return
         assert process.stdin is not None
-        process.stdin.close()  # the watcher takes it from here
+        process.stdin.close()  # the signal for vllm_watch to end the server
         try:
             process.wait(_STOP_SECONDS)
         except subprocess.TimeoutExpired:
@@ -169,12 +172,16 @@ class VllmServer:
         await asyncio.to_thread(self.stop)
 
     def _spawn(self) -> None:
-        out = self._open_log()
-        # No usage statistics leave this machine for our sake; a key in the environment is meant for other servers.
+        out = None
+        if self.log is not None:
+            self.log.parent.mkdir(parents=True, exist_ok=True)
+            self.log.unlink(missing_ok=True)  # a link is replaced, not followed
+            out = self.log.open("xb")
+        # No usage statistics leave this machine on rlaif's account; a key in the environment is for other servers.
         environment = {"VLLM_NO_USAGE_STATS": "1"} | os.environ
         environment.pop("VLLM_API_KEY", None)
         if self._key is not None:
-            environment["VLLM_API_KEY"] = self._key  # not an argument, which everybody on this machine can read
+            environment["VLLM_API_KEY"] = self._key  # not an argument, which every user of the machine can read
         try:
             self._process = subprocess.Popen(
                 [sys.executable, vllm_watch.__file__, *self._command],
@@ -188,30 +195,23 @@ class VllmServer:
             if out is not None:
                 out.close()
 
-    def _open_log(self) -> BinaryIO | None:
-        if self.log is None:
-            return None
-        self.log.parent.mkdir(parents=True, exist_ok=True)
-        self.log.unlink(missing_ok=True)  # a link is replaced, not followed
-        return self.log.open("xb")
-
     def _await_health(self) -> None:
         start = time.monotonic()
         while not self._healthy():
-            process, spent = self._process, time.monotonic() - start
+            process, seconds = self._process, time.monotonic() - start
             if process is None:
                 raise ModelError("vLLM was stopped while it started")
             if process.poll() is not None:
-                what = f"vLLM ended while it started (exit code {process.returncode})"
-                raise ModelError(what, log=self._end_of_log())
-            if spent > self._timeout:
-                raise ModelError(f"vLLM was not ready after {spent:.0f} s", log=self._end_of_log())
+                message = f"vLLM ended while it started (exit code {process.returncode})"
+                raise ModelError(message, log=self._end_of_log())
+            if seconds > self._timeout:
+                raise ModelError(f"vLLM was not ready after {seconds:.0f} s", log=self._end_of_log())
             if self._progress is not None:
-                self._progress(spent, (self._log_lines() or [""])[-1])
-            time.sleep(min(_LOOK_EVERY, 0.05 + spent / 10))
+                self._progress(seconds, (self._log_lines() or [""])[-1])
+            time.sleep(min(_POLL_SECONDS, 0.05 + seconds / 10))
 
     def _healthy(self) -> bool:
-        """Whether /health says so; asked directly, past any proxy."""
+        """Whether /health answers 200. The request bypasses any proxy."""
         connection = http.client.HTTPConnection(self._host, self.port, timeout=2)
         try:
             connection.request("GET", "/health")
@@ -251,9 +251,3 @@ def serve_foreground(
             return server.wait()
     except KeyboardInterrupt:
         return 130
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

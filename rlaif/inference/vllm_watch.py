@@ -1,10 +1,10 @@
-"""Runs a command, and ends it when whoever started this script is gone.
+"""Runs a command and ends it when the process that started this script is gone.
 
-    python watch.py COMMAND ARGUMENT ...
+    python vllm_watch.py COMMAND ARGUMENT ...
 
-The starter holds the other end of our standard input. It closes when the starter closes it, exits, or is killed in
-whatever way, and then the command is asked to end, and made to end ten seconds later. The command and its children
-share this script's process group. This file imports nothing of the package: it is run by its path.
+The starter holds the other end of this script's standard input. That pipe closes when the starter closes it, exits or
+is killed in any way; the command then gets SIGTERM, and SIGKILL ten seconds later. The command and its children share
+this script's process group. The script is run by its path and imports nothing of the package.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ def main(command: list[str]) -> int:
     for caught in (signal.SIGINT, signal.SIGTERM):
         signal.signal(caught, lambda *_: None)  # not SIG_IGN, which the command would inherit
     child = subprocess.Popen(command, stdin=subprocess.DEVNULL)
-    threading.Thread(target=_end_with_starter, args=(child,), daemon=True).start()
+
+    def end_with_starter() -> None:
+        while os.read(0, 1024):  # not sys.stdin, whose lock this thread would hold when the interpreter ends
+            pass
+        child.send_signal(signal.SIGTERM)
+        try:
+            child.wait(_GRACE_SECONDS)
+        except subprocess.TimeoutExpired:
+            os.killpg(0, signal.SIGKILL)
+
+    threading.Thread(target=end_with_starter, daemon=True).start()
     code = child.wait()
-    os.killpg(0, signal.SIGTERM)  # what the command may have left behind
+    os.killpg(0, signal.SIGTERM)  # child processes that the command may have left behind
     return code if code >= 0 else 128 - code
-
-
-def _end_with_starter(child: subprocess.Popen[bytes]) -> None:
-    while os.read(0, 1024):  # not sys.stdin, whose lock this thread would hold when the interpreter ends
-        pass
-    child.send_signal(signal.SIGTERM)
-    try:
-        child.wait(_GRACE_SECONDS)
-    except subprocess.TimeoutExpired:
-        os.killpg(0, signal.SIGKILL)
 
 
 if __name__ == "__main__":
