@@ -170,8 +170,18 @@ def _policy_settings(run: str | Path | None, judge: Judge | None, settings: Mapp
     if base is not None:
         data |= {"compare": plain(base.compare), "pair": plain(base.pair), "max_failed": base.max_failed}
     source = Source(data, call)
-    others = ("policies", "against", "run", "constitution", "policy_api_key_env", "metrics", "output", "plots", "quiet")
-    for path, value in given(EvaluateSettings, settings, call, others).items():
+    reserved = (
+        "policies",
+        "against",
+        "run",
+        "constitution",
+        "policy_api_key_env",
+        "metrics",
+        "output",
+        "plots",
+        "quiet",
+    )
+    for path, value in given(EvaluateSettings, settings, call, reserved).items():
         source = source.with_value(path, *value)
     return checked(source, EvaluateSettings)
 
@@ -219,9 +229,8 @@ def evaluate_reward(
     from rlaif.evaluation.reward_model import OnGold, evaluate_reward_now
     from rlaif.evaluation.reward_scores import Drawn, Given, RewardModel
 
-    best_of_n = {"judge": judge, "run": run, "measure": measure, "constitution": constitution,
-                 "principles": principles, "samples": samples, "prompt_column": prompt_column}  # fmt: skip
-    _require_inputs(gold, policy, prompts, responses, best_of_n)
+    _require_inputs(gold, policy, prompts, responses, judge=judge, run=run, measure=measure, constitution=constitution,
+                    principles=principles, samples=samples, prompt_column=prompt_column)  # fmt: skip
     at_least_one(limit=limit, samples=samples)
     one_of(template, ("auto", "chat", "plain", None), "template")
     one_of(device, ("auto", "cpu"), "device")
@@ -240,9 +249,7 @@ def evaluate_reward(
         return evaluate_reward_now(reward_model, folder, gold=pairs, answers=answers, progress=progress, plots=plots)
 
 
-def _require_inputs(
-    gold: object, policy: object, prompts: object, responses: object, best_of_n: Mapping[str, object]
-) -> None:
+def _require_inputs(gold: object, policy: object, prompts: object, responses: object, **best_of_n: object) -> None:
     """Raise UserError without inputs, with contradictory ones, or with options of best-of-n and no responses."""
     call = "evaluate_reward()"
     if policy is not None and responses is not None:

@@ -71,11 +71,11 @@ def _with_keywords(text: str) -> str:
 
 
 def given(
-    kind: type[BaseModel], keywords: Mapping[str, object], call: str, others: tuple[str, ...] = ()
+    kind: type[BaseModel], keywords: Mapping[str, object], call: str, reserved: tuple[str, ...] = ()
 ) -> dict[KeywordPath, Value]:
     """The values of keywords, by the path of the setting in `kind`. Raises UserError on an unknown keyword.
 
-    Messages name the function `call`; `others` are its other keywords, which a misspelled one may mean too.
+    Messages name the function `call`; `reserved` are its other keywords, which a misspelled one may mean too.
     """
     paths = {setting.flag.removeprefix("--").replace("-", "_"): setting.path for setting in settable(kind)}
     tops = {field.alias or name for name, field in kind.model_fields.items()}
@@ -88,7 +88,7 @@ def given(
         is_group = isinstance(value, Mapping) and name in tops
         path = (name,) if is_group or (name in tops and name not in paths) else paths.get(name)
         if path is None:
-            hint = _spelling_hint(name, {*paths, *others}, {*tops, *others})
+            hint = _spelling_hint(name, {*paths, *reserved}, {*tops, *reserved})
             raise UserError(f"no setting `{name}`", where=call, hint=hint)
         values |= dict(_leaves(path, value, name, groups))
     return values

@@ -168,13 +168,13 @@ def write_report(folder: str | Path, *, quiet: bool = False) -> Path:
         return write_page(Path(folder), progress)
 
 
-def _flags(file: str | Path | None, settings: Mapping[str, Any], call: str, others: tuple[str, ...]) -> Flags:
+def _flags(file: str | Path | None, settings: Mapping[str, Any], call: str, reserved: tuple[str, ...]) -> Flags:
     """The keywords by path; writes a constitution that is an object into the run folder first."""
     constitution = settings.get("constitution")
     if not isinstance(constitution, Constitution):
-        return given(RunSettings, settings, call, others)
+        return given(RunSettings, settings, call, reserved)
     flags: dict[tuple[str, ...], str | Value] = dict(
-        given(RunSettings, {**settings, "constitution": constitution.name}, call, others)
+        given(RunSettings, {**settings, "constitution": constitution.name}, call, reserved)
     )
     data = read_run(None if file is None else Path(file), flags).data
     output = data.get("output") if isinstance(data, dict) else None

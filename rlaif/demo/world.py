@@ -258,14 +258,14 @@ def draw_oddity(reply: str, voice: Voice) -> str:
     """Something that is no reply: empty, a lone sign, an order to the judge, or `reply` cut off, shuffled, or with such
     an order below it."""
     words = reply.split()
-    way = voice.rng.choice(("bank", "bank", "note", "note", "cut", "shuffle", "echo"))
-    if way == "bank" or len(words) < 4:
+    kind = voice.rng.choice(("bank", "bank", "note", "note", "cut", "shuffle", "echo"))
+    if kind == "bank" or len(words) < 4:
         return voice.pick(phrases("odd"))
-    if way == "note":
+    if kind == "note":
         return f"{reply}{voice.rng.choice((' ', chr(10), 2 * chr(10)))}{voice.pick(phrases('odd')) or '>>>'}"
-    if way == "cut":
+    if kind == "cut":
         return " ".join(words[: voice.rng.randint(1, len(words) - 1)]).rstrip(".!?") + voice.rng.choice(("", ","))
-    if way == "shuffle":
+    if kind == "shuffle":
         voice.rng.shuffle(words)
         return " ".join(words)
     return " ".join([voice.rng.choice(words)] * voice.rng.randint(3, 12))
@@ -304,9 +304,9 @@ def demo_scenes(seed: int = 7, shares: Mapping[Family, int] | None = None) -> li
     voice = Voice(random.Random(seed), held=0.4)
     scenes: dict[str, Scene] = {}
     for family, count in (shares or SHARES).items():
-        wanted = len(scenes) + count
+        total = len(scenes) + count
         for topic in itertools.cycle(topics_of(family)):
-            if len(scenes) == wanted:
+            if len(scenes) == total:
                 break
             scene = word_scene(topic, voice)
             scenes.setdefault(scene.prompt, scene)

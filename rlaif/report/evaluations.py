@@ -12,6 +12,7 @@ from rlaif.errors import RlaifError
 from rlaif.evaluation.judge_metrics import FOLDER
 from rlaif.evaluation.reports import JudgeReport, PolicyReport, RewardReport
 from rlaif.inference.model_folder import identity
+from rlaif.report.examples import truncated
 from rlaif.report.run_data import rows
 from rlaif.report.trainings import folders
 from rlaif.report.view import Judges, Policies, Rewards, Versus
@@ -35,7 +36,7 @@ _NO_TEXT = "(its text is not in samples.jsonl)"
 def find_reports(root: Path) -> Reports:
     """Every report of an evaluation in `root` and up to two levels below, by its file; the newest first."""
     paths = (path for folder in folders(root) for path in sorted(folder.glob("*.json")))
-    reports = {path: report for path in paths if (report := _report(path)) is not None}
+    reports = {path: report for path in paths if (report := _read_report(path)) is not None}
     return dict(sorted(reports.items(), key=lambda item: _newest_first(item[0])))
 
 
@@ -43,7 +44,7 @@ def _newest_first(path: Path) -> float:
     return -path.stat().st_mtime if path.exists() else 0.0
 
 
-def _report(path: Path) -> JudgeReport | PolicyReport | RewardReport | None:
+def _read_report(path: Path) -> JudgeReport | PolicyReport | RewardReport | None:
     try:
         if path.stat().st_size > MAX_REPORT_BYTES:
             return None
@@ -72,7 +73,7 @@ def judges_of(root: Path, reports: Reports, judge: str | None, constitution_hash
     inside, seen = {path.resolve() for path in judge_reports}, set()
     for folder in (FOLDER, root.parent / FOLDER.name):
         for path in sorted(folder.glob("*.json"), key=_newest_first) if names else ():
-            report = _report(path)
+            report = _read_report(path)
             if not isinstance(report, JudgeReport) or not is_labeller(report):
                 continue
             about = report.about.judge, report.about.gold
@@ -80,7 +81,7 @@ def judges_of(root: Path, reports: Reports, judge: str | None, constitution_hash
                 judge_reports[path] = report
             seen.add(about)
     return [
-        Judges(path=_shown(path, root), report=report, labeller=is_labeller(report))
+        Judges(path=_relative(path, root), report=report, labeller=is_labeller(report))
         for path, report in judge_reports.items()
     ]
 
@@ -89,7 +90,7 @@ def rewards_of(root: Path, reports: Reports) -> list[Rewards]:
     """The evaluations of reward models."""
     trained = _TrainedModels(root)
     return [
-        Rewards(path=_shown(path, root), report=report, stale=trained.is_stale(report.model))
+        Rewards(path=_relative(path, root), report=report, stale=trained.is_stale(report.model))
         for path, report in reports.items()
         if isinstance(report, RewardReport)
     ]
@@ -103,11 +104,11 @@ def policies_of(root: Path, reports: Reports) -> list[Policies]:
     for policy in (policy for report in policy_reports.values() for policy in report.policies):
         models.setdefault(policy.name, set()).add(policy.model)
     for path, report in policy_reports.items():
-        compared, examples = _examples(path, report)
+        compared, examples = _read_examples(path, report)
         model_of = {policy.name: policy.model for policy in report.policies}
         evaluations.append(
             Policies(
-                path=_shown(path, root),
+                path=_relative(path, root),
                 report=report,
                 examples=examples,
                 compared=compared,
@@ -143,11 +144,11 @@ class _TrainedModels:
         return self._identities[folder]
 
 
-def _shown(path: Path, root: Path) -> str:
+def _relative(path: Path, root: Path) -> str:
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
 
 
-def _examples(path: Path, report: PolicyReport) -> tuple[int, tuple[Versus, ...]]:
+def _read_examples(path: Path, report: PolicyReport) -> tuple[int, tuple[Versus, ...]]:
     """The number of comparisons, and the most certain wins and losses of every policy against the baseline."""
     table = path.with_name(f"{path.stem}.comparisons.jsonl")
     if not table.is_file():
@@ -169,7 +170,7 @@ def _examples(path: Path, report: PolicyReport) -> tuple[int, tuple[Versus, ...]
         }
     except RlaifError:
         return 0, ()
-    return len(comparisons), tuple(_versus(comparison, texts, prompts) for comparison in chosen)
+    return len(comparisons), tuple(_to_versus(comparison, texts, prompts) for comparison in chosen)
 
 
 def _most_certain(comparisons: Sequence[dict[str, Any]], baseline: str) -> list[dict[str, Any]]:
@@ -196,21 +197,17 @@ def _samples(comparison: dict[str, Any]) -> tuple[str, str]:
     return str(left), str(right)
 
 
-def _versus(comparison: dict[str, Any], texts: dict[str, str], prompts: dict[str, str]) -> Versus:
+def _to_versus(comparison: dict[str, Any], texts: dict[str, str], prompts: dict[str, str]) -> Versus:
     left, right = _samples(comparison)
     prompt, principles = str(comparison.get("prompt")), comparison.get("principles")
     return Versus(
-        prompt=_truncated(prompts.get(prompt, prompt)),
+        prompt=truncated(prompts.get(prompt, prompt), MAX_CHARS),
         tag=comparison.get("tag"),
         policy=str(comparison.get("policy")),
         baseline=str(comparison.get("baseline")),
-        response=_truncated(texts.get(left, _NO_TEXT)),
-        baseline_response=_truncated(texts.get(right, _NO_TEXT)),
+        response=truncated(texts.get(left, _NO_TEXT), MAX_CHARS),
+        baseline_response=truncated(texts.get(right, _NO_TEXT), MAX_CHARS),
         status=str(comparison.get("status", "")),
         probability=comparison.get("probability"),
         principles=principles if isinstance(principles, dict) else {},
     )
-
-
-def _truncated(text: str) -> str:
-    return text if len(text) <= MAX_CHARS else f"{text[:MAX_CHARS].rstrip()} … [cut: {len(text):,} characters]"

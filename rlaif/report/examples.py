@@ -62,14 +62,14 @@ def choose(plan: Plan, folder: Path, limit: int = MAX_PROMPTS) -> dict[str, list
     lists = {name: prompts for name, prompts in _lists(plan).items() if prompts} if plan.prompts else {}
     lists["random"] = sorted(ids)
     chosen: dict[str, list[str]] = {}
-    wanted = min(limit, len(set(ids)))
+    count = min(limit, len(set(ids)))
     places = dict.fromkeys(lists, 0)
-    while len(chosen) < wanted:
+    while len(chosen) < count:
         for name, candidates in lists.items():
             at = places[name]
             while at < len(candidates) and candidates[at] in chosen:
                 at += 1
-            if at < len(candidates) and len(chosen) < wanted:
+            if at < len(candidates) and len(chosen) < count:
                 chosen[candidates[at]] = [name]
             places[name] = at + 1
     return chosen
@@ -117,9 +117,11 @@ class PromptRows:
     judgements: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
-def gather(folder: Path, wanted: Iterable[str], judgements: dict[str, dict[str, Any]], read: Rows = rows) -> PromptRows:
-    """Read the rows of the `wanted` prompts from all tables. Raises RecordError on a row without a needed column."""
-    chosen, tables = frozenset(wanted), PromptRows(judgements=judgements)
+def gather(
+    folder: Path, prompt_ids: Iterable[str], judgements: dict[str, dict[str, Any]], read: Rows = rows
+) -> PromptRows:
+    """Read the rows of some prompts from all tables. Raises RecordError on a row without a needed column."""
+    chosen, tables = frozenset(prompt_ids), PromptRows(judgements=judgements)
     given_ids: set[str] = set()
 
     def rows_of(name: str, key: str) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -245,10 +247,8 @@ class _ExampleBuilder:
         }
 
     def _text(self, text: str) -> str:
-        if len(text) <= MAX_CHARS:
-            return text
-        self.truncated += 1
-        return f"{text[:MAX_CHARS].rstrip()} … [cut: {len(text):,} characters]"
+        self.truncated += len(text) > MAX_CHARS
+        return truncated(text, MAX_CHARS)
 
     def _sample(self, row: dict[str, Any], ranked: dict[str, Any] | None, prompt: str) -> dict[str, Any]:
         revisions = [revision for revision in self._tables.revisions[prompt] if revision["sample"] == row["id"]]
@@ -314,6 +314,11 @@ class _ExampleBuilder:
 
     def _principle(self, principle: str) -> int:
         return self.principles.setdefault(principle, len(self.principles))
+
+
+def truncated(text: str, limit: int) -> str:
+    """The first `limit` characters, with a note where there are more."""
+    return text if len(text) <= limit else f"{text[:limit].rstrip()} … [cut: {len(text):,} characters]"
 
 
 def _round(value: float, digits: int = 3) -> float:

@@ -258,23 +258,23 @@ def draw(page: Page, min_mass: float) -> Plots:
     """Draw all plots of the page."""
     plots = Plots()
     with plot_style():
-        _data(page, plots)
+        _add_data(page, plots)
         if page.verdicts is not None and page.verdicts.mass is not None:
             mean = page.verdicts.mass_mean or 0.0
             description = f"Histogram of the label mass of {page.verdicts.mass.total:,} judgements, mean {mean:.3f}"
             plots.add("mass", mass_figure(page.verdicts.mass, min_mass), description)
         for at, training in enumerate(page.trainings):
-            _training(f"training-{at}", training, plots)
+            _add_training(f"training-{at}", training, plots)
         for at, policies in enumerate(page.policies):
-            _policies(f"policies-{at}", policies, plots)
+            _add_policies(f"policies-{at}", policies, plots)
         for at, judges in enumerate(page.judges):
-            _judge(f"judges-{at}", judges.report, plots)
+            _add_judge(f"judges-{at}", judges.report, plots)
         for at, rewards in enumerate(page.rewards):
-            _rewards(f"rewards-{at}", rewards.report, plots)
+            _add_rewards(f"rewards-{at}", rewards.report, plots)
     return plots
 
 
-def _data(page: Page, plots: Plots) -> None:
+def _add_data(page: Page, plots: Plots) -> None:
     data = page.data
     if data is None:
         return
@@ -288,7 +288,7 @@ def _data(page: Page, plots: Plots) -> None:
         plots.add("data", lengths_figure(data.lengths), f"Lengths of chosen and rejected responses: {medians}")
 
 
-def _training(part: str, training: Training, plots: Plots) -> None:
+def _add_training(part: str, training: Training, plots: Plots) -> None:
     from rlaif.rl.run import curves_figure as online_figure
     from rlaif.training.curves import curves_figure
 
@@ -302,7 +302,7 @@ def _training(part: str, training: Training, plots: Plots) -> None:
     plots.add(part, figure(history, _COLUMNS) if history else None, description, wide=True)
 
 
-def _policies(part: str, policies: Policies, plots: Plots) -> None:
+def _add_policies(part: str, policies: Policies, plots: Plots) -> None:
     from rlaif.evaluation.plots import policy_figures
 
     report = policies.report
@@ -321,7 +321,7 @@ def _policies(part: str, policies: Policies, plots: Plots) -> None:
         plots.add(part, figure, descriptions.get(name, name))
 
 
-def _judge(part: str, report: JudgeReport, plots: Plots) -> None:
+def _add_judge(part: str, report: JudgeReport, plots: Plots) -> None:
     from rlaif.evaluation.plots import length_figure, reliability_figure, slot_figure
 
     measures = report.measures
@@ -335,7 +335,7 @@ def _judge(part: str, report: JudgeReport, plots: Plots) -> None:
         plots.add(part, length_figure(measures.length, measures.accuracy), "Accuracy by the ratio of the lengths")
 
 
-def _rewards(part: str, report: RewardReport, plots: Plots) -> None:
+def _add_rewards(part: str, report: RewardReport, plots: Plots) -> None:
     from rlaif.evaluation.plots import reward_figures
 
     gold, best = report.gold, report.best_of_n

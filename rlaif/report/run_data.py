@@ -172,9 +172,9 @@ def count_data(
             counts["blank"] += _is_blank(row)
             counts["truncated"] += row.get("finish_reason") == "length"
     if (folder / "rankings.jsonl").is_file():
-        counts |= _rankings(folder / "rankings.jsonl", plan, both, read)
+        counts |= _count_rankings(folder / "rankings.jsonl", plan, both, read)
     if (folder / "pairs.jsonl").is_file():
-        counts |= _pairs(folder / "pairs.jsonl", plan, read)
+        counts |= _count_pairs(folder / "pairs.jsonl", plan, read)
         if plan.prompts:
             counts["without_pair"] = plan.paired.count(0)
     revised = document(folder / "revised.json")
@@ -191,7 +191,7 @@ def _is_blank(row: Mapping[str, Any]) -> bool:
     return not str(row.get("text", "")).strip()
 
 
-def _rankings(path: Path, plan: Plan, both: bool, read: Rows) -> dict[str, Any]:
+def _count_rankings(path: Path, plan: Plan, both: bool, read: Rows) -> dict[str, Any]:
     """Fill the plan; returns the counts of samples and comparisons."""
     import numpy as np
 
@@ -237,7 +237,7 @@ def histogram(values: Any, edges: Any) -> Histogram:
     return Histogram(edges=tuple(round(float(edge), 6) for edge in edges), counts=tuple(int(each) for each in counts))
 
 
-def _pairs(path: Path, plan: Plan, read: Rows) -> dict[str, Any]:
+def _count_pairs(path: Path, plan: Plan, read: Rows) -> dict[str, Any]:
     import numpy as np
 
     places = {prompt: at for at, prompt in enumerate(plan.prompts)}
@@ -354,9 +354,9 @@ def judgement_logit(row: Mapping[str, Any], min_mass: float, **options: float) -
 
 
 def read_verdicts(
-    folder: Path, plan: Plan, settings: LabelSettings, wanted: frozenset[str], read: Rows = rows
+    folder: Path, plan: Plan, settings: LabelSettings, prompt_ids: frozenset[str], read: Rows = rows
 ) -> tuple[Verdicts | None, dict[str, PrincipleCounts], dict[str, dict[str, Any]]]:
-    """The statistics of the judgements, the influence of each principle, and the judgements of `wanted` prompts by id.
+    """The statistics of the judgements, the influence of each principle, and those of `prompt_ids`, by id.
 
     The statistics are None without judgements. Raises RecordError on a broken line.
     """
@@ -365,18 +365,18 @@ def read_verdicts(
     for number, row in enumerate(read(path), start=1):
         try:
             columns.add(row, settings)
-            if row["prompt"] in wanted:
+            if row["prompt"] in prompt_ids:
                 judgements[row["id"]] = row
         except (KeyError, TypeError, ValueError, IndexError) as error:
             raise RecordError(path, number, f"not a judgement: {error}") from None
     if not columns.key:
         return None, {}, {}
-    at, planned_at = _joined(columns, plan)
-    counts = _principle_counts(columns, at, planned_at, plan, settings) if plan.left else {}
-    return _verdicts(columns, at, settings), counts, judgements
+    at, planned_at = _join(columns, plan)
+    counts = _count_principles(columns, at, planned_at, plan, settings) if plan.left else {}
+    return _count_verdicts(columns, at, settings), counts, judgements
 
 
-def _joined(columns: _Columns, plan: Plan) -> tuple[Any, Any]:
+def _join(columns: _Columns, plan: Plan) -> tuple[Any, Any]:
     """Join judgements and plan by key: row numbers in `columns`, and those in `plan.judgements`, both [joined].
 
     Without a plan, every judgement counts, and the second is None.
@@ -397,7 +397,7 @@ def _joined(columns: _Columns, plan: Plan) -> tuple[Any, Any]:
     return at[matches], candidates[matches]
 
 
-def _verdicts(columns: _Columns, at: Any, settings: LabelSettings) -> Verdicts:
+def _count_verdicts(columns: _Columns, at: Any, settings: LabelSettings) -> Verdicts:
     import numpy as np
 
     flags, masses = np.array(columns.flags)[at], np.array(columns.mass)[at]
@@ -436,7 +436,7 @@ def _forward(columns: _Columns, at: Any, planned_at: Any, comparison: Any, plan:
     )
 
 
-def _principle_counts(
+def _count_principles(
     columns: _Columns, at: Any, planned_at: Any, plan: Plan, settings: LabelSettings
 ) -> dict[str, PrincipleCounts]:
     """Average each principle's orders: one cell per comparison, principle and judge."""

@@ -118,7 +118,7 @@ class RunDocuments:
 
 def read_documents(folder: Path) -> RunDocuments:
     """Read manifest, settings and constitution; a document that is missing or unreadable is empty."""
-    manifest = _document(folder / "manifest.json", _MANIFEST)
+    manifest = _read_document(folder / "manifest.json", _MANIFEST)
     try:
         text = (folder / "run.yaml").read_text(encoding="utf-8")
         settings = plain_yaml(text)
@@ -126,8 +126,8 @@ def read_documents(folder: Path) -> RunDocuments:
         text, settings = "", None
     resolved = settings if isinstance(settings, dict) else manifest.get("settings")
     documents = RunDocuments(folder, manifest, text, resolved if isinstance(resolved, dict) else {})
-    documents.revised = _document(folder / "revised.json", _MANIFEST)
-    documents.loop = _document(folder / "loop.json", _LOOP)
+    documents.revised = _read_document(folder / "revised.json", _MANIFEST)
+    documents.loop = _read_document(folder / "loop.json", _LOOP)
     name = documents.settings.get("constitution")
     if not isinstance(name, str):
         return documents
@@ -145,7 +145,7 @@ def read_documents(folder: Path) -> RunDocuments:
     return documents
 
 
-def _document(path: Path, shape: Mapping[str, Any]) -> dict[str, Any]:
+def _read_document(path: Path, shape: Mapping[str, Any]) -> dict[str, Any]:
     content = _shaped(document(path), shape)
     return content if isinstance(content, dict) else {}
 

@@ -60,11 +60,11 @@ def folders(root: Path, depth: int = DEPTH) -> Iterator[Path]:
 
 def read_trainings(root: Path, files: Mapping[str, str]) -> list[Training]:
     """Every training in `root` and up to two levels below; `files` are the hashes of the run's data."""
-    trainings = [_training(root, folder, files) for folder in folders(root) if (folder / "train.json").is_file()]
+    trainings = [_read_training(root, folder, files) for folder in folders(root) if (folder / "train.json").is_file()]
     return sorted(trainings, key=lambda training: (_ORDER.get(training.method, 9), training.name))
 
 
-def _training(root: Path, folder: Path, files: Mapping[str, str]) -> Training:
+def _read_training(root: Path, folder: Path, files: Mapping[str, str]) -> Training:
     start, metrics = document(folder / "train.json"), document(folder / "metrics.json")
     given = start.get("settings")
     settings: dict[str, JsonValue] = _without_secrets(given) if isinstance(given, dict) else {}
@@ -93,7 +93,7 @@ def _training(root: Path, folder: Path, files: Mapping[str, str]) -> Training:
         steps=None if steps is None else int(steps),
         planned=planned if isinstance(planned, int) else None,
         seconds=metrics.get("seconds"),
-        metrics=_labelled_metrics(method, metrics or {name: value for line in history for name, value in line.items()}),
+        metrics=_labeled_metrics(method, metrics or {name: value for line in history for name, value in line.items()}),
         alarms=tuple(str(alarm) for alarm in metrics.get("alarms") or ()),
         held_out=tuple(
             {
@@ -119,7 +119,7 @@ def _history(folder: Path) -> list[dict[str, Any]]:
     return history
 
 
-def _labelled_metrics(method: str, metrics: Mapping[str, Any]) -> dict[str, tuple[float | None, float | None]]:
+def _labeled_metrics(method: str, metrics: Mapping[str, Any]) -> dict[str, tuple[float | None, float | None]]:
     labels = _LABELS if method == "ppo" else _LABELS | _OFFLINE_LABELS
     values = {
         label: (_finite(metrics.get(name)), _finite(metrics.get(f"eval_{name}"))) for name, label in labels.items()

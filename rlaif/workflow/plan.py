@@ -101,8 +101,8 @@ class Plan:
     @property
     def compared(self) -> tuple[Step, ...]:
         """The steps whose policies are compared with the starting policy."""
-        wanted = self.evaluate.policies if self.evaluate else ()
-        return tuple(step for step in self.steps if step.is_policy and (not wanted or step.name in wanted))
+        selected = self.evaluate.policies if self.evaluate else ()
+        return tuple(step for step in self.steps if step.is_policy and (not selected or step.name in selected))
 
     @property
     def start(self) -> ModelSettings:

@@ -24,7 +24,7 @@ from rlaif.feedback.pipeline import run_pipeline
 from rlaif.records import Judgement, PreferencePair
 from rlaif.report.examples import gather
 from rlaif.report.page import build_page
-from rlaif.report.run_data import _Columns, _forward, _joined, _parts, count_data, rows
+from rlaif.report.run_data import _Columns, _forward, _join, _parts, count_data, rows
 from rlaif.report.run_settings import label_settings, read_documents
 from rlaif.store import read_records
 from tests.fakes import Taste
@@ -59,7 +59,7 @@ def _labels_come_out_again(folder: Path) -> None:
     columns = _Columns()
     for row in rows(folder / "judgements.jsonl"):
         columns.add(row, reading)
-    at, asked = _joined(columns, plan)
+    at, asked = _join(columns, plan)
     of = np.array(plan.comparison, dtype=np.int64)[asked]
     judge = np.array(columns.judge, dtype=np.int64)[at]
     logit = np.array(columns.logit)[at]
