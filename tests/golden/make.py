@@ -9,6 +9,7 @@ vector. Times, costs, paths, versions and fingerprints are left out.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import sys
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from filelock import FileLock
 
 from tests.support import ROOT, lines, rlaif
 
@@ -42,7 +44,7 @@ UNSTEADY = {
 
 def run_file(folder: Path) -> Path:
     """The whole loop, as small as it gets."""
-    for name in ("demo", "demo-held-out"):  # a folder's name would be part of what is made from it
+    for name in ("demo", "demo-held-out"):
         shutil.copy(ROOT / f"prompts/policy/{name}.jsonl", folder)
     prompts = "demo.jsonl"
     settings = {
@@ -105,6 +107,22 @@ def reports(folder: Path) -> Iterator[Any]:
             yield steady(document)
 
 
+@contextlib.contextmanager
+def golden_folder() -> Iterator[Path]:
+    """An empty folder that is called the same everywhere, for this process alone.
+
+    Paths are part of a training's settings, those of its model's identity, and that of the seeds of its responses.
+    """
+    folder = Path(tempfile.gettempdir()) / "rlaif-golden"
+    with FileLock(f"{folder}.lock"):
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder)
+
+
 def results(folder: Path) -> dict[str, Any]:
     """Everything that is kept."""
     done("run", run_file(folder), cwd=folder)
@@ -132,8 +150,8 @@ def results(folder: Path) -> dict[str, Any]:
 
 def main() -> int:
     """Write the results."""
-    with tempfile.TemporaryDirectory() as folder:
-        found = results(Path(folder))
+    with golden_folder() as folder:
+        found = results(folder)
     RESULTS.write_text(json.dumps(found, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
     print(f"{RESULTS}: {RESULTS.stat().st_size} bytes")
     return 0

@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.golden.make import RESULTS, results
+from tests.golden.make import RESULTS, golden_folder, results
 
 CLOSE = 2e-5
 """Relative: processors round sums differently, and Adam passes that on; on one machine the results are the same."""
@@ -34,8 +33,9 @@ def differences(wanted: Any, got: Any, place: str = "") -> Iterator[str]:
 
 
 @pytest.mark.slow
-def test_results_are_those_of_before(tmp_path: Path) -> None:
-    found = list(differences(json.loads(RESULTS.read_text()), json.loads(json.dumps(results(tmp_path)))))
+def test_results_are_those_of_before() -> None:
+    with golden_folder() as folder:
+        found = list(differences(json.loads(RESULTS.read_text()), json.loads(json.dumps(results(folder)))))
     assert found == [], "\n".join(found[:40])
 
 
