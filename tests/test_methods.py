@@ -165,7 +165,7 @@ def test_critiques_are_for_pairs(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "shown"), [("score", " of 9"), ("rank", ", shown as reply "), ("tournament", "P(A) = ")]
+    ("method", "shown"), [("score", " of 9"), ("rank", ", shown as response "), ("tournament", "P(A) = ")]
 )
 def test_a_preview_of_every_way(tmp_path: Path, method: str, shown: str) -> None:
     """All prompts are previewed: what is told of the tokens is what the run takes."""
