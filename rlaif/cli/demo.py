@@ -120,7 +120,7 @@ def _show_revisions(story: Story) -> None:
 
 def _show_files(folder: Path) -> None:
     secho("\nWhere everything is\n", bold=True)
-    for name, what in (
+    for name, content in (
         ("pairs.jsonl", "the preference pairs (pairs.parquet too): prompt, chosen, rejected, probability, provenance"),
         ("judgements.jsonl", "every judge call, raw"),
         ("rankings.jsonl", "the responses of every prompt, ranked"),
@@ -133,5 +133,5 @@ def _show_files(folder: Path) -> None:
         ("manifest.json", "the sources of the data, and all counts"),
         ("report.html", "all of it on one page"),
     ):
-        echo(f"  {folder / name!s:<32} {what}")
+        echo(f"  {folder / name!s:<32} {content}")
     echo("\nNext: rlaif init my-run, then edit my-run/constitution.yaml and run rlaif generate my-run/run.yaml")

@@ -107,8 +107,8 @@ class SettingsCommand(click.Command):
         """Write the options of the command itself, then the settings section by section."""
         settings = list(self._settings())
         shown = [each for each in settings if ctx.meta.get(_ALL) or ".".join(each.setting.path) in self._common]
-        own = [each for each in self.get_params(ctx) if isinstance(each, click.Option)]
-        _write("Options", [each for each in own if not isinstance(each, SettingOption)], ctx, formatter)
+        options = [each for each in self.get_params(ctx) if isinstance(each, click.Option)]
+        _write("Options", [each for each in options if not isinstance(each, SettingOption)], ctx, formatter)
         for section in dict.fromkeys(each.section for each in shown):
             _write(section, [each for each in shown if each.section == section], ctx, formatter)
         if len(shown) < len(settings):

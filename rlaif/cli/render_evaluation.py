@@ -338,7 +338,8 @@ def _show_tags(report: PolicyReport) -> None:
         kind = {True: f"{each.tag} (harmful: rightly)", False: f"{each.tag} (over-refusal)"}
         rates = [next((part.rate for part in match.tags if part.name == each.tag), None) for match in against]
         refused = [
-            next((own.share for own in policy.refusals if own.tag == each.tag), None) for policy in report.policies
+            next((refusal.share for refusal in policy.refusals if refusal.tag == each.tag), None)
+            for policy in report.policies
         ]
         text = each.tag if each.harmful is None else kind[each.harmful]
         rows.append([text, *(_interval(rate, 0) for rate in rates), *(_interval(share, 0) for share in refused)])

@@ -242,7 +242,7 @@ def winrate_figure(matches: Sequence[Match], baseline: str) -> Figure:
     series = {
         "win rate": [match.win_rate for match in matches],
         "preference": [match.preference for match in matches],
-        "preference at equal length": [match.length_controlled for match in matches],
+        "preference, length-controlled": [match.length_controlled for match in matches],
     }
     _rows(axes, rows, series)
     axes.axvline(0.5, color=GREY, linestyle="--", linewidth=1)

@@ -183,7 +183,7 @@ def _label_warnings(facts: WarningFacts) -> Iterator[str]:
             reasons = ", ".join(f"{number:,} {kind}" for kind, number in unlabelled.items())
             yield (
                 f"{count:,} of {total:,} pairs of `{match.policy}` and `{match.baseline}` have no label "
-                f"({reasons}): what is told of the others may not hold for them"
+                f"({reasons}): the figures of the others may not hold for them"
             )
     if len(facts.prompts) < LEAST_PROMPTS:
         count = len(facts.prompts)
@@ -193,7 +193,8 @@ def _label_warnings(facts: WarningFacts) -> Iterator[str]:
 def _response_warnings(facts: WarningFacts) -> Iterator[str]:
     for match in facts.matches:
         if match.length_controlled_note and match.compared:
-            yield f"`{match.policy}` against `{match.baseline}` at equal length: {match.length_controlled_note}"
+            names = f"`{match.policy}` against `{match.baseline}`"
+            yield f"{names}, no length-controlled win rate: {match.length_controlled_note}"
     for policy in facts.policies:
         if policy.truncated is not None and policy.truncated > MOST_MISSING:
             yield f"{policy.truncated:.0%} of the answers of `{policy.name}` are cut off: raise `max_tokens`"
@@ -308,9 +309,11 @@ class _MetricPreferences:
             for row in rows:
                 if None in row.samples:
                     continue
-                own, other = (value(self._messages[row.prompt], self._texts[str(sample)]) for sample in row.samples)
-                if own is not None and other is not None:
-                    wins.append(1.0 if own > other else 0.0 if own < other else 0.5)
+                policy, baseline = (
+                    value(self._messages[row.prompt], self._texts[str(sample)]) for sample in row.samples
+                )
+                if policy is not None and baseline is not None:
+                    wins.append(1.0 if policy > baseline else 0.0 if policy < baseline else 0.5)
                     prompts.append(row.prompt)
             if wins:
                 estimates[name] = share(wins, prompts)

@@ -186,8 +186,8 @@ def _why_withheld(outcomes: Numbers, gaps: Numbers) -> str | None:
     if abs(mean) > LARGEST_GAP * spread or min(longer, shorter) < SMALLEST_SIDE:
         side, share = ("longer", 1 - shorter) if mean > 0 else ("shorter", 1 - longer)
         return (
-            f"{share:.0%} of the answers are {side} than the baseline's, on average by {abs(mean):.4g}, so that a "
-            "value at equal length would be extrapolated"
+            f"{share:.0%} of the responses are {side} than the baseline's, on average by {abs(mean):.4g}, so that a "
+            "length-controlled value would be extrapolated"
         )
     can_win, can_lose = gaps[outcomes > _CERTAIN], gaps[outcomes < 1 - _CERTAIN]
     if not len(can_win) or not len(can_lose):
