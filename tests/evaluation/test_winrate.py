@@ -136,9 +136,9 @@ def test_a_single_doubt_is_no_separation() -> None:
 
 def test_extrapolation_is_told() -> None:
     said = [0.9, 0.4, 0.8, 0.6]
-    assert "100% of the answers are longer" in length_controlled(said, [10.0, 20.0, 30.0, 40.0]).note
+    assert "100% of the responses are longer" in length_controlled(said, [10.0, 20.0, 30.0, 40.0]).note
     found = length_controlled(said, [-10.0, -20.0, -30.0, -40.0])
-    assert "100% of the answers are shorter than the baseline's, on average by 25, so" in found.note
+    assert "100% of the responses are shorter than the baseline's, on average by 25, so" in found.note
     assert (found.length_controlled, found.interval, found.error, found.slope) == (None, None, None, None)
     assert length_controlled(said, [25.0] * 4).length_controlled is None, "no two lengths to compare"
 

@@ -122,7 +122,7 @@ def test_length_is_told_from_quality(tmp_path: Path) -> None:
 def test_the_difference_is_the_policys_length_less_the_starts(tmp_path: Path) -> None:
     with held_out(Judge(lambda first, second: 1.0 if first > second else -1.0), tmp_path) as held:
         found = held.look(1, asked("a", "b", "c"), ["p", "q", "r"], ["zz", "bbb", "cccc"])
-    assert "100% of the answers are longer" in found.note and found.length_controlled is None
+    assert "100% of the responses are longer" in found.note and found.length_controlled is None
 
 
 def test_silent_prompts_are_counted_and_never_a_label(tmp_path: Path) -> None:
