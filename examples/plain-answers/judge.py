@@ -137,9 +137,15 @@ class Handler(BaseHTTPRequestHandler):
         """Say nothing of each request."""
 
 
-def serve(port: int) -> ThreadingHTTPServer:
+class Server(ThreadingHTTPServer):
+    """Takes as many connections at once as a client opens."""
+
+    request_queue_size = 200
+
+
+def serve(port: int) -> Server:
     """The server, on this machine's own address only; port 0 takes a free one."""
-    return ThreadingHTTPServer(("127.0.0.1", port), Handler)
+    return Server(("127.0.0.1", port), Handler)
 
 
 def measure(path: str) -> None:

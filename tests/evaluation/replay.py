@@ -16,6 +16,10 @@ Recorded = Callable[[str, str, str], str]
 """What the judge wrote, by the whole question and the replies shown first and second."""
 
 
+class _Server(ThreadingHTTPServer):
+    request_queue_size = 200  # of five, connections that come at once are dropped, and wait for a retransmission
+
+
 class ReplayServer:
     """Speaks the chat completions of OpenAI, without log-probabilities; a reply ends with the recorded verdict in the
     words that are asked for."""
@@ -66,7 +70,7 @@ class ReplayServer:
                 self.end_headers()
                 self.wfile.write(data)
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server = _Server(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
 

@@ -25,6 +25,10 @@ LEADING, OTHER = math.log(0.85), math.log(0.13)
 
 
 @dataclass(frozen=True)
+class _Server(ThreadingHTTPServer):
+    request_queue_size = 200  # of five, connections that come at once are dropped, and wait for a retransmission
+
+
 class Shape:
     """One server."""
 
@@ -115,7 +119,7 @@ class ShapeServer:
                 self.end_headers()
                 self.wfile.write(data)
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server = _Server(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}{shape.path}"
 
     def answer(self, body: dict[str, Any]) -> Reply:
