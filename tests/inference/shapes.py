@@ -24,11 +24,11 @@ USUAL = frozenset({"model", "messages", "max_tokens", "temperature", "top_p", "s
 LEADING, OTHER = math.log(0.85), math.log(0.13)
 
 
-@dataclass(frozen=True)
 class _Server(ThreadingHTTPServer):
     request_queue_size = 200  # of five, connections that come at once are dropped, and wait for a retransmission
 
 
+@dataclass(frozen=True)
 class Shape:
     """One server."""
 
