@@ -74,8 +74,9 @@ def evaluate_judge(
         'runs/judges'
     """
     from rlaif.evaluation.judge import Evaluation
-    from rlaif.evaluation.reward_model import evaluate_judge_now
+    from rlaif.evaluation.judge import evaluate_judge as evaluate
     from rlaif.feedback.prompts import LABELS
+    from rlaif.inference.background import blocking
     from rlaif.inference.models import LazyModel
 
     at_least_one(limit=limit, canary_pairs=canary_pairs)
@@ -100,7 +101,7 @@ def evaluate_judge(
     folder = Path(output)
     with progress_of(quiet) as progress:
         source = LazyModel(settings, log=folder / "judge.log", labels=LABELS, say=progress.note)
-        return evaluate_judge_now(evaluation, source, folder, progress=progress, plots=plots)
+        return blocking(evaluate(evaluation, source, folder, progress=progress, plots=plots), source)
 
 
 @in_python
@@ -136,9 +137,10 @@ def evaluate_policies(
         >>> done.report.baseline, done.report.matches[0].win_rate.pairs
         ('cold', 8)
     """
-    from rlaif.evaluation.policy import evaluate_policies_now
+    from rlaif.evaluation.policy import evaluate_policies as evaluate
     from rlaif.evaluation.policy_specs import contestants, options_of
     from rlaif.feedback.prompts import LABELS
+    from rlaif.inference.background import blocking
     from rlaif.inference.models import LazyModel, served_model
 
     resolved = _policy_settings(run, judge, settings)
@@ -154,10 +156,11 @@ def evaluate_policies(
     assert resolved.judge is not None
     with progress_of(quiet) as progress:
         source = LazyModel(resolved.judge, log=folder / "judge.log", labels=LABELS, say=progress.note)
-        return evaluate_policies_now(
+        work = evaluate(
             resolved, constitution_of(constitution, run_of(run, judge)), specs, source, folder,
             progress=progress, plots=plots, metrics=metrics,
         )  # fmt: skip
+        return blocking(work, source)
 
 
 def _policy_settings(run: str | Path | None, judge: Judge | None, settings: Mapping[str, Any]) -> Any:
@@ -226,8 +229,10 @@ def evaluate_reward(
         >>> done.report.gold.pairs
         12
     """
-    from rlaif.evaluation.reward_model import OnGold, evaluate_reward_now
+    from rlaif.evaluation.reward_model import OnGold
+    from rlaif.evaluation.reward_model import evaluate_reward as evaluate
     from rlaif.evaluation.reward_scores import Drawn, Given, RewardModel
+    from rlaif.inference.background import blocking
 
     _require_inputs(gold, policy, prompts, responses, judge=judge, run=run, measure=measure, constitution=constitution,
                     principles=principles, samples=samples, prompt_column=prompt_column)  # fmt: skip
@@ -246,7 +251,9 @@ def evaluate_reward(
             source = Drawn(*_policy(policy, samples, device, folder, progress), str(prompts), prompt_column, limit)
         answers = None if source is None else grades.on(source, folder, progress)
         pairs = None if gold is None else OnGold(str(gold), column, limit)
-        return evaluate_reward_now(reward_model, folder, gold=pairs, answers=answers, progress=progress, plots=plots)
+        models = answers.models if answers is not None else []
+        work = evaluate(reward_model, folder, gold=pairs, answers=answers, progress=progress, plots=plots)
+        return blocking(work, *models)
 
 
 def _require_inputs(gold: object, policy: object, prompts: object, responses: object, **best_of_n: object) -> None:

@@ -150,13 +150,14 @@ def _from_run(run_file: Path, flags: dict[str, Any]) -> tuple[JudgeSettings, _Ba
 
 
 def _judge_evaluated(settings: JudgeSettings, wanted: Evaluation, output: Path, plots: bool) -> EvaluatedJudge:
-    from rlaif.evaluation.reward_model import evaluate_judge_now
+    from rlaif.evaluation.judge import evaluate_judge
     from rlaif.feedback.prompts import LABELS
+    from rlaif.inference.background import blocking
     from rlaif.inference.models import LazyModel
 
     with show_progress() as progress:
         source = LazyModel(settings, log=output / "judge.log", labels=LABELS, say=progress.note)
-        return evaluate_judge_now(wanted, source, output, progress=progress, plots=plots)
+        return blocking(evaluate_judge(wanted, source, output, progress=progress, plots=plots), source)
 
 
 _OF_COMPARE = ("principles", "reasoning", "reasoning_tokens", "reasoning_temperature", "max_chars", "temperature")
@@ -312,8 +313,9 @@ def _policies_evaluated(
     wanted: _Wanted, policies: tuple[PolicySpec, ...], output: Path, plots: bool
 ) -> EvaluatedPolicies:
     from rlaif.constitution import load_constitution
-    from rlaif.evaluation.policy import evaluate_policies_now
+    from rlaif.evaluation.policy import evaluate_policies
     from rlaif.feedback.prompts import LABELS
+    from rlaif.inference.background import blocking
     from rlaif.inference.models import LazyModel
 
     judge = wanted.settings.judge
@@ -321,9 +323,10 @@ def _policies_evaluated(
     constitution = load_constitution(wanted.constitution)
     with show_progress() as progress:
         source = LazyModel(judge, log=output / "judge.log", labels=LABELS, say=progress.note)
-        return evaluate_policies_now(
+        work = evaluate_policies(
             wanted.settings, constitution, policies, source, output, progress=progress, plots=plots
         )
+        return blocking(work, source)
 
 
 _AT_LEAST = click.IntRange(min=1)
@@ -529,13 +532,16 @@ def _judge_source(settings: JudgeSettings, flags: Mapping[str, Any], output: Pat
 def _reward_evaluated(
     flags: Mapping[str, Any], output: Path, plots: bool, gold: OnGold | None, wanted: OnAnswers | None
 ) -> EvaluatedReward:
-    from rlaif.evaluation.reward_model import evaluate_reward_now
+    from rlaif.evaluation.reward_model import evaluate_reward
     from rlaif.evaluation.reward_scores import RewardModel
+    from rlaif.inference.background import blocking
 
     names = ("template", "template_options", "max_length", "tokens", "device")
     model = RewardModel(flags["model"], **{name: flags[name] for name in names})
     with show_progress() as progress:
-        return evaluate_reward_now(model, output, gold=gold, answers=wanted, progress=progress, plots=plots)
+        models = wanted.models if wanted is not None else []
+        work = evaluate_reward(model, output, gold=gold, answers=wanted, progress=progress, plots=plots)
+        return blocking(work, *models)
 
 
 class _Commands(LazyGroup):

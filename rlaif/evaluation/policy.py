@@ -113,33 +113,6 @@ async def evaluate_policies(
     return EvaluatedPolicies(report, path, tuple(tallies))
 
 
-def evaluate_policies_now(
-    settings: EvaluateSettings,
-    constitution: Constitution,
-    contestants: Sequence[PolicySpec],
-    judge: ModelSource,
-    folder: Path,
-    *,
-    progress: Progress,
-    plots: bool = True,
-    metrics: Mapping[str, Metric] | None = None,
-    warn_same: Sequence[str] = (),
-) -> EvaluatedPolicies:
-    """`evaluate_policies` for callers without an event loop; it also closes the judge at the end."""
-    from rlaif.inference.background import blocking
-
-    async def run() -> EvaluatedPolicies:
-        try:
-            return await evaluate_policies(
-                settings, constitution, contestants, judge, folder,
-                progress=progress, plots=plots, metrics=metrics, warn_same=warn_same,
-            )  # fmt: skip
-        finally:
-            await judge.close()
-
-    return blocking(run())
-
-
 class _Stages(NamedTuple):
     """The inputs of every stage."""
 

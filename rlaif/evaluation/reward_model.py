@@ -25,7 +25,6 @@ from rlaif.data.prompts import InputIssues, prompt_id
 from rlaif.errors import ModelError
 from rlaif.evaluation.best_of_n import CustomMeasure, Grading, Metric, Rated, best_of_n_warnings, curve_of
 from rlaif.evaluation.gold import GoldPair, JudgedPair, read_gold
-from rlaif.evaluation.judge import EvaluatedJudge, Evaluation, evaluate_judge
 from rlaif.evaluation.judge_metrics import correlation, measure
 from rlaif.evaluation.provenance import TrainedOn, overlap, trained_on
 from rlaif.evaluation.reports import BestOfN, Cost, Gold, RewardReport, data_word, report_name, sha256_known
@@ -42,7 +41,6 @@ from rlaif.evaluation.reward_scores import (
     given_pool,
 )
 from rlaif.feedback.aggregate import Status
-from rlaif.inference.background import blocking
 from rlaif.inference.base import ModelSource, StageStats
 from rlaif.progress import Progress
 from rlaif.records import Failure, Record, Sample, Score
@@ -187,6 +185,12 @@ class OnAnswers:
     max_failed: float = 0.5
     """Stop sampling when more than this share of the requests failed."""
 
+    @property
+    def models(self) -> list[ModelSource]:
+        """The policy and the judge, as far as there are any."""
+        policy = [self.answers.source] if isinstance(self.answers, Drawn) else []
+        return policy + ([self.other.judge] if isinstance(self.other, Grading) else [])
+
 
 class EvaluatedReward(NamedTuple):
     """A finished evaluation."""
@@ -243,6 +247,7 @@ async def evaluate_reward(
     given = given_pool(answers.answers) if answers is not None and isinstance(answers.answers, Given) else None
     with (
         lock_folder(folder),
+        contextlib.closing(model),
         contextlib.closing(Table(folder / "rewards.jsonl", Reward)) as rewards,
         contextlib.closing(Table(folder / "samples.jsonl", Sample, create=False)) as samples,
         contextlib.closing(Table(folder / "scores.jsonl", Score, create=False)) as scores,
@@ -256,7 +261,6 @@ async def evaluate_reward(
             scored = [scored_pair(pair, session.reward_of) for pair in pairs]
         on_gold = _gold_report(gold, pairs, scored, input_issues, training_data) if gold is not None else None
         curve = await _best_of_n(answers, given, session) if answers is not None else None
-        model.close()
         raw = training_data is not None and training_data.raw and model.template == "chat"
         report = RewardReport(
             made_by=f"rlaif {__version__}",
@@ -392,41 +396,3 @@ def name_of(model: RewardModel, gold: OnGold | None, answers: OnAnswers | None) 
         words.append(data_word(source.data))
         identity += [source.identity, answers.other.identity]
     return report_name(words, identity)
-
-
-def evaluate_judge_now(
-    wanted: Evaluation, judge: ModelSource, folder: Path, *, progress: Progress, plots: bool = True
-) -> EvaluatedJudge:
-    """`rlaif.evaluation.judge.evaluate_judge` without an event loop; it closes the judge at the end."""
-
-    async def run() -> EvaluatedJudge:
-        try:
-            return await evaluate_judge(wanted, judge, folder, progress=progress, plots=plots)
-        finally:
-            await judge.close()
-
-    return blocking(run())
-
-
-def evaluate_reward_now(
-    model: RewardModel,
-    folder: Path,
-    *,
-    gold: OnGold | None = None,
-    answers: OnAnswers | None = None,
-    progress: Progress,
-    plots: bool = True,
-) -> EvaluatedReward:
-    """`rlaif.evaluation.reward_model.evaluate_reward` without an event loop; it closes all models at the end."""
-
-    async def run() -> EvaluatedReward:
-        try:
-            return await evaluate_reward(model, folder, gold=gold, answers=answers, progress=progress, plots=plots)
-        finally:
-            model.close()
-            if answers is not None and isinstance(answers.answers, Drawn):
-                await answers.answers.source.close()
-            if answers is not None and isinstance(answers.other, Grading):
-                await answers.other.judge.close()
-
-    return blocking(run())

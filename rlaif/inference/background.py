@@ -11,8 +11,8 @@ import asyncio
 import contextlib
 import contextvars
 import threading
-from collections.abc import Callable, Coroutine
-from typing import Any, ParamSpec, TypeVar, cast
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, ParamSpec, Protocol, TypeVar, cast
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -63,12 +63,21 @@ class Background:
                 self._loop.close()
 
 
-def blocking(work: Coroutine[Any, Any, T]) -> T:
-    """`asyncio.run`, also where an event loop is running already, as in a notebook.
+class Closable(Protocol):
+    """What is closed when the work is done: a model, or its source."""
+
+    async def close(self) -> None:
+        """Close it; nothing where it is closed already."""
+        ...
+
+
+def blocking(work: Coroutine[Any, Any, T], *models: Closable) -> T:
+    """`asyncio.run`, also where an event loop is running already, as in a notebook; closes `models` at the end.
 
     There the coroutine gets a loop in a thread of its own. An interrupt cancels it, and the caller continues when its
     cleanup is done.
     """
+    work = _closing(work, models) if models else work
     try:
         asyncio.get_running_loop()
     except RuntimeError:
@@ -82,6 +91,14 @@ def blocking(work: Coroutine[Any, Any, T]) -> T:
         return background.run(work)
     finally:
         background.close()
+
+
+async def _closing(work: Coroutine[Any, Any, T], models: Sequence[Closable]) -> T:
+    try:
+        return await work
+    finally:
+        for model in models:
+            await model.close()
 
 
 async def in_thread(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

@@ -13,13 +13,14 @@ from rlaif.config.schemas import ModelSettings, PolicySettings
 from rlaif.constitution import load_constitution
 from rlaif.errors import ModelError
 from rlaif.evaluation.best_of_n import Grading
-from rlaif.evaluation.policy import evaluate_policies_now
+from rlaif.evaluation.policy import evaluate_policies
 from rlaif.evaluation.policy_specs import PolicySpec, options_of
 from rlaif.evaluation.reports import PolicyReport, RewardReport
-from rlaif.evaluation.reward_model import OnAnswers, OnGold, evaluate_reward_now
+from rlaif.evaluation.reward_model import OnAnswers, OnGold, evaluate_reward
 from rlaif.evaluation.reward_scores import Drawn, RewardModel
 from rlaif.feedback.pipeline import STAGES, Report, run_pipeline
 from rlaif.feedback.prompts import DIGITS, LABELS
+from rlaif.inference.background import blocking
 from rlaif.inference.models import LazyModel
 from rlaif.records import Messages
 from rlaif.training.text_format import asked_options
@@ -159,7 +160,7 @@ def _evaluate_policies(plan: Plan, data: Report, screen: Screen, metrics: Metric
         trained.append(PolicySpec(step.name, ModelSettings(model=model, template_options=options)))
     with screen.progress() as progress:
         source = LazyModel(judge, log=folder / "judge.log", labels=LABELS, say=progress.note)
-        return evaluate_policies_now(
+        work = evaluate_policies(
             plan.evaluate.model_copy(update={"judge": judge}),  # with its calibration
             load_constitution(plan.run.constitution),
             [*trained, _base(plan)],
@@ -168,7 +169,8 @@ def _evaluate_policies(plan: Plan, data: Report, screen: Screen, metrics: Metric
             progress=progress,
             metrics=metrics,
             warn_same=[policy.name for policy in trained] if source.name in labellers else [],
-        ).report
+        )
+        return blocking(work, source).report
 
 
 def _evaluate_reward(plan: Plan, step: Step, screen: Screen) -> RewardReport:
@@ -179,7 +181,8 @@ def _evaluate_reward(plan: Plan, step: Step, screen: Screen) -> RewardReport:
         responses = _responses(plan, progress) if settings.reward_samples else None
         gold = None if settings.reward_gold is None else OnGold(settings.reward_gold)
         model = RewardModel(step.settings.output)
-        return evaluate_reward_now(model, folder, gold=gold, answers=responses, progress=progress).report
+        work = evaluate_reward(model, folder, gold=gold, answers=responses, progress=progress)
+        return blocking(work, *(responses.models if responses is not None else ())).report
 
 
 def _responses(plan: Plan, progress: Progress) -> OnAnswers:

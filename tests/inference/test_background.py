@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import threading
@@ -95,3 +96,24 @@ def test_the_loop_that_runs_already_is_another_one() -> None:
     inside(lambda: blocking(where()))
     outside(lambda: blocking(where()))
     assert seen[0] != threading.get_ident() == seen[1]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_models_are_closed_when_the_work_ends(fails: bool) -> None:
+    closed: list[str] = []
+
+    class Model:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        async def close(self) -> None:
+            closed.append(self.name)
+
+    async def work() -> int:
+        if fails:
+            raise ValueError("broken")
+        return 5
+
+    with pytest.raises(ValueError, match="broken") if fails else contextlib.nullcontext():
+        assert blocking(work(), Model("judge"), Model("policy")) == 5
+    assert closed == ["judge", "policy"]

@@ -6,17 +6,19 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from rlaif.constitution import load_constitution
-from rlaif.evaluation.policy import EvaluatedPolicies, evaluate_policies_now
+from rlaif.constitution import Constitution, load_constitution
+from rlaif.evaluation.policy import EvaluatedPolicies, evaluate_policies
 from rlaif.evaluation.policy_metrics import Compared
 from rlaif.evaluation.policy_specs import EvaluateSettings, PolicySpec
 from rlaif.feedback.prompts import DIGITS
-from rlaif.inference.base import Output, Question
+from rlaif.inference.background import blocking
+from rlaif.inference.base import ModelSource, Output, Question
 from rlaif.progress import Silent
 from tests.evaluation.judges import Judge, Opinion
 
-__all__ = ["Grader", "compared", "evaluated", "write_answers", "write_prompts"]
+__all__ = ["Grader", "compared", "evaluated", "evaluated_now", "write_answers", "write_prompts"]
 
 
 class Grader(Judge):
@@ -58,6 +60,14 @@ def write_answers(path: Path, answers: Mapping[int, object]) -> Path:
     return path
 
 
+def evaluated_now(
+    settings: EvaluateSettings, constitution: Constitution, policies: Sequence[PolicySpec], judge: ModelSource,
+    folder: Path, **more: Any,
+) -> EvaluatedPolicies:  # fmt: skip
+    """As the command does it, the judge closed at the end."""
+    return blocking(evaluate_policies(settings, constitution, policies, judge, folder, **more), judge)
+
+
 def evaluated(
     judge: Judge, prompts: Path, files: Mapping[str, Path], folder: Path, **more: object
 ) -> EvaluatedPolicies:
@@ -67,7 +77,7 @@ def evaluated(
     )
     policies = [PolicySpec(name, answers=path) for name, path in files.items()]
     constitution = load_constitution("harmless")
-    return evaluate_policies_now(settings, constitution, policies, judge, folder, progress=Silent(), plots=False)
+    return evaluated_now(settings, constitution, policies, judge, folder, progress=Silent(), plots=False)
 
 
 def compared(prompt: str, probability: float | None, **more: object) -> Compared:

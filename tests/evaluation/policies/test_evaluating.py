@@ -11,7 +11,6 @@ import pytest
 
 from rlaif.config.schemas import ModelSettings
 from rlaif.errors import ModelError, UserError
-from rlaif.evaluation.policy import evaluate_policies_now
 from rlaif.evaluation.policy_metrics import Compared
 from rlaif.evaluation.policy_responses import require_distinct
 from rlaif.evaluation.policy_specs import EvaluateSettings, PolicySpec
@@ -20,7 +19,7 @@ from rlaif.progress import Silent
 from rlaif.records import Messages, Sample
 from rlaif.store import read_records
 from tests.evaluation.judges import Judge, constitution, longer_wins
-from tests.evaluation.policies.scenes import Grader, evaluated, write_answers, write_prompts
+from tests.evaluation.policies.scenes import Grader, evaluated, evaluated_now, write_answers, write_prompts
 
 
 def by_mark(first: str, second: str) -> float:
@@ -206,7 +205,7 @@ def test_mistakes(tmp_path: Path) -> None:
         evaluated(judge, prompts, {"a": a, "b": a}, tmp_path / "out", tag="kind", harmful=["z"])
     settings = EvaluateSettings(prompts=str(prompts))
     with pytest.raises(ValueError, match="two or more contestants"):
-        evaluate_policies_now(
+        evaluated_now(
             settings, constitution(), [PolicySpec("a", answers=a)], judge, tmp_path / "out", progress=Silent()
         )
     assert not list((tmp_path / "out").glob("*.json")) and judge.asked == []
@@ -225,7 +224,7 @@ def test_an_own_measure_is_asked_once_and_may_have_no_value(tmp_path: Path) -> N
 
     settings = EvaluateSettings.model_validate({"prompts": str(prompts), "grades": False})
     policies = [PolicySpec("a", answers=a), PolicySpec("b", answers=b)]
-    done = evaluate_policies_now(
+    done = evaluated_now(
         settings, constitution(), policies, Judge(by_mark), tmp_path / "out", progress=Silent(), metrics={"odd": odd}
     )
     assert len(asked) == 8
@@ -241,7 +240,7 @@ def test_two_servers_that_call_their_models_alike_are_refused(tmp_path: Path) ->
     new, old, again = (PolicySpec(name, ModelSettings(model="policy", base_url=url)) for name, url in urls.items())
     settings, judge = EvaluateSettings(prompts=str(prompts)), Judge(by_mark)
     with pytest.raises(UserError, match=r"^http://h2/v1/: `new` and `old` are both called `policy` .*different names"):
-        evaluate_policies_now(settings, constitution(), [new, old], judge, tmp_path / "out", progress=Silent())
+        evaluated_now(settings, constitution(), [new, old], judge, tmp_path / "out", progress=Silent())
     require_distinct([new, again])
 
 
@@ -252,7 +251,7 @@ def test_plots_and_the_callers_own_measure(tmp_path: Path) -> None:
     settings = EvaluateSettings.model_validate({"prompts": str(prompts), "grades": False})
     policies = [PolicySpec("a", answers=a), PolicySpec("b", answers=b), PolicySpec("c", answers=b)]
     metrics = {"matter": lambda messages, text: float(text.split()[1] == messages[-1].content.split()[-1][:-1])}
-    done = evaluate_policies_now(
+    done = evaluated_now(
         settings, constitution(), policies, Judge(by_mark), tmp_path / "out", progress=Silent(), metrics=metrics
     )
     assert done.report.policies[0].metrics["matter"].value == 1.0

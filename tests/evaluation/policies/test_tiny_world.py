@@ -11,7 +11,7 @@ from rlaif.config.schemas import JudgeSettings
 from rlaif.config.shipped import shipped_model
 from rlaif.constitution import load_constitution
 from rlaif.demo.oracle import prefer_overall, quality
-from rlaif.evaluation.policy import EvaluatedPolicies, evaluate_policies_now
+from rlaif.evaluation.policy import EvaluatedPolicies
 from rlaif.evaluation.policy_metrics import Compared
 from rlaif.evaluation.policy_specs import EvaluateSettings, PolicySpec, contestants
 from rlaif.feedback.prompts import LABELS
@@ -21,6 +21,7 @@ from rlaif.records import Messages, Prompt, Sample
 from rlaif.stats import Estimate, share
 from rlaif.store import read_records
 from tests.bench.behaviour import answers, fresh_prompts
+from tests.evaluation.policies.scenes import evaluated_now
 
 pytestmark = pytest.mark.slow
 ASKED = fresh_prompts(60)
@@ -45,7 +46,7 @@ def judged(folder: Path, policies: list[PolicySpec], **more: object) -> Evaluate
     def oracle(messages: Messages, text: str) -> float:
         return quality(messages[-1].content, text)
 
-    return evaluate_policies_now(
+    return evaluated_now(
         settings, load_constitution("demo"), policies, source, folder / "out", progress=Silent(), plots=False,
         metrics={"oracle": oracle},
     )  # fmt: skip
