@@ -14,6 +14,8 @@ PHRASES = {
     r"\btold\b": "reports, shows",
     r"\banew\b": "again",
     r"nats an answer": "nats per response",
+    r"nats a token": "nats per token",
+    r"price of KL": "KL coefficient",
     r"equal length": "length-controlled",
     r"\bliking\b": "bias, preference",
     r"break(?:s|ing)? a principle": "violation rate",

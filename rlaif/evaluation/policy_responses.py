@@ -88,10 +88,10 @@ def _find_columns(path: Path, row: object) -> tuple[str | None, str | None]:
     """The columns of response and prompt; None for a response that ends a dialogue, and for a recognized prompt."""
     if not isinstance(row, dict):
         raise UserError("its rows are not objects", where=path, hint="give rows with `prompt` and `response`")
-    connection = next((name for name in _TALKS if name in row), None)
-    prompt = None if "prompt" in row or connection else next((name for name in _PROMPTS if name in row), None)
+    conversation = next((name for name in _TALKS if name in row), None)
+    prompt = None if "prompt" in row or conversation else next((name for name in _PROMPTS if name in row), None)
     reply = next((name for name in _REPLIES if name in row and name != prompt), None)
-    if reply is None and ("prompt" in row or connection is None):
+    if reply is None and ("prompt" in row or conversation is None):
         columns = ", ".join(map(str, row)) or "none"
         hint = "give rows with `prompt` and `response` or `responses`, or dialogues in `messages`"
         raise UserError(f"no answers that can be recognised (columns: {columns})", where=path, hint=hint)

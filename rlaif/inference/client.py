@@ -192,8 +192,8 @@ class Server:
     async def _counts(self, fault: Fault, tries: int, replies: int) -> bool:
         """Whether a failed attempt is held against its question.
 
-        While the server is away none is: `Patience` decides how long that may last. A server that answered meanwhile,
-        or answers something small now, is not away.
+        While the server is away none is: `ServerHealth` decides how long that may last. A server that answered
+        meanwhile, or answers something small now, is not away.
         """
         if fault.kind not in _IN_TRANSIT or self._patience.replies > replies:
             return True

@@ -178,7 +178,7 @@ def effective_sample_size(weights: Tensor) -> float:
 
 
 class Mismatch(NamedTuple):
-    """How far the sampler's log-probabilities are from the trainer's, in nats a token."""
+    """How far the sampler's log-probabilities are from the trainer's, in nats per token."""
 
     mean: float
     """Of the absolute differences."""

@@ -29,7 +29,7 @@ RESPONSE_METRICS: dict[str, str] = {
     "repetition": "share of an answer's runs of four words that stood in it before, mean over the answers",
     "openings": "share of the answers that begin with the batch's commonest first four words",
     "refusals": "share of the answers that open like an English refusal",
-    "entropy": "mean of -log p of the sampled tokens, in nats a token",
+    "entropy": "mean of -log p of the sampled tokens, in nats per token",
 }
 """What `response_metrics` measures, by name: what it is, and its unit. Every batch has all of them."""
 

@@ -62,7 +62,7 @@ _CARD_SETTINGS = (
 _CARD_METRICS = {
     "reward": "reward",
     "kl": "divergence from the start, nats per response",
-    "entropy": "entropy, nats a token",
+    "entropy": "entropy, nats per token",
     "length": "tokens of an answer",
     "truncated": "answers that reached the limit",
     "distinct_2": "distinct pairs of words",
@@ -72,7 +72,7 @@ _CARD_METRICS = {
 }
 _CURVES = (
     ("kl", "divergence from the start, nats per response", 0.0),
-    ("entropy", "entropy, nats a token", None),
+    ("entropy", "entropy, nats per token", None),
     ("distinct_2", "distinct pairs of words", None),
     ("clip_share", "clipped share", 0.0),
     ("value/explained", "variance explained by the values", 0.0),
@@ -261,7 +261,7 @@ class _Training:
         else:
             self.progress.note(
                 f"{back}, from before the alarm, is kept: the same command with `--resume` goes on from there, and "
-                "the price of KL, the learning rate, penalties and `monitor` may be other ones"
+                "the KL coefficient, the learning rate, the penalties and `monitor` may be other ones"
             )
         return Trained(folder, self.done, self.ended, metrics)
 

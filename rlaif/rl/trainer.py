@@ -66,7 +66,7 @@ class OnlineTrainer:
     beta: float
     """The KL coefficient; it moves where `kl.target` is set."""
     mismatch: float | None = None
-    """Mean difference between the sampler's and the trainer's log-probabilities in the first step, nats a token."""
+    """Mean difference between the sampler's and the trainer's log-probabilities in the first step, nats per token."""
     drift: float | None = None
     """The same in the first step whose responses were sampled before the last update (see `rlaif.rl.rollout`)."""
     seconds: dict[str, float] = field(default_factory=dict)
@@ -165,7 +165,7 @@ class OnlineTrainer:
             self.mismatch = difference if self.mismatch is None and responses else self.mismatch
         far = self._mean((old - experience.reference).abs())
         if number == 0 and not far <= _FIRST / 10:
-            raise ModelError(f"before the first step the policy differs from its reference by {far:.3g} nats a token")
+            raise ModelError(f"before the first step the policy differs from its reference by {far:.3g} nats per token")
 
     def _rollout_metrics(self, experience: Experience, scores: Scores) -> dict[str, float]:
         """Metrics of rewards and divergence as the responses were sampled."""

@@ -221,8 +221,8 @@ def _single_form(row: Row) -> Alone | None:
         if reply is not None:
             prompt = PromptColumns(main, parts_of(names, main, (reply,)))
             return Alone("reply", reply, prompt, unused=_unused(row, reply, main, *prompt.parts))
-    connection = next((name for name in ("messages", "conversations") if isinstance(row.get(name), (list, str))), None)
-    return None if connection is None else Alone("messages", connection, unused=_unused(row, connection))
+    column = next((name for name in ("messages", "conversations") if isinstance(row.get(name), (list, str))), None)
+    return None if column is None else Alone("messages", column, unused=_unused(row, column))
 
 
 def _unused(row: Row, *read: str) -> tuple[str, ...]:

@@ -34,7 +34,7 @@ _MOST_ROWS, _LEAST_ROWS = 4096, 64
 
 _TOLERANCE = {torch.float32: 2e-4, torch.float64: 1e-8}
 _COARSE = 0.1
-"""Of the narrower types: nats a token, on average; a wrong mask or scale is off by more."""
+"""Of the narrower types: nats per token, on average; a wrong mask or scale is off by more."""
 _PROBED, _PROBED_TOKENS = 2, 512
 _FARTHEST = 4096
 """Tokens that a prompt is made long to at most, so as to be longer than a sliding window."""
@@ -48,7 +48,7 @@ class ForwardPath(NamedTuple):
     fast: bool
     """Backbone and head apart, as this module does it; else the model's own `forward`."""
     difference: float = 0.0
-    """Between the fast and the plain way, in nats a token or reward, where the two were compared."""
+    """Between the fast and the plain way, in nats per token or reward, where the two were compared."""
     temperature: float = 1.0
     """Logits are divided by this, as where a policy samples with it."""
 

@@ -136,7 +136,7 @@ class Tokens:
         return str(getattr(self.tokenizer, "name_or_path", "") or "the tokenizer")
 
     def groups(self, examples: Iterable[Example], row_counts: RowCounts | None = None) -> Iterator[Group]:
-        """The examples as groups, in their order, without those that do not fit; `intake` counts them."""
+        """The examples as groups, in their order, without those that do not fit; `row_counts` counts them."""
         return (group for _, group in self.with_examples(examples, row_counts))
 
     def with_examples(

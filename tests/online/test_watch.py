@@ -54,14 +54,14 @@ def rates(*values: float, rewards: tuple[float, ...] = (), error: float = 0.03) 
     ("rule", "figure", "inside", "beyond", "said"),
     [
         ("kl", "kl", 10.0, 10.1, "10.1 nats per response away from its reference (bound 10.0)"),
-        ("length", "length", 150.0, 151.0, "answers have 151 tokens, at the start 100 (bound 150)"),
+        ("length", "length", 150.0, 151.0, "responses have 151 tokens, at the start 100 (bound 150)"),
         ("distinct", "distinct_2", 0.561, 0.559, "is 0.56, at the start 0.80 (bound 0.56)"),
-        ("entropy", "entropy", 0.301, 0.299, "the entropy is 0.30 nats a token"),
-        ("truncated", "truncated", 0.299, 0.301, "30% of the answers are cut at the token limit, at the start 10%"),
-        ("repetition", "repetition", 0.149, 0.151, "15% of an answer repeats"),
-        ("openings", "openings", 0.299, 0.301, "30% of the answers open with the same words"),
-        ("refusals", "refusals", 0.299, 0.301, "30% of the answers open like a refusal"),
-        ("empty", "empty", 0.099, 0.101, "10% of the answers are empty, at the start 0% (bound 10%)"),
+        ("entropy", "entropy", 0.301, 0.299, "the entropy is 0.30 nats per token"),
+        ("truncated", "truncated", 0.299, 0.301, "30% of the responses are cut at the token limit, at the start 10%"),
+        ("repetition", "repetition", 0.149, 0.151, "15% of a response repeats earlier text"),
+        ("openings", "openings", 0.299, 0.301, "30% of the responses open with the same words"),
+        ("refusals", "refusals", 0.299, 0.301, "30% of the responses open like a refusal"),
+        ("empty", "empty", 0.099, 0.101, "10% of the responses are empty, at the start 0% (bound 10%)"),
     ],
 )
 def test_each_rule_at_its_bound(rule: str, figure: str, inside: float, beyond: float, said: str) -> None:
