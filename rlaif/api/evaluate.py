@@ -251,9 +251,8 @@ def evaluate_reward(
             source = Drawn(*_policy(policy, samples, device, folder, progress), str(prompts), prompt_column, limit)
         answers = None if source is None else grades.on(source, folder, progress)
         pairs = None if gold is None else OnGold(str(gold), column, limit)
-        models = answers.models if answers is not None else []
         work = evaluate(reward_model, folder, gold=pairs, answers=answers, progress=progress, plots=plots)
-        return blocking(work, *models)
+        return blocking(work, *(answers.models if answers is not None else ()))
 
 
 def _require_inputs(gold: object, policy: object, prompts: object, responses: object, **best_of_n: object) -> None:

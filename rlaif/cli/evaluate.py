@@ -539,9 +539,8 @@ def _reward_evaluated(
     names = ("template", "template_options", "max_length", "tokens", "device")
     model = RewardModel(flags["model"], **{name: flags[name] for name in names})
     with show_progress() as progress:
-        models = wanted.models if wanted is not None else []
         work = evaluate_reward(model, output, gold=gold, answers=wanted, progress=progress, plots=plots)
-        return blocking(work, *models)
+        return blocking(work, *(wanted.models if wanted is not None else ()))
 
 
 class _Commands(LazyGroup):

@@ -23,14 +23,14 @@ from rlaif.evaluation.reports import (
     RewardReport,
 )
 from rlaif.stats import Estimate
+from rlaif.training.curves import BLUE, GREEN, GREY, ORANGE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Distinguishable with any color vision (Okabe and Ito 2008).
-_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-_BLUE, _ORANGE, GREY = *_COLORS[:2], "#6E6E6E"
+# The rest of the palette of `rlaif.training.curves`.
+_COLORS = (BLUE, ORANGE, GREEN, "#CC79A7", "#E69F00", "#56B4E9")
 _MARKS = "osD^vP"
 
 _LONGEST_NAME = 28
@@ -105,7 +105,7 @@ def reliability_figure(calibration: Calibration) -> Figure:
     upper.set_title(f"expected calibration error {calibration.error:.3f}", fontsize=10, color=GREY)
     steps = len(calibration.confidences)
     edges = [0.5 + 0.5 * at / steps for at in range(steps)]
-    lower.bar(edges, calibration.confidences, width=0.46 / steps, align="edge", color=_BLUE)
+    lower.bar(edges, calibration.confidences, width=0.46 / steps, align="edge", color=BLUE)
     for edge, count in zip(edges, calibration.confidences, strict=True):
         lower.annotate(f"{count:,}", (edge + 0.23 / steps, count), ha="center", va="bottom", fontsize=8, color=GREY)
     lower.set_ylim(0, 1.25 * max(calibration.confidences))
@@ -141,7 +141,7 @@ def length_figure(length: Length, overall: Estimate | None) -> Figure:
     places = list(range(len(length.bins)))
     axes.axhline(0.5, color=GREY, linestyle="--", linewidth=1, label="one half")
     if overall is not None:
-        axes.axhline(overall.value, color=_ORANGE, linewidth=1.2, label=f"all pairs: {overall.value:.1%}")
+        axes.axhline(overall.value, color=ORANGE, linewidth=1.2, label=f"all pairs: {overall.value:.1%}")
     _points(axes, places, [each.accuracy for each in length.bins], label="with 95% intervals")
     names = []
     for part in length.bins:
@@ -185,7 +185,7 @@ def _points(
         [max(0.0, estimate.value - estimate.low) for estimate in estimates],
         [max(0.0, estimate.high - estimate.value) for estimate in estimates],
     ]
-    style = {"fmt": "o", "color": _BLUE, "capsize": 3, "markersize": 5, "linewidth": 1.2, **style}
+    style = {"fmt": "o", "color": BLUE, "capsize": 3, "markersize": 5, "linewidth": 1.2, **style}
     if sideways:
         axes.errorbar(values, places, xerr=spread, label=label, **style)
     else:
@@ -309,9 +309,9 @@ def best_of_figure(curve: BestOfN) -> Figure:
     figure = new_figure(6.0, 6.0)
     upper, lower = figure.subplots(2, 1, sharex=True)
     kl = [point.kl for point in curve.points]
-    _curve(upper, kl, [point.reward for point in curve.points], _BLUE)
+    _curve(upper, kl, [point.reward for point in curve.points], BLUE)
     upper.set_ylabel("reward, in deviations\nabove the mean answer")
-    _curve(lower, kl, [point.gold for point in curve.points], _ORANGE)
+    _curve(lower, kl, [point.gold for point in curve.points], ORANGE)
     lower.set_ylabel("\n".join(textwrap.wrap(curve.measure, 30)[:4]))
     lower.axvline(kl[[point.n for point in curve.points].index(curve.best_n)], color=GREY, linestyle="--", linewidth=1)
     title = f"best at n = {curve.best_n}" + (", over-optimised beyond" if curve.overoptimised else "")

@@ -28,7 +28,7 @@ from rlaif.config.yaml import dump_yaml
 from rlaif.evaluation.reports import JudgeReport, RewardReport
 from rlaif.report.view import Data, Histogram, Lengths, Page, Policies, Training
 from rlaif.stats import Estimate
-from rlaif.training.curves import BLUE, GREEN, GREY, ORANGE
+from rlaif.training.curves import BLUE, GREEN, GREY, ORANGE, STYLE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -54,17 +54,7 @@ COLORS = {
     "#000000": "var(--ink)",
 }
 """The colors of matplotlib figures as variables of the page; other colors stay as they are."""
-_STYLE: Any = {
-    "font.size": 9.0,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.titlesize": 10.0,
-    "axes.titlelocation": "left",
-    "lines.linewidth": 1.4,
-    "text.parse_math": False,
-    "svg.fonttype": "none",
-    "path.simplify_threshold": 0.6,
-}
+_SVG_STYLE: Any = {**STYLE, "svg.fonttype": "none", "path.simplify_threshold": 0.6}
 _COLOR = re.compile(r"#[0-9a-f]{6}", re.I)
 _FONT = re.compile(r"font:\s*(?:[a-z]+\s+)*([\d.]+)px[^;\"]*", re.I)
 
@@ -184,7 +174,7 @@ def plot_style() -> Iterator[None]:
     with mpl.rc_context(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")  # the browser has the glyphs
         mpl.rcdefaults()
-        mpl.rcParams.update(_STYLE)
+        mpl.rcParams.update(_SVG_STYLE)
         yield
 
 

@@ -21,7 +21,7 @@ _MARKED = 30
 """Points that are marked one by one."""
 _COLUMNS = {1: 1, 2: 2, 4: 2, 7: 4, 8: 4}
 """By the number of panels, so that few places stay empty; otherwise 3."""
-_STYLE: Any = {
+STYLE: Any = {
     "font.size": 9.0,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -30,6 +30,7 @@ _STYLE: Any = {
     "lines.linewidth": 1.4,
     "text.parse_math": False,
 }
+"""Of the figures of trainings, and of the report page."""
 
 Points = Sequence[tuple[float, float]]
 """Step and value."""
@@ -76,7 +77,7 @@ def draw(panels: Sequence[Panel], path: Path, step: str) -> None:
 
     with mpl.rc_context():
         mpl.rcdefaults()
-        mpl.rcParams.update(_STYLE)
+        mpl.rcParams.update(STYLE)
         figure = figure_of(panels, step)
         with draft_of(path) as draft:
             figure.savefig(draft, format="png", dpi=130, metadata={"Software": None})

@@ -261,33 +261,6 @@ def bradley_terry(
     return logistic(chosen - rejected - margin, probability) + centering * (chosen + rejected).square()
 
 
-__all__ = [
-    "NEEDS_REFERENCE",
-    "PAIR_LOSSES",
-    "READS",
-    "LossSettings",
-    "PairLogps",
-    "PairLoss",
-    "bradley_terry",
-    "compared",
-    "dpo",
-    "dpo_robust",
-    "gdpo",
-    "hinge",
-    "implicit_rewards",
-    "ipo",
-    "kto",
-    "mean_logps",
-    "nll",
-    "odds_ratio",
-    "orpo",
-    "pair_loss",
-    "preferred",
-    "sigmoid_norm",
-    "simpo",
-]
-
-
 PairLoss = Literal["sigmoid", "robust", "ipo", "hinge", "sigmoid_norm", "gdpo", "simpo", "orpo"]
 """The losses of pairs, by the names that papers and other trainers use."""
 
