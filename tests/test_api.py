@@ -333,7 +333,7 @@ def test_the_device_goes_for_every_model_of_an_evaluation(monkeypatch: pytest.Mo
     """As `rlaif evaluate reward --device cpu`; what a model's own settings say goes before it."""
     seen: list[str] = []
     monkeypatch.setattr("rlaif.inference.models.LazyModel", lambda settings, **_: seen.append(settings.device))
-    monkeypatch.setattr("rlaif.inference.background.blocking", lambda work, *_: work.close())
+    monkeypatch.setattr("rlaif.api.evaluate.blocking", lambda work, *_: work.close())
     monkeypatch.setattr("rlaif.evaluation.reward_scores.identity", lambda *_, **__: "rm@1")
     given: dict[str, Any] = {"prompts": "p.jsonl", "output": tmp_path, "quiet": True, "device": "cpu"}
     rlaif.evaluate_reward("rm", policy="demo-policy", judge="demo-judge", **given)

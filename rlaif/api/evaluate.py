@@ -26,6 +26,7 @@ from rlaif.config.schemas import CompareSettings, ModelSettings, PolicySettings
 from rlaif.config.yaml import Source
 from rlaif.constitution import Constitution
 from rlaif.errors import UserError
+from rlaif.inference.background import blocking
 from rlaif.progress import Progress
 
 if TYPE_CHECKING:
@@ -76,7 +77,6 @@ def evaluate_judge(
     from rlaif.evaluation.judge import Evaluation
     from rlaif.evaluation.judge import evaluate_judge as evaluate
     from rlaif.feedback.prompts import LABELS
-    from rlaif.inference.background import blocking
     from rlaif.inference.models import LazyModel
 
     at_least_one(limit=limit, canary_pairs=canary_pairs)
@@ -140,7 +140,6 @@ def evaluate_policies(
     from rlaif.evaluation.policy import evaluate_policies as evaluate
     from rlaif.evaluation.policy_specs import contestants, options_of
     from rlaif.feedback.prompts import LABELS
-    from rlaif.inference.background import blocking
     from rlaif.inference.models import LazyModel, served_model
 
     resolved = _policy_settings(run, judge, settings)
@@ -232,7 +231,6 @@ def evaluate_reward(
     from rlaif.evaluation.reward_model import OnGold
     from rlaif.evaluation.reward_model import evaluate_reward as evaluate
     from rlaif.evaluation.reward_scores import Drawn, Given, RewardModel
-    from rlaif.inference.background import blocking
 
     _require_inputs(gold, policy, prompts, responses, judge=judge, run=run, measure=measure, constitution=constitution,
                     principles=principles, samples=samples, prompt_column=prompt_column)  # fmt: skip
