@@ -228,28 +228,26 @@ def evaluate_reward(
         >>> done.report.gold.pairs
         12
     """
-    from rlaif.evaluation.reward_model import OnGold
-    from rlaif.evaluation.reward_model import evaluate_reward as evaluate
+    from rlaif.evaluation import reward_model as evaluation
     from rlaif.evaluation.reward_scores import Drawn, Given, RewardModel
 
     _require_inputs(gold, policy, prompts, responses, judge=judge, run=run, measure=measure, constitution=constitution,
                     principles=principles, samples=samples, prompt_column=prompt_column)  # fmt: skip
     at_least_one(limit=limit, samples=samples)
     one_of(template, ("auto", "chat", "plain", None), "template")
-    one_of(device, ("auto", "cpu"), "device")
     options: dict[str, Any] = {"template_options": template_options, "max_length": max_length, "tokens": tokens}
     grades = _Grades(run, judge, measure, constitution, device, one_of(principles, ("each", "all", None), "principles"))
     folder = Path(output)
     with progress_of(quiet) as progress:
-        reward_model = RewardModel(str(model), template=template, device=device, **options)
+        scorer = RewardModel(str(model), template=template, device=one_of(device, ("auto", "cpu"), "device"), **options)
         source: Drawn | Given | None = None
         if responses is not None:
             source = Given(str(responses), responses_column, prompt_column, samples, limit)
         elif policy is not None:
             source = Drawn(*_policy(policy, samples, device, folder, progress), str(prompts), prompt_column, limit)
         answers = None if source is None else grades.on(source, folder, progress)
-        pairs = None if gold is None else OnGold(str(gold), column, limit)
-        work = evaluate(reward_model, folder, gold=pairs, answers=answers, progress=progress, plots=plots)
+        pairs = None if gold is None else evaluation.OnGold(str(gold), column, limit)
+        work = evaluation.evaluate_reward(scorer, folder, gold=pairs, answers=answers, progress=progress, plots=plots)
         return blocking(work, *(answers.models if answers is not None else ()))
 
 
