@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from rlaif.records import Record
@@ -343,3 +343,12 @@ def strengths(items: Sequence[str], wins: Mapping[tuple[str, str], float]) -> di
             break
     mean = sum(math.log(each) for each in power.values()) / max(len(power), 1)
     return {item: math.log(each) - mean for item, each in power.items()}
+
+
+def logsumexp(values: Iterable[float]) -> float:
+    """log of the sum of exponentials; minus infinity for nothing, NaN where one is NaN."""
+    known = list(values)
+    if len(known) == 1:
+        return known[0]
+    top = math.nan if any(map(math.isnan, known)) else max(known, default=-math.inf)
+    return top if math.isinf(top) else top + math.log(sum(math.exp(value - top) for value in known))

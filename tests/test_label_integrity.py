@@ -20,8 +20,7 @@ from rlaif.config.judge_templates import Judge as AskedJudge
 from rlaif.config.schemas import CompareSettings, PairSettings
 from rlaif.constitution import Constitution, Principle
 from rlaif.feedback.aggregate import Comparison, Status, fold
-from rlaif.feedback.judge import compare_questions, judgement, votes
-from rlaif.feedback.matchups import criteria_of, matchups
+from rlaif.feedback.judge import compare_questions, criteria_of, judgement, matchups, votes
 from rlaif.feedback.ranking import Provenance, pairs, rank_samples
 from rlaif.feedback.sampling import given_samples
 from rlaif.inference.base import Output, Question

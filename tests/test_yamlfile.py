@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from pydantic import Field, model_validator
 
 from rlaif.config import yaml as yaml_file
-from rlaif.config.messages import NAME_PATTERN, located
-from rlaif.config.yaml import dump_yaml
+from rlaif.config.yaml import NAME_PATTERN, dump_yaml, located
 from rlaif.errors import UserError
 from rlaif.records import Record
 

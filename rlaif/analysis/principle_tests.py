@@ -21,9 +21,7 @@ from rlaif.data.prompts import prompt_id
 from rlaif.errors import UserError, nearest
 from rlaif.feedback.aggregate import Status, first_logit, folded
 from rlaif.feedback.critique import critique_questions, critique_record, notes_on
-from rlaif.feedback.judge import compare_questions, judgement, votes
-from rlaif.feedback.matchups import Criterion, Matchup
-from rlaif.feedback.prompt_forms import judge_asked
+from rlaif.feedback.judge import Criterion, Matchup, compare_questions, judge_asked, judgement, votes
 from rlaif.inference.base import ModelSource, Question, StageStats, ask
 from rlaif.progress import Progress
 from rlaif.records import Critique, Failure, Judgement, Message, Prompt, Sample, content_id

@@ -26,7 +26,7 @@ from rlaif.config.schemas import CompareSettings, ModelSettings, PolicySettings
 from rlaif.config.yaml import Source
 from rlaif.constitution import Constitution
 from rlaif.errors import UserError
-from rlaif.inference.background import blocking
+from rlaif.inference.base import blocking
 from rlaif.progress import Progress
 
 if TYPE_CHECKING:

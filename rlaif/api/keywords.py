@@ -17,10 +17,9 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from pydantic import BaseModel
 
-from rlaif.config.messages import Where, key_hint
 from rlaif.config.run_file import LATER, Value, settable
 from rlaif.config.schemas import JudgeSettings, RunSettings
-from rlaif.config.yaml import Model, Place, Source, find_problems
+from rlaif.config.yaml import Model, Place, Source, Where, find_problems, key_hint
 from rlaif.constitution import Constitution, load_constitution
 from rlaif.errors import UserError, nearest
 from rlaif.progress import Progress, Silent, show_progress, show_rows

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from rlaif.cli.flags import judge_of, judge_options_beside_a_constitution, run_of
+from rlaif.cli.options import judge_of, judge_options_beside_a_constitution, run_of
 from rlaif.cli.terminal import Styled, echo, secho
 from rlaif.progress import show_progress
 

@@ -10,17 +10,19 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, get_origin
 import click
 from pydantic import JsonValue
 
-from rlaif.cli.flags import (
+from rlaif.cli.main import Entry, LazyGroup
+from rlaif.cli.options import (
     DEFAULT_CONSTITUTION,
+    SettingsCommand,
     judge_of,
     judge_options,
     judge_options_beside_a_model,
     mapping,
+    option,
+    parameter,
     run_of,
     template_options,
 )
-from rlaif.cli.main import Entry, LazyGroup
-from rlaif.cli.options import SettingsCommand, option, parameter
 from rlaif.cli.terminal import echo
 from rlaif.config.run_file import Setting, settable
 from rlaif.evaluation.policy_specs import EvaluateSettings
@@ -28,8 +30,8 @@ from rlaif.inference.models import served_model
 from rlaif.progress import show_progress
 
 if TYPE_CHECKING:
-    from rlaif.config.messages import Where
     from rlaif.config.schemas import JudgeSettings, PolicySettings
+    from rlaif.config.yaml import Where
     from rlaif.evaluation.best_of_n import Grading
     from rlaif.evaluation.judge import EvaluatedJudge, Evaluation
     from rlaif.evaluation.policy import EvaluatedPolicies
@@ -152,7 +154,7 @@ def _from_run(run_file: Path, flags: dict[str, Any]) -> tuple[JudgeSettings, _Ba
 def _judge_evaluated(settings: JudgeSettings, wanted: Evaluation, output: Path, plots: bool) -> EvaluatedJudge:
     from rlaif.evaluation.judge import evaluate_judge
     from rlaif.feedback.prompts import LABELS
-    from rlaif.inference.background import blocking
+    from rlaif.inference.base import blocking
     from rlaif.inference.models import LazyModel
 
     with show_progress() as progress:
@@ -315,7 +317,7 @@ def _policies_evaluated(
     from rlaif.constitution import load_constitution
     from rlaif.evaluation.policy import evaluate_policies
     from rlaif.feedback.prompts import LABELS
-    from rlaif.inference.background import blocking
+    from rlaif.inference.base import blocking
     from rlaif.inference.models import LazyModel
 
     judge = wanted.settings.judge
@@ -534,7 +536,7 @@ def _reward_evaluated(
 ) -> EvaluatedReward:
     from rlaif.evaluation.reward_model import evaluate_reward
     from rlaif.evaluation.reward_scores import RewardModel
-    from rlaif.inference.background import blocking
+    from rlaif.inference.base import blocking
 
     names = ("template", "template_options", "max_length", "tokens", "device")
     model = RewardModel(flags["model"], **{name: flags[name] for name in names})

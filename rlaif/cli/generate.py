@@ -8,8 +8,7 @@ from pathlib import Path
 
 import click
 
-from rlaif.cli.flags import COMMON, run_options, settings_of
-from rlaif.cli.options import SettingsCommand
+from rlaif.cli.options import COMMON, SettingsCommand, run_options, settings_of
 from rlaif.cli.render import end_report
 from rlaif.cli.setup import warn_of_same_family
 from rlaif.cli.terminal import echo, secho

@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from rlaif.cli.flags import COMMON, run_options
-from rlaif.cli.options import SettingsCommand
+from rlaif.cli.options import COMMON, SettingsCommand, run_options
 from rlaif.cli.terminal import echo, secho
 from rlaif.config.run_file import Flags, load_run, read_run
 from rlaif.config.schemas import JudgeSettings, PolicySettings, RunSettings
@@ -274,7 +273,7 @@ async def _show_form(role: str, source: LazyModel, judge: JudgeSettings, setting
     """Measure the prompt forms for this judge and show the one that a run takes. Returns its label mass; None where
     none is measured."""
     from rlaif.config.judge_templates import load_templates
-    from rlaif.feedback.prompt_forms import Chosen, Forms, best, candidates, tried_forms
+    from rlaif.feedback.judge import Chosen, Forms, best, candidates, tried_forms
 
     templates, compare = load_templates(judge.templates), settings.compare
     if compare.method in ("score", "rank") or compare.reasoning != "none":

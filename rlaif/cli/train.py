@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast, get_args
 
 import click
 
-from rlaif.cli.flags import template_options, warn_of_variables
 from rlaif.cli.main import Entry, LazyGroup
-from rlaif.cli.options import SettingsCommand, option, parameter
+from rlaif.cli.options import SettingsCommand, option, parameter, template_options, warn_of_variables
 from rlaif.cli.terminal import echo
 from rlaif.config.run_file import Setting, settable
 from rlaif.progress import first_process, show_progress, show_rows

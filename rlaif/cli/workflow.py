@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from rlaif.cli.flags import COMMON, run_options
-from rlaif.cli.options import SettingsCommand
+from rlaif.cli.options import COMMON, SettingsCommand, run_options
 from rlaif.cli.render import show_report
 from rlaif.cli.terminal import echo, print_table, secho
 from rlaif.progress import Progress, show_progress, show_rows

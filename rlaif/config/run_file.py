@@ -14,9 +14,8 @@ from typing import NamedTuple, get_args
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from rlaif.config.messages import Where, key_hint
 from rlaif.config.schemas import RunSettings
-from rlaif.config.yaml import Source, dump_yaml, parse_yaml, read_yaml, validate
+from rlaif.config.yaml import Source, Where, dump_yaml, key_hint, parse_yaml, read_yaml, validate
 from rlaif.errors import UserError
 from rlaif.store import write_text
 

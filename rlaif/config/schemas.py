@@ -13,8 +13,8 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field, JsonValue, SerializerFunctionWrapHandler, field_serializer, field_validator, model_validator
 
-from rlaif.config.messages import located
 from rlaif.config.secrets import SECRET_IN_URL, secret_in
+from rlaif.config.yaml import located
 from rlaif.records import Record
 
 

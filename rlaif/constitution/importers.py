@@ -20,7 +20,7 @@ from typing import Any, Literal, NamedTuple, NoReturn, get_args
 from pydantic import ValidationError
 
 from rlaif.config import yaml
-from rlaif.config.messages import Where
+from rlaif.config.yaml import Where
 from rlaif.constitution.lint import content_words
 from rlaif.constitution.model import Constitution, Principle
 from rlaif.errors import UserError

@@ -19,7 +19,7 @@ from typing import Literal, NamedTuple
 from pydantic import ValidationError
 
 from rlaif.config import yaml
-from rlaif.config.messages import Where
+from rlaif.config.yaml import Where
 from rlaif.constitution.model import Example, Principle, constitution_problems, find_constitution
 from rlaif.errors import UserError
 from rlaif.records import Record

@@ -18,8 +18,8 @@ from typing import Annotated, Any
 from pydantic import Field, StringConstraints, model_validator
 
 from rlaif.config import yaml
-from rlaif.config.messages import NAME_PATTERN, Where, located
 from rlaif.config.shipped import resource
+from rlaif.config.yaml import NAME_PATTERN, Where, located
 from rlaif.errors import UserError, nearest
 from rlaif.records import Record, content_id
 

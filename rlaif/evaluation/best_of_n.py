@@ -24,7 +24,7 @@ from rlaif.constitution import Constitution
 from rlaif.evaluation.judge_metrics import LEAST_PAIRS
 from rlaif.evaluation.reports import BestOf, BestOfN, Gold
 from rlaif.evaluation.reward_scores import Answers
-from rlaif.feedback.matchups import Criterion, criteria_of
+from rlaif.feedback.judge import Criterion, criteria_of
 from rlaif.feedback.scoring import readable, score_question, score_record
 from rlaif.inference.base import ModelSource, Question, StageStats, ask
 from rlaif.records import Failure, Messages, Prompt, Sample, Score

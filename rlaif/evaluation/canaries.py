@@ -19,8 +19,7 @@ from rlaif.config.schemas import CompareSettings, PairSettings
 from rlaif.evaluation.gold import Case
 from rlaif.evaluation.reports import Canary
 from rlaif.feedback.aggregate import first_logit
-from rlaif.feedback.judge import compare_questions, votes
-from rlaif.feedback.matchups import Matchup
+from rlaif.feedback.judge import Matchup, compare_questions, votes
 from rlaif.inference.base import Question
 from rlaif.records import Judgement, Sample, content_id
 from rlaif.stats import Estimate, hits, mean, share_of

@@ -35,8 +35,7 @@ from rlaif.data.formats import Reading, Shape, better_first, read, recognise
 from rlaif.data.prompts import InputIssues, InvalidRowError, prompt_id, value_at
 from rlaif.errors import RecordError, UserError, nearest
 from rlaif.feedback.aggregate import Status, first_logit, folded, shares
-from rlaif.feedback.judge import compare_questions, votes
-from rlaif.feedback.matchups import Criterion, Matchup, criteria_of, draw
+from rlaif.feedback.judge import Criterion, Matchup, compare_questions, criteria_of, draw, votes
 from rlaif.feedback.sampling import is_planned
 from rlaif.inference.base import Question
 from rlaif.records import Judgement, Message, Messages, Prompt, Record, Sample, content_id

@@ -26,8 +26,7 @@ from rlaif.evaluation.canaries import count_probes, count_wins, probes, sample_c
 from rlaif.evaluation.gold import Case, JudgedPair, cases, judged_pair, questions_of, read_gold
 from rlaif.evaluation.judge_metrics import decide, known_reports, measure, shared_errors
 from rlaif.evaluation.reports import About, Cost, JudgeReport, data_word, report_name, sha256_known
-from rlaif.feedback.judge import judgement
-from rlaif.feedback.prompt_forms import judge_asked
+from rlaif.feedback.judge import judge_asked, judgement
 from rlaif.inference.base import ModelSource, Question, StageStats, ask
 from rlaif.progress import Progress
 from rlaif.records import Failure, Judgement

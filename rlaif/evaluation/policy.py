@@ -33,9 +33,7 @@ from rlaif.evaluation.policy_responses import (
 )
 from rlaif.evaluation.policy_specs import EvaluateSettings, PolicySpec
 from rlaif.evaluation.reports import PolicyReport
-from rlaif.feedback.judge import judgement
-from rlaif.feedback.matchups import criteria_of
-from rlaif.feedback.prompt_forms import judge_asked
+from rlaif.feedback.judge import criteria_of, judge_asked, judgement
 from rlaif.feedback.scoring import score_question, score_record
 from rlaif.inference.base import ModelSource, Question, StageStats, ask
 from rlaif.progress import Progress

@@ -27,8 +27,7 @@ from rlaif.data.checks import refuses
 from rlaif.evaluation.reports import Match, Part, PolicyMetrics, Refusals, Violations
 from rlaif.evaluation.win_rate import length_controlled
 from rlaif.feedback.aggregate import Status, folded, shares
-from rlaif.feedback.judge import compare_questions, votes
-from rlaif.feedback.matchups import Criterion, Matchup, draw
+from rlaif.feedback.judge import Criterion, Matchup, compare_questions, draw, votes
 from rlaif.feedback.scoring import readable
 from rlaif.inference.base import Question
 from rlaif.records import Judgement, Messages, Prompt, Record, Sample, Score

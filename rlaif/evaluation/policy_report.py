@@ -48,7 +48,7 @@ from rlaif.evaluation.reports import (
     report_name,
     sha256_known,
 )
-from rlaif.feedback.matchups import Criterion, criteria_of
+from rlaif.feedback.judge import Criterion, criteria_of
 from rlaif.feedback.scoring import score_question
 from rlaif.inference.base import StageStats
 from rlaif.inference.models import related, same_family

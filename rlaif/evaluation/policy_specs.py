@@ -15,7 +15,6 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, JsonValue, field_validator, model_validator
 
-from rlaif.config.messages import located
 from rlaif.config.schemas import (
     NAME,
     CompareSettings,
@@ -27,6 +26,7 @@ from rlaif.config.schemas import (
     RunSettings,
 )
 from rlaif.config.secrets import SECRET_IN_URL, secret_in, shown_url
+from rlaif.config.yaml import located
 from rlaif.errors import UserError
 from rlaif.inference.model_folder import model_folder
 from rlaif.records import Record

@@ -9,8 +9,7 @@ from rlaif.config.judge_templates import Judge
 from rlaif.config.schemas import CritiqueSettings, RunSettings
 from rlaif.constitution import Constitution
 from rlaif.errors import UserError
-from rlaif.feedback.judge import Notes
-from rlaif.feedback.matchups import Criterion, Matchup
+from rlaif.feedback.judge import Criterion, Matchup, Notes
 from rlaif.feedback.prompts import Shot, critique_messages
 from rlaif.inference.base import Output, Question
 from rlaif.records import Critique, Prompt, Sample, Sampling

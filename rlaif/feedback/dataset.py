@@ -29,12 +29,18 @@ from pydantic import JsonValue
 from rlaif import __version__
 from rlaif.config.judge_templates import template_names
 from rlaif.config.shipped import resource
-from rlaif.feedback.aggregate import HARD_LOGIT, Comparison, JudgeVotes, Status, aggregate_panel
+from rlaif.feedback.aggregate import (
+    HARD_LOGIT,
+    Comparison,
+    JudgeVotes,
+    PositionBias,
+    Status,
+    aggregate_panel,
+    bias_summary,
+    find_slots,
+)
 from rlaif.feedback.agreement import Agreement, AgreementCounter
-from rlaif.feedback.judge import votes
-from rlaif.feedback.matchups import Criterion, Matchup, distinct_samples, draw, matchups
-from rlaif.feedback.position_bias import PositionBias, bias_summary, find_slots
-from rlaif.feedback.prompt_forms import Forms
+from rlaif.feedback.judge import Criterion, Forms, Matchup, distinct_samples, draw, matchups, votes
 from rlaif.feedback.ranking import PromptRanking, Provenance, pairs, rank_samples, ranking_record, write_parquet
 from rlaif.feedback.revise import Revised
 from rlaif.feedback.run import Run

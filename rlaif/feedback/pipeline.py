@@ -19,8 +19,7 @@ from rlaif.demo.agreement import outside_its_world
 from rlaif.errors import UserError
 from rlaif.feedback.critique import critique_record, require_critiques
 from rlaif.feedback.dataset import Outcome, derive, rank_questions, score_questions, why_no_labels, why_no_pairs
-from rlaif.feedback.judge import judgement
-from rlaif.feedback.prompt_forms import Forms, chosen_form
+from rlaif.feedback.judge import Forms, chosen_form, judgement
 from rlaif.feedback.revise import MANIFEST as REVISED
 from rlaif.feedback.revise import (
     Revised,
@@ -35,8 +34,7 @@ from rlaif.feedback.revise import (
 from rlaif.feedback.run import Run, open_run, opened_models
 from rlaif.feedback.sampling import given_samples, sample_record
 from rlaif.feedback.scoring import order_record, score_record
-from rlaif.inference.background import blocking
-from rlaif.inference.base import ModelSource, Output, Question, StageStats, ask
+from rlaif.inference.base import ModelSource, Output, Question, StageStats, ask, blocking
 from rlaif.progress import Progress, Silent
 from rlaif.store import R, Table
 

@@ -10,7 +10,14 @@ from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
-from rlaif.config.judge_templates import SHIPPED, Fence, Templates, conversation, fence, shortened
+from rlaif.config.judge_templates import (
+    SHIPPED,
+    Fence,
+    Templates,
+    conversation,
+    fence,
+    shortened,
+)
 from rlaif.records import Message, Messages
 
 LABELS = ("A", "B")

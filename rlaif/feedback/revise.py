@@ -28,11 +28,9 @@ from rlaif.config.schemas import CompareSettings, RunSettings
 from rlaif.constitution import Constitution, Principle
 from rlaif.data.prompts import InputIssues, read_prompts
 from rlaif.errors import UserError
-from rlaif.feedback.aggregate import Status, folded
+from rlaif.feedback.aggregate import PositionBias, Status, bias_summary, folded, position_bias, removes_bias
 from rlaif.feedback.critique import critique_question
-from rlaif.feedback.judge import compare_questions, votes
-from rlaif.feedback.matchups import Matchup, criteria_of, distinct_samples, draw, matchups
-from rlaif.feedback.position_bias import PositionBias, bias_summary, position_bias, removes_bias
+from rlaif.feedback.judge import Matchup, compare_questions, criteria_of, distinct_samples, draw, matchups, votes
 from rlaif.feedback.prompts import Shot, revise_messages
 from rlaif.feedback.ranking import Provenance, pairs, rank_samples, write_parquet
 from rlaif.feedback.revision_checks import Parent, Use, spoken, use_of

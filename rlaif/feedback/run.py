@@ -29,9 +29,17 @@ from rlaif.data.prompts import InputIssues, read_prompts
 from rlaif.errors import UserError
 from rlaif.feedback.aggregate import Vote
 from rlaif.feedback.critique import critique_questions, notes_on
-from rlaif.feedback.judge import Notes, compare_questions, votes
-from rlaif.feedback.matchups import Criterion, Matchup, criteria_of, distinct_samples, matchups
-from rlaif.feedback.prompt_forms import Forms
+from rlaif.feedback.judge import (
+    Criterion,
+    Forms,
+    Matchup,
+    Notes,
+    compare_questions,
+    criteria_of,
+    distinct_samples,
+    matchups,
+    votes,
+)
 from rlaif.feedback.prompts import LABELS
 from rlaif.feedback.sampling import given_samples, rehearsals, sample_questions
 from rlaif.feedback.scoring import FINALISTS, finalists, score_question
@@ -72,7 +80,7 @@ class Run:
     warnings: tuple[str, ...] = ()
     """Reasons to doubt the labels, for the manifest."""
     slots: dict[str, float] = field(default_factory=dict)
-    """By judge, the position bias that is taken off its log-odds (see `rlaif.feedback.position_bias`)."""
+    """By judge, the position bias that is taken off its log-odds (see `rlaif.feedback.aggregate`)."""
     _judges: dict[str, Judge] = field(default_factory=dict)
 
     @property

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from rlaif.config.judge_templates import Judge
 from rlaif.feedback.aggregate import HARD_LOGIT, Comparison, Status, status_of
-from rlaif.feedback.matchups import Criterion
+from rlaif.feedback.judge import Criterion
 from rlaif.feedback.prompts import DIGITS, LETTERS, rank_messages, score_messages
 from rlaif.feedback.sampling import hash64
 from rlaif.inference.base import Output, Question

@@ -1,30 +1,34 @@
-"""The one mechanism of every model call: plan requests, send the missing ones, append the outputs.
+"""The one mechanism of every model call: plan questions, ask the missing ones, append the answers.
 
-What a model is asked, what it answers, and the one interface of everything that answers.
-
-The one mechanism of every stage that calls a model: plan, ask what is missing, append.
-
-A plan lists questions lazily. Those whose id is in the table are skipped, the rest go to the model in batches with
-bounded concurrency, and every answer is appended as it arrives. Resuming, growing a run and editing one principle are
-this same function run again.
-
-The model is opened for the first missing question only: a run that lacks nothing starts no server and loads no weights.
+`Question`, `Output` and `Model` are what a model is asked, what it answers, and the interface of everything that
+answers. A plan lists questions lazily. Those whose id is in the table are skipped, the rest go to the model in batches
+with bounded concurrency, and every answer is appended as it arrives. Resuming, growing a run and editing one principle
+are this same function run again. The model is opened for the first missing question only: a run that lacks nothing
+starts no server and loads no weights.
 
 A question that fails alone is written to the failures table and asked again by the next run; a model that cannot go on
 raises ModelError. Either way nothing that was answered is lost, and no answer is made up.
+
+`Background` and `blocking` are the event loops of synchronous callers: connections do not outlive the loop that opened
+them, so an object that keeps a model open between calls owns a `Background`; `blocking` runs one coroutine, where a
+loop is running already (a notebook) too.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import contextvars
 import hashlib
 import itertools
 import json
+import re
+import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol, TypeVar
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple, ParamSpec, Protocol, TypeVar, cast
 
 from rlaif.errors import ModelError
 from rlaif.progress import Progress
@@ -351,3 +355,179 @@ def _stop_if_hopeless(tally: StageStats, max_failed: float, *, over: bool = Fals
             f"{tally.stage}: {failed} of {tally.done} questions failed ({kinds}{latest}); "
             "see failures.jsonl, fix the cause and run the same command again, or raise `max_failed`"
         )
+
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_CLOSE_TIMEOUT = 60.0
+"""Seconds that closing may take; a launched server needs some."""
+
+
+class Background:
+    """An event loop in a daemon thread."""
+
+    def __init__(self, name: str) -> None:
+        """`name` is the thread's. A program that ends without `close` does not wait for the thread."""
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name=name, daemon=True)
+        self._thread.start()
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine on the loop and return its result. An interrupt while waiting cancels the coroutine."""
+        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        try:
+            return future.result()
+        finally:
+            future.cancel()  # no effect on a future that is done
+
+    def close(self, last: Coroutine[Any, Any, None] | None = None) -> None:
+        """Cancel the running tasks, wait for their cleanup, run `last`, then end the loop and its thread."""
+
+        async def shut_down() -> None:
+            try:
+                tasks = asyncio.all_tasks() - {asyncio.current_task()}
+                for task in tasks:
+                    if not task.cancelling():  # a second cancellation would cut the cleanup short
+                        task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+                if last is not None:
+                    await last
+            finally:
+                await self._loop.shutdown_asyncgens()
+                await self._loop.shutdown_default_executor()
+
+        try:
+            asyncio.run_coroutine_threadsafe(shut_down(), self._loop).result(_CLOSE_TIMEOUT)
+        finally:
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join(_CLOSE_TIMEOUT)
+            if not self._thread.is_alive():
+                self._loop.close()
+
+
+class Closable(Protocol):
+    """What is closed when the work is done: a model, or its source."""
+
+    async def close(self) -> None:
+        """Close it; nothing where it is closed already."""
+        ...
+
+
+def blocking(work: Coroutine[Any, Any, T], *models: Closable) -> T:
+    """`asyncio.run`, also where an event loop is running already, as in a notebook; closes `models` at the end.
+
+    There the coroutine gets a loop in a thread of its own. An interrupt cancels it, and the caller continues when its
+    cleanup is done.
+    """
+    work = _closing(work, models) if models else work
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        running = False
+    else:
+        running = True
+    if not running:
+        return asyncio.run(work)
+    background = Background("rlaif")
+    try:  # an interrupt may arrive before `run` waits: `close` cancels whatever has started
+        return background.run(work)
+    finally:
+        background.close()
+
+
+async def _closing(work: Coroutine[Any, Any, T], models: Sequence[Closable]) -> T:
+    try:
+        return await work
+    finally:
+        for model in models:
+            await model.close()
+
+
+async def in_thread(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Run a function in a daemon thread and return its result.
+
+    A cancelled caller does not wait for the thread: loading weights, or a forward pass, cannot be stopped halfway. The
+    result is then dropped.
+    """
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[T] = loop.create_future()
+
+    def settle(result: T | None, error: BaseException | None) -> None:
+        if future.cancelled():
+            return
+        if error is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(cast(T, result))
+
+    def run() -> None:
+        result, error = None, None
+        try:
+            result = work(*args, **kwargs)
+        except BaseException as raised:  # noqa: BLE001 - the caller gets it
+            error = raised
+        with contextlib.suppress(RuntimeError):  # the loop has closed meanwhile
+            loop.call_soon_threadsafe(settle, result, error)
+
+    threading.Thread(target=contextvars.copy_context().run, args=(run,), daemon=True).start()
+    return await future
+
+
+SPACES = "Ġ▁Ċĉč \t\r\n"
+"""Whitespace as byte-level BPE and SentencePiece vocabularies write it; a label never starts or ends with it."""
+
+
+_ENDS = re.compile(r"[\s.*_`'\")\]}。ĊĠ▁]*|<[^<>\s]*>")
+"""What may follow the label at a text's end."""
+
+
+FLOOR = -9999.0
+"""What vLLM sends for a log-probability of minus infinity, which JSON cannot carry."""
+
+
+_MOST = 0.1
+"""Of a log-probability: 0 but for rounding."""
+
+
+def checked(answer: Output) -> Output:
+    """The answer with minus infinity as `FLOOR`, so that its record can be stored; or a failure where a value is NaN,
+    or far above 0: a model that gives such numbers (half precision that overflowed) has not answered."""
+    if answer.logprobs is None:
+        return answer
+    if not all(value <= _MOST for value in answer.logprobs):
+        return Output(failure="bad_logprobs", detail=f"not log-probabilities: {answer.logprobs}")
+    return replace(answer, logprobs=tuple(max(FLOOR, value) for value in answer.logprobs))
+
+
+def label_text(labels: Sequence[str]) -> str:
+    """The text to tokenize (without special tokens) when looking for the labels' tokens."""
+    return "".join(f"\n{label}" for label in labels) + "".join(f": {label}" for label in labels)
+
+
+def label_tokens(labels: Sequence[str], ids: Sequence[object], strings: Sequence[object]) -> list[list[int]] | None:
+    """The distinct ids of each label among the tokens of `label_text`; None if a label is not one token, and where
+    ids and strings are not those of as many tokens."""
+    if len(ids) != len(strings):
+        return None
+    found: list[list[int]] = [[] for _ in labels]
+    for token, string in zip(ids, strings, strict=True):
+        if not isinstance(token, int) or isinstance(token, bool) or not isinstance(string, str):
+            return None
+        for at, label in enumerate(labels):
+            if string.strip(SPACES) == label and token not in found[at]:
+                found[at].append(token)
+    return found if all(found) else None
+
+
+def last_label(tokens: Sequence[str], labels: Sequence[str]) -> int | None:
+    """Where the label stands that these tokens end in; None where they end in something else.
+
+    After it only blanks, closing marks and special tokens may come.
+    """
+    for at in reversed(range(len(tokens))):
+        if tokens[at].strip(SPACES) in labels:
+            return at
+        if not _ENDS.fullmatch(tokens[at]):
+            return None
+    return None

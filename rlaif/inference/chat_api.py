@@ -32,13 +32,13 @@ from __future__ import annotations
 
 import itertools
 import math
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from rlaif.inference.base import Output, Question
+from rlaif.inference.base import _MOST, FLOOR, SPACES, Output, Question, checked, last_label
 from rlaif.inference.faults import Fault, incomplete, storable
+from rlaif.stats import logsumexp
 
 Way = Literal["continue", "prefix", "plain"]
 WAYS: tuple[Way, ...] = ("continue", "prefix", "plain")
@@ -57,20 +57,10 @@ def begun(body: dict[str, Any], prefill: str, way: Way) -> dict[str, Any]:
     return {**body, "messages": messages, **more}
 
 
-_SPACES = "Ġ▁Ċĉč \t\r\n"
-"""Whitespace as byte-level BPE and SentencePiece vocabularies write it; a label never starts or ends with it."""
-
-_ENDS = re.compile(r"[\s.*_`'\")\]}。ĊĠ▁]*|<[^<>\s]*>")
-"""What may follow the label at a text's end."""
-
 TOP = 20
 """Alternatives per token that the OpenAI protocol gives at most."""
 
-FLOOR = -9999.0
-"""What vLLM sends for a log-probability of minus infinity, which JSON cannot carry."""
 
-_MOST = 0.1
-"""Of a log-probability: 0 but for rounding."""
 _WHOLE = 1.5
 """Of the probabilities of different tokens together: 1, and generously more for rounding; logits and probabilities,
 sent in the place of log-probabilities, come to 2 and more."""
@@ -78,45 +68,6 @@ _ROUNDING = 1e-6
 """What a probability in single precision may be off."""
 _NOTHING = -50.0
 """Log-probabilities below this come from no model."""
-
-
-def checked(answer: Output) -> Output:
-    """The answer with minus infinity as `FLOOR`, so that its record can be stored; or a failure where a value is NaN,
-    or far above 0: a model that gives such numbers (half precision that overflowed) has not answered."""
-    if answer.logprobs is None:
-        return answer
-    if not all(value <= _MOST for value in answer.logprobs):
-        return Output(failure="bad_logprobs", detail=f"not log-probabilities: {answer.logprobs}")
-    return replace(answer, logprobs=tuple(max(FLOOR, value) for value in answer.logprobs))
-
-
-def label_text(labels: Sequence[str]) -> str:
-    """The text to tokenize (without special tokens) when looking for the labels' tokens."""
-    return "".join(f"\n{label}" for label in labels) + "".join(f": {label}" for label in labels)
-
-
-def label_tokens(labels: Sequence[str], ids: Sequence[object], strings: Sequence[object]) -> list[list[int]] | None:
-    """The distinct ids of each label among the tokens of `label_text`; None if a label is not one token, and where
-    ids and strings are not those of as many tokens."""
-    if len(ids) != len(strings):
-        return None
-    found: list[list[int]] = [[] for _ in labels]
-    for token, string in zip(ids, strings, strict=True):
-        if not isinstance(token, int) or isinstance(token, bool) or not isinstance(string, str):
-            return None
-        for at, label in enumerate(labels):
-            if string.strip(_SPACES) == label and token not in found[at]:
-                found[at].append(token)
-    return found if all(found) else None
-
-
-def logsumexp(values: Iterable[float]) -> float:
-    """log of the sum of exponentials; minus infinity for nothing, NaN where one is NaN."""
-    known = list(values)
-    if len(known) == 1:
-        return known[0]
-    top = math.nan if any(map(math.isnan, known)) else max(known, default=-math.inf)
-    return top if math.isinf(top) else top + math.log(sum(math.exp(value - top) for value in known))
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +83,7 @@ class Listed:
 
     def says(self, label: str) -> bool:
         """Whether it is the label, with or without whitespace around it."""
-        return label in (self.text.strip(_SPACES), self.token.strip(_SPACES))
+        return label in (self.text.strip(SPACES), self.token.strip(SPACES))
 
 
 def tokens_of(choice: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -206,19 +157,6 @@ def is_collapsed(listed: Sequence[Listed], *, part: bool = False) -> bool:
     if part or len(values) == 1:
         return values[0] > -_ROUNDING and all(value <= _NOTHING for value in values[1:])
     return all(value <= _NOTHING for value in values[1:])
-
-
-def last_label(tokens: Sequence[str], labels: Sequence[str]) -> int | None:
-    """Where the label stands that these tokens end in; None where they end in something else.
-
-    After it only blanks, closing marks and special tokens may come.
-    """
-    for at in reversed(range(len(tokens))):
-        if tokens[at].strip(_SPACES) in labels:
-            return at
-        if not _ENDS.fullmatch(tokens[at]):
-            return None
-    return None
 
 
 def read_last(choice: Mapping[str, Any], labels: Sequence[str]) -> tuple[float, ...] | None:

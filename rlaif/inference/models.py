@@ -266,7 +266,7 @@ def key_in(variable: str | None, *, where: str = "api_key_env") -> str | None:
 def served_model(base_url: str, api_key_env: str | None, hint: str) -> str:
     """The one model of a server. Raises UserError where it has several: `hint` is how to name one of them."""
     from rlaif.errors import UserError
-    from rlaif.inference.background import blocking
+    from rlaif.inference.base import blocking
     from rlaif.inference.models import key_in, only_model
 
     key = key_in(api_key_env)

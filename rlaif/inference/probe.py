@@ -21,8 +21,8 @@ from typing import Any, TypeVar
 
 from rlaif.config.judge_templates import ENOUGH, example_comparison
 from rlaif.errors import nearest
-from rlaif.inference.base import Output, Question
-from rlaif.inference.chat_api import THINKING_TOKENS, TOP, WAYS, LabelRoute, Way, label_text, label_tokens
+from rlaif.inference.base import Output, Question, label_text, label_tokens
+from rlaif.inference.chat_api import THINKING_TOKENS, TOP, WAYS, LabelRoute, Way
 from rlaif.inference.faults import Fault
 from rlaif.inference.requests import Chat
 from rlaif.records import Message, Sampling

@@ -22,7 +22,7 @@ import pydantic_core
 
 from rlaif.errors import RecordError
 from rlaif.feedback.aggregate import logit_of
-from rlaif.feedback.matchups import drawn_order
+from rlaif.feedback.judge import drawn_order
 from rlaif.feedback.sampling import GIVEN
 from rlaif.report.view import Data, Histogram, Lengths, Side, Slot, Verdicts
 from rlaif.text import loads

@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, JsonValue, field_validator, model_validator
 
-from rlaif.config.messages import Where, located
 from rlaif.config.schemas import MODEL, NAME, PATH, URL, JudgeSettings, without_secret
+from rlaif.config.yaml import Where, located
 from rlaif.records import Record
 from rlaif.training.config import CommonSettings
 

@@ -25,11 +25,8 @@ from rlaif.data.prompts import prompt_id
 from rlaif.errors import ModelError
 from rlaif.evaluation.win_rate import length_controlled
 from rlaif.feedback.aggregate import Comparison, Status, folded
-from rlaif.feedback.judge import compare_questions, judgement, votes
-from rlaif.feedback.matchups import Matchup, criteria_of
-from rlaif.feedback.prompt_forms import judge_asked
-from rlaif.inference.background import Background
-from rlaif.inference.base import ModelSource, Question, ask
+from rlaif.feedback.judge import Matchup, compare_questions, criteria_of, judge_asked, judgement, votes
+from rlaif.inference.base import Background, ModelSource, Question, ask
 from rlaif.progress import Progress
 from rlaif.records import Failure, Judgement, Messages, Prompt, Record, Sample, content_id
 from rlaif.stats import mean

@@ -10,10 +10,9 @@ from typing import Literal
 from rlaif.config.judge_templates import SHIPPED, Judge, Templates
 from rlaif.constitution import Constitution
 from rlaif.errors import ModelError
-from rlaif.feedback.matchups import WHOLE, criteria_of
+from rlaif.feedback.judge import WHOLE, criteria_of
 from rlaif.feedback.scoring import readable, score_question, score_record
-from rlaif.inference.background import Background
-from rlaif.inference.base import Model, ModelSource, Output, Question
+from rlaif.inference.base import Background, Model, ModelSource, Output, Question
 from rlaif.records import Messages, Prompt, Sample
 from rlaif.rl.responses import Reward, Scores
 

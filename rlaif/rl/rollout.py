@@ -32,8 +32,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rlaif.errors import ModelError, UserError
-from rlaif.inference.prefix_cache import cache_name, move_rows
-from rlaif.inference.transformers_model import nucleus
+from rlaif.inference.transformers_model import cache_name, move_rows, nucleus
 from rlaif.rl.responses import Response, Sampler, TokenizedPrompt
 
 if TYPE_CHECKING:

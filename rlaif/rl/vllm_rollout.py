@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from rlaif.errors import ModelError, UserError
-from rlaif.inference.background import blocking
+from rlaif.inference.base import blocking
 from rlaif.inference.faults import Fault
 from rlaif.inference.requests import ServerConnection, address_of
 from rlaif.inference.transport import open_transport

@@ -16,10 +16,9 @@ from typing import Annotated, ClassVar, Literal, Self, TypeVar, get_origin
 
 from pydantic import Field, JsonValue, field_validator, model_validator
 
-from rlaif.config.messages import Where, key_hint, located
 from rlaif.config.run_file import Flags, Setting, Value, absolute, settable
 from rlaif.config.schemas import MODEL, NAME, PATH
-from rlaif.config.yaml import Source, find_problems, plain_yaml, read_yaml
+from rlaif.config.yaml import Source, Where, find_problems, key_hint, located, plain_yaml, read_yaml
 from rlaif.errors import UserError
 from rlaif.records import Record
 from rlaif.training.losses import NEEDS_REFERENCE, READS

@@ -33,11 +33,10 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import Field, JsonValue, ValidationError
 
-from rlaif.config.messages import Where
 from rlaif.config.run_file import Flags, absolute, read_later, read_run
 from rlaif.config.schemas import JudgeSettings, ModelSettings, RunSettings
 from rlaif.config.shipped import shipped_model
-from rlaif.config.yaml import Place, Source, find_problems, refuse
+from rlaif.config.yaml import Place, Source, Where, find_problems, refuse
 from rlaif.constitution import load_constitution
 from rlaif.data.files import require_rows
 from rlaif.errors import UserError, nearest

@@ -20,7 +20,7 @@ from rlaif.evaluation.reward_model import OnAnswers, OnGold, evaluate_reward
 from rlaif.evaluation.reward_scores import Drawn, RewardModel
 from rlaif.feedback.pipeline import STAGES, Report, run_pipeline
 from rlaif.feedback.prompts import DIGITS, LABELS
-from rlaif.inference.background import blocking
+from rlaif.inference.base import blocking
 from rlaif.inference.models import LazyModel
 from rlaif.records import Messages
 from rlaif.training.text_format import asked_options

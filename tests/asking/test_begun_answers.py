@@ -16,9 +16,8 @@ from rlaif.config.judge_templates import BEGUN, PLAIN, Form, Judge, Templates
 from rlaif.config.run_file import load_run
 from rlaif.config.schemas import CompareSettings
 from rlaif.errors import RecordError
-from rlaif.feedback.judge import judgement
+from rlaif.feedback.judge import FormTrial, best, candidates, judge_asked, judgement, tried_forms
 from rlaif.feedback.pipeline import Report, run_pipeline
-from rlaif.feedback.prompt_forms import FormTrial, best, candidates, judge_asked, tried_forms
 from rlaif.feedback.prompts import LABELS
 from rlaif.inference.base import Output, Question
 from rlaif.inference.chat_api import begun

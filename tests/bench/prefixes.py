@@ -23,8 +23,7 @@ from rlaif.config.judge_templates import Judge  # noqa: E402
 from rlaif.config.schemas import CompareSettings  # noqa: E402
 from rlaif.config.shipped import shipped_model  # noqa: E402
 from rlaif.constitution import load_constitution  # noqa: E402
-from rlaif.feedback.judge import compare_questions  # noqa: E402
-from rlaif.feedback.matchups import Matchup, criteria_of  # noqa: E402
+from rlaif.feedback.judge import Matchup, compare_questions, criteria_of  # noqa: E402
 from rlaif.feedback.scoring import score_question  # noqa: E402
 from rlaif.inference.base import Question  # noqa: E402
 from rlaif.inference.transformers_model import Local  # noqa: E402

@@ -36,8 +36,7 @@ from rlaif.config.schemas import CompareSettings  # noqa: E402
 from rlaif.constitution import load_constitution  # noqa: E402
 from rlaif.data.prompts import read_prompts  # noqa: E402
 from rlaif.demo.world import Voice, draw_reply, draw_scene  # noqa: E402
-from rlaif.feedback.judge import compare_questions  # noqa: E402
-from rlaif.feedback.matchups import criteria_of, matchups  # noqa: E402
+from rlaif.feedback.judge import compare_questions, criteria_of, matchups  # noqa: E402
 from rlaif.feedback.prompts import LABELS  # noqa: E402
 from rlaif.inference.base import Question  # noqa: E402
 from rlaif.inference.client import Server  # noqa: E402

@@ -12,13 +12,11 @@ from pydantic import Field, JsonValue
 
 from rlaif.cli import generate, setup, workflow
 from rlaif.cli.evaluate import policy
-from rlaif.cli.flags import COMMON
-from rlaif.cli.options import SettingsCommand, metavar_of
+from rlaif.cli.options import COMMON, SettingsCommand, metavar_of
 from rlaif.cli.train import SECTION_OF, train
-from rlaif.config.messages import RENAMED, former_names, key_hint
 from rlaif.config.run_file import load_run, settable
 from rlaif.config.schemas import MODEL, CompareSettings, RunSettings
-from rlaif.config.yaml import Source, validate
+from rlaif.config.yaml import RENAMED, Source, former_names, key_hint, validate
 from rlaif.errors import UserError
 from rlaif.evaluation.policy_specs import EvaluateSettings
 from rlaif.records import Record

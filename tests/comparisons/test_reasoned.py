@@ -15,8 +15,8 @@ from rlaif.feedback.aggregate import HARD_LOGIT
 from rlaif.feedback.judge import judgement
 from rlaif.feedback.pipeline import Report, run_pipeline
 from rlaif.feedback.prompts import LABELS, compare_messages
-from rlaif.inference.base import Output, Question
-from rlaif.inference.chat_api import last_label, read_last
+from rlaif.inference.base import Output, Question, last_label
+from rlaif.inference.chat_api import read_last
 from rlaif.records import Message, Sampling, Verdict
 from tests.fakes import FakeServer, Taste, unit
 from tests.support import lines, rlaif, write_run

@@ -15,10 +15,9 @@ import pytest
 from rlaif.analysis.coverage import coverage
 from rlaif.analysis.edit_impact import impact, plans
 from rlaif.config.run_file import load_run
-from rlaif.feedback.aggregate import HARD_LOGIT, Vote, first_logit
+from rlaif.feedback.aggregate import HARD_LOGIT, PositionBias, Vote, first_logit, position_bias
 from rlaif.feedback.dataset import Outcome
 from rlaif.feedback.pipeline import run_pipeline
-from rlaif.feedback.position_bias import PositionBias, position_bias
 from rlaif.feedback.run import reopen_run
 from rlaif.records import Judgement
 from tests.comparisons.test_fold import folded, judged

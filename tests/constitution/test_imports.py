@@ -12,8 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from rlaif.config.messages import NAME_PATTERN
-from rlaif.config.yaml import parse_yaml
+from rlaif.config.yaml import NAME_PATTERN, parse_yaml
 from rlaif.constitution import Constitution, Example, Principle, load_constitution, shipped_constitutions
 from rlaif.constitution.importers import Imported, Shape, import_constitution, slug
 from rlaif.constitution.write import constitution_yaml

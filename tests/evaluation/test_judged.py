@@ -12,8 +12,7 @@ from rlaif.config.schemas import CompareSettings, PairSettings
 from rlaif.constitution import Constitution, Principle
 from rlaif.errors import UserError
 from rlaif.evaluation.gold import Case, GoldPair, JudgedPair, cases, judged_pair, questions_of
-from rlaif.feedback.judge import compare_questions
-from rlaif.feedback.matchups import WHOLE
+from rlaif.feedback.judge import WHOLE, compare_questions
 from rlaif.records import Judgement, Message, Verdict, content_id
 
 RULES = Constitution(

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import pytest
 
-from rlaif.inference.background import blocking
+from rlaif.inference.base import blocking
 
 
 async def _sum(*numbers: int) -> int:

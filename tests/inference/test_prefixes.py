@@ -12,8 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlaif.config.shipped import shipped_model
-from rlaif.inference.prefix_cache import Alike, PrefixPass, alike, alone, batches
-from rlaif.inference.transformers_model import Loaded, Row
+from rlaif.inference.transformers_model import Alike, Loaded, PrefixPass, Row, alike, alone, batches
 from tests.inference.questions import label_question
 from tests.training.families import make
 

@@ -9,7 +9,7 @@ import pytest
 
 from rlaif.config.judge_templates import BEGUN, PLAIN, SHIPPED, Form
 from rlaif.config.schemas import CompareSettings
-from rlaif.feedback.prompt_forms import best, candidates, example_questions, tried_forms
+from rlaif.feedback.judge import best, candidates, example_questions, tried_forms
 from rlaif.inference.base import Output
 from rlaif.inference.client import Server
 from rlaif.inference.transformers_model import Local

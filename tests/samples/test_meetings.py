@@ -9,7 +9,7 @@ import pytest
 
 from rlaif.config.schemas import CompareSettings
 from rlaif.constitution import Constitution, Principle
-from rlaif.feedback.matchups import WHOLE, Criterion, Matchup, criteria_of, draw, drawn_order, matchups
+from rlaif.feedback.judge import WHOLE, Criterion, Matchup, criteria_of, draw, drawn_order, matchups
 from rlaif.records import Sample, content_id
 
 

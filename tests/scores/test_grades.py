@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rlaif.config.judge_templates import Judge
-from rlaif.feedback.matchups import Criterion
+from rlaif.feedback.judge import Criterion
 from rlaif.feedback.scoring import grade_logit, parse_grade, readable, score_question, score_record
 from rlaif.inference.base import Output
 from rlaif.records import Message, Prompt, Sample, Score

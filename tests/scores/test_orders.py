@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from rlaif.config.judge_templates import Judge
-from rlaif.feedback.matchups import Criterion
+from rlaif.feedback.judge import Criterion
 from rlaif.feedback.scoring import order_questions, order_record, parse_order, shuffled, win_shares
 from rlaif.inference.base import Output
 from rlaif.records import Message, Order, Prompt, Sample

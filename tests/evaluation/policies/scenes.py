@@ -13,8 +13,7 @@ from rlaif.evaluation.policy import EvaluatedPolicies, evaluate_policies
 from rlaif.evaluation.policy_metrics import Compared
 from rlaif.evaluation.policy_specs import EvaluateSettings, PolicySpec
 from rlaif.feedback.prompts import DIGITS
-from rlaif.inference.background import blocking
-from rlaif.inference.base import ModelSource, Output, Question
+from rlaif.inference.base import ModelSource, Output, Question, blocking
 from rlaif.progress import Silent
 from tests.evaluation.judges import Judge, Opinion
 

@@ -8,7 +8,7 @@ import pytest
 
 from rlaif.evaluation.policy_metrics import Answered, Bounds, Kinds, PolicyResponse, metrics_of, shared_places, value_of
 from rlaif.evaluation.reports import PolicyMetrics
-from rlaif.feedback.matchups import Criterion
+from rlaif.feedback.judge import Criterion
 from rlaif.records import Message, Prompt, Sample, Score, content_id
 
 KIND, TRUE = Criterion("kind", 1.0, "Is it kind?", None), Criterion("true", 1.0, "Is it true?", None)
