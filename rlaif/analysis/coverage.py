@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rlaif.config.schemas import PairSettings
-from rlaif.feedback.aggregate import Status, Vote, find_slots, folded, shares
-from rlaif.feedback.run import Run, read_provenance, reopen_run
+from rlaif.feedback.aggregate import Status, Vote, folded, shares
+from rlaif.feedback.run import Run, find_slots, read_provenance, reopen_run
 from rlaif.stats import wilson
 
 LEAST = 10

@@ -19,10 +19,10 @@ from rlaif.config.judge_templates import conversation
 from rlaif.constitution import Constitution
 from rlaif.constitution.diff import Changes, changes
 from rlaif.errors import UserError
-from rlaif.feedback.aggregate import Comparison, Status, Vote, find_slots, folded, moves, shares
+from rlaif.feedback.aggregate import Comparison, Status, Vote, folded, moves, shares
 from rlaif.feedback.critique import critique_record, require_critiques
 from rlaif.feedback.judge import WHOLE, Matchup, compare_questions, judgement
-from rlaif.feedback.run import Run
+from rlaif.feedback.run import Run, find_slots
 from rlaif.inference.base import ModelSource, Output, Question, StageStats, ask
 from rlaif.progress import Progress
 from rlaif.records import Prompt

@@ -482,7 +482,7 @@ def _best_of_n_policy(flags: Mapping[str, Any]) -> PolicySettings:
     from rlaif.config.schemas import PolicySettings
     from rlaif.config.yaml import Place, Source, validate
     from rlaif.evaluation.policy_specs import options_of
-    from rlaif.training.text_format import asked_options
+    from rlaif.training.tokenize import asked_options
 
     given: dict[str, Any] = {
         "model": flags["policy"],

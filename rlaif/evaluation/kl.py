@@ -156,9 +156,8 @@ def _compute(
 
     from rlaif.inference.transformers_model import place_of, read_model
     from rlaif.training.batches import lay_out, split
-    from rlaif.training.examples import Group
     from rlaif.training.forward import compute, select_forward_path
-    from rlaif.training.tokenize import end_ids
+    from rlaif.training.tokenize import Group, end_ids
 
     assert model.contestant.model is not None
     device = place_of(model.contestant.model.device)

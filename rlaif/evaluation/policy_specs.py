@@ -30,7 +30,7 @@ from rlaif.config.yaml import located
 from rlaif.errors import UserError
 from rlaif.inference.model_folder import model_folder
 from rlaif.records import Record
-from rlaif.training.text_format import asked_options
+from rlaif.training.tokenize import asked_options
 
 _NAMED = re.compile(r"(?P<name>[A-Za-z0-9][\w.+-]*)=(?P<thing>.+)", re.DOTALL)
 _FILES = (".jsonl", ".json", ".parquet", ".csv")

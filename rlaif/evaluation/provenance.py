@@ -24,7 +24,7 @@ from rlaif.inference.base import name_without
 from rlaif.records import content_id
 from rlaif.store import sha256_of
 from rlaif.text import loads
-from rlaif.training.text_format import text_format_of
+from rlaif.training.tokenize import text_format_of
 
 _DEEPEST = 5
 """The longest chain of trainings that is followed."""

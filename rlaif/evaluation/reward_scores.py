@@ -35,12 +35,12 @@ from rlaif.inference.model_folder import identity
 from rlaif.progress import Progress
 from rlaif.records import Failure, Messages, Prompt, Record, Sample, content_id
 from rlaif.store import Table, read_records
-from rlaif.training.text_format import text_format_of
+from rlaif.training.tokenize import text_format_of
 
 if TYPE_CHECKING:
-    from rlaif.training.examples import Example, Group, Template
+    from rlaif.training.examples import Example, Template
     from rlaif.training.score import Apart
-    from rlaif.training.tokenize import Tokens
+    from rlaif.training.tokenize import Group, Tokens
 
 _BATCH = 64
 """Replies between two writes: the most that an interrupt loses."""
@@ -213,7 +213,7 @@ class RewardModel:
 
     def _tokenized(self, examples: Sequence[Example]) -> Iterator[tuple[int, Group | None, Scored]]:
         """Each example's index and tokens, and whether it was truncated; None and the reason where it is unusable."""
-        from rlaif.training.dataset_report import RowCounts
+        from rlaif.training.examples import RowCounts
 
         assert self._limits is not None
         row_counts, cut, usable = RowCounts(), 0, set()

@@ -33,7 +33,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import NamedTuple
@@ -41,7 +41,6 @@ from typing import NamedTuple
 from pydantic import JsonValue
 
 from rlaif.config.schemas import CompareSettings, PairSettings
-from rlaif.feedback.run import Run
 from rlaif.records import Judgement, Verdict
 from rlaif.stats import sigmoid
 
@@ -403,23 +402,6 @@ def _weight_and_total(rows: Sequence[Row]) -> tuple[float, float]:
 def removes_bias(compare: CompareSettings) -> bool:
     """Whether a position bias is to be estimated and taken off: in both orders it cancels by itself."""
     return compare.orders == "random" and compare.position_bias == "removed"
-
-
-def find_slots(run: Run) -> dict[str, PositionBias]:
-    """Estimate every judge's bias from its answers on disk to the questions of this run, and let the run's votes be
-    corrected by it; nothing where nothing is to be removed, and where grades or rankings decide."""
-
-    def judgements(judge: str) -> Iterator[list[Judgement | None]]:
-        for prompt in run.prompts():
-            pairings = run.matchups_of(prompt, run.samples_of(prompt))
-            yield [run.judgements.get(question.id) for question in run.compare_questions_of(prompt, pairings, judge)]
-
-    estimates = {}
-    if removes_bias(run.settings.compare) and run.settings.compare.method in ("pairwise", "tournament"):
-        min_mass = run.settings.pair.min_label_mass
-        estimates = {name: position_bias(judgements(name), min_mass=min_mass) for name, _ in run.judges}
-    run.slots = {name: bias.removed for name, bias in estimates.items()}
-    return estimates
 
 
 def bias_summary(estimates: Mapping[str, PositionBias]) -> JsonValue:

@@ -37,13 +37,12 @@ from rlaif.feedback.aggregate import (
     Status,
     aggregate_panel,
     bias_summary,
-    find_slots,
 )
 from rlaif.feedback.agreement import Agreement, AgreementCounter
 from rlaif.feedback.judge import Criterion, Forms, Matchup, distinct_samples, draw, matchups, votes
 from rlaif.feedback.ranking import PromptRanking, Provenance, pairs, rank_samples, ranking_record, write_parquet
 from rlaif.feedback.revise import Revised
-from rlaif.feedback.run import Run
+from rlaif.feedback.run import Run, find_slots
 from rlaif.feedback.scoring import (
     MAX_RANKED,
     CriterionVerdict,

@@ -27,7 +27,7 @@ from rlaif.config.yaml import load_yaml
 from rlaif.constitution import Constitution, load_constitution
 from rlaif.data.prompts import InputIssues, read_prompts
 from rlaif.errors import UserError
-from rlaif.feedback.aggregate import Vote
+from rlaif.feedback.aggregate import PositionBias, Vote, position_bias, removes_bias
 from rlaif.feedback.critique import critique_questions, notes_on
 from rlaif.feedback.judge import (
     Criterion,
@@ -396,3 +396,20 @@ def require_different(names: Sequence[str]) -> None:
     if twice:
         problem = f"two judges of the panel are the same model, {twice[0]}"
         raise UserError(problem, where="judge", hint="remove one of them, and give the other its weight")
+
+
+def find_slots(run: Run) -> dict[str, PositionBias]:
+    """Estimate every judge's bias from its answers on disk to the questions of this run, and let the run's votes be
+    corrected by it; nothing where nothing is to be removed, and where grades or rankings decide."""
+
+    def judgements(judge: str) -> Iterator[list[Judgement | None]]:
+        for prompt in run.prompts():
+            pairings = run.matchups_of(prompt, run.samples_of(prompt))
+            yield [run.judgements.get(question.id) for question in run.compare_questions_of(prompt, pairings, judge)]
+
+    estimates = {}
+    if removes_bias(run.settings.compare) and run.settings.compare.method in ("pairwise", "tournament"):
+        min_mass = run.settings.pair.min_label_mass
+        estimates = {name: position_bias(judgements(name), min_mass=min_mass) for name, _ in run.judges}
+    run.slots = {name: bias.removed for name, bias in estimates.items()}
+    return estimates

@@ -29,7 +29,7 @@ from rlaif.progress import first_process
 from rlaif.rl.trainer import OnlineTrainer, StepResult
 from rlaif.store import write_json, write_text
 from rlaif.text import loads
-from rlaif.training.session import first_line, out_of_memory
+from rlaif.training.trainer import first_line, out_of_memory
 
 LOG, RESPONSES = "log.jsonl", "responses.jsonl"
 _STATE, _POLICY, _VALUE = "trainer_state.json", "policy.safetensors", "value.safetensors"

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from rlaif.errors import ModelError
 from rlaif.rl.responses import Response
-from rlaif.training.examples import Group
+from rlaif.training.tokenize import Group
 
 
 @dataclass(frozen=True)

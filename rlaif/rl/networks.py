@@ -30,11 +30,9 @@ from rlaif.rl.weight_sync import Adapters, WholeWeights
 from rlaif.store import draft_of
 from rlaif.training.batches import Batch, lay_out, split
 from rlaif.training.config import rate_of
-from rlaif.training.examples import Group
 from rlaif.training.forward import ForwardPath, Kind, compute, select_forward_path
 from rlaif.training.loading import Start, find_start, load_frozen, load_policy, load_reward_model, weights_type
-from rlaif.training.reward_model import ends_of
-from rlaif.training.tokenize import pad_id
+from rlaif.training.tokenize import Group, ends_of, pad_id
 from rlaif.training.trainer import narrow
 
 _WEIGHT, _OPTIMIZER = "weight/", "optimizer/"

@@ -24,8 +24,7 @@ from rlaif.errors import ModelError, UserError, nearest
 from rlaif.inference.chat_template import FAULTS
 from rlaif.records import Messages
 from rlaif.rl.responses import Reward, Scores
-from rlaif.training.dataset_report import RowCounts
-from rlaif.training.examples import Example, Template
+from rlaif.training.examples import Example, RowCounts, Template
 
 if TYPE_CHECKING:
     from rlaif.training.score import Apart

@@ -33,7 +33,6 @@ from rlaif.rl.networks import policy_of, prompt_sampler_of, reference_of, reward
 from rlaif.rl.prompts import Prompts, load_prompts
 from rlaif.rl.trainer import Networks, OnlineTrainer
 from rlaif.store import write_text
-from rlaif.training.callbacks import StopCleanly, shown_metrics
 from rlaif.training.card import base_model, is_adapter, name_of, setting_rows, table, use
 from rlaif.training.config import resolved
 from rlaif.training.curves import BLUE, GREEN, GREY, ORANGE, Curve, Panel, draw, figure_of, points_of
@@ -48,10 +47,9 @@ from rlaif.training.folder import (
     resume_checkpoint,
 )
 from rlaif.training.loading import Start, cast_files, find_start, merged, positions_of, type_of
-from rlaif.training.reward_model import ends_of
-from rlaif.training.session import Trained, enough_memory, room_to_write
-from rlaif.training.text_format import TextFormat, text_format_of, with_template_options
-from rlaif.training.trainer import narrow, require_reporters
+from rlaif.training.session import Trained
+from rlaif.training.tokenize import TextFormat, ends_of, text_format_of, with_template_options
+from rlaif.training.trainer import StopCleanly, enough_memory, narrow, require_reporters, room_to_write, shown_metrics
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rlaif.training.examples import Group
+from rlaif.training.tokenize import Group
 
 Layout = Literal["shared", "apart"]
 

@@ -12,7 +12,14 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, Self, TypeVar, get_origin
+from typing import (
+    Annotated,
+    ClassVar,
+    Literal,
+    Self,
+    TypeVar,
+    get_origin,
+)
 
 from pydantic import Field, JsonValue, field_validator, model_validator
 
@@ -21,13 +28,32 @@ from rlaif.config.schemas import MODEL, NAME, PATH
 from rlaif.config.yaml import Source, Where, find_problems, key_hint, located, plain_yaml, read_yaml
 from rlaif.errors import UserError
 from rlaif.records import Record
-from rlaif.training.losses import NEEDS_REFERENCE, READS
 
 _UNDER_LORA = 10
 """The learning rate of an adapter, as a multiple of that of full training, for every method."""
 _BETAS = {"sigmoid_norm": 5.0, "simpo": 2.0}
 _BETA = 0.1
 """Also for ipo, as in TRL: its target margin is 1 / (2 beta) nats per token, which few pairs reach."""
+
+
+PairLoss = Literal["sigmoid", "robust", "ipo", "hinge", "sigmoid_norm", "gdpo", "simpo", "orpo"]
+"""The losses of pairs, by the names that papers and other trainers use."""
+
+NEEDS_REFERENCE: frozenset[PairLoss] = frozenset({"sigmoid", "robust", "ipo", "hinge", "sigmoid_norm", "gdpo"})
+"""Losses that read the reference's log-probabilities. The others never look at `ref_chosen` and `ref_rejected`."""
+
+
+READS: dict[PairLoss, frozenset[str]] = {
+    "sigmoid": frozenset({"beta", "label_smoothing"}),
+    "robust": frozenset({"beta", "label_smoothing"}),
+    "ipo": frozenset({"beta"}),
+    "hinge": frozenset({"beta"}),
+    "sigmoid_norm": frozenset({"beta", "label_smoothing"}),
+    "gdpo": frozenset({"beta"}),
+    "simpo": frozenset({"beta", "gamma_beta_ratio"}),
+    "orpo": frozenset({"orpo_weight"}),
+}
+"""Fields of `LossSettings` that each loss reads, for whoever refuses a setting that would do nothing."""
 
 
 def beta_of(settings: DpoSettings) -> float:

@@ -33,15 +33,15 @@ from rlaif.data.files import Rows
 from rlaif.data.formats import Shape, column_of, is_known, recognise
 from rlaif.data.prompts import PromptColumns, parts_of
 from rlaif.errors import UserError, nearest
-from rlaif.records import content_id
+from rlaif.records import Record, content_id
 from rlaif.store import sha256_of
-from rlaif.training.dataset_report import DatasetReport, RowCounts, dataset_report
 from rlaif.training.examples import (
     Alone,
     Example,
-    Group,
     LearnedTurns,
+    LeftOut,
     Row,
+    RowCounts,
     Sides,
     Template,
     decided,
@@ -50,8 +50,7 @@ from rlaif.training.examples import (
     sides,
     values,
 )
-from rlaif.training.text_format import Forms, TextFormat
-from rlaif.training.tokenize import Tokens
+from rlaif.training.tokenize import Forms, Group, TextFormat, Tokens
 
 F = TypeVar("F")
 
@@ -459,3 +458,141 @@ def _with_mismatched(
         return dataclasses.replace(group, completions=(*group.completions, other.completions[0][:room]))
 
     return [with_other(at, group) for at, group in enumerate(groups)]
+
+
+class DatasetReport(Record):
+    """What became of the rows of one file."""
+
+    path: str
+    rows: int
+    """Rows read."""
+    kept: int
+    """Groups for the trainer; of a pair, KTO makes two."""
+    held: int = 0
+    """Of these, the ones that are set aside to evaluate on."""
+    left_out: tuple[LeftOut, ...]
+    """Most frequent reason first."""
+    truncated: int
+    """Groups that were cut to `max_length`."""
+    max_length: int | None
+    merged: int
+    """Groups whose prompt lost its last tokens, as what follows makes other tokens of them."""
+    ended: int
+    """Completions that got an end-of-sequence token, for neither they nor the chat template had one."""
+    separate: int = 0
+    """Rows whose prompt and replies are tokenized apart, as they share more than a token or two."""
+    unended: int = 0
+    """Replies that held an end token as text at their end, which was cut off."""
+    apart: int = 0
+    """Groups whose prompt the chat template writes otherwise once a reply follows: the reply is its own text."""
+    thoughts: int = 0
+    """Rows with a reply whose thinking the chat template leaves out: it is learned with it."""
+    thoughtless: int = 0
+    """Groups with a reply that has no thought, where the chat template's cue begins one."""
+    soft: int
+    """Pairs with a probability strictly between 0 and 1."""
+    prompt_median: int
+    prompt_p95: int
+    completion_median: int
+    completion_p95: int
+    notes: tuple[str, ...]
+    conversations: int = 0
+    """Demonstrations, of which each may hold several replies."""
+    replies: int = 0
+    """Their replies, those in their prompts included."""
+    learned: Literal["last", "all"] = "last"
+    """Which of them are learned."""
+    evaluation: DatasetReport | None = None
+    """On the separate file to evaluate on, if there is one."""
+    shared: int = 0
+    """Groups of that file whose prompt is trained on as well."""
+
+    def lines(self) -> list[str]:
+        """A few lines for people."""
+        trained = f"{self.kept - self.held:,} to train on, {self.held:,} held out"
+        lines = [f"{self.path}: {self.rows:,} rows, {trained}"]
+        if self.left_out:
+            reasons = "; ".join(left.describe() for left in self.left_out[:4])
+            more = f"; {len(self.left_out) - 4} more reasons" if len(self.left_out) > 4 else ""
+            lines.append(f"left out: {reasons}{more}")
+        prompt = f"prompts {self.prompt_median:,} (95%: up to {self.prompt_p95:,})"
+        lines.append(f"tokens: {prompt}, completions {self.completion_median:,} ({self.completion_p95:,}), medians")
+        if self.replies > self.conversations:
+            last = "the last of each is learned (`turns: all` learns every one)"
+            which = last if self.learned == "last" else "every one is learned"
+            lines.append(f"{self.replies:,} replies in {self.conversations:,} conversations; {which}")
+        issues = self._issues()
+        lines += [", ".join(issues)] if issues else []
+        lines += list(self.notes[:3])
+        if self.evaluation is not None:
+            rows = f"{self.evaluation.rows:,} rows, {self.evaluation.kept:,} to evaluate on"
+            also = f", of {self.shared:,} the prompt is trained on too" if self.shared else ""
+            lines.append(f"{self.evaluation.path}: {rows}{also}")
+        return lines
+
+    def _issues(self) -> list[str]:
+        """The counts that a line names only where they are not 0."""
+        cut = self.truncated / max(self.kept, 1)
+        counts = {
+            f"{self.truncated:,} cut to {self.max_length} tokens ({cut:.1%})": self.truncated,
+            f"{self.soft / max(self.kept, 1):.0%} soft labels": self.soft,
+            f"{self.merged:,} where tokens merge across the end of the prompt": self.merged,
+            f"{self.separate:,} whose prompt and replies are tokenized apart": self.separate,
+            f"end-of-sequence token added to {self.ended:,} completions": self.ended,
+            f"end token at the end of {self.unended:,} replies cut off": self.unended,
+            f"{self.apart:,} where the chat template writes the prompt otherwise once a reply follows (the reply's own "
+            "text is learned)": self.apart,
+            f"{self.thoughtless:,} where a reply has no thought and the chat template's cue begins one (the reply is "
+            "learned right behind the cue: `template_options` may switch thinking off)": self.thoughtless,
+            f"{self.thoughts:,} where the chat template leaves out what a reply thinks (it is learned with it)": (
+                self.thoughts
+            ),
+        }
+        return [text for text, count in counts.items() if count]
+
+
+def dataset_report(
+    row_counts: RowCounts,
+    path: str | Path,
+    groups: Sequence[Group],
+    max_length: int | None,
+    learned: Literal["last", "all"] = "last",
+) -> DatasetReport:
+    """What was counted, as a record."""
+    prompt_median, prompt_p95 = _median_and_p95(row_counts.prompts)
+    completion_median, completion_p95 = _median_and_p95(row_counts.completions)
+    return DatasetReport(
+        path=str(path),
+        rows=row_counts.rows,
+        kept=len(groups),
+        left_out=row_counts.reasons(),
+        truncated=row_counts.truncated,
+        max_length=max_length,
+        merged=row_counts.merged,
+        ended=row_counts.ended,
+        separate=row_counts.separate,
+        unended=row_counts.unended,
+        apart=row_counts.apart,
+        thoughts=row_counts.thoughts,
+        thoughtless=row_counts.thoughtless,
+        soft=sum(0 < group.values.get("probability", 1) < 1 for group in groups),
+        prompt_median=prompt_median,
+        prompt_p95=prompt_p95,
+        completion_median=completion_median,
+        completion_p95=completion_p95,
+        notes=tuple(row_counts.notes),
+        conversations=row_counts.conversations,
+        replies=row_counts.replies,
+        learned=learned,
+    )
+
+
+def _median_and_p95(lengths: array[int]) -> tuple[int, int]:
+    """The median and the 95th percentile; both were really counted."""
+    import numpy as np
+
+    if not lengths:
+        return 0, 0
+    values = np.frombuffer(lengths, dtype=np.int32)
+    median, high = np.percentile(values, [50, 95], method="lower")
+    return int(median), int(high)

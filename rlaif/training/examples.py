@@ -1,13 +1,15 @@
-"""One row of training data: first as texts (`Example`), then as token ids (`Group`).
+"""One row of training data as texts, and the count of rows that no trainer gets.
 
 `sides` and `demonstrated` turn a row into texts: its prompt, what continues it, and whether that was cut off. `values`
-reads the numbers of the row. What a trainer takes is a `Group`: the token ids of a prompt and of its completions.
+reads the numbers of the row.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from array import array
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -15,9 +17,11 @@ from typing import Any, Literal, NamedTuple
 from rlaif.data.checks import check_texts
 from rlaif.data.conversations import CUE, Turns, UnreadableValueError, system_of, transcript, turns_of
 from rlaif.data.export import LEFT_OUT
+from rlaif.data.findings import RULES
 from rlaif.data.formats import Reading, Shape, read, truth, usual
 from rlaif.data.prompts import PromptColumns
 from rlaif.errors import UserError
+from rlaif.records import Record
 
 Template = Literal["auto", "chat", "plain"]
 """`auto`: messages through the chat template, strings as raw text, unless a `system` stands beside them; `chat`: all
@@ -234,27 +238,114 @@ def _raw_text(value: object) -> Sides:
     return Sides("", value, None)
 
 
-@dataclass(frozen=True, slots=True)
-class Group:
-    """A prompt with its completions: one for SFT and KTO, chosen and rejected for a pair, any number otherwise.
+_MOST_LINES = 5
 
-    One noun for every trainer: the prompt is computed once for all completions of a group (see `batches`).
+_REASONS = {
+    "undesirable": "labelled as bad: nothing to imitate",
+    "cut-off": "a response was cut off at `max_tokens`: to learn where it stops would be wrong",
+    "repeated": "the same reply to the same prompt stood in a pair before",
+    "template": "the chat template refuses the conversation",
+    "lost-system": "the chat template leaves out the system prompt",
+    "lost-turn": "the chat template leaves out a turn of the prompt",
+    "lost-reply": "the chat template leaves out what the reply says",
+    "closed-thought": "a reply thinks behind a cue that has closed the thinking",
+    "special-token": "a special token of the model, or the end of a reply in another chat format, stands in a reply",
+    "no-form": "the model was trained on single prompts as text, and this is a conversation of several turns",
+    "same-tokens": "chosen and rejected are the same tokens",
+    "no-start": "an empty prompt, and the tokenizer has no beginning-of-sequence token to start from",
+    "no-completion": "nothing is left of a completion after the prompt",
+    "too-long": "a completion alone is longer than max_length",
+}
+"""Reasons beside the rules of the doctor."""
+_HINTS = {
+    "too-long": "raise max_length",
+    "lost-system": "put the system prompt into the first turn of the user, or change the chat template",
+    "lost-turn": "change the chat template, or set `template: plain`",
+    "lost-reply": "change the chat template, or set `template: plain`",
+    "closed-thought": "set `template_options: {enable_thinking: true}`, or take the thoughts out of the replies",
+}
+"""What helps where nothing is left, most likely first."""
 
-    Token ids are any sequence. `rlaif.training.tokenize` makes `array("i")`, as it takes a sixth of the memory of a
-    tuple (100,000 pairs of 300 tokens: 200 MB, not 1,271), adds up and compares like one, and turns into a numpy array
-    or a tensor without a copy.
-    """
 
-    id: str
-    """Names the row where something is wrong with it: its own id, or file and line."""
-    prompt: Sequence[int]
-    """Token ids; never empty, as the first token of a completion is predicted from the last of the prompt."""
-    completions: tuple[Sequence[int], ...]
-    """Token ids, the end-of-sequence token included; none of them empty."""
-    values: Mapping[str, float] = field(default_factory=dict)
-    """Numbers of the row that its loss takes, for instance `probability` (the soft label) and `margin`."""
+@dataclass
+class RowCounts:
+    """Counts of one file. `rows` reads it, `tokens` goes on with what that gives: both count in here."""
 
-    @property
-    def tokens(self) -> int:
-        """Tokens of the group when its prompt stands once."""
-        return len(self.prompt) + sum(map(len, self.completions))
+    rows: int = 0
+    """Rows read."""
+    left_out: Counter[str] = field(default_factory=Counter)
+    """What no trainer gets, by reason. A row that is a good and a bad reply to KTO may count twice."""
+    lines: dict[str, list[int]] = field(default_factory=dict)
+    """The first lines of each reason."""
+    notes: list[str] = field(default_factory=list)
+    """What else the user should know."""
+    conversations: int = 0
+    """Demonstrations, of which each may hold several replies."""
+    replies: int = 0
+    """Their replies, those in their prompts included."""
+    merged: int = 0
+    """Rows whose prompt lost its last tokens, as what follows makes other tokens of them."""
+    ended: int = 0
+    """Completions that got an end-of-sequence token, for neither they nor the chat template had one."""
+    separate: int = 0
+    """Rows whose prompt and replies are tokenized apart, as they share more than a token or two."""
+    unended: int = 0
+    """Replies that held an end token as text at their end, which was cut off."""
+    apart: int = 0
+    """Rows whose prompt the chat template writes otherwise once a reply follows: the reply is its own text."""
+    thoughtless: int = 0
+    """Rows with a reply that has no thought, where the chat template's cue begins one."""
+    thoughts: int = 0
+    """Rows with a reply whose thinking the chat template leaves out: it is learned with it."""
+    truncated: int = 0
+    """Rows that were cut to the limit on their tokens."""
+    prompts: array[int] = field(default_factory=lambda: array("i"))
+    """Tokens of each prompt."""
+    completions: array[int] = field(default_factory=lambda: array("i"))
+    """Tokens of each completion."""
+
+    def leave_out(self, reason: str, line: int) -> None:
+        """Count a row that is of no use."""
+        self.left_out[reason] += 1
+        lines = self.lines.setdefault(reason, [])
+        if len(lines) < _MOST_LINES:
+            lines.append(line)
+
+    def note(self, text: str) -> None:
+        """Keep what the user should know, once."""
+        if text not in self.notes:
+            self.notes.append(text)
+
+    def nothing(self, path: str | Path) -> UserError:
+        """The error for a file of which nothing is left."""
+        why = "; ".join([*(left.describe() for left in self.reasons()[:3]), *self.notes[:1]])
+        hint = next((hint for reason, hint in _HINTS.items() if reason in self.left_out), "")
+        return UserError(f"no row of {self.rows:,} can be trained on: {why}", where=path, hint=hint)
+
+    def reasons(self) -> tuple[LeftOut, ...]:
+        """What was left out, most frequent reason first."""
+        return tuple(
+            LeftOut(
+                reason=reason,
+                count=count,
+                lines=tuple(self.lines[reason]),
+                what=_REASONS[reason] if reason in _REASONS else RULES[reason].what,
+            )
+            for reason, count in self.left_out.most_common()
+        )
+
+
+class LeftOut(Record):
+    """Rows that no trainer gets, for one reason."""
+
+    reason: str
+    count: int
+    lines: tuple[int, ...]
+    """The first lines (row numbers in Parquet and on the hub)."""
+    what: str
+
+    def describe(self) -> str:
+        """The reason with its count and its first lines, for people."""
+        word = "line" if self.count == 1 else "lines"
+        more = ", ..." if self.count > len(self.lines) else ""
+        return f"{self.count:,} where {self.what} ({word} {', '.join(map(str, self.lines))}{more})"

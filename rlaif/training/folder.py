@@ -23,7 +23,7 @@ from rlaif.progress import first_process
 from rlaif.records import Record
 from rlaif.store import lock_folder, write_json, write_text
 from rlaif.text import loads
-from rlaif.training.text_format import TextFormat
+from rlaif.training.tokenize import TextFormat
 
 _STATE, _LOG, _METRICS, _LOCK = "train.json", "log.jsonl", "metrics.json", ".lock"
 _SECONDS = "seconds.json"

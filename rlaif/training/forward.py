@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from rlaif.training.batches import PADDING, Batch, Layout, lay_out, masks
-from rlaif.training.examples import Group
+from rlaif.training.tokenize import Group
 
 Kind = Literal["logps", "rewards", "values"]
 

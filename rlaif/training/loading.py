@@ -10,6 +10,7 @@ the one that was loaded: a bfloat16 model stays one, and its config says so. The
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import math
 from collections.abc import Iterator, Sequence
@@ -37,9 +38,7 @@ from rlaif.records import content_id
 from rlaif.store import draft_of, sha256_of, write_json
 from rlaif.text import loads
 from rlaif.training.config import CommonSettings, LoraSettings
-from rlaif.training.examples import Group
-from rlaif.training.reference import weights_hash
-from rlaif.training.reward_model import figures_of
+from rlaif.training.tokenize import Group
 from rlaif.training.trainer import narrow
 
 _HEAD = "score."
@@ -368,3 +367,32 @@ def _fixed_seed(seed: int) -> Iterator[None]:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         yield
+
+
+def weights_hash(folder: Path) -> str:
+    """A hash of a model's files of weights and its config, by content."""
+    digest = hashlib.blake2b(digest_size=20)
+    for path in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin"), folder / "config.json"]):
+        digest.update(path.name.encode() + b"\0")
+        with path.open("rb") as file:
+            while part := file.read(_PART):
+                digest.update(part)
+    return digest.hexdigest()
+
+
+def figures_of(parts: Parts) -> dict[str, float]:
+    """Of a reward model's adapter, what a whole model's config.json says about its rewards."""
+    path = None if parts.adapter is None else parts.adapter / ADAPTER_FILE
+    if path is None or not path.is_file():
+        return {}
+    metrics = read_json(path)
+    if not all(isinstance(value, (int, float)) for value in metrics.values()):
+        raise UserError("holds other things than numbers", where=path, hint="copy it from the training again")
+    return metrics
+
+
+_PART = 2**24
+
+
+ADAPTER_FILE = "reward.json"
+"""Of an adapter, what a whole model's config.json says about its rewards."""

@@ -1,8 +1,9 @@
-"""Losses of the trainers as pure functions: tensors in, one loss a row out, shape [B], float32.
+"""Losses of the trainers as pure functions: tensors in, one loss a row out, shape [B], float32; and their objectives.
 
 The trainer takes the mean over rows; devices, accumulation and schedules are its business. The sections: soft labels;
 losses of pairs with a reference (DPO and its relatives) and without (SimPO, ORPO); losses of single completions (NLL,
-KTO); reward models (Bradley-Terry); and the losses of pairs by name, with the settings that each one reads.
+KTO); reward models (Bradley-Terry); the losses of pairs by name, with the settings that each one reads; and the
+objectives of the trainers, which turn log-probabilities or rewards of a batch into the loss and metrics of each group.
 
 In what follows r_w = log π(y_w|x) − log π_ref(y_w|x) is the log-ratio of the chosen completion, r_l that of the
 rejected one, Δ = r_w − r_l, and σ the logistic function. `probability` is the soft label q of a pair, [B]: the
@@ -15,8 +16,19 @@ log σ(z) is one function, never a logarithm of σ: it is finite, with the right
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple, assert_never, get_args
+from typing import TYPE_CHECKING, NamedTuple, assert_never
+
+import torch
+from torch import Tensor
+
+from rlaif.training.batches import Batch, column
+from rlaif.training.config import DpoSettings, PairLoss, RewardSettings, beta_of
+from rlaif.training.forward import Kind
+from rlaif.training.tokenize import Group
+from rlaif.training.trainer import Metrics, Step
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -261,27 +273,6 @@ def bradley_terry(
     return logistic(chosen - rejected - margin, probability) + centering * (chosen + rejected).square()
 
 
-PairLoss = Literal["sigmoid", "robust", "ipo", "hinge", "sigmoid_norm", "gdpo", "simpo", "orpo"]
-"""The losses of pairs, by the names that papers and other trainers use."""
-
-PAIR_LOSSES: tuple[PairLoss, ...] = get_args(PairLoss)
-
-NEEDS_REFERENCE: frozenset[PairLoss] = frozenset({"sigmoid", "robust", "ipo", "hinge", "sigmoid_norm", "gdpo"})
-"""Losses that read the reference's log-probabilities. The others never look at `ref_chosen` and `ref_rejected`."""
-
-READS: dict[PairLoss, frozenset[str]] = {
-    "sigmoid": frozenset({"beta", "label_smoothing"}),
-    "robust": frozenset({"beta", "label_smoothing"}),
-    "ipo": frozenset({"beta"}),
-    "hinge": frozenset({"beta"}),
-    "sigmoid_norm": frozenset({"beta", "label_smoothing"}),
-    "gdpo": frozenset({"beta"}),
-    "simpo": frozenset({"beta", "gamma_beta_ratio"}),
-    "orpo": frozenset({"orpo_weight"}),
-}
-"""Fields of `LossSettings` that each loss reads, for whoever refuses a setting that would do nothing."""
-
-
 @dataclass(frozen=True, slots=True)
 class LossSettings:
     """Numbers of the losses of pairs; `READS` tells which loss reads which."""
@@ -362,3 +353,150 @@ def preferred(name: PairLoss, margin: Tensor) -> Tensor | None:
             return None
         case _:
             return margin.sigmoid()
+
+
+REFERENCE = "reference/{}"
+"""The value of a group that holds the reference's log-probability of its k-th completion, summed over tokens."""
+
+
+class SftObjective:
+    """Negative log-likelihood of the completions: prompts are read and not learned."""
+
+    kind: Kind = "logps"
+
+    def weight(self, group: Group) -> float:
+        """Its completion tokens: the mean is over tokens, not over rows (see `losses.nll`)."""
+        return sum(map(len, group.completions))
+
+    def before(self, groups: Sequence[Group], step: Step) -> Sequence[Group]:  # noqa: ARG002 - nothing to do
+        """The groups as they are."""
+        return groups
+
+    def losses(self, values: Tensor, batch: Batch, groups: Sequence[Group]) -> tuple[Tensor, Metrics]:  # noqa: ARG002
+        """-log p of each group's completions, summed over their tokens."""
+        sizes = torch.tensor([len(group.completions) for group in groups], device=values.device)
+        owners = torch.arange(len(groups), device=values.device).repeat_interleave(sizes)
+        return values.new_zeros(len(groups)).index_add(0, owners, -values), {}
+
+
+class DpoObjective:
+    """A loss of pairs, by name (see `losses.pair_loss`)."""
+
+    kind: Kind = "logps"
+
+    def __init__(self, settings: DpoSettings) -> None:
+        self.settings = settings
+        self.numbers = LossSettings(
+            beta_of(settings), settings.label_smoothing, settings.gamma_beta_ratio, settings.orpo_weight
+        )
+
+    def weight(self, group: Group) -> float:  # noqa: ARG002 - the same for all
+        """Every pair counts alike."""
+        return 1.0
+
+    def before(self, groups: Sequence[Group], step: Step) -> Sequence[Group]:  # noqa: ARG002 - nothing to do
+        """The pairs as they are."""
+        return groups
+
+    def losses(self, values: Tensor, batch: Batch, groups: Sequence[Group]) -> tuple[Tensor, Metrics]:
+        """The loss of every pair from summed log-probabilities [2 * pairs], chosen and rejected in turn.
+
+        Rewards, margin, accuracy and Brier score are those of what the loss compares (`losses.compared`); without a
+        Brier score where its margins stand for no label (`losses.preferred`).
+        """
+        assert self.settings.loss != "kto"
+        ref_chosen, ref_rejected = (column(groups, REFERENCE.format(at), 0.0).to(values) for at in (0, 1))
+        lengths = batch.lengths.to(values)
+        logps = PairLogps(values[0::2], values[1::2], ref_chosen, ref_rejected, lengths[0::2], lengths[1::2])
+        probability = column(groups, "probability", 1.0).to(values) if self.settings.soft_labels else None
+        losses = pair_loss(self.settings.loss, logps, probability, self.numbers)
+        if self.settings.sft_weight:
+            losses = losses + self.settings.sft_weight * nll(logps.chosen, logps.chosen_tokens)
+        chosen, rejected = (logit.detach() for logit in compared(self.settings.loss, logps, self.numbers.beta))
+        predicted = preferred(self.settings.loss, chosen - rejected)
+        metrics = {
+            "accuracy": (chosen > rejected).float(),
+            "margin": chosen - rejected,
+            "rewards/chosen": chosen,
+            "rewards/rejected": rejected,
+            "logps/chosen": logps.chosen,
+            "logps/rejected": logps.rejected,
+        }
+        if predicted is not None:
+            metrics["brier"] = (predicted - column(groups, "probability", 1.0).to(values)).square()
+        return losses, metrics
+
+
+class KtoObjective:
+    """Single answers, each marked good or bad (see `losses.kto`).
+
+    A group has two completions: the answer, and that of another prompt, from which the baseline of a step is estimated.
+    """
+
+    kind: Kind = "logps"
+
+    def __init__(self, settings: DpoSettings) -> None:
+        self.settings, self.beta = settings, beta_of(settings)
+
+    def weight(self, group: Group) -> float:  # noqa: ARG002 - the same for all
+        """Every answer counts alike."""
+        return 1.0
+
+    def before(self, groups: Sequence[Group], step: Step) -> Sequence[Group]:
+        """The answers alone, with the baseline of `losses.kto`, which takes all answers of the step."""
+        mismatched = [dataclasses.replace(group, completions=group.completions[1:]) for group in groups]
+        logps = step.compute(mismatched)
+        value = max(0.0, step.mean(logps - column(groups, REFERENCE.format(1), 0.0).to(logps)))
+        return [
+            dataclasses.replace(group, completions=group.completions[:1], values={**group.values, "baseline": value})
+            for group in groups
+        ]
+
+    def losses(self, values: Tensor, batch: Batch, groups: Sequence[Group]) -> tuple[Tensor, Metrics]:  # noqa: ARG002
+        """The loss of every answer from its summed log-probability [answers]."""
+        settings = self.settings
+        logratio = values - column(groups, REFERENCE.format(0), 0.0).to(values)
+        desirable = column(groups, "label", 1.0).to(values) > 0.5
+        baseline = column(groups, "baseline", 0.0).to(values)
+        weights = settings.desirable_weight, settings.undesirable_weight
+        losses = kto(logratio, desirable, baseline, self.beta, *weights)
+        rewards = self.beta * logratio.detach()
+        return losses, {
+            "rewards/good": rewards[desirable],
+            "rewards/bad": rewards[~desirable],
+            "logps/good": values[desirable],
+            "logps/bad": values[~desirable],
+            "kl": self.beta * baseline,
+        }
+
+
+class RewardObjective:
+    """Bradley-Terry with soft labels (see `losses.bradley_terry`)."""
+
+    kind: Kind = "rewards"
+
+    def __init__(self, settings: RewardSettings) -> None:
+        self.settings = settings
+
+    def weight(self, group: Group) -> float:  # noqa: ARG002 - the same for all
+        """Every pair counts alike."""
+        return 1.0
+
+    def before(self, groups: Sequence[Group], step: Step) -> Sequence[Group]:  # noqa: ARG002 - nothing to do
+        """The pairs as they are."""
+        return groups
+
+    def losses(self, values: Tensor, batch: Batch, groups: Sequence[Group]) -> tuple[Tensor, Metrics]:  # noqa: ARG002
+        """The loss of every pair from the rewards [2 * pairs], chosen and rejected in turn."""
+        chosen, rejected = values[0::2], values[1::2]
+        probability = column(groups, "probability", 1.0).to(values)
+        margin = column(groups, "margin", 0.0).to(values) if self.settings.margins else 0.0
+        soft = probability if self.settings.soft_labels else None
+        losses = bradley_terry(chosen, rejected, soft, margin, self.settings.centering)
+        return losses, {
+            "accuracy": (chosen > rejected).float(),
+            "margin": chosen - rejected,
+            "rewards/chosen": chosen,
+            "rewards/rejected": rejected,
+            "brier": ((chosen - rejected).sigmoid() - probability).square(),
+        }

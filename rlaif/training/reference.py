@@ -21,11 +21,10 @@ import torch
 
 from rlaif.errors import UserError
 from rlaif.training.batches import lay_out, split
-from rlaif.training.examples import Group
 from rlaif.training.forward import ForwardPath
+from rlaif.training.tokenize import Group
 
 _VERSION = "1"
-_PART = 2**24
 
 
 def default_folder() -> Path:
@@ -43,17 +42,6 @@ def reference_key(weights: str, groups: Sequence[Group], dtype: str) -> str:
         for ids in (group.prompt, *group.completions):
             digest.update(len(ids).to_bytes(4, "little") + np.asarray(ids, dtype=np.int32).tobytes())
         digest.update(b"\xff")
-    return digest.hexdigest()
-
-
-def weights_hash(folder: Path) -> str:
-    """A hash of a model's files of weights and its config, by content."""
-    digest = hashlib.blake2b(digest_size=20)
-    for path in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin"), folder / "config.json"]):
-        digest.update(path.name.encode() + b"\0")
-        with path.open("rb") as file:
-            while part := file.read(_PART):
-                digest.update(part)
     return digest.hexdigest()
 
 

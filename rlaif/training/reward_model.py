@@ -18,15 +18,11 @@ from rlaif.inference.model_folder import (
     open_model,
     parts_of,
     read_json,
-    require_ends,
     require_parts,
 )
 from rlaif.text import loads
-from rlaif.training.text_format import TextFormat, text_format_of
-from rlaif.training.tokenize import Tokens, pad_id
-
-ADAPTER_FILE = "reward.json"
-"""Of an adapter, what a whole model's config.json says about its rewards."""
+from rlaif.training.loading import figures_of
+from rlaif.training.tokenize import TextFormat, Tokens, ends_of, pad_id, text_format_of
 
 
 class Loaded(NamedTuple):
@@ -78,17 +74,6 @@ def load(name: str, device: str = "auto") -> Loaded:
     )
 
 
-def figures_of(parts: Parts) -> dict[str, float]:
-    """Of a reward model's adapter, what a whole model's config.json says about its rewards."""
-    path = None if parts.adapter is None else parts.adapter / ADAPTER_FILE
-    if path is None or not path.is_file():
-        return {}
-    metrics = read_json(path)
-    if not all(isinstance(value, (int, float)) for value in metrics.values()):
-        raise UserError("holds other things than numbers", where=path, hint="copy it from the training again")
-    return metrics
-
-
 def _require_reward(parts: Parts) -> None:
     """Raise UserError for a model without a head for rewards: a new one would have random weights."""
     if parts.adapter is not None:
@@ -107,8 +92,3 @@ def _require_reward(parts: Parts) -> None:
 
 def _no_reward_model(folder: Path, reason: str) -> UserError:
     return UserError(f"no reward model: {reason}", where=folder, hint="`rlaif train reward` trains one")
-
-
-def ends_of(folder: Path) -> frozenset[int]:
-    """The tokens that end a reply, of the generation config in a folder, if there is one."""
-    return require_ends(folder)

@@ -36,12 +36,10 @@ from rlaif.stats import Estimate, hits, mean, wilson
 from rlaif.store import draft_of, read_records
 from rlaif.training.batches import lay_out, split
 from rlaif.training.dataset import PAIR_FILES, file_of
-from rlaif.training.dataset_report import LeftOut, RowCounts
-from rlaif.training.examples import Alone, Example, Group, Row, Sides, Template, demonstrated, sides
+from rlaif.training.examples import Alone, Example, LeftOut, Row, RowCounts, Sides, Template, demonstrated, sides
 from rlaif.training.forward import ForwardPath, compute, mean_of, select_forward_path
 from rlaif.training.reward_model import Loaded, load
-from rlaif.training.text_format import TextFormat
-from rlaif.training.tokenize import Tokens
+from rlaif.training.tokenize import Group, TextFormat, Tokens
 
 FILES = ("samples.jsonl", *PAIR_FILES)
 """What is read of a folder."""

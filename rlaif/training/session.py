@@ -31,16 +31,15 @@ from rlaif.inference.model_folder import load_tokenizer, quiet
 from rlaif.progress import Progress
 from rlaif.store import write_json
 from rlaif.training import reference
-from rlaif.training.callbacks import Callback, Clock, Falling, LogFile, ProgressCallback, StopCleanly, StoppedError
 from rlaif.training.card import is_adapter, write_card
 from rlaif.training.config import DpoSettings, Method, RewardSettings, SftSettings, TrainSettings, resolved
 from rlaif.training.curves import draw_curves
 from rlaif.training.dataset import DataKind, Prepared, demonstrations, prepare
-from rlaif.training.dataset_report import RowCounts
-from rlaif.training.examples import Group
+from rlaif.training.examples import RowCounts
 from rlaif.training.folder import TrainState, begin, finish, locked, remove_checkpoints, resume_checkpoint, write_log
 from rlaif.training.forward import ForwardPath, Kind, answering, bare, select_forward_path
 from rlaif.training.loading import (
+    ADAPTER_FILE,
     Start,
     cast_files,
     find_start,
@@ -54,55 +53,24 @@ from rlaif.training.loading import (
     type_of,
     weights_type,
 )
-from rlaif.training.objectives import REFERENCE, DpoObjective, KtoObjective, RewardObjective, SftObjective
-from rlaif.training.reward_model import ADAPTER_FILE, ends_of
+from rlaif.training.losses import REFERENCE, DpoObjective, KtoObjective, RewardObjective, SftObjective
 from rlaif.training.score import rewards_apart
-from rlaif.training.text_format import with_template_options
-from rlaif.training.tokenize import Tokens, pad_id
-from rlaif.training.trainer import GroupTrainer, Objective, arguments, narrow
-
-_NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
-_NOT_WRITTEN = ("PytorchStreamWriter", "No space left", "StorageFull", "inline_container")
-"""Those that write in Rust and C++ raise errors of their own kinds."""
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, on a GPU or beside it."""
-    is_memory_error = isinstance(error, (MemoryError, torch.OutOfMemoryError))
-    return is_memory_error or (isinstance(error, RuntimeError) and any(sign in str(error) for sign in _NO_MEMORY))
-
-
-def first_line(error: BaseException) -> str:
-    """What an error says first."""
-    return str(error).strip().partition("\n")[0] or type(error).__name__
-
-
-@contextlib.contextmanager
-def enough_memory(folder: Path) -> Iterator[None]:
-    """Raise UserError for memory that ran out; `folder` is that of the training."""
-    try:
-        yield
-    except Exception as error:
-        if not out_of_memory(error):
-            raise
-        hint = "lower `max_tokens_per_pass`, or set `gradient_checkpointing: true`"
-        hint += " (`--resume` goes on with these)" if (folder / "train.json").exists() else ""
-        raise UserError("memory ran out", hint=f"{hint}, or start again with `lora.rank`") from error
-
-
-@contextlib.contextmanager
-def room_to_write(folder: Path) -> Iterator[None]:
-    """Raise UserError for a training's folder that cannot be written any more."""
-    try:
-        yield
-    except BrokenPipeError:
-        raise  # whoever read our lines went away
-    except Exception as error:
-        if not isinstance(error, OSError) and not any(sign in str(error) for sign in _NOT_WRITTEN):
-            raise
-        why = error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)
-        hint = "free the place; `--resume` goes on from the last checkpoint"
-        raise UserError(f"cannot be written any more: {why}", where=folder, hint=hint) from error
+from rlaif.training.tokenize import Group, Tokens, ends_of, pad_id, with_template_options
+from rlaif.training.trainer import (
+    Callback,
+    Clock,
+    Falling,
+    GroupTrainer,
+    LogFile,
+    Objective,
+    ProgressCallback,
+    StopCleanly,
+    StoppedError,
+    arguments,
+    enough_memory,
+    narrow,
+    room_to_write,
+)
 
 
 def check_center(tokenizer: Any, settings: RewardSettings) -> None:

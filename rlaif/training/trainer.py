@@ -4,6 +4,8 @@ An optimizer step takes `batch_size` groups over all processes. Each process cut
 memory (`batches.split`) and adds up their gradients, weighted so that the sum is the gradient of the whole step: the
 result depends neither on the memory budget nor on the number of processes. Processes that work on one model meet in
 every pass through it, so one with fewer parts than another makes up for it with passes that count for nothing.
+
+Beside it the callbacks around its steps: progress, the log on disk, a clock, a clean stop, a warning.
 """
 
 from __future__ import annotations
@@ -12,8 +14,12 @@ import contextlib
 import importlib.util
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -22,10 +28,12 @@ from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from rlaif.errors import ModelError, UserError, nearest
+from rlaif.progress import Progress
 from rlaif.training.batches import Batch, lay_out, split
 from rlaif.training.config import CommonSettings, TrainSettings, rate_of
-from rlaif.training.examples import Group
+from rlaif.training.folder import add_to_log, keep_seconds, seconds_of, write_log
 from rlaif.training.forward import ForwardPath, Kind
+from rlaif.training.tokenize import Group
 
 _EVALUATIONS = 10
 
@@ -363,3 +371,212 @@ class GroupTrainer(Trainer):
         """Save as transformers does, without its pickled copy of the arguments: train.json says them in the open."""
         super()._save(output_dir, state_dict)
         (Path(output_dir or self.args.output_dir or ".") / "training_args.bin").unlink(missing_ok=True)
+
+
+_FALLING = 20
+"""Lines of the log in a row in which the chosen completions are less likely than at the start."""
+
+
+_SHOWN = {
+    "loss": "loss", "accuracy": "accuracy", "eval_loss": "held-out loss", "eval_accuracy": "held-out accuracy",
+    "reward": "reward", "kl": "KL",
+}  # fmt: skip
+
+
+def shown_metrics(logs: Mapping[str, float]) -> str:
+    """The metrics that stand beside the progress of a training."""
+    return ", ".join(f"{name} {logs[key]:.3f}" for key, name in _SHOWN.items() if key in logs)
+
+
+class Callback(TrainerCallback):
+    """A callback that knows its trainer: transformers makes the callbacks first."""
+
+    trainer: GroupTrainer
+
+
+class StoppedError(Exception):
+    """Raised where a training is stopped before its first step."""
+
+
+class ProgressCallback(Callback):
+    """Shows how far the training is."""
+
+    def __init__(self, progress: Progress) -> None:
+        self.progress = progress
+        self._logs: dict[str, float] = {}
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
+        """Begin with the number of steps."""
+        self.progress.begin("train", state.max_steps)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:  # noqa: ARG002
+        """Keep the last metrics."""
+        self._logs |= {name: value for name, value in (logs or {}).items() if isinstance(value, float)}
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
+        """Say how many are done: only now is the last one logged, and evaluated where it was its turn."""
+        if state.global_step:
+            self.progress.advance("train", state.global_step, shown_metrics(self._logs))
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
+        """End with the last metrics."""
+        metrics = shown_metrics(self._logs)
+        summary = f"{state.global_step} of {state.max_steps}{', ' if metrics else ''}{metrics}"
+        self.progress.end("train", summary)
+
+
+class LogFile(Callback):
+    """Keeps the log on disk while it grows."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
+        """What a resumed training has logged up to its checkpoint; what it logged after that comes again."""
+        if state.is_world_process_zero:
+            write_log(self.folder, state.log_history)
+
+    def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
+        """Add the last line."""
+        if state.is_world_process_zero:
+            add_to_log(self.folder, state.log_history[-1])
+
+
+class Clock(Callback):
+    """Counts the seconds of a training, those before its checkpoint included."""
+
+    def __init__(self, folder: Path, checkpoint: Path | None) -> None:
+        self.folder = folder
+        self._before = seconds_of(checkpoint)
+        self.start()
+
+    def start(self) -> None:
+        """Count from here on."""
+        self._began = time.monotonic()
+
+    def seconds(self) -> float:
+        """Up to now."""
+        return self._before + time.monotonic() - self._began
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
+        """Write them into the checkpoint, for who goes on from it."""
+        checkpoint_folder = self.folder / f"checkpoint-{state.global_step}"
+        if state.is_world_process_zero and checkpoint_folder.is_dir():
+            keep_seconds(checkpoint_folder, self.seconds())
+
+
+class StopCleanly(Callback):
+    """Ctrl-C finishes the step, saves a checkpoint and stops; a second one stops at once.
+
+    A request to end (SIGTERM) is heard as well: launchers of many processes pass Ctrl-C on like that, and so does a
+    cluster that wants its machine back; both wait a while before they kill.
+    """
+
+    def __init__(self, note: Callable[[str], None] | None = None) -> None:
+        self.asked = False
+        self._note = note
+        self._before: dict[int, Any] = {}
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
+        """Listen, where Python lets us: signals come to the main thread."""
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._on_signal)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
+        if self._note is not None and not self.asked:
+            again = "; press again to stop at once" if number == signal.SIGINT else ""
+            with contextlib.suppress(RuntimeError):  # the signal came in the midst of another line
+                self._note(f"stopping after this step{again}")
+        self.asked = True
+        if number == signal.SIGINT:
+            self._restore(number)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
+        """Save and stop, all processes after the same step, where it was asked for and is not the end anyway."""
+        self.asked = self.trainer.any_process(self.asked)
+        if self.asked and state.global_step < state.max_steps:
+            control.should_save = True
+            control.should_training_stop = True
+
+    def restore(self) -> None:
+        """Leave the signals to whom they were before."""
+        for number in list(self._before):
+            self._restore(number)
+
+    def _restore(self, number: int) -> None:
+        if number in self._before:
+            signal.signal(number, self._before.pop(number))
+
+
+class Falling(Callback):
+    """Warns when chosen completions stay less likely than at the start: the policy learns to avoid, not to prefer.
+
+    The margin grows all the same (likelihood displacement, Razin et al. 2024, arXiv:2410.08847).
+    """
+
+    def __init__(self, note: Callable[[str], None]) -> None:
+        self.note = note
+        self._lows = 0
+        self._last = 0.0
+        self._warned = False
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:  # noqa: ARG002
+        """Look at the reward of the chosen completions: below 0 they are less likely than at the start."""
+        reward = (logs or {}).get("rewards/chosen")
+        if reward is None:
+            return
+        self._lows = self._lows + 1 if reward < min(0.0, self._last) or (reward < 0 and self._lows) else 0
+        self._last = reward
+        if self._lows >= _FALLING and not self._warned:
+            self._warned = True
+            self.note(
+                f"the chosen answers have been less likely than at the start for {_FALLING} lines of the log: "
+                "`sft_weight: 1` holds them, a smaller learning rate or larger beta helps too"
+            )
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, on a GPU or beside it."""
+    is_memory_error = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+    return is_memory_error or (isinstance(error, RuntimeError) and any(sign in str(error) for sign in _NO_MEMORY))
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says first."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
+@contextlib.contextmanager
+def enough_memory(folder: Path) -> Iterator[None]:
+    """Raise UserError for memory that ran out; `folder` is that of the training."""
+    try:
+        yield
+    except Exception as error:
+        if not out_of_memory(error):
+            raise
+        hint = "lower `max_tokens_per_pass`, or set `gradient_checkpointing: true`"
+        hint += " (`--resume` goes on with these)" if (folder / "train.json").exists() else ""
+        raise UserError("memory ran out", hint=f"{hint}, or start again with `lora.rank`") from error
+
+
+@contextlib.contextmanager
+def room_to_write(folder: Path) -> Iterator[None]:
+    """Raise UserError for a training's folder that cannot be written any more."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise  # whoever read our lines went away
+    except Exception as error:
+        if not isinstance(error, OSError) and not any(sign in str(error) for sign in _NOT_WRITTEN):
+            raise
+        why = error.strerror if isinstance(error, OSError) and error.strerror else first_line(error)
+        hint = "free the place; `--resume` goes on from the last checkpoint"
+        raise UserError(f"cannot be written any more: {why}", where=folder, hint=hint) from error
+
+
+_NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
+
+
+_NOT_WRITTEN = ("PytorchStreamWriter", "No space left", "StorageFull", "inline_container")
+"""Those that write in Rust and C++ raise errors of their own kinds."""

@@ -23,7 +23,7 @@ from rlaif.feedback.prompts import DIGITS, LABELS
 from rlaif.inference.base import blocking
 from rlaif.inference.models import LazyModel
 from rlaif.records import Messages
-from rlaif.training.text_format import asked_options
+from rlaif.training.tokenize import asked_options
 from rlaif.workflow.plan import BASE, EVALUATION, Ledger, Plan, Step, StepRecord, state_of
 
 if TYPE_CHECKING:

@@ -30,11 +30,12 @@ from rlaif.config.shipped import resource  # noqa: E402
 from rlaif.demo.agreement import Score, of_pairs  # noqa: E402
 from rlaif.demo.oracle import quality  # noqa: E402
 from rlaif.feedback.dataset import derive  # noqa: E402
+from rlaif.feedback.pipeline import compare, grade, run_pipeline, sample  # noqa: E402
 from rlaif.feedback.prompts import LABELS  # noqa: E402
 from rlaif.feedback.run import open_run  # noqa: E402
 from rlaif.inference.base import Model, Output, Question  # noqa: E402
 from rlaif.inference.models import LazyModel  # noqa: E402
-from rlaif.progress import Silent, compare, grade, run_pipeline, sample  # noqa: E402
+from rlaif.progress import Silent  # noqa: E402
 from rlaif.records import PreferencePair, Prompt, Ranking, Sample  # noqa: E402
 from rlaif.store import read_records  # noqa: E402
 

@@ -25,9 +25,6 @@ from typing import Any, NamedTuple
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from rlaif.cli.render import (  # noqa: E402
-    watch,
-)
 from rlaif.config.schemas import (  # fmt: skip  # noqa: E402
     CompareSettings,
     JudgeSettings,
@@ -202,7 +199,7 @@ def world(folder: Path, count: int) -> World:
     """Make whatever of it is not there yet."""
     run = run_settings(folder, count)
     if not (run.folder / "revised.json").exists():
-        with watch() as told:
+        with show_progress() as told:
             run_pipeline(run, [*STAGES, "revise"], told)
     pairs = list(read_records(run.folder / "pairs.jsonl", PreferencePair))
     names = sorted({pair.prompt_id for pair in pairs})

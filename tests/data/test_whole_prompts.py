@@ -18,7 +18,7 @@ from rlaif.errors import UserError
 from rlaif.evaluation.gold import read_gold
 from rlaif.evaluation.policy_responses import read_answers
 from rlaif.training.dataset import demonstrations, judged, pairs
-from rlaif.training.dataset_report import RowCounts
+from rlaif.training.examples import RowCounts
 from rlaif.training.score import responses
 from tests.data.made import assistant, user, write_jsonl
 from tests.support import rlaif

@@ -16,7 +16,7 @@ from rlaif.rl.config import KlSettings, OnlineSettings
 from rlaif.rl.experience import Experience
 from rlaif.rl.responses import Response, Scores, TokenizedPrompt
 from rlaif.rl.trainer import OnlineTrainer
-from rlaif.training.examples import Group
+from rlaif.training.tokenize import Group
 from tests.online.runs import given
 
 LOGPS = torch.tensor([0.2, 0.3, 0.1])

@@ -15,9 +15,9 @@ from rlaif.rl.config import OnlineSettings
 from rlaif.rl.networks import Network, value_of
 from rlaif.rl.responses import TokenizedPrompt
 from rlaif.rl.run import _accelerator
-from rlaif.training.examples import Group
 from rlaif.training.reward_model import load
 from rlaif.training.score import rewards_of
+from rlaif.training.tokenize import Group
 from tests.online.runs import given
 from tests.training.scorers import POLICY, save_scorer
 

@@ -13,7 +13,7 @@ from rlaif.feedback.revision_checks import spoken
 from rlaif.records import Message, PreferencePair, Prompt, Sample
 from rlaif.training.dataset import demonstrations, judged
 from rlaif.training.dataset import pairs as training_pairs
-from rlaif.training.dataset_report import RowCounts
+from rlaif.training.examples import RowCounts
 from tests.data.made import write_jsonl
 
 PROMPT = Prompt(id="p", messages=(Message(role="user", content="Why is the sky blue?"),), source="here:1")

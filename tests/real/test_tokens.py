@@ -15,8 +15,8 @@ from rlaif.data.conversations import Turn
 from rlaif.inference.model_folder import load_tokenizer
 from rlaif.records import Message
 from rlaif.rl.prompts import Cue
-from rlaif.training.examples import Example, Group
-from rlaif.training.tokenize import Tokens
+from rlaif.training.examples import Example
+from rlaif.training.tokenize import Group, Tokens
 
 DEFAULT = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
 TALK = [("user", "What is rain?"), ("assistant", "Water that falls."), ("user", "And snow?")]

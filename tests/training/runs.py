@@ -14,12 +14,11 @@ from torch import Tensor
 from rlaif.inference.model_folder import load_tokenizer
 from rlaif.training.config import SETTINGS, DpoSettings, Method, RewardSettings, TrainSettings
 from rlaif.training.dataset import DataKind, prepare
-from rlaif.training.examples import Group
 from rlaif.training.forward import Kind, answering, select_forward_path
 from rlaif.training.loading import load_policy, load_reward_model
-from rlaif.training.objectives import DpoObjective, KtoObjective, RewardObjective, SftObjective
+from rlaif.training.losses import DpoObjective, KtoObjective, RewardObjective, SftObjective
 from rlaif.training.session import Trained, train
-from rlaif.training.tokenize import Tokens
+from rlaif.training.tokenize import Group, Tokens
 from rlaif.training.trainer import GroupTrainer, Objective, arguments
 from tests.data.made import write_jsonl
 from tests.training.families import FAMILIES

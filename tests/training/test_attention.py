@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rlaif.training import batches
 from rlaif.training.batches import Batch, Layout, lay_out, masks, visible
-from rlaif.training.examples import Group
+from rlaif.training.tokenize import Group
 
 GROUPS = [
     Group("three", (1, 2, 3, 4), ((5, 6, 7), (8, 9), (10, 11, 12, 13))),

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from rlaif.training.batches import PADDING, Batch, Layout, column, lay_out, split
-from rlaif.training.examples import Group
+from rlaif.training.tokenize import Group
 
 PAIR = Group("pair", (10, 11, 12), ((20, 21), (30, 31, 32)))
 ALONE = Group("alone", (40,), ((50, 51),))

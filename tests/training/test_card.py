@@ -12,9 +12,9 @@ import yaml
 
 from rlaif.training.card import base_model, write_card
 from rlaif.training.config import DpoSettings, LoraSettings, Method, RewardSettings, SftSettings, TrainSettings
-from rlaif.training.dataset import Prepared
-from rlaif.training.dataset_report import DatasetReport, LeftOut
-from rlaif.training.examples import Group
+from rlaif.training.dataset import DatasetReport, Prepared
+from rlaif.training.examples import LeftOut
+from rlaif.training.tokenize import Group
 from tests.training.scorers import write_rows
 
 _METRICS = {

@@ -12,9 +12,9 @@ from rlaif.errors import UserError
 from rlaif.inference.chat_template import ChatTemplate, UnwritableError
 from rlaif.records import Message
 from rlaif.rl.prompts import Cue
-from rlaif.training.dataset_report import RowCounts, dataset_report
-from rlaif.training.examples import Example, Group
-from rlaif.training.tokenize import Tokens
+from rlaif.training.dataset import dataset_report
+from rlaif.training.examples import Example, RowCounts
+from rlaif.training.tokenize import Group, Tokens
 from tests.data.made import Words
 from tests.training.small import CHATML, ENDLESS, GEMMA, bpe
 

@@ -22,9 +22,8 @@ from rlaif.feedback.prompts import compare_messages
 from rlaif.inference.chat_template import ChatTemplate, UnwritableError
 from rlaif.records import Message
 from rlaif.rl.prompts import Cue
-from rlaif.training.dataset_report import RowCounts
-from rlaif.training.examples import Example, Group
-from rlaif.training.tokenize import Tokens
+from rlaif.training.examples import Example, RowCounts
+from rlaif.training.tokenize import Group, Tokens
 from tests.training.small import bpe
 from tests.training.written_templates import END_OF, WRITTEN
 

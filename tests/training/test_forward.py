@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from rlaif.training import forward
 from rlaif.training.batches import Batch, Layout, lay_out, visible
-from rlaif.training.examples import Group
 from rlaif.training.forward import PLAIN, ForwardPath, Kind, answering, compute, head_of, select_forward_path
+from rlaif.training.tokenize import Group
 from tests.training.families import FAMILIES, VOCABULARY, make
 
 

@@ -23,8 +23,7 @@ from rlaif.training.config import SftSettings, load_settings
 from rlaif.training.dataset import prepare
 from rlaif.training.examples import Example
 from rlaif.training.score import score
-from rlaif.training.text_format import Forms, TextFormat, run_options, text_format_of
-from rlaif.training.tokenize import Tokens
+from rlaif.training.tokenize import Forms, TextFormat, Tokens, run_options, text_format_of
 from tests.data.made import Words, assistant, user, write_jsonl
 from tests.online.runs import begin as begin_online
 from tests.online.runs import run as run_online

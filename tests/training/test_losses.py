@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from rlaif.training import losses
-from rlaif.training.losses import PAIR_LOSSES, LossSettings, PairLogps, PairLoss, pair_loss
+from rlaif.training.config import NEEDS_REFERENCE, READS, PairLoss
+from rlaif.training.losses import LossSettings, PairLogps, pair_loss
 
 NUMBERS = st.floats(-30, 30)
 SHARES = st.floats(0, 1)
@@ -24,6 +25,8 @@ PAIR = (-10.0, -9.0, -12.0, -8.0, 4.0, 2.0)
 
 # -log σ(1.5) = ln(1 + e^-1.5) = ln 1.223130 = 0.201413, and -log σ(-1.5) is 1.5 more.
 AT_1_5 = 0.201413
+
+PAIR_LOSSES: tuple[PairLoss, ...] = tuple(READS)
 
 
 def pairs(*rows: tuple[float, ...], dtype: torch.dtype = torch.float32) -> PairLogps:
@@ -128,7 +131,7 @@ def test_what_each_loss_compares_by_hand() -> None:
     """PAIR's log-ratios are 2 and -1, over 4 and some tokens: sums for DPO, means for the losses of means."""
     logps = pairs(PAIR)
     lengths = [int(logps.chosen_tokens), int(logps.rejected_tokens)]
-    by_name = {name: [each.item() for each in losses.compared(name, logps, 0.5)] for name in losses.PAIR_LOSSES}
+    by_name = {name: [each.item() for each in losses.compared(name, logps, 0.5)] for name in PAIR_LOSSES}
     assert by_name["sigmoid"] == by_name["hinge"] == by_name["gdpo"] == by_name["robust"] == [1.0, -0.5]
     per_token = [1.0 / lengths[0], -0.5 / lengths[1]]
     assert by_name["ipo"] == by_name["sigmoid_norm"] == pytest.approx(per_token)
@@ -213,9 +216,9 @@ def test_what_a_loss_reads(name: PairLoss) -> None:
     changes: dict[str, float] = {"beta": 0.3, "label_smoothing": 0.2, "gamma_beta_ratio": 1.0, "orpo_weight": 0.5}
     assert set(changes) == set(LossSettings.__slots__)
     found = {each for each in changes if pair_loss(name, logps, q, replace(base, **{each: changes[each]})) != value}
-    assert found == losses.READS[name]
+    assert found == READS[name]
     moved = pair_loss(name, logps._replace(ref_chosen=logps.ref_chosen - 1), q, base) != value
-    assert moved.item() is (name in losses.NEEDS_REFERENCE)
+    assert moved.item() is (name in NEEDS_REFERENCE)
 
 
 def test_settings_that_no_loss_can_take() -> None:

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from rlaif.training import losses
-from rlaif.training.losses import LossSettings, PairLogps, PairLoss, pair_loss
+from rlaif.training.config import PairLoss
+from rlaif.training.losses import LossSettings, PairLogps, pair_loss
 
 if os.environ.get("CI_REQUIRE_TRL") == "1":
     import trl

@@ -11,8 +11,7 @@ import pytest
 from rlaif.data.publish import make_dataset
 from rlaif.errors import UserError
 from rlaif.training.dataset import DataKind, prepare
-from rlaif.training.examples import Group
-from rlaif.training.tokenize import Tokens
+from rlaif.training.tokenize import Group, Tokens
 from tests.data.made import Words, assistant, clean_rows, user, write_jsonl
 from tests.support import DATA
 from tests.training.small import CHATML, bpe

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from rlaif.cli.train import train as command
 from rlaif.errors import ModelError
 from rlaif.training import reference
-from rlaif.training.callbacks import Falling
+from rlaif.training.trainer import Falling
 from tests.data.made import write_jsonl
 from tests.training.runs import Heard, begin, pair_rows, run
 from tests.training.test_rails_runs import flags, lines

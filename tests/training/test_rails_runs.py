@@ -15,9 +15,8 @@ from rlaif.cli.train import score
 from rlaif.cli.train import train as command
 from rlaif.errors import UserError
 from rlaif.store import lock_folder
-from rlaif.training.callbacks import StopCleanly
 from rlaif.training.folder import keep_seconds, seconds_of
-from rlaif.training.trainer import GroupTrainer
+from rlaif.training.trainer import GroupTrainer, StopCleanly
 from tests.data.made import write_jsonl
 from tests.training.runs import Heard, begin, furthest, pair_rows, run, weights
 

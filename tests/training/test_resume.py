@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from rlaif.errors import UserError
-from rlaif.training.callbacks import StopCleanly
 from rlaif.training.folder import last_checkpoint
+from rlaif.training.trainer import StopCleanly
 from tests.support import command, environment, rlaif
 from tests.training.runs import Heard, begin, furthest, run, weights, write_pairs
 

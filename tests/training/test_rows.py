@@ -15,8 +15,7 @@ from rlaif.feedback.ranking import write_parquet
 from rlaif.records import Demonstration, Message, PreferencePair
 from rlaif.store import write_records
 from rlaif.training.dataset import demonstrations, judged, pairs
-from rlaif.training.dataset_report import RowCounts
-from rlaif.training.examples import Example
+from rlaif.training.examples import Example, RowCounts
 from tests.data.made import assistant, clean_rows, user, write_jsonl
 from tests.support import DATA
 

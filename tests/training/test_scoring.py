@@ -15,10 +15,10 @@ from rlaif.errors import ModelError, UserError
 from rlaif.records import Message, Prompt, Sample, content_id
 from rlaif.store import write_records
 from rlaif.training.batches import split
-from rlaif.training.examples import Group
 from rlaif.training.forward import PLAIN
 from rlaif.training.reward_model import load
 from rlaif.training.score import Columns, rewards_apart, rewards_of, score
+from rlaif.training.tokenize import Group
 from tests.support import lines, rlaif
 from tests.training.scorers import POLICY, Plain, save_scorer, write_rows
 

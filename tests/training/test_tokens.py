@@ -14,9 +14,8 @@ from hypothesis import strategies as st
 from rlaif.data.conversations import Turn
 from rlaif.errors import UserError
 from rlaif.training.dataset import pairs
-from rlaif.training.dataset_report import RowCounts
-from rlaif.training.examples import Example, Group, Template
-from rlaif.training.tokenize import Tokens, end_ids, pad_id
+from rlaif.training.examples import Example, RowCounts, Template
+from rlaif.training.tokenize import Group, Tokens, end_ids, pad_id
 from tests.data.made import Words, assistant, clean_rows, user, write_jsonl
 from tests.support import DATA
 from tests.training.small import CHATML, ENDLESS, GEMMA, THINKING, bpe, letters

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from rlaif.errors import ModelError, UserError
 from rlaif.training import reference
-from rlaif.training.examples import Group
 from rlaif.training.loading import without_dropout
 from rlaif.training.losses import PairLogps, dpo
+from rlaif.training.tokenize import Group
 from tests.data.made import write_jsonl
 from tests.training.runs import (
     Heard,
