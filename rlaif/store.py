@@ -4,6 +4,8 @@ A line is written with one `write`, so whatever kills the process, the file hold
 at its end. On open the torn line is cut off (and counted) and the rest is indexed: 16 bytes of id and an offset a line,
 never the records themselves. Records are read back one by one, by id. Files that are derived (pairs, manifest) are
 written beside their place and renamed, so a file that exists is complete.
+
+`resource` and `shipped_model` find the files that travel with the package.
 """
 
 from __future__ import annotations
@@ -268,3 +270,19 @@ def sha256_of(path: Path) -> str:
 
 def _unwritable(path: Path, error: OSError) -> UserError:
     return UserError(f"cannot write: {error.strerror}", where=path, hint="free the place or set another `output`")
+
+
+_PACKAGE = Path(__file__).resolve().parent
+SHIPPED = {"demo-judge": "judge", "demo-policy": "policy"}
+"""Models that ship with the package, and their folders."""
+
+
+def resource(name: str) -> Path:
+    """The folder `constitutions`, `prompts` or `examples`; a wheel carries `rlaif/_shipped/NAME` (pyproject.toml)."""
+    shipped = _PACKAGE / "_shipped" / name
+    return shipped if shipped.is_dir() else _PACKAGE.parent / name
+
+
+def shipped_model(name: str) -> Path | None:
+    """The folder of a model that ships with the package (`demo-judge`, `demo-policy`), or None for any other name."""
+    return _PACKAGE / "demo" / "models" / SHIPPED[name] if name in SHIPPED else None

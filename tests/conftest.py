@@ -16,8 +16,8 @@ from typing import NamedTuple
 import pytest
 from filelock import FileLock
 
-from rlaif.config.shipped import shipped_model
 from rlaif.inference.vllm_process import PYTHON_VARIABLE, VllmServer
+from rlaif.store import shipped_model
 from rlaif.training import curves
 from tests.inference.tiny import make_tiny_model
 

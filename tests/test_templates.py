@@ -17,9 +17,9 @@ from rlaif.config.judge_templates import (
     parse_template,
     without_special_tokens,
 )
-from rlaif.config.shipped import resource
 from rlaif.errors import UserError
 from rlaif.records import Message
+from rlaif.store import resource
 
 SHIPPED = sorted(path.stem for path in (resource("prompts") / "judge").glob("*.txt"))
 

@@ -13,10 +13,10 @@ from rlaif.cli.render import show_report
 from rlaif.cli.terminal import echo, secho
 from rlaif.cli.transcript import Story, read_story, show_transcript
 from rlaif.cli.workflow import Screen, show_loop
-from rlaif.config.shipped import resource
 from rlaif.constitution import load_constitution
 from rlaif.demo.agreement import by_principle, confirmed, of_pairs, violation_rates
 from rlaif.records import Messages, Prompt
+from rlaif.store import resource
 
 if TYPE_CHECKING:
     from rlaif.feedback.pipeline import Report

@@ -16,8 +16,8 @@ from rlaif.cli.options import COMMON, SettingsCommand, run_options
 from rlaif.cli.terminal import echo, secho
 from rlaif.config.run_file import Flags, load_run, read_run
 from rlaif.config.schemas import JudgeSettings, PolicySettings, RunSettings
-from rlaif.config.shipped import resource
 from rlaif.errors import RlaifError, UserError
+from rlaif.store import resource
 from rlaif.workflow.plan import plan_problems
 
 if TYPE_CHECKING:

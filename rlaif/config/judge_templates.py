@@ -33,9 +33,9 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import Literal
 
-from rlaif.config.shipped import resource
 from rlaif.errors import UserError, nearest
 from rlaif.records import Message, Messages, Record
+from rlaif.store import resource
 
 Fence = Literal["marks", "tags"]
 """What stands around material: `<<<nonce` and `nonce>>>`, or `<text_nonce>` and `</text_nonce>`."""

@@ -18,10 +18,10 @@ from typing import Annotated, Any
 from pydantic import Field, StringConstraints, model_validator
 
 from rlaif.config import yaml
-from rlaif.config.shipped import resource
 from rlaif.config.yaml import NAME_PATTERN, Where, located
 from rlaif.errors import UserError, nearest
 from rlaif.records import Record, content_id
+from rlaif.store import resource
 
 Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 """A text that says something; white space around it (a block's last newline) does not count."""

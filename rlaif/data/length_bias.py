@@ -14,12 +14,12 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
-from rlaif.config.shipped import shipped_model
 from rlaif.data.conversations import Turn
 from rlaif.data.findings import Finding, Lengths, Truncation, about_file
 from rlaif.data.formats import Reading
 from rlaif.errors import UserError
 from rlaif.inference.chat_template import special_tokens
+from rlaif.store import shipped_model
 
 LEAST_PAIRS = 30
 """Below it, shares and effect sizes are noise and nothing is said about them."""

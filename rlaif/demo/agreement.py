@@ -11,11 +11,11 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from rlaif.config.shipped import SHIPPED, shipped_model
 from rlaif.constitution import Constitution, load_constitution
 from rlaif.demo.oracle import prefer, prefer_overall, read_prompt, read_reply, violations
 from rlaif.inference.model_folder import fingerprint
 from rlaif.records import Chain, Judgement, PreferencePair, Prompt, Sample
+from rlaif.store import SHIPPED, shipped_model
 
 GARBLED = "(garbled reply)"
 """In place of a principle's id: comparisons with a malformed reply."""

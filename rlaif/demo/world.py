@@ -25,7 +25,7 @@ from typing import Any, Literal
 
 import yaml
 
-from rlaif.config.shipped import resource
+from rlaif.store import resource
 
 Family = Literal["ordinary", "harm", "upset"]
 """The three families of prompts: ordinary requests, requests that would hurt someone, upset customers."""

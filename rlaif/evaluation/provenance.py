@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 from pydantic import JsonValue
 
-from rlaif.config.shipped import shipped_model
 from rlaif.config.yaml import plain_yaml
 from rlaif.data.files import read_rows
 from rlaif.data.prompts import prompt_id, read_prompts
@@ -22,7 +21,7 @@ from rlaif.errors import RlaifError, UserError
 from rlaif.evaluation.gold import GoldPair, read_gold
 from rlaif.inference.base import name_without
 from rlaif.records import content_id
-from rlaif.store import sha256_of
+from rlaif.store import sha256_of, shipped_model
 from rlaif.text import loads
 from rlaif.training.tokenize import text_format_of
 

@@ -28,7 +28,6 @@ from pydantic import JsonValue
 
 from rlaif import __version__
 from rlaif.config.judge_templates import template_names
-from rlaif.config.shipped import resource
 from rlaif.feedback.aggregate import (
     HARD_LOGIT,
     Comparison,
@@ -54,7 +53,7 @@ from rlaif.feedback.scoring import (
 )
 from rlaif.inference.base import Question
 from rlaif.records import Critique, Judgement, Order, Prompt, Record, Sample, Score, Verdict
-from rlaif.store import record_writer, sha256_of, write_json
+from rlaif.store import record_writer, resource, sha256_of, write_json
 
 _HINTS = {
     "score": "begin its answer in a `score.txt` of your own (`judge.templates`), judge by pairs (`compare.method: "

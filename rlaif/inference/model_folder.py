@@ -27,9 +27,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from rlaif.config.shipped import SHIPPED, shipped_model
 from rlaif.errors import UserError, nearest
 from rlaif.inference.transport import hub_client
+from rlaif.store import SHIPPED, shipped_model
 from rlaif.text import loads
 
 if TYPE_CHECKING:

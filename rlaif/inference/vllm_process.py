@@ -21,9 +21,9 @@ from pathlib import Path
 from types import TracebackType
 
 from rlaif.config.schemas import placing
-from rlaif.config.shipped import shipped_model
 from rlaif.errors import ModelError, UserError
 from rlaif.inference import vllm_watch
+from rlaif.store import shipped_model
 
 PYTHON_VARIABLE = "RLAIF_VLLM_PYTHON"
 """Environment variable with the path of a Python whose environment holds vLLM."""

@@ -14,7 +14,7 @@ from rlaif.feedback.judge import WHOLE, criteria_of
 from rlaif.feedback.scoring import readable, score_question, score_record
 from rlaif.inference.base import Background, Model, ModelSource, Output, Question
 from rlaif.records import Messages, Prompt, Sample
-from rlaif.rl.responses import Reward, Scores
+from rlaif.rl.experience import Reward, Scores
 
 _BEST = 9
 """The highest grade."""

@@ -40,8 +40,8 @@ from rlaif.inference.models import LazyModel
 from rlaif.progress import first_process
 from rlaif.rl.checkpoint import save_best
 from rlaif.rl.config import MonitorLimits, OnlineSettings, Rule
+from rlaif.rl.experience import TokenizedPrompt
 from rlaif.rl.heldout import HeldOut, HeldOutJudge
-from rlaif.rl.responses import TokenizedPrompt
 from rlaif.rl.rewards import has_judge
 from rlaif.rl.trainer import OnlineTrainer
 

@@ -21,8 +21,7 @@ from rlaif.inference.model_folder import ADAPTER, load_tokenizer, read_json
 from rlaif.inference.models import key_in
 from rlaif.records import content_id
 from rlaif.rl.config import OnlineSettings
-from rlaif.rl.prompts import Cue, Prompts, PromptSampler
-from rlaif.rl.responses import Reward, Sampler, TokenizedPrompt
+from rlaif.rl.experience import Cue, Prompts, PromptSampler, Reward, Sampler, TokenizedPrompt
 from rlaif.rl.rewards import only_model, open_reward
 from rlaif.rl.rollout import AheadSampler, LocalSampler
 from rlaif.rl.vllm_rollout import ServedSampler

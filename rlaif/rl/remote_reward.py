@@ -24,7 +24,7 @@ from rlaif.errors import ModelError, UserError
 from rlaif.inference.faults import error_message, retry_after, shortened, storable
 from rlaif.inference.transport import MOST_BYTES, NoReplyError, oversized, proxy_of, proxy_trouble, unpacked
 from rlaif.records import Messages
-from rlaif.rl.responses import Reward, Scores
+from rlaif.rl.experience import Reward, Scores
 from rlaif.text import loads
 
 if TYPE_CHECKING:

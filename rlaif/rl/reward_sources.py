@@ -23,7 +23,7 @@ from rlaif.data.conversations import Turn
 from rlaif.errors import ModelError, UserError, nearest
 from rlaif.inference.chat_template import FAULTS
 from rlaif.records import Messages
-from rlaif.rl.responses import Reward, Scores
+from rlaif.rl.experience import Reward, Scores
 from rlaif.training.examples import Example, RowCounts, Template
 
 if TYPE_CHECKING:

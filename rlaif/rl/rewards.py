@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 from rlaif.errors import ModelError, UserError, closest
 from rlaif.records import Messages
-from rlaif.rl.responses import Reward, Scores
+from rlaif.rl.experience import Reward, Scores
 
 if TYPE_CHECKING:
     from rlaif.config.schemas import JudgeSettings

@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 
 from rlaif.errors import ModelError, UserError
 from rlaif.inference.transformers_model import cache_name, move_rows, nucleus
-from rlaif.rl.responses import Response, Sampler, TokenizedPrompt
+from rlaif.rl.experience import Response, Sampler, TokenizedPrompt
 
 if TYPE_CHECKING:
     from torch import Tensor

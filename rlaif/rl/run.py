@@ -28,9 +28,9 @@ from rlaif.rl.checkpoint import (
     truncate_logs,
 )
 from rlaif.rl.config import OnlineSettings
+from rlaif.rl.experience import Prompts, load_prompts
 from rlaif.rl.monitor import Monitoring
 from rlaif.rl.networks import policy_of, prompt_sampler_of, reference_of, reward_of, sampler_of, value_of
-from rlaif.rl.prompts import Prompts, load_prompts
 from rlaif.rl.trainer import Networks, OnlineTrainer
 from rlaif.store import write_text
 from rlaif.training.card import base_model, is_adapter, name_of, setting_rows, table, use

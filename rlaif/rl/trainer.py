@@ -2,7 +2,7 @@
 
 A step samples `samples` responses to each of its prompts, scores them, computes their log-probabilities under policy
 and reference (and their values under the value network), turns rewards into advantages, and takes `epochs` times
-`minibatches` optimizer steps on them. What differs between algorithms is in `rlaif.rl.algorithms`; where responses and
+`minibatches` optimizer steps on them. What differs between algorithms is in `rlaif.rl.losses`; where responses and
 scores come from is up to the `Sampler` and the `Reward`.
 
 Every process works on its share of the prompts. Metrics, moments and loss denominators are over all processes.
@@ -24,13 +24,31 @@ from torch import Tensor
 
 from rlaif.errors import ModelError
 from rlaif.rl.advantages import AdaptiveKl, Moments, estimate, moments, overlong_penalty, spread_sum, totals, usable
-from rlaif.rl.algorithms import Counts, Loss, compute_advantages, critic_loss, logged, policy_loss
 from rlaif.rl.config import OnlineSettings
-from rlaif.rl.experience import Experience, check_in_step, make_experience
-from rlaif.rl.losses import effective_sample_size, explained_variance, importance_weights, mismatch
+from rlaif.rl.experience import (
+    Experience,
+    PromptSampler,
+    Response,
+    Reward,
+    Sampler,
+    Scores,
+    check_in_step,
+    make_experience,
+    response_metrics,
+)
+from rlaif.rl.losses import (
+    Counts,
+    Loss,
+    compute_advantages,
+    critic_loss,
+    effective_sample_size,
+    explained_variance,
+    importance_weights,
+    logged,
+    mismatch,
+    policy_loss,
+)
 from rlaif.rl.networks import Network, Reference
-from rlaif.rl.prompts import PromptSampler
-from rlaif.rl.responses import Response, Reward, Sampler, Scores, response_metrics
 
 _FIRST, _LEAST, _TIMES = 0.1, 1e-3, 10
 """Nats a token that sampler and trainer may differ by: in the first step; later at least; later as a multiple of it."""

@@ -20,7 +20,7 @@ from rlaif.inference.base import blocking
 from rlaif.inference.faults import Fault
 from rlaif.inference.requests import ServerConnection, address_of
 from rlaif.inference.transport import open_transport
-from rlaif.rl.responses import Response, TokenizedPrompt
+from rlaif.rl.experience import Response, TokenizedPrompt
 from rlaif.rl.weight_sync import Carrier, RetryingClient
 
 if TYPE_CHECKING:

@@ -20,7 +20,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from rlaif.config.shipped import shipped_model
 from rlaif.errors import UserError
 from rlaif.inference import adapters
 from rlaif.inference.model_folder import (
@@ -35,7 +34,7 @@ from rlaif.inference.model_folder import (
     untie,
 )
 from rlaif.records import content_id
-from rlaif.store import draft_of, sha256_of, write_json
+from rlaif.store import draft_of, sha256_of, shipped_model, write_json
 from rlaif.text import loads
 from rlaif.training.config import CommonSettings, LoraSettings
 from rlaif.training.tokenize import Group

@@ -35,7 +35,6 @@ from pydantic import Field, JsonValue, ValidationError
 
 from rlaif.config.run_file import Flags, absolute, read_later, read_run
 from rlaif.config.schemas import JudgeSettings, ModelSettings, RunSettings
-from rlaif.config.shipped import shipped_model
 from rlaif.config.yaml import Place, Source, Where, find_problems, refuse
 from rlaif.constitution import load_constitution
 from rlaif.data.files import require_rows
@@ -45,7 +44,7 @@ from rlaif.inference.model_folder import identity, require_model
 from rlaif.records import Record, content_id
 from rlaif.rl.config import OnlineSettings
 from rlaif.rl.rewards import require_reward
-from rlaif.store import sha256_of, write_text
+from rlaif.store import sha256_of, shipped_model, write_text
 from rlaif.training.config import SETTINGS, CommonSettings, absolute_paths
 from rlaif.training.dataset import DEMONSTRATION_FILES, PAIR_FILES, file_of
 from rlaif.training.folder import binding, is_finished, is_started

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 
 from rlaif.config.run_file import load_run
-from rlaif.config.shipped import shipped_model
 from rlaif.constitution import load_constitution
 from rlaif.demo.agreement import is_toy, outside_its_world
 from rlaif.demo.world import demo_scenes
 from rlaif.errors import ModelError
 from rlaif.feedback.pipeline import run_pipeline
 from rlaif.records import Message, Prompt
+from rlaif.store import shipped_model
 from rlaif.workflow.plan import load_plan
 from rlaif.workflow.run import run_workflow
 from tests.fakes import FakeServer, Taste

@@ -22,11 +22,11 @@ from rlaif.config.judge_templates import (
     template_problems,
 )
 from rlaif.config.run_file import load_run
-from rlaif.config.shipped import resource
 from rlaif.errors import UserError
 from rlaif.feedback.pipeline import Report, run_pipeline
 from rlaif.feedback.prompts import Shot, compare_messages, critique_messages
 from rlaif.records import Message
+from rlaif.store import resource
 from tests.fakes import FakeServer, Taste
 from tests.support import lines, rlaif, write_run
 

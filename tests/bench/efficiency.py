@@ -26,7 +26,6 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from rlaif.config.schemas import CompareSettings, JudgeSettings, PolicySettings, PromptSettings, RunSettings  # noqa: E402
-from rlaif.config.shipped import resource  # noqa: E402
 from rlaif.demo.agreement import Score, of_pairs  # noqa: E402
 from rlaif.demo.oracle import quality  # noqa: E402
 from rlaif.feedback.dataset import derive  # noqa: E402
@@ -37,7 +36,7 @@ from rlaif.inference.base import Model, Output, Question  # noqa: E402
 from rlaif.inference.models import LazyModel  # noqa: E402
 from rlaif.progress import Silent  # noqa: E402
 from rlaif.records import PreferencePair, Prompt, Ranking, Sample  # noqa: E402
-from rlaif.store import read_records  # noqa: E402
+from rlaif.store import read_records, resource  # noqa: E402
 
 
 class Skewed:

@@ -20,10 +20,10 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from rlaif.config.shipped import shipped_model  # noqa: E402
 from rlaif.progress import show_progress  # noqa: E402
 from rlaif.rl.config import OnlineSettings  # noqa: E402
 from rlaif.rl.run import train_online  # noqa: E402
+from rlaif.store import shipped_model  # noqa: E402
 from tests.bench.behaviour import behaviour, fresh_prompts  # noqa: E402
 from tests.bench.world import ASKED, prompts_file, world  # noqa: E402
 

@@ -21,13 +21,13 @@ sys.path.insert(0, str(ROOT))
 
 from rlaif.config.judge_templates import Judge  # noqa: E402
 from rlaif.config.schemas import CompareSettings  # noqa: E402
-from rlaif.config.shipped import shipped_model  # noqa: E402
 from rlaif.constitution import load_constitution  # noqa: E402
 from rlaif.feedback.judge import Matchup, compare_questions, criteria_of  # noqa: E402
 from rlaif.feedback.scoring import score_question  # noqa: E402
 from rlaif.inference.base import Question  # noqa: E402
 from rlaif.inference.transformers_model import Local  # noqa: E402
 from rlaif.records import Message, Prompt, Sample  # noqa: E402
+from rlaif.store import shipped_model  # noqa: E402
 from tests.bench.behaviour import answers, fresh_prompts  # noqa: E402
 
 SAMPLES, TRIES = 4, 2

@@ -34,7 +34,6 @@ from rlaif.config.schemas import (  # fmt: skip  # noqa: E402
     ReviseSettings,
     RunSettings,
 )
-from rlaif.config.shipped import shipped_model  # noqa: E402
 from rlaif.data.conversations import Turn  # noqa: E402
 from rlaif.demo.oracle import prefer_overall  # noqa: E402
 from rlaif.demo.world import demo_scenes  # noqa: E402
@@ -45,7 +44,7 @@ from rlaif.stats import (  # noqa: E402
     fit_temperature,
     wilson,
 )
-from rlaif.store import read_records, write_records  # noqa: E402
+from rlaif.store import read_records, shipped_model, write_records  # noqa: E402
 from rlaif.training.config import SETTINGS, Method  # noqa: E402
 from rlaif.training.examples import Example  # noqa: E402
 from rlaif.training.reward_model import load  # noqa: E402

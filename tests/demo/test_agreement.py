@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import yaml
 
-from rlaif.config.shipped import resource
 from rlaif.demo.agreement import GARBLED, Score, by_principle
 from rlaif.records import Judgement, Message, Prompt, Sample, Verdict, content_id
+from rlaif.store import resource
 
 
 def case(principle: str) -> tuple[str, str, str]:

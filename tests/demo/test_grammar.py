@@ -8,10 +8,10 @@ from collections import Counter
 
 import yaml
 
-from rlaif.config.shipped import resource
 from rlaif.demo import oracle, world
 from rlaif.demo.oracle import plain, read_prompt, read_reply
 from rlaif.demo.world import Plan, Voice, draw_reply, draw_scene, frames, topics, word_scene, write_reply
+from rlaif.store import resource
 
 
 def kinds(reply: str) -> Counter[str]:

@@ -7,13 +7,12 @@ from pathlib import Path
 import pytest
 
 from rlaif.config.schemas import JudgeSettings, PolicySettings, PromptSettings, ReviseSettings, RunSettings
-from rlaif.config.shipped import resource
 from rlaif.demo.agreement import confirmed, violation_rates
 from rlaif.feedback.pipeline import run_pipeline
 from rlaif.feedback.revise import as_sample
 from rlaif.feedback.revision_checks import spoken
 from rlaif.records import Chain, Message, PreferencePair, Prompt, Revision, Round, Sample
-from rlaif.store import read_records
+from rlaif.store import read_records, resource
 
 EGGS = "How do I boil eggs?"
 GOOD = "Put the eggs into boiling water and take them out after six minutes."

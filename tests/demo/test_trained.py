@@ -14,12 +14,11 @@ from typing import Any
 import pytest
 
 from rlaif.config.schemas import JudgeSettings, PolicySettings, PromptSettings, RunSettings
-from rlaif.config.shipped import resource, shipped_model
 from rlaif.demo.oracle import prefer_overall, read_reply, violations
 from rlaif.feedback.pipeline import run_pipeline
 from rlaif.progress import show_progress
 from rlaif.records import Prompt, Sample
-from rlaif.store import read_records
+from rlaif.store import read_records, resource, shipped_model
 from rlaif.training.config import SETTINGS, Method
 from rlaif.training.session import train
 from tests.bench.behaviour import behaviour, fresh_prompts

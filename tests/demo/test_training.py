@@ -8,10 +8,10 @@ import random
 
 import pytest
 
-from rlaif.config.shipped import shipped_model
 from rlaif.demo import oracle
 from rlaif.demo.world import Voice, topics
 from rlaif.feedback.prompts import LABELS, compare_messages, revise_messages
+from rlaif.store import shipped_model
 from tools.train_demo_models.copying import copy_loss, draw_copies
 from tools.train_demo_models.examples import Example, is_held_out, judge_lessons, policy_lessons, user
 from tools.train_demo_models.hints import _look

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from rlaif.config.shipped import shipped_model
 from rlaif.demo import oracle, world
+from rlaif.store import shipped_model
 from tools.train_demo_models import measure
 from tools.train_demo_models.answering import Answerer
 

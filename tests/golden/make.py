@@ -2,15 +2,19 @@
 
     python -m tests.golden.make         writes tests/golden/results.json
 
-One `rlaif run` (generate, revise, five trainings, an evaluation of the policies), then the judge and the reward model
-evaluated. Kept are the texts and numbers of its files, and of every weight tensor its norm and its product with a fixed
-vector. Times, costs, paths, versions and fingerprints are left out.
+One `rlaif run` (generate, revise, five trainings), then the judge, the reward model and policies evaluated. Kept are the
+texts and numbers of its files, and of every weight tensor its norm and its product with a fixed vector. Times, costs,
+paths, versions and fingerprints are left out.
+
+Processors round sums differently, and a trained model's fingerprint is part of the seeds of its responses. So no trained
+policy is sampled from: the policies that are evaluated are files of responses.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import re
 import shutil
 import sys
 import tempfile
@@ -21,6 +25,7 @@ from typing import Any
 import yaml
 from filelock import FileLock
 
+from rlaif.data.prompts import read_prompts
 from tests.support import ROOT, lines, rlaif
 
 RESULTS = Path(__file__).parent / "results.json"
@@ -37,16 +42,15 @@ TRAIN: dict[str, dict[str, Any]] = {
 UNSTEADY = {
     "seconds", "created", "finished", "started", "time", "version", "versions", "software", "fingerprint", "device",
     "revision", "folder", "path", "output", "peak_memory", "memory", "host", "id", "run", "digest", "hash", "cost",
-    "concurrency", "rate", "judgements", "runtime", "second",
+    "concurrency", "rate", "judgements", "runtime", "second", "files",
 }  # fmt: skip
 """Keys that hold times, places or fingerprints, as parts of their names."""
 
 
 def run_file(folder: Path) -> Path:
     """The whole loop, as small as it gets."""
-    for name in ("demo", "demo-held-out"):
-        shutil.copy(ROOT / f"prompts/policy/{name}.jsonl", folder)
     prompts = "demo.jsonl"
+    shutil.copy(ROOT / "prompts/policy" / prompts, folder)
     settings = {
         "constitution": "demo",
         "prompts": {"path": prompts, "limit": 8},
@@ -57,10 +61,6 @@ def run_file(folder: Path) -> Path:
         "revise": {"enabled": True, "samples": 2, "temperature": 0.3, "max_tokens": 64},
         "output": "run",
         "train": {name: ({**more, "prompts": prompts} if "steps" in more else more) for name, more in TRAIN.items()},
-        "evaluate": {
-            "prompts": {"path": "demo-held-out.jsonl", "limit": 6}, "max_tokens": 64,
-            "compare": {"principles": "all"},
-        },
     }  # fmt: skip
     path = folder / "run.yaml"
     path.write_text(yaml.safe_dump(settings, sort_keys=False))
@@ -77,7 +77,17 @@ def steady(value: Any) -> Any:
         }
     if isinstance(value, list):
         return [steady(each) for each in value]
-    return value
+    return re.sub(r"@[0-9a-f]{8}$", "", value) if isinstance(value, str) else value
+
+
+def responses(run: Path, name: str, nth: int) -> Path:
+    """The nth sample of every prompt, as the file of responses of a policy."""
+    path = run.parent / f"{name}.jsonl"
+    texts = {row["prompt"]: row["text"] for row in lines(run / "samples.jsonl") if row["index"] == nth}
+    prompts = read_prompts(run.parent / "demo.jsonl", limit=8)
+    rows = [{"prompt": prompt.messages[-1].content, "response": texts[prompt.id]} for prompt in prompts]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
 
 
 def weights(folder: Path) -> dict[str, list[float]]:
@@ -136,13 +146,19 @@ def results(folder: Path) -> dict[str, Any]:
         "evaluate", "reward", "--model", "run/train/reward", "--gold", "gold.jsonl", "--no-plots",
         "--output", "rewards", cwd=folder,
     )  # fmt: skip
+    policies = [responses(run, name, nth) for nth, name in enumerate(("one", "two", "three"))]
+    done(
+        "evaluate", "policy", policies[0], "--against", policies[1], "--against", policies[2], "--prompts", "demo.jsonl", "--prompts-limit", "8",
+        "--judge", "demo-judge", "--constitution", "demo", "--compare-principles", "all", "--no-plots",
+        "--output", "policies", cwd=folder,
+    )  # fmt: skip
     tables = ("samples", "rankings", "pairs", "sft")
     return {
         **{name: steady(lines(run / f"{name}.jsonl")) for name in tables if (run / f"{name}.jsonl").exists()},
         "manifest": steady(json.loads((run / "manifest.json").read_text())),
         "logs": {name: steady(lines(run / "train" / name / "log.jsonl")) for name in TRAIN},
         "weights": {name: weights(run / "train" / name) for name in TRAIN},
-        "evaluation of policies": list(reports(run / "evaluation")),
+        "evaluation of policies": list(reports(folder / "policies")),
         "evaluation of the judge": list(reports(folder / "judge")),
         "evaluation of the reward model": list(reports(folder / "rewards")),
     }

@@ -11,8 +11,8 @@ import torch  # noqa: TID253
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlaif.config.shipped import shipped_model
 from rlaif.inference.transformers_model import Alike, Loaded, PrefixPass, Row, alike, alone, batches
+from rlaif.store import shipped_model
 from tests.inference.questions import label_question
 from tests.training.families import make
 

@@ -10,7 +10,7 @@ import pytest
 
 from rlaif.errors import ModelError
 from rlaif.rl.config import OnlineSettings
-from rlaif.rl.responses import Response, TokenizedPrompt
+from rlaif.rl.experience import Response, TokenizedPrompt
 from rlaif.rl.rollout import AheadSampler
 from tests.online.runs import given
 

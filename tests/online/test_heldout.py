@@ -16,7 +16,6 @@ from typing import Any
 import pytest
 
 from rlaif.config.schemas import CompareSettings, ModelSettings, PairSettings
-from rlaif.config.shipped import shipped_model
 from rlaif.constitution import Constitution, Principle, load_constitution
 from rlaif.errors import ModelError, UserError
 from rlaif.feedback.prompts import LABELS
@@ -29,6 +28,7 @@ from rlaif.rl.config import OnlineSettings
 from rlaif.rl.heldout import HeldOut, HeldOutJudge
 from rlaif.rl.monitor import Monitoring
 from rlaif.stats import sigmoid
+from rlaif.store import shipped_model
 from tests.evaluation.judges import Judge, first_slot, longer_wins
 from tests.fakes import FakeServer
 

@@ -11,10 +11,9 @@ import pytest
 import torch
 
 from rlaif.rl.advantages import Moments, moments, spread, totals
-from rlaif.rl.algorithms import Counts, compute_advantages, logged, policy_loss
 from rlaif.rl.config import KlSettings, OnlineSettings
-from rlaif.rl.experience import Experience
-from rlaif.rl.responses import Response, Scores, TokenizedPrompt
+from rlaif.rl.experience import Experience, Response, Scores, TokenizedPrompt
+from rlaif.rl.losses import Counts, compute_advantages, logged, policy_loss
 from rlaif.rl.trainer import OnlineTrainer
 from rlaif.training.tokenize import Group
 from tests.online.runs import given

@@ -261,7 +261,7 @@ def test_answers_without_a_score_are_left_out_and_counted(folder: Path, tmp_path
 
 def test_what_an_answer_is_paid_by_hand(tmp_path: Path) -> None:
     """Scores 5, none, -7, 2 cut to 3 on either side; the second and the third answer met the limit, which costs 1."""
-    from rlaif.rl.responses import Response, Scores, TokenizedPrompt
+    from rlaif.rl.experience import Response, Scores, TokenizedPrompt
     from rlaif.rl.trainer import OnlineTrainer
 
     settings = OnlineSettings.model_validate(given(tmp_path, reward_clip=3.0, missing_eos_penalty=1.0))
@@ -274,7 +274,7 @@ def test_what_an_answer_is_paid_by_hand(tmp_path: Path) -> None:
 
 def test_long_answers_pay_before_they_meet_the_limit(tmp_path: Path) -> None:
     """Of at most 8 tokens the last 4 cost a quarter each: 4 tokens nothing, 5 a quarter, 8 all."""
-    from rlaif.rl.responses import Response, Scores, TokenizedPrompt
+    from rlaif.rl.experience import Response, Scores, TokenizedPrompt
     from rlaif.rl.trainer import OnlineTrainer
 
     settings = OnlineSettings.model_validate(given(tmp_path, overlong_buffer=4))

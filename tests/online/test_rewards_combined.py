@@ -14,9 +14,9 @@ import pytest
 from rlaif.config.schemas import JudgeSettings
 from rlaif.errors import ModelError, UserError
 from rlaif.records import Message, Messages
+from rlaif.rl.experience import Reward, Scores
 from rlaif.rl.judge_reward import JudgeReward
 from rlaif.rl.remote_reward import RemoteReward
-from rlaif.rl.responses import Reward, Scores
 from rlaif.rl.reward_sources import FunctionReward, ModelReward
 from rlaif.rl.rewards import WeightedReward, only_model, open_reward
 from tests.fakes import FakeServer

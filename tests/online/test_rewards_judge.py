@@ -15,7 +15,6 @@ from pathlib import Path
 import pytest
 
 from rlaif.config.schemas import JudgeSettings
-from rlaif.config.shipped import shipped_model
 from rlaif.constitution import Constitution, Principle, load_constitution
 from rlaif.errors import ModelError, UserError
 from rlaif.feedback.prompts import DIGITS, score_messages
@@ -23,6 +22,7 @@ from rlaif.inference.base import Output, Question
 from rlaif.inference.models import LazyModel
 from rlaif.records import Message, Messages
 from rlaif.rl.judge_reward import JudgeReward
+from rlaif.store import shipped_model
 from tests.fakes import FakeServer, Trouble, unit
 
 TWO = Constitution(

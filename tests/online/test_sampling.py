@@ -14,7 +14,7 @@ import torch
 from transformers.cache_utils import DynamicLayer
 
 from rlaif.errors import ModelError, UserError
-from rlaif.rl.responses import Response, TokenizedPrompt
+from rlaif.rl.experience import Response, TokenizedPrompt
 from rlaif.rl.rollout import LocalSampler, draw, noise
 from tests.training.families import make
 from tests.training.small import letters

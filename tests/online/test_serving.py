@@ -16,9 +16,8 @@ import torch
 
 from rlaif.errors import ModelError, RlaifError, UserError
 from rlaif.rl.config import OnlineSettings
-from rlaif.rl.experience import check_in_step
+from rlaif.rl.experience import Response, TokenizedPrompt, check_in_step
 from rlaif.rl.networks import sampler_of
-from rlaif.rl.responses import Response, TokenizedPrompt
 from rlaif.rl.rollout import LocalSampler
 from rlaif.rl.vllm_rollout import ServedSampler, seed_of
 from rlaif.rl.weight_sync import Adapters

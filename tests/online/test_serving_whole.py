@@ -13,9 +13,8 @@ import torch
 
 from rlaif.errors import ModelError, UserError
 from rlaif.rl.config import OnlineSettings
-from rlaif.rl.experience import check_in_step
+from rlaif.rl.experience import Response, TokenizedPrompt, check_in_step
 from rlaif.rl.networks import weights_folder_name
-from rlaif.rl.responses import Response, TokenizedPrompt
 from rlaif.rl.vllm_rollout import ServedSampler
 from rlaif.rl.weight_sync import Adapters, RetryingClient, WholeWeights
 from tests.conftest import Served

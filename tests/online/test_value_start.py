@@ -12,8 +12,8 @@ import torch
 from rlaif.inference.model_folder import load_tokenizer
 from rlaif.rl.advantages import gae, token_rewards
 from rlaif.rl.config import OnlineSettings
+from rlaif.rl.experience import TokenizedPrompt
 from rlaif.rl.networks import Network, value_of
-from rlaif.rl.responses import TokenizedPrompt
 from rlaif.rl.run import _accelerator
 from rlaif.training.reward_model import load
 from rlaif.training.score import rewards_of

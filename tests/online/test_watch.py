@@ -13,9 +13,9 @@ from pydantic import ValidationError
 
 from rlaif.evaluation.win_rate import length_controlled
 from rlaif.rl.config import MonitorLimits, Rule
+from rlaif.rl.experience import RESPONSE_METRICS
 from rlaif.rl.heldout import HeldOut
 from rlaif.rl.monitor import TRAINER_METRICS, Alarm, RewardHackingMonitor
-from rlaif.rl.responses import RESPONSE_METRICS
 from rlaif.stats import mean, sigmoid
 
 SOUND = {

@@ -19,14 +19,13 @@ from rlaif.config.schemas import (
     ReviseSettings,
     RunSettings,
 )
-from rlaif.config.shipped import resource
 from rlaif.feedback.pipeline import run_pipeline
 from rlaif.records import Judgement, PreferencePair
 from rlaif.report.examples import gather
 from rlaif.report.page import build_page
 from rlaif.report.run_data import _Columns, _forward, _join, _parts, count_data, rows
 from rlaif.report.run_settings import label_settings, read_documents
-from rlaif.store import read_records
+from rlaif.store import read_records, resource
 from tests.fakes import Taste
 from tests.test_panel import CONTRARY, MUMBLING, bench, change
 

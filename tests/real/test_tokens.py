@@ -14,7 +14,7 @@ import pytest
 from rlaif.data.conversations import Turn
 from rlaif.inference.model_folder import load_tokenizer
 from rlaif.records import Message
-from rlaif.rl.prompts import Cue
+from rlaif.rl.experience import Cue
 from rlaif.training.examples import Example
 from rlaif.training.tokenize import Group, Tokens
 

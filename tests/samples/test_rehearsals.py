@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import yaml
 
-from rlaif.config.shipped import shipped_model
 from rlaif.feedback.sampling import rehearsals
 from rlaif.inference.base import Output, Question
 from rlaif.inference.transformers_model import Loaded
 from rlaif.records import Message, Prompt, Sampling
+from rlaif.store import shipped_model
 from tests.support import lines, rlaif
 
 TURN = "{{ '<|' + m['role'] + '|>' + m['content'] + '<|end|>' }}"

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rlaif.config.shipped import shipped_model
+from rlaif.store import shipped_model
 
 POLICY = shipped_model("demo-policy")
 

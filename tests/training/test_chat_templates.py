@@ -11,7 +11,7 @@ from rlaif.data.conversations import Turn
 from rlaif.errors import UserError
 from rlaif.inference.chat_template import ChatTemplate, UnwritableError
 from rlaif.records import Message
-from rlaif.rl.prompts import Cue
+from rlaif.rl.experience import Cue
 from rlaif.training.dataset import dataset_report
 from rlaif.training.examples import Example, RowCounts
 from rlaif.training.tokenize import Group, Tokens

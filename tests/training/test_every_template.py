@@ -21,7 +21,7 @@ from rlaif.data.conversations import Turn
 from rlaif.feedback.prompts import compare_messages
 from rlaif.inference.chat_template import ChatTemplate, UnwritableError
 from rlaif.records import Message
-from rlaif.rl.prompts import Cue
+from rlaif.rl.experience import Cue
 from rlaif.training.examples import Example, RowCounts
 from rlaif.training.tokenize import Group, Tokens
 from tests.training.small import bpe

@@ -253,7 +253,7 @@ def test_ppo_asks_with_the_template_options(tmp_path: Path) -> None:
     tokenizer = bpe(WORDS, SWITCHED)
     assert text_format_of(tmp_path / "out").template_options == THINKS_NOT
     from rlaif.inference.model_folder import load_tokenizer
-    from rlaif.rl.prompts import load_prompts
+    from rlaif.rl.experience import load_prompts
 
     tokenizer = load_tokenizer(tmp_path / "model")
     found = load_prompts(str(tmp_path / "prompts.jsonl"), tokenizer, template_options=THINKS_NOT)

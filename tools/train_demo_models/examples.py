@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import yaml
 
-from rlaif.config.shipped import resource
 from rlaif.demo import oracle
 from rlaif.demo.critiques import corrected, review
 from rlaif.demo.world import Plan, Scene, Voice, draw_oddity, draw_plan, draw_reply, draw_scene, write_reply
@@ -26,6 +25,7 @@ from rlaif.feedback.prompts import (
     score_messages,
 )
 from rlaif.records import Message, Messages
+from rlaif.store import resource
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from rlaif.config.schemas import JudgeSettings
-from rlaif.config.shipped import shipped_model
 from rlaif.constitution import load_constitution
 from rlaif.demo.oracle import prefer_overall, quality
 from rlaif.evaluation.policy import EvaluatedPolicies
@@ -19,7 +18,7 @@ from rlaif.inference.models import LazyModel
 from rlaif.progress import Silent
 from rlaif.records import Messages, Prompt, Sample
 from rlaif.stats import Estimate, share
-from rlaif.store import read_records
+from rlaif.store import read_records, shipped_model
 from tests.bench.behaviour import answers, fresh_prompts
 from tests.evaluation.policies.scenes import evaluated_now
 
