@@ -9,10 +9,11 @@
 | p3o         | against each other response, in pairs              | clipped, a pair                          |
 | online-dpo  | the best against the worst                         | DPO's                                    |
 
-`compute_advantages` and `policy_loss` are the one place where the algorithms differ. The losses are pure functions of flat tensors (see `rlaif.rl.advantages` for the shapes). Only the first argument of a loss has a
-gradient, the policy's log-probabilities or the values as they are now; all others are constants here, wherever they
-come from. Ratios of probabilities are computed from clamped log-ratios (±20, a factor of 5·10⁸), so that neither they
-nor their gradients are ever infinite.
+`compute_advantages` and `policy_loss` are the one place where the algorithms differ. The losses are pure functions of
+flat tensors (see `rlaif.rl.advantages` for the shapes). Only the first argument of a loss has a gradient, the policy's
+log-probabilities or the values as they are now; all others are constants here, wherever they come from. Ratios of
+probabilities are computed from clamped log-ratios (±20, a factor of 5·10⁸), so that neither they nor their gradients
+are ever infinite.
 
 P3O, pairwise proximal policy optimisation (Wu et al. 2023, arXiv:2310.00212), and pairs for online DPO.
 

@@ -2,12 +2,12 @@
 
     python -m tests.golden.make         writes tests/golden/results.json
 
-One `rlaif run` (generate, revise, five trainings), then the judge, the reward model and policies evaluated. Kept are the
-texts and numbers of its files, and of every weight tensor its norm and its product with a fixed vector. Times, costs,
-paths, versions and fingerprints are left out.
+One `rlaif run` (generate, revise, five trainings), then the judge, the reward model and policies evaluated. Kept are
+the texts and numbers of its files, and of every weight tensor its norm and its product with a fixed vector. Times,
+costs, paths, versions and fingerprints are left out.
 
-Processors round sums differently, and a trained model's fingerprint is part of the seeds of its responses. So no trained
-policy is sampled from: the policies that are evaluated are files of responses.
+Processors round sums differently, and a trained model's fingerprint is part of the seeds of its responses. So no
+trained policy is sampled from: the policies that are evaluated are files of responses.
 """
 
 from __future__ import annotations
@@ -148,7 +148,8 @@ def results(folder: Path) -> dict[str, Any]:
     )  # fmt: skip
     policies = [responses(run, name, nth) for nth, name in enumerate(("one", "two", "three"))]
     done(
-        "evaluate", "policy", policies[0], "--against", policies[1], "--against", policies[2], "--prompts", "demo.jsonl", "--prompts-limit", "8",
+        "evaluate", "policy", policies[0], "--against", policies[1], "--against", policies[2], "--prompts", "demo.jsonl",
+        "--prompts-limit", "8",
         "--judge", "demo-judge", "--constitution", "demo", "--compare-principles", "all", "--no-plots",
         "--output", "policies", cwd=folder,
     )  # fmt: skip
