@@ -2,8 +2,8 @@
 
 `Prompts` reads and tokenizes them, holds some out, and deals those of each step. The protocols name who responds and
 who scores. In an `Experience` everything is flat: [tokens] over all responses one after another, [responses] over all
-responses, those to one prompt adjacent. One prompt with its responses is one `Group`, so that its forward pass is shared
-between them.
+responses, those to one prompt adjacent. One prompt with its responses is one `Group`, so that its forward pass is
+shared between them.
 
 A policy that exploits its reward grows longer, repeats itself, opens every response alike or stops varying, and the
 reward alone looks healthy all the while. `response_metrics` measures these symptoms from the responses themselves; no

@@ -148,10 +148,9 @@ def results(folder: Path) -> dict[str, Any]:
     )  # fmt: skip
     policies = [responses(run, name, nth) for nth, name in enumerate(("one", "two", "three"))]
     done(
-        "evaluate", "policy", policies[0], "--against", policies[1], "--against", policies[2], "--prompts", "demo.jsonl",
-        "--prompts-limit", "8",
-        "--judge", "demo-judge", "--constitution", "demo", "--compare-principles", "all", "--no-plots",
-        "--output", "policies", cwd=folder,
+        "evaluate", "policy", policies[0], "--against", policies[1], "--against", policies[2],
+        "--prompts", "demo.jsonl", "--prompts-limit", "8", "--judge", "demo-judge", "--constitution", "demo",
+        "--compare-principles", "all", "--no-plots", "--output", "policies", cwd=folder,
     )  # fmt: skip
     tables = ("samples", "rankings", "pairs", "sft")
     return {
