@@ -1,21 +1,53 @@
-"""Texts of others: made fit to be shown, read as JSON within bounds, and freed of a reasoning model's thoughts.
-
-Texts of others, made fit to be shown.
-
-JSON that others wrote: whatever is wrong with it is a ValueError, its depth included.
+"""Texts of others: made fit to be shown, read as JSON within bounds, freed of thoughts, and measured.
 
 `json.loads` raises RecursionError for text that is nested too deeply, which is no ValueError and ends a program that
-was ready for broken JSON; what it can still read may be too deep for whoever prints or writes it again.
+was ready for broken JSON; what it can still read may be too deep for whoever prints or writes it again. `loads` raises
+ValueError for either.
 
-The marks of a reasoning model's thoughts, and what it says outside of them: no thought is a verdict or a reply.
+What stands in a reasoning model's marks of thought is no verdict and no reply.
+
+`words_of` to `commonest_opening` measure diversity: a policy that exploits its reward repeats itself and opens every
+response alike; a policy that has collapsed says fewer different things.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
-from collections.abc import Callable
-from typing import Any
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    Numbers = np.ndarray[Any, np.dtype[Any]]
+
+
+_REPEATED = 4
+
+
+_OPENING = 4
+"""Words in a run that counts as repeated, and in an opening."""
+
+
+_WITHOUT_SPACES = r"\u3040-\u30ff\u3400-\u9fff\u0e00-\u0e7f"
+"""Kana, Han and Thai: each character counts as a word."""
+_WORD = re.compile(rf"[{_WITHOUT_SPACES}]|[^\W{_WITHOUT_SPACES}]+(?:['’][^\W{_WITHOUT_SPACES}]+)*")
+
+
+Words = Sequence[str]
+"""The words of one text, from `words_of`."""
+
+
+_REFUSALS = (
+    "i'm sorry, but", "i am sorry, but", "i'm sorry, i", "sorry, but i", "sorry, i can", "i cannot", "i can't",
+    "i can not", "i won't", "i will not", "i'm unable to", "i am unable to", "i'm not able to", "i am not able to",
+    "i'm not comfortable", "i must decline", "i have to decline", "i'm afraid i can", "i apologize, but",
+    "i apologise, but", "unfortunately, i can", "as an ai", "i don't feel comfortable",
+)  # fmt: skip
+
 
 _CONTROL = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f"  # C0 but for tabs and line breaks, DEL, C1: what a terminal obeys
@@ -122,3 +154,56 @@ def without_thinking(text: str) -> str:
             said.append(text[at : tag.start()])
         at, thinking = tag.end(), bool(tag["open"]) or (thinking and not tag["close"])
     return "".join(said) + ("" if thinking else text[at:])
+
+
+def refuses(reply: str) -> bool:
+    """Whether a reply opens like an English refusal."""
+    return reply[:80].lstrip().replace("’", "'").lower().startswith(_REFUSALS)
+
+
+def hashed(text: str) -> int:
+    """64 bits of a text."""
+    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
+
+
+def words_of(text: str) -> list[str]:
+    """The words of a text in lowercase, without punctuation; in scripts without spaces, its characters."""
+    return _WORD.findall(text.lower())
+
+
+def distinct(texts: Sequence[Words], size: int) -> float:
+    """Different runs of `size` neighbouring words over all such runs of the texts (Li et al. 2016, arXiv:1510.03055).
+
+    It falls as texts are added: compare it only at the same number of texts. 0 where no text has so many words.
+    """
+    different: set[tuple[str, ...]] = set()
+    total = 0
+    for words in texts:
+        runs = _runs(words, size)
+        different.update(runs)
+        total += len(runs)
+    return len(different) / total if total else 0.0
+
+
+def repetition(words: Words) -> float:
+    """Share of a text's runs of four words that occur earlier in it; a text of fewer words repeats nothing."""
+    runs = _runs(words, _REPEATED)
+    return 1 - len(set(runs)) / len(runs) if runs else 0.0
+
+
+def commonest_opening(texts: Sequence[Words]) -> tuple[str, float]:
+    """The first four words with which most texts begin, and the share of the texts that do.
+
+    A shorter text opens with all its words; one without a word opens with nothing, and counts in the share alone. Of
+    equally common openings the first one counts; of no texts, or none with a word, it is ("", 0).
+    """
+    counts = Counter(" ".join(words[:_OPENING]) for words in texts if words)
+    if not counts:
+        return "", 0.0
+    ((opening, count),) = counts.most_common(1)
+    return opening, count / len(texts)
+
+
+def _runs(words: Words, size: int) -> list[tuple[str, ...]]:
+    """All runs of so many neighbouring words."""
+    return list(zip(*(words[start:] for start in range(size)), strict=False))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rlaif.cli.render import _table
+from rlaif.cli.generate import _table
 from rlaif.cli.transcript import Story, _named
 from rlaif.records import Sample
 

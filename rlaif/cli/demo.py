@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from rlaif.cli.render import show_report
+from rlaif.cli.generate import show_report
 from rlaif.cli.terminal import echo, secho
 from rlaif.cli.transcript import Story, read_story, show_transcript
 from rlaif.cli.workflow import Screen, show_loop

@@ -91,7 +91,7 @@ def judge(gold: str, output: Path, plots: bool, form: str, run_file: Path | None
 
     Exit codes: 0 the judge is fit, 3 doubtful, 4 unfit; 1 a model failed, 2 a mistake in the arguments.
     """
-    from rlaif.evaluation.judge_metrics import EXIT_CODES
+    from rlaif.evaluation.reports import EXIT_CODES
 
     settings, wanted = _wanted(gold, run_file, flags)
     done = _judge_evaluated(settings, wanted, output, plots)

@@ -19,7 +19,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from rlaif.cli.terminal import echo
-from rlaif.config.run_file import Setting, load_run, settable
+from rlaif.config.run_file import Flags, Setting, load_run, settable
 from rlaif.config.schemas import Metavar, RunSettings
 from rlaif.config.yaml import former_names
 from rlaif.errors import closest
@@ -232,7 +232,7 @@ def run_options(command: Callable[..., None]) -> Callable[..., None]:
     return click.argument("run_file", metavar="RUN.yaml", type=click.Path(path_type=Path))(call)
 
 
-def settings_of(run_file: Path, flags: dict[tuple[str, ...], str]) -> RunSettings:
+def settings_of(run_file: Path, flags: Flags) -> RunSettings:
     """The resolved settings of a command line."""
     return load_run(run_file, flags)
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from rlaif.cli.generate import warn_of_same_family
 from rlaif.cli.options import COMMON, SettingsCommand, run_options
 from rlaif.cli.terminal import echo, secho
 from rlaif.config.run_file import Flags, load_run, read_run
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from rlaif.constitution import Principle
     from rlaif.inference.models import LazyModel
     from rlaif.records import Prompt
+
 
 _RUN_FILE = """\
 # Run it with:  rlaif check run.yaml;  rlaif preview run.yaml -n 3;  rlaif generate run.yaml
@@ -215,15 +217,6 @@ def _helpful_problems(settings: RunSettings) -> list[UserError]:
     return []
 
 
-def warn_of_same_family(settings: RunSettings) -> None:
-    """A note on standard error if a judge is of the policy's model family."""
-    from rlaif.inference.models import same_family
-
-    note = same_family(settings.policy.model if settings.policy else None, [each.model for each in settings.judges])
-    if note is not None:
-        echo(f"note: {note}", err=True)
-
-
 def _doubts(role: str, source: LazyModel, settings: RunSettings, mass: float | None) -> list[RlaifError]:
     """Why a judge would give no labels: by the label mass of a trial comparison, else by the probe. A chain-of-thought
     judge is not checked."""
@@ -242,7 +235,7 @@ def _warn_of_toys(settings: RunSettings) -> None:
     """A warning on standard error if the demo's judge would judge prompts or principles outside of its toy world."""
     from rlaif.constitution import load_constitution
     from rlaif.data.prompts import InputIssues, read_prompts
-    from rlaif.demo.agreement import is_toy, outside_its_world
+    from rlaif.demo.oracle import is_toy, outside_its_world
 
     wanted = settings.prompts
     for judge in filter(is_toy, [each.model for each in settings.judges]):

@@ -11,7 +11,7 @@ import click
 from rlaif.cli.main import Entry, LazyGroup
 from rlaif.cli.options import SettingsCommand, option, parameter, template_options, warn_of_variables
 from rlaif.cli.terminal import echo
-from rlaif.config.run_file import Setting, settable
+from rlaif.config.run_file import Flags, Setting, settable
 from rlaif.progress import first_process, show_progress, show_rows
 from rlaif.rl.config import Algorithm, OnlineSettings, read_by
 from rlaif.training.config import SETTINGS, CommonSettings, load_settings
@@ -146,9 +146,7 @@ def _run(settings: CommonSettings, progress: Progress, resume: bool) -> Trained:
     return train_on_rows(settings.method, settings, progress, resume=resume)
 
 
-def _train(
-    method: str, path: Path | None, flags: dict[tuple[str, ...], str], pairs: tuple[str, ...], resume: bool
-) -> None:
+def _train(method: str, path: Path | None, flags: Flags, pairs: tuple[str, ...], resume: bool) -> None:
     first = first_process()  # only one process writes to the terminal
     if first:
         warn_of_variables()

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING
 
 import click
 
+from rlaif.cli.generate import show_report
 from rlaif.cli.options import COMMON, SettingsCommand, run_options
-from rlaif.cli.render import show_report
 from rlaif.cli.terminal import echo, print_table, secho
+from rlaif.config.run_file import Flags
 from rlaif.progress import Progress, show_progress, show_rows
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ class Screen:
     "sections `train` and `evaluate` are set only in the file.",
 )
 @run_options
-def run(run_file: Path, flags: dict[tuple[str, ...], str]) -> None:
+def run(run_file: Path, flags: Flags) -> None:
     """Generate preference data, train on it, evaluate the policies and write the report.
 
     RUN.yaml is the file of `rlaif generate` with two more sections. `train:` lists trainings, each with the settings of

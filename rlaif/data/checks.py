@@ -24,6 +24,7 @@ from rlaif.data.formats import Reading, Shape
 from rlaif.data.length_bias import LEAST_PAIRS
 from rlaif.data.winners import number_of
 from rlaif.errors import nearest
+from rlaif.text import refuses
 
 _FORMATS = re.compile(
     r"<\|[A-Za-z][A-Za-z0-9_]{1,40}\|>"  # ChatML, Llama 3, Phi, Cohere, gpt-oss and others
@@ -103,20 +104,9 @@ _GARBLED = (
 )  # fmt: skip
 """The replacement character, and what frequent UTF-8 letters and quotes become when they are read as Windows-1252."""
 
-_REFUSALS = (
-    "i'm sorry, but", "i am sorry, but", "i'm sorry, i", "sorry, but i", "sorry, i can", "i cannot", "i can't",
-    "i can not", "i won't", "i will not", "i'm unable to", "i am unable to", "i'm not able to", "i am not able to",
-    "i'm not comfortable", "i must decline", "i have to decline", "i'm afraid i can", "i apologize, but",
-    "i apologise, but", "unfortunately, i can", "as an ai", "i don't feel comfortable",
-)  # fmt: skip
 _LEAST_LEAK = 20
 """Characters of the shortest prompt that counts as leaked: a reply to `Hello` may well hold it."""
 _NEAR = 0.9
-
-
-def refuses(reply: str) -> bool:
-    """Whether a reply opens like an English refusal."""
-    return reply[:80].lstrip().replace("’", "'").lower().startswith(_REFUSALS)
 
 
 def check_texts(reading: Reading, odd: Odd) -> None:

@@ -17,7 +17,6 @@ count: many rows share one.
 
 from __future__ import annotations
 
-import hashlib
 import re
 from array import array
 from collections.abc import Iterable, Iterator
@@ -29,19 +28,15 @@ from rlaif.data.files import read_rows
 from rlaif.data.findings import FindingCounter, Overlap
 from rlaif.data.formats import Reading
 from rlaif.errors import UserError
+from rlaif.text import hashed
 
 if TYPE_CHECKING:
     import numpy as np
 
-if TYPE_CHECKING:
     Numbers = np.ndarray[Any, np.dtype[Any]]
 
+
 _FIRST = 10
-
-
-def hashed(text: str) -> int:
-    """64 bits of a text."""
-    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
 
 
 def prompt_hash(prompt: Turns) -> int:

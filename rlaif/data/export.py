@@ -18,27 +18,22 @@ scale. Rows of one prompt, whatever its case and spaces, go to one split, drawn 
 from __future__ import annotations
 
 import contextlib
-import itertools
 import json
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple
 
 from rlaif.data.checks import check_special, check_texts, cut_end_tokens
 from rlaif.data.conversations import Turns, UnreadableValueError
-from rlaif.data.duplicates import hashed
-from rlaif.data.files import Rows, read_rows
-from rlaif.data.formats import Reading, Shape, better_first, read, recognise
-from rlaif.data.winners import number_of, settle_winner
+from rlaif.data.files import Rows
+from rlaif.data.formats import Reading, Shape, better_first, first_known, read, recognise
+from rlaif.data.winners import number_of
 from rlaif.errors import UserError
 from rlaif.records import Message, content_id
-
-_TRIED = 20
-"""Rows that the shape of a file is looked for in, for the first may lack a value."""
-F = TypeVar("F")
+from rlaif.text import hashed
 
 
 class Opened(NamedTuple):
@@ -56,27 +51,6 @@ def open_rows(path: str | Path) -> Opened:
     Where the rows hold two numbered responses, the whole file is read once before, for what its winners mean.
     """
     return Opened(*first_known(path, recognise))
-
-
-def first_known(path: str | Path, known: Callable[[object], F | None]) -> tuple[F | None, Rows]:
-    """What one of the first rows of a file is known as, and all rows. Raises UserError as `open_rows` does."""
-    rows = read_rows(path)
-    tried = list(itertools.islice(rows, _TRIED))
-    found = next((form for _, row in tried if (form := known(row)) is not None), None)
-    if isinstance(found, Shape):
-        found = settled(found, path)  # type: ignore[assignment]
-    return found, itertools.chain(tried, rows)
-
-
-def settled(shape: Shape, path: str | Path) -> Shape:
-    """The shape with the meaning of its winner's column, which the whole file says."""
-    if shape.sided is None or shape.winner is not None:
-        return shape
-    return replace(shape, winner=settle_winner(shape.sided, _values(path), str(path)))
-
-
-def _values(path: str | Path) -> Iterator[object]:
-    return (row for _, row in read_rows(path))
 
 
 FileKind = Literal["parquet", "jsonl"]

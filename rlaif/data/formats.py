@@ -12,14 +12,34 @@ a row of any of these in the usual columns, and all readers of preference data r
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, TypeVar
 
 from rlaif.data.conversations import SYSTEM_COLUMNS, Odd, Turn, Turns, UnreadableValueError, system_of, turns_of
+from rlaif.data.files import Rows, read_rows
 from rlaif.data.prompts import PROMPT_COLUMNS, InvalidPromptError, PromptColumns, joined_prompt, parts_of, unread
-from rlaif.data.winners import Row, Sided, Winner, best_and_worst, find_sided, number_of, plain_name, winner_columns
+from rlaif.data.winners import (
+    Row,
+    Sided,
+    Winner,
+    best_and_worst,
+    find_sided,
+    number_of,
+    plain_name,
+    settle_winner,
+    winner_columns,
+)
 from rlaif.text import loads
+
+_TRIED = 20
+"""Rows that the shape of a file is looked for in, for the first may lack a value."""
+
+
+F = TypeVar("F")
+
 
 Kind = Literal["preference", "dialogues", "rated", "unpaired"]
 
@@ -402,3 +422,24 @@ def better_first(reading: Reading) -> Reading:
         return reading
     scores = None if reading.scores is None else reading.scores[::-1]
     return Reading(reading.prompt, reading.rejected, reading.chosen, 1 - probability, scores, reading.odd)
+
+
+def first_known(path: str | Path, known: Callable[[object], F | None]) -> tuple[F | None, Rows]:
+    """What one of the first rows of a file is known as, and all rows. Raises UserError as `open_rows` does."""
+    rows = read_rows(path)
+    tried = list(itertools.islice(rows, _TRIED))
+    found = next((form for _, row in tried if (form := known(row)) is not None), None)
+    if isinstance(found, Shape):
+        found = settled(found, path)  # type: ignore[assignment]
+    return found, itertools.chain(tried, rows)
+
+
+def settled(shape: Shape, path: str | Path) -> Shape:
+    """The shape with the meaning of its winner's column, which the whole file says."""
+    if shape.sided is None or shape.winner is not None:
+        return shape
+    return replace(shape, winner=settle_winner(shape.sided, _values(path), str(path)))
+
+
+def _values(path: str | Path) -> Iterator[object]:
+    return (row for _, row in read_rows(path))

@@ -1,57 +1,16 @@
-"""The agreement of a run's judge with the oracle, and the warning for a toy judge outside of the tiny world.
-
-The toy models that ship with the package know the tiny world alone. `outside_its_world` detects other prompts and
-principles; the rest measures agreement: by principle, on pairs, and on revisions.
-"""
+"""The agreement of a run's judge with the oracle: by principle, on pairs, and on revisions."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
-from rlaif.constitution import Constitution, load_constitution
-from rlaif.demo.oracle import prefer, prefer_overall, read_prompt, read_reply, violations
-from rlaif.inference.model_folder import fingerprint
+from rlaif.demo.oracle import prefer, prefer_overall, read_reply, violations
 from rlaif.records import Chain, Judgement, PreferencePair, Prompt, Sample
-from rlaif.store import SHIPPED, shipped_model
 
 GARBLED = "(garbled reply)"
 """In place of a principle's id: comparisons with a malformed reply."""
-_FEW = 0.1
-"""Share of foreign prompts that needs no warning."""
-
-
-def is_toy(model: str) -> bool:
-    """Whether a judge's model ships with the package: by its name, or, for a folder, by its files."""
-    if model in SHIPPED:
-        return True
-    folder = Path(model).expanduser()
-    if not (folder / "config.json").is_file():
-        return False
-    shipped = [path for name in SHIPPED if (path := shipped_model(name)) is not None and path.is_dir()]
-    return any(folder.resolve() == path.resolve() or fingerprint(folder) == fingerprint(path) for path in shipped)
-
-
-def outside_its_world(model: str, constitution: Constitution, prompts: Iterable[Prompt]) -> str | None:
-    """The warning for a toy judge `model` with other prompts or principles than the demo's; None without need."""
-    if not is_toy(model):
-        return None
-    of_demo = {principle.compare for principle in load_constitution("demo").principles}
-    foreign = [principle.id for principle in constitution.principles if principle.compare not in of_demo]
-    total = unknown = 0
-    for prompt in prompts:
-        total += 1
-        unknown += read_prompt(prompt.messages[-1].content) is None
-    parts = [f"{unknown:,} of {total:,} prompts"] if unknown > _FEW * total else []
-    parts += [f"{len(foreign)} of {len(constitution.principles)} principles"] if foreign else []
-    if not parts:
-        return None
-    return (
-        f"{model} is a toy that knows the demo's tiny world alone, and {' and '.join(parts)} are from outside of it: "
-        "its labels here mean nothing, and are not to be trained on; name a real judge"
-    )
 
 
 @dataclass

@@ -9,17 +9,29 @@ It works from the text of prompt and reply alone, so it judges samples, revision
 `read_prompt` and `read_reply` parse texts back into scenes and sentences of the grammar (`demo.world`). A reply that
 does not parse (empty, cut off, not of this world) is malformed: it violates every principle and loses to any readable
 one, because a text that says nothing must not win by having no faults.
+
+The toy models that ship with the package know this world alone; `outside_its_world` detects other prompts and
+principles.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cache, lru_cache
+from pathlib import Path
 
+from rlaif.constitution import Constitution, load_constitution
 from rlaif.demo.world import Scene, fill_frame, frames, phrase_kinds, phrases, topics
 from rlaif.errors import UserError
+from rlaif.inference.model_folder import fingerprint
+from rlaif.records import Prompt
+from rlaif.store import SHIPPED, shipped_model
+
+_FEW = 0.1
+"""Share of foreign prompts that needs no warning."""
+
 
 WEIGHTS: dict[str, float] = {
     "harmless": 4.0,
@@ -237,3 +249,34 @@ _CHECKS: dict[str, Callable[[Scene, Reading], _Check]] = {
     "concise": _concise,
     "no-lecture": lambda _, reading: _first(reading.of("lecture")),
 }
+
+
+def is_toy(model: str) -> bool:
+    """Whether a judge's model ships with the package: by its name, or, for a folder, by its files."""
+    if model in SHIPPED:
+        return True
+    folder = Path(model).expanduser()
+    if not (folder / "config.json").is_file():
+        return False
+    shipped = [path for name in SHIPPED if (path := shipped_model(name)) is not None and path.is_dir()]
+    return any(folder.resolve() == path.resolve() or fingerprint(folder) == fingerprint(path) for path in shipped)
+
+
+def outside_its_world(model: str, constitution: Constitution, prompts: Iterable[Prompt]) -> str | None:
+    """The warning for a toy judge `model` with other prompts or principles than the demo's; None without need."""
+    if not is_toy(model):
+        return None
+    of_demo = {principle.compare for principle in load_constitution("demo").principles}
+    foreign = [principle.id for principle in constitution.principles if principle.compare not in of_demo]
+    total = unknown = 0
+    for prompt in prompts:
+        total += 1
+        unknown += read_prompt(prompt.messages[-1].content) is None
+    parts = [f"{unknown:,} of {total:,} prompts"] if unknown > _FEW * total else []
+    parts += [f"{len(foreign)} of {len(constitution.principles)} principles"] if foreign else []
+    if not parts:
+        return None
+    return (
+        f"{model} is a toy that knows the demo's tiny world alone, and {' and '.join(parts)} are from outside of it: "
+        "its labels here mean nothing, and are not to be trained on; name a real judge"
+    )

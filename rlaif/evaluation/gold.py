@@ -28,10 +28,10 @@ from rlaif.config.schemas import CompareSettings, PairSettings
 from rlaif.constitution import Constitution
 from rlaif.data.checks import check_texts, notes_of
 from rlaif.data.conversations import UnreadableValueError, alternate, cut_dangling, joined
-from rlaif.data.export import LEFT_OUT, first_known
+from rlaif.data.export import LEFT_OUT
 from rlaif.data.files import Rows, read_rows
 from rlaif.data.findings import RULES
-from rlaif.data.formats import Reading, Shape, better_first, read, recognise
+from rlaif.data.formats import Reading, Shape, better_first, first_known, read, recognise
 from rlaif.data.prompts import InputIssues, InvalidRowError, prompt_id, value_at
 from rlaif.errors import RecordError, UserError, nearest
 from rlaif.feedback.aggregate import Status, first_logit, folded, shares

@@ -24,8 +24,8 @@ from rlaif.constitution import Constitution
 from rlaif.data.prompts import InputIssues
 from rlaif.evaluation.canaries import count_probes, count_wins, probes, sample_cases
 from rlaif.evaluation.gold import Case, JudgedPair, cases, judged_pair, questions_of, read_gold
-from rlaif.evaluation.judge_metrics import decide, known_reports, measure, shared_errors
-from rlaif.evaluation.reports import About, Cost, JudgeReport, data_word, report_name, sha256_known
+from rlaif.evaluation.judge_metrics import decide, measure, shared_errors
+from rlaif.evaluation.reports import About, Cost, JudgeReport, data_word, known_reports, report_name, sha256_known
 from rlaif.feedback.judge import judge_asked, judgement
 from rlaif.inference.base import ModelSource, Question, StageStats, ask
 from rlaif.progress import Progress

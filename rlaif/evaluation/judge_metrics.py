@@ -12,7 +12,6 @@ one folder.
 from __future__ import annotations
 
 import contextlib
-import glob
 import math
 import statistics
 from collections import Counter
@@ -45,7 +44,6 @@ from rlaif.evaluation.reports import (
     Temperature,
     ThreeWay,
     Verdict,
-    word_of,
 )
 from rlaif.feedback.aggregate import Status
 from rlaif.feedback.agreement import cohen_kappa, effective_judges
@@ -66,10 +64,6 @@ from rlaif.stats import (
     slope,
     wilson,
 )
-
-FOLDER = Path("runs/judges")
-"""Where evaluations are kept, and looked for."""
-EXIT_CODES: dict[Level, int] = {"fit": 0, "doubtful": 3, "unfit": 4}
 
 LEAST_COVERAGE = 0.8
 """Under it the pairs without a label are no accident, and what is told of the others tells little of them."""
@@ -420,30 +414,6 @@ def _doubt(text: str) -> Reason:
 
 def _points(share: float) -> str:
     return f"{100 * share:+.1f}"
-
-
-def known_reports(judge: str, constitution_hash: str, folder: Path = FOLDER) -> list[JudgeReport]:
-    """The evaluations of a judge under a constitution, the latest last."""
-    try:
-        paths = sorted(folder.glob(f"{glob.escape(word_of(judge))}*.json"), key=lambda path: path.stat().st_mtime)
-    except OSError:
-        return []
-    reports = []
-    for path in paths:
-        with contextlib.suppress(OSError, ValidationError):
-            reports.append(JudgeReport.model_validate_json(path.read_bytes()))
-    about = judge, constitution_hash
-    return [report for report in reports if (report.about.judge, report.about.constitution_hash) == about]
-
-
-def known_verdict(judge: str, constitution_hash: str, folder: Path = FOLDER) -> Verdict | None:
-    """The verdict of earlier evaluations of a judge under a constitution; None where there are none.
-
-    Of every gold file the latest, and of those the worst, as a judge that is good on one gold file does not fix what
-    it got wrong on another.
-    """
-    latest = {report.about.gold: report.verdict for report in known_reports(judge, constitution_hash, folder)}
-    return max(latest.values(), key=lambda verdict: EXIT_CODES[verdict.level], default=None)
 
 
 def shared_errors(about: About, judged: Sequence[JudgedPair], folder: Path) -> tuple[SharedErrors, ...]:

@@ -18,13 +18,17 @@ from rlaif.config.judge_templates import Judge, load_templates
 from rlaif.constitution import Constitution
 from rlaif.data.prompts import InputIssues
 from rlaif.errors import ModelError
-from rlaif.evaluation import kl
-from rlaif.evaluation.kl import Distance, SampledPolicy
 from rlaif.evaluation.policy_metrics import Metric, Plan
 from rlaif.evaluation.policy_report import Costs, Facts, Tables, derive, opened, report_stem, seconds_of, timed
 from rlaif.evaluation.policy_responses import (
+    STAGE,
+    Distance,
     Gathered,
+    SampledPolicy,
     identity_of,
+    max_likelihoods,
+    measure_kl,
+    obstacle,
     prompts_of,
     read_responses,
     require_distinct,
@@ -211,7 +215,7 @@ async def _distances(stages: _Stages, gathered: Sequence[Gathered], tallies: lis
         return {}
     *policies, baseline = gathered
     by_id = {prompt.id: prompt for prompt in stages.prompts}
-    notes = {each.name: kl.obstacle(each.contestant, baseline.contestant, stages.settings) for each in policies}
+    notes = {each.name: obstacle(each.contestant, baseline.contestant, stages.settings) for each in policies}
     sampled = {
         each.name: SampledPolicy(
             each.contestant, each.identity, [(by_id[sample.prompt], sample) for sample in each.present()]
@@ -221,8 +225,8 @@ async def _distances(stages: _Stages, gathered: Sequence[Gathered], tallies: lis
     measurable = [sampled[name] for name, note in notes.items() if not note]
     distances = {name: Distance(None, note) for name, note in notes.items() if note}
     if measurable:
-        stages.progress.begin(kl.STAGE, kl.max_likelihoods(measurable))
-        measured, tally = await kl.measure(
+        stages.progress.begin(STAGE, max_likelihoods(measurable))
+        measured, tally = await measure_kl(
             measurable, sampled[baseline.name], stages.settings, stages.tables.likelihoods, stages.progress
         )
         tallies.append(tally)

@@ -1,8 +1,5 @@
 """Metrics of policies and of their matches: comparisons, win rates, violation rates, lengths, diversity.
 
-`words_of` to `commonest_opening` measure diversity, as pure functions of texts: a policy that exploits its reward
-repeats itself and opens every response alike; a policy that has collapsed says fewer different things.
-
 A `Plan` compares the responses of two policies to the same prompts; each pair becomes a row (`Compared`).
 `metrics_of` computes the metrics of one policy, and `match_of` those of two.
 
@@ -16,14 +13,12 @@ from __future__ import annotations
 
 import functools
 import math
-import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 from rlaif.config.judge_templates import Judge
 from rlaif.config.schemas import CompareSettings, PairSettings
-from rlaif.data.checks import refuses
 from rlaif.evaluation.reports import Match, Part, PolicyMetrics, Refusals, Violations
 from rlaif.evaluation.win_rate import length_controlled
 from rlaif.feedback.aggregate import Status, folded, shares
@@ -32,64 +27,11 @@ from rlaif.feedback.scoring import readable
 from rlaif.inference.base import Question
 from rlaif.records import Judgement, Messages, Prompt, Record, Sample, Score
 from rlaif.stats import Estimate, average, fitted, mean, share, share_of
+from rlaif.text import distinct, refuses, repetition, words_of
 
 NO_LABEL = ("missing", "unparsed", "failed")
 ANY = "*"
 """The principle of the violations of any principle."""
-
-_REPEATED = 4
-_OPENING = 4
-"""Words in a run that counts as repeated, and in an opening."""
-
-_WITHOUT_SPACES = r"\u3040-\u30ff\u3400-\u9fff\u0e00-\u0e7f"
-"""Kana, Han and Thai: each character counts as a word."""
-_WORD = re.compile(rf"[{_WITHOUT_SPACES}]|[^\W{_WITHOUT_SPACES}]+(?:['’][^\W{_WITHOUT_SPACES}]+)*")
-
-Words = Sequence[str]
-"""The words of one text, from `words_of`."""
-
-
-def words_of(text: str) -> list[str]:
-    """The words of a text in lowercase, without punctuation; in scripts without spaces, its characters."""
-    return _WORD.findall(text.lower())
-
-
-def distinct(texts: Sequence[Words], size: int) -> float:
-    """Different runs of `size` neighbouring words over all such runs of the texts (Li et al. 2016, arXiv:1510.03055).
-
-    It falls as texts are added: compare it only at the same number of texts. 0 where no text has so many words.
-    """
-    different: set[tuple[str, ...]] = set()
-    total = 0
-    for words in texts:
-        runs = _runs(words, size)
-        different.update(runs)
-        total += len(runs)
-    return len(different) / total if total else 0.0
-
-
-def repetition(words: Words) -> float:
-    """Share of a text's runs of four words that occur earlier in it; a text of fewer words repeats nothing."""
-    runs = _runs(words, _REPEATED)
-    return 1 - len(set(runs)) / len(runs) if runs else 0.0
-
-
-def commonest_opening(texts: Sequence[Words]) -> tuple[str, float]:
-    """The first four words with which most texts begin, and the share of the texts that do.
-
-    A shorter text opens with all its words; one without a word opens with nothing, and counts in the share alone. Of
-    equally common openings the first one counts; of no texts, or none with a word, it is ("", 0).
-    """
-    counts = Counter(" ".join(words[:_OPENING]) for words in texts if words)
-    if not counts:
-        return "", 0.0
-    ((opening, count),) = counts.most_common(1)
-    return opening, count / len(texts)
-
-
-def _runs(words: Words, size: int) -> list[tuple[str, ...]]:
-    """All runs of so many neighbouring words."""
-    return list(zip(*(words[start:] for start in range(size)), strict=False))
 
 
 Answered = Mapping[str, Mapping[str, Sequence[Sample | None]]]

@@ -19,8 +19,6 @@ from rlaif import __version__
 from rlaif.config.judge_templates import Judge
 from rlaif.constitution import Constitution
 from rlaif.data.prompts import InputIssues
-from rlaif.evaluation.judge_metrics import FOLDER, known_verdict
-from rlaif.evaluation.kl import Distance, Likelihood
 from rlaif.evaluation.policy_metrics import (
     Bounds,
     Compared,
@@ -35,16 +33,18 @@ from rlaif.evaluation.policy_metrics import (
     shared_places,
     value_of,
 )
-from rlaif.evaluation.policy_responses import Gathered, reason_of, tag_of
+from rlaif.evaluation.policy_responses import Distance, Gathered, Likelihood, reason_of, tag_of
 from rlaif.evaluation.policy_specs import EvaluateSettings
 from rlaif.evaluation.provenance import Lineage, lineage_of, same_model, trained_prompts
 from rlaif.evaluation.ratings import Won, ratings
 from rlaif.evaluation.reports import (
+    FOLDER,
     Match,
     PolicyAbout,
     PolicyCost,
     PolicyMetrics,
     PolicyReport,
+    known_verdict,
     report_name,
     sha256_known,
 )

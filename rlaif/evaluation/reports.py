@@ -1,4 +1,4 @@
-"""The reports of evaluations as frozen records, and the names of their files.
+"""The reports of evaluations as frozen records, the names of their files, and those known of a judge.
 
 Each evaluation writes one JSON file, the `model_dump` of `JudgeReport`, `RewardReport` or `PolicyReport`; `kind` says
 which. Its name is words for people and a hash of everything that the figures depend on (`report_name`).
@@ -8,16 +8,23 @@ Shares lie between 0 and 1. Intervals hold 95% and are over prompts: all respons
 
 from __future__ import annotations
 
+import contextlib
+import glob
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, JsonValue
+from pydantic import Field, JsonValue, ValidationError
 
 from rlaif.records import Record, content_id
-from rlaif.stats import Estimate
+from rlaif.stats import (
+    Estimate,
+)
 from rlaif.store import sha256_of
+
+EXIT_CODES: dict[Level, int] = {"fit": 0, "doubtful": 3, "unfit": 4}
+
 
 _LONGEST_WORD, _LONGEST = 48, 120
 """Characters; with the hash and every ending, a name stays under the 255 bytes of most file systems."""
@@ -576,3 +583,31 @@ class PolicyReport(Record):
     ratings: tuple[Rating, ...]
     """Strongest first; empty for two policies."""
     cost: PolicyCost
+
+
+FOLDER = Path("runs/judges")
+"""Where evaluations are kept, and looked for."""
+
+
+def known_reports(judge: str, constitution_hash: str, folder: Path = FOLDER) -> list[JudgeReport]:
+    """The evaluations of a judge under a constitution, the latest last."""
+    try:
+        paths = sorted(folder.glob(f"{glob.escape(word_of(judge))}*.json"), key=lambda path: path.stat().st_mtime)
+    except OSError:
+        return []
+    reports = []
+    for path in paths:
+        with contextlib.suppress(OSError, ValidationError):
+            reports.append(JudgeReport.model_validate_json(path.read_bytes()))
+    about = judge, constitution_hash
+    return [report for report in reports if (report.about.judge, report.about.constitution_hash) == about]
+
+
+def known_verdict(judge: str, constitution_hash: str, folder: Path = FOLDER) -> Verdict | None:
+    """The verdict of earlier evaluations of a judge under a constitution; None where there are none.
+
+    Of every gold file the latest, and of those the worst, as a judge that is good on one gold file does not fix what
+    it got wrong on another.
+    """
+    latest = {report.about.gold: report.verdict for report in known_reports(judge, constitution_hash, folder)}
+    return max(latest.values(), key=lambda verdict: EXIT_CODES[verdict.level], default=None)

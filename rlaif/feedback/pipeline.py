@@ -15,7 +15,7 @@ from rlaif.config.judge_templates import load_templates
 from rlaif.config.schemas import RunSettings
 from rlaif.constitution import load_constitution
 from rlaif.data.files import require_rows
-from rlaif.demo.agreement import outside_its_world
+from rlaif.demo.oracle import outside_its_world
 from rlaif.errors import UserError
 from rlaif.feedback.critique import critique_record, require_critiques
 from rlaif.feedback.dataset import Outcome, derive, rank_questions, score_questions, why_no_labels, why_no_pairs

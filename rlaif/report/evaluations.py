@@ -9,8 +9,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from rlaif.errors import RlaifError
-from rlaif.evaluation.judge_metrics import FOLDER
-from rlaif.evaluation.reports import JudgeReport, PolicyReport, RewardReport
+from rlaif.evaluation.reports import FOLDER, JudgeReport, PolicyReport, RewardReport
 from rlaif.inference.model_folder import identity
 from rlaif.report.examples import truncated
 from rlaif.report.run_data import rows

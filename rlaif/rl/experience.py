@@ -25,13 +25,12 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from rlaif.data.checks import refuses
 from rlaif.data.prompts import InputIssues, read_prompts
 from rlaif.errors import ModelError, UserError
-from rlaif.evaluation.policy_metrics import commonest_opening, distinct, repetition, words_of
 from rlaif.inference.chat_template import ChatTemplate, UnwritableError
 from rlaif.records import Messages, content_id
 from rlaif.stats import mean
+from rlaif.text import commonest_opening, distinct, refuses, repetition, words_of
 from rlaif.training.tokenize import Group
 
 RESPONSE_METRICS: dict[str, str] = {

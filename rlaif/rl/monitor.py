@@ -38,12 +38,11 @@ from rlaif.constitution import load_constitution
 from rlaif.errors import UserError
 from rlaif.inference.models import LazyModel
 from rlaif.progress import first_process
-from rlaif.rl.checkpoint import save_best
 from rlaif.rl.config import MonitorLimits, OnlineSettings, Rule
 from rlaif.rl.experience import TokenizedPrompt
 from rlaif.rl.heldout import HeldOut, HeldOutJudge
 from rlaif.rl.rewards import has_judge
-from rlaif.rl.trainer import OnlineTrainer
+from rlaif.rl.trainer import OnlineTrainer, save_best
 
 TRAINER_METRICS: dict[str, str] = {
     "kl": "KL divergence of the policy from its reference, in nats per response (summed over the answer's tokens)",

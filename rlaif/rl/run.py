@@ -19,7 +19,13 @@ from rlaif.errors import UserError
 from rlaif.inference.chat_template import ChatTemplate
 from rlaif.inference.model_folder import load_tokenizer, quiet
 from rlaif.progress import Progress, first_process
-from rlaif.rl.checkpoint import (
+from rlaif.rl.config import OnlineSettings
+from rlaif.rl.experience import Prompts, load_prompts
+from rlaif.rl.monitor import Monitoring
+from rlaif.rl.networks import policy_of, prompt_sampler_of, reference_of, reward_of, sampler_of, value_of
+from rlaif.rl.trainer import (
+    Networks,
+    OnlineTrainer,
     add_responses,
     load_checkpoint,
     remove_best,
@@ -27,11 +33,6 @@ from rlaif.rl.checkpoint import (
     save_checkpoint,
     truncate_logs,
 )
-from rlaif.rl.config import OnlineSettings
-from rlaif.rl.experience import Prompts, load_prompts
-from rlaif.rl.monitor import Monitoring
-from rlaif.rl.networks import policy_of, prompt_sampler_of, reference_of, reward_of, sampler_of, value_of
-from rlaif.rl.trainer import Networks, OnlineTrainer
 from rlaif.store import write_text
 from rlaif.training.card import base_model, is_adapter, name_of, setting_rows, table, use
 from rlaif.training.config import resolved

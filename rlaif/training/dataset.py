@@ -27,14 +27,13 @@ from typing import Any, Literal, NamedTuple, TypeVar
 
 from rlaif.data.checks import name_findings, notes_of, quoted
 from rlaif.data.conversations import CUE, UnreadableValueError
-from rlaif.data.duplicates import hashed
-from rlaif.data.export import first_known
 from rlaif.data.files import Rows
-from rlaif.data.formats import Shape, column_of, is_known, recognise
+from rlaif.data.formats import Shape, column_of, first_known, is_known, recognise
 from rlaif.data.prompts import PromptColumns, parts_of
 from rlaif.errors import UserError, nearest
 from rlaif.records import Record, content_id
 from rlaif.store import sha256_of
+from rlaif.text import hashed
 from rlaif.training.examples import (
     Alone,
     Example,

@@ -26,9 +26,8 @@ import torch
 from pydantic import ValidationError
 
 from rlaif.data.conversations import UnreadableValueError
-from rlaif.data.export import first_known, settled
 from rlaif.data.files import Rows
-from rlaif.data.formats import Shape, recognise, usual
+from rlaif.data.formats import Shape, first_known, recognise, settled, usual
 from rlaif.data.prompts import InvalidPromptError, PromptColumns, joined_prompt, parts_of
 from rlaif.errors import ModelError, RecordError, UserError, nearest
 from rlaif.records import Prompt, Record, Sample

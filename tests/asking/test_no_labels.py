@@ -10,7 +10,7 @@ import pytest
 
 from rlaif.config.run_file import load_run
 from rlaif.constitution import load_constitution
-from rlaif.demo.agreement import is_toy, outside_its_world
+from rlaif.demo.oracle import is_toy, outside_its_world
 from rlaif.demo.world import demo_scenes
 from rlaif.errors import ModelError
 from rlaif.feedback.pipeline import run_pipeline

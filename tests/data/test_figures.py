@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from rlaif.data.checks import alike, entropy, refuses
+from rlaif.data.checks import alike, entropy
 from rlaif.data.conversations import Turn, Turns, ordered
 from rlaif.data.duplicates import SIMILARITY, EvaluationSet, Neighbours, prompt_hash
 from rlaif.data.formats import Reading
 from rlaif.data.length_bias import LengthSums, area, median
+from rlaif.text import refuses
 from tests.data.made import write_jsonl
 
 

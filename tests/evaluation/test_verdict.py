@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from rlaif.evaluation.judge_metrics import EXIT_CODES, decide, known_reports, known_verdict
+from rlaif.evaluation.judge_metrics import decide
 from rlaif.evaluation.reports import (
+    EXIT_CODES,
     About,
     Baseline,
     Calibration,
@@ -23,6 +24,8 @@ from rlaif.evaluation.reports import (
     Temperature,
     Verdict,
     data_word,
+    known_reports,
+    known_verdict,
     report_name,
 )
 from rlaif.stats import Estimate

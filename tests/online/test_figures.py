@@ -7,11 +7,11 @@ import random
 
 import pytest
 
-from rlaif.evaluation.policy_metrics import commonest_opening, words_of
 from rlaif.records import Message
 from rlaif.rl import run
 from rlaif.rl.experience import RESPONSE_METRICS, Response, TokenizedPrompt, response_metrics
 from rlaif.rl.monitor import TRAINER_METRICS
+from rlaif.text import commonest_opening, words_of
 
 ASKED = TokenizedPrompt("p", (Message(role="user", content="Well?"),), (1, 2))
 

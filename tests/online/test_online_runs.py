@@ -411,8 +411,7 @@ def test_the_best_weights_are_those_of_the_training_that_went_on(
 
 def test_what_a_checkpoint_brings_back(tmp_path: Path) -> None:
     """What later steps are compared with, and the price of KL only where it is steered."""
-    from rlaif.rl.checkpoint import load_checkpoint, save_checkpoint
-    from rlaif.rl.trainer import OnlineTrainer
+    from rlaif.rl.trainer import OnlineTrainer, load_checkpoint, save_checkpoint
 
     networks = MagicMock()
     networks.value, networks.reward.state.return_value = None, {}

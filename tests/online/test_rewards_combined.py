@@ -15,10 +15,9 @@ from rlaif.config.schemas import JudgeSettings
 from rlaif.errors import ModelError, UserError
 from rlaif.records import Message, Messages
 from rlaif.rl.experience import Reward, Scores
-from rlaif.rl.judge_reward import JudgeReward
 from rlaif.rl.remote_reward import RemoteReward
 from rlaif.rl.reward_sources import FunctionReward, ModelReward
-from rlaif.rl.rewards import WeightedReward, only_model, open_reward
+from rlaif.rl.rewards import JudgeReward, WeightedReward, only_model, open_reward
 from tests.fakes import FakeServer
 from tests.support import environment
 from tests.training.scorers import save_scorer
@@ -261,7 +260,7 @@ def test_judge_needs_its_settings(place: Path) -> None:
 
 
 def test_choosing_is_light() -> None:
-    code = "import sys, rlaif.rl.rewards, rlaif.rl.reward_sources, rlaif.rl.judge_reward\n"
+    code = "import sys, rlaif.rl.rewards, rlaif.rl.reward_sources, rlaif.rl.rewards\n"
     code += "print([name for name in ('torch', 'transformers', 'aiohttp', 'httpx') if name in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment())
     assert result.stdout.strip() == "[]", result.stderr

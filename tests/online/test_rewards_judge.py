@@ -21,7 +21,7 @@ from rlaif.feedback.prompts import DIGITS, score_messages
 from rlaif.inference.base import Output, Question
 from rlaif.inference.models import LazyModel
 from rlaif.records import Message, Messages
-from rlaif.rl.judge_reward import JudgeReward
+from rlaif.rl.rewards import JudgeReward
 from rlaif.store import shipped_model
 from tests.fakes import FakeServer, Trouble, unit
 

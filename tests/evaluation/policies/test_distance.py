@@ -11,7 +11,15 @@ import pytest
 
 from rlaif.config.schemas import ModelSettings
 from rlaif.errors import UserError
-from rlaif.evaluation.kl import Distance, Likelihood, SampledPolicy, _prompt_ids, _response_ids, measure, obstacle
+from rlaif.evaluation.policy_responses import (
+    Distance,
+    Likelihood,
+    SampledPolicy,
+    _prompt_ids,
+    _response_ids,
+    measure,
+    obstacle,
+)
 from rlaif.evaluation.policy_specs import EvaluateSettings, PolicySpec
 from rlaif.inference.base import StageStats
 from rlaif.inference.chat_template import ChatTemplate
