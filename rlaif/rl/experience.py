@@ -20,10 +20,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from rlaif.data.prompts import InputIssues, read_prompts
 from rlaif.errors import ModelError, UserError
@@ -32,6 +29,10 @@ from rlaif.records import Messages, content_id
 from rlaif.stats import mean
 from rlaif.text import commonest_opening, distinct, refuses, repetition, words_of
 from rlaif.training.tokenize import Group
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 RESPONSE_METRICS: dict[str, str] = {
     "responses": "answers in the batch",
@@ -192,6 +193,8 @@ class Experience:
 
     def take(self, chosen: Sequence[int]) -> Experience:
         """The `chosen` prompts, in this order, with all their responses."""
+        import torch
+
         counts = [len(group.completions) for group in self.groups]
         responses = _indices(chosen, counts)
         tokens = _indices(responses.tolist(), self.lengths.tolist())
@@ -216,6 +219,8 @@ class Experience:
 
 def make_experience(responses: Sequence[Response], rewards: Sequence[float]) -> Experience:
     """Responses with their rewards; log-probabilities, values and advantages are still zeros."""
+    import torch
+
     groups = []
     for _, group in itertools.groupby(responses, key=lambda response: id(response.prompt)):
         first, *more = group
@@ -265,6 +270,8 @@ def check_in_step(responses: Sequence[Response], logps: Sequence[Sequence[float]
 
 def _indices(chosen: Sequence[int], sizes: Sequence[int]) -> Tensor:
     """The indices of the entries of the chosen blocks, of blocks of these sizes one after another."""
+    import torch
+
     starts = list(itertools.accumulate(sizes, initial=0))
     return (
         torch.cat([torch.arange(starts[at], starts[at] + sizes[at]) for at in chosen])

@@ -135,7 +135,7 @@ def test_the_hash_is_that_of_the_content(tmp_path: Path) -> None:
 
 def test_the_hash_of_what_is_no_file_is_that_of_its_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     held = {"one/a": rows_of(3), "one/b": rows_of(3), "one/c": rows_of(3)[::-1]}
-    monkeypatch.setattr("rlaif.data.export.read_rows", lambda path: iter(enumerate(held[path], 1)))
+    monkeypatch.setattr("rlaif.data.formats.read_rows", lambda path: iter(enumerate(held[path], 1)))
     first, second, third = (prepare(name, TOKENS).data_hash for name in held)
     assert first == second != third
 

@@ -17,7 +17,7 @@ from rlaif.evaluation.policy_responses import (
     SampledPolicy,
     _prompt_ids,
     _response_ids,
-    measure,
+    measure_kl,
     obstacle,
 )
 from rlaif.evaluation.policy_specs import EvaluateSettings, PolicySpec
@@ -60,7 +60,7 @@ def settings(**more: Any) -> EvaluateSettings:
 def measured(folder: Path, table: Path, **more: Any) -> tuple[Distance, StageStats]:
     one, two = drawn(folder, "one"), drawn(folder, "two")
     likelihoods = Table(table, Likelihood)
-    found, tally = asyncio.run(measure([one], two, settings(**more), likelihoods, Silent()))
+    found, tally = asyncio.run(measure_kl([one], two, settings(**more), likelihoods, Silent()))
     likelihoods.close()
     return found["one"], tally
 
