@@ -17,17 +17,9 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    import numpy as np
-
-    Numbers = np.ndarray[Any, np.dtype[Any]]
-
+from typing import Any
 
 _REPEATED = 4
-
-
 _OPENING = 4
 """Words in a run that counts as repeated, and in an opening."""
 

@@ -305,8 +305,6 @@ def _open_judge(
     from rlaif.feedback.prompts import DIGITS
     from rlaif.inference.models import LazyModel
 
-    pass
-
     source, templates = LazyModel(judge, log=log, labels=DIGITS, say=say), load_templates(judge.templates)
     return JudgeReward(source, load_constitution(constitution), principles, templates=templates)
 

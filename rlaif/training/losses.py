@@ -2,7 +2,7 @@
 
 The trainer takes the mean over rows; devices, accumulation and schedules are its business. The sections: soft labels;
 losses of pairs with a reference (DPO and its relatives) and without (SimPO, ORPO); losses of single completions (NLL,
-KTO); reward models (Bradley-Terry); the losses of pairs by name, with the settings that each one reads; and the
+KTO); reward models (Bradley-Terry); the losses of pairs by name (`config.READS`: the settings of each); and the
 objectives of the trainers, which turn log-probabilities or rewards of a batch into the loss and metrics of each group.
 
 In what follows r_w = log π(y_w|x) − log π_ref(y_w|x) is the log-ratio of the chosen completion, r_l that of the
